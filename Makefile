@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+RUN := runs/shapes
+
+.PHONY: help setup demo smoke test lint clean
+
+help:
+	@echo "make demo   set up, train and evaluate the embedded default (15 min)"
+	@echo "make test   set up and run the tests"
+	@echo "make smoke  every stage at its smallest (3 min)"
+	@echo "make lint   ruff"
+
+setup: $(READY)
+
+$(READY): setup.py requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "unifluid_jax needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint requirements.lock -e ".[test]"
+	@touch $(READY)
+
+demo: setup
+	$(PY) -m unifluid_jax.prepare --config=configs/shapes.py
+	$(PY) -m unifluid_jax.main --config=configs/vae.py:shapes --workdir=$(RUN)/vae
+	$(PY) -m unifluid_jax.encode --config=configs/shapes.py
+	$(PY) -m unifluid_jax.main --config=configs/shapes.py --workdir=$(RUN)
+	$(PY) -m unifluid_jax.evaluate --config=configs/shapes.py --workdir=$(RUN) --once
+
+smoke: setup
+	rm -rf runs/debug
+	$(PY) -m unifluid_jax.prepare --config=configs/debug.py
+	$(PY) -m unifluid_jax.main --config=configs/debug.py:vae --workdir=runs/debug/vae
+	$(PY) -m unifluid_jax.encode --config=configs/debug.py
+	$(PY) -m unifluid_jax.main --config=configs/debug.py --workdir=runs/debug
+	$(PY) -m unifluid_jax.main --config=configs/debug.py --workdir=runs/debug --config.steps=24
+	$(PY) -m unifluid_jax.evaluate --config=configs/debug.py --workdir=runs/debug --once
+	$(PY) -m unifluid_jax.generate --workdir=runs/debug --prompt="a red circle" --out=runs/debug/sample.png
+	$(PY) -m unifluid_jax.generate --workdir=runs/debug --image=runs/debug/sample.png --question="what colour is the circle"
+
+test: setup
+	$(PY) -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,160 @@
+"""The whole configuration tree with the paper's values; others are diffs of it.
+
+Paper: UniFluid (arXiv 2503.13436) §4. Values the paper does not state follow
+MAR, Fluid and PaliGemma and are marked "open".
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def base() -> ml_collections.ConfigDict:
+  """UniFluid with Gemma-2 2B at 256 x 256, as the paper trains it."""
+  c = ml_collections.ConfigDict()
+  c.name = "base"
+  c.system = "unifluid"
+  c.seed = 0
+  c.steps = 1_000_000
+  # Open: whether the paper's 2048 counts both tasks or each.
+  c.batch = dict(t2i=1024, i2t=1024, edit=0, text=0)
+  c.accumulate = 1
+
+  c.data = dict(
+    root="data",
+    train={},
+    eval={},
+    flip=False,
+    workers=8,
+    threads=16,
+    max_bad_share=0.001,
+    caption_prefix="caption en",
+    world={},
+  )
+  c.text = dict(tokenizer="", train_vocab=0, prompt=64, prefix=64, suffix=64)
+
+  c.model = dict(
+    decoder=dict(
+      preset="gemma2_2b",
+      vocab=placeholder(int),
+      width=placeholder(int),
+      depth=placeholder(int),
+      mlp=placeholder(int),
+      heads=placeholder(int),
+      kv_heads=placeholder(int),
+      head_dim=placeholder(int),
+      dropout=placeholder(float),
+    ),
+    vit=dict(
+      preset="so400m_14",
+      width=placeholder(int),
+      depth=placeholder(int),
+      mlp=placeholder(int),
+      heads=placeholder(int),
+      patch=placeholder(int),
+      image_size=placeholder(int),
+    ),
+    head=dict(  # open: "a lightweight MLP"
+      preset="mar_b", width=placeholder(int), depth=placeholder(int)
+    ),
+    vae=dict(
+      preset="sd_f8",
+      base=placeholder(int),
+      multipliers=placeholder(tuple),
+      blocks=placeholder(int),
+      latent=placeholder(int),
+      attention=placeholder(bool),
+      groups=placeholder(int),
+      latent_mean=placeholder(float),
+      latent_scale=placeholder(float),
+    ),
+    vae_path="",
+    image_size=256,
+    patch=2,
+    dtype="bfloat16",
+    remat="full",
+    scan=True,
+    edit_latents=False,
+  )
+
+  c.loss = dict(
+    text_weight=0.005,  # lambda
+    draws=4,
+    prompt_dropout=0.1,  # open
+    vocab_chunk=8,
+  )
+  c.order = dict(random_until=300_000, raster_from=600_000)
+  c.vae_loss = dict(
+    l1=1.0,
+    l2=0.0,
+    kl=2.1e-8,  # the published 1e-6 under sum reduction, per element
+    perceptual=0.0,
+    perceptual_weights="",
+    adversarial=0.0,
+    adversarial_start=50_001,
+    discriminator_width=64,
+    discriminator_layers=3,
+  )
+  c.optim = dict(
+    name="adamw",
+    lr=1e-4,
+    warmup=65_000,
+    schedule="constant",
+    adam_lr=1e-4,
+    b1=0.9,  # open, as Fluid
+    b2=0.95,
+    eps=1e-8,
+    weight_decay=0.02,
+    clip=1.0,
+    ema=0.0,
+    mu_dtype="float32",
+  )
+  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.checkpoint = dict(every=1000, keep=3, keep_every=50_000)
+  c.log = dict(every=50, tensorboard=True, profile_start=10, profile_steps=0)
+  c.sampling = dict(
+    steps=100,
+    cfg=3.0,  # open
+    cfg_schedule="constant",
+    temperature=1.0,
+    order="raster",
+    text="greedy",
+    text_temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    beams=2,
+    seed=0,
+  )
+  c.eval = dict(
+    metrics=("captions", "vqa"),
+    examples=1024,
+    prompts_per_task=64,
+    batch=32,
+    poll_seconds=60.0,
+    use_ema=False,
+  )
+  return c
+
+
+def ablate(c: ml_collections.ConfigDict, arg: str) -> None:
+  """Applies the paper's ablations, comma-separated, to a configuration.
+
+  t2i_only, i2t_only: one task, same number of examples of it (table 1, 3).
+  raster: no random order at all (table 4).
+  lambda=X: weight of the text loss (table 3).
+  """
+  for item in filter(None, arg.split(",")):
+    name, _, value = item.partition("=")
+    if name == "t2i_only":
+      c.batch.i2t = c.batch.text = 0
+    elif name == "i2t_only":
+      c.batch.t2i = c.batch.edit = 0
+    elif name == "raster":
+      c.order = dict(random_until=0, raster_from=0)
+    elif name == "lambda" and value:
+      c.loss.text_weight = float(value)
+    else:
+      raise ValueError(
+        f"unknown config argument {item!r}; known: t2i_only, i2t_only, "
+        "raster, lambda=X"
+      )
+    c.name = f"{c.name}_{item}"

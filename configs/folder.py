@@ -1,0 +1,49 @@
+"""Your own images with captions, at a size that a laptop trains.
+
+  python -m unifluid_jax.prepare --config=configs/folder.py \
+      --config.data.root=DIR
+  (then main with configs/vae.py:folder, encode, main with this file: README)
+
+DIR holds captions.jsonl, one {"image": path, "prefix": "", "suffix":
+caption} a line; a prefix that is a question makes the suffix its answer. COCO:
+--config.data.train.images.format=coco
+--config.data.train.images.path=annotations.json:images.
+
+64 x 64 images. Hardware: 2 CPU cores; measured times in docs/results.md.
+"""
+
+from configs import shapes
+from configs.base import ablate
+
+
+def get_config(arg: str = ""):
+  """`arg`: t2i_only, i2t_only, raster, lambda=X."""
+  c = shapes.get_config()
+  c.name = "folder"
+  c.steps = 2000
+  c.batch = dict(t2i=8, i2t=8, edit=0, text=0)
+  c.data.root = "runs/folder/data"
+  c.data.world = {}
+  source = dict(
+    format="jsonl", path="captions.jsonl", split="train",
+    tasks=("t2i", "i2t"), weight=1.0, limit=0, moments="",
+  )  # fmt: skip
+  c.data.train = dict(images=dict(source))
+  c.data.eval = dict(images=dict(source))
+  c.text = dict(
+    tokenizer="runs/folder/tokenizer.model",
+    train_vocab=512,
+    prompt=32,
+    prefix=16,
+    suffix=32,
+  )
+  m = c.model
+  m.decoder.update(vocab=512, width=192, mlp=576)
+  m.vit.update(image_size=64)
+  m.image_size = 64
+  m.vae_path = "runs/folder/vae"
+  c.order = dict(random_until=600, raster_from=1200)
+  c.eval.update(metrics=("captions",), examples=64, batch=16)
+  c.checkpoint.every = 500
+  ablate(c, arg)
+  return c

@@ -1,0 +1,95 @@
+"""The embedded default: the whole system in miniature on a procedural world.
+
+  make demo     (or its five commands, one by one)
+
+Trains joint generation and understanding on 16,000 drawn scenes of coloured
+shapes, 32 x 32 pixels. Hardware: 2 CPU cores, about 8 minutes. Measured
+numbers: docs/results.md.
+"""
+
+from configs.base import ablate, base
+
+ROOT = "runs/shapes"
+
+
+def get_config(arg: str = ""):
+  """`arg`: the ablations of base.ablate, e.g. "t2i_only" or "lambda=1"."""
+  c = base()
+  c.name = "shapes"
+  c.steps = 2600
+  c.batch = dict(t2i=32, i2t=24, edit=0, text=0)
+
+  c.data.root = f"{ROOT}/data"
+  c.data.world = dict(train=16_000, validation=1024, held_out=512, seed=0)
+  source = dict(format="array_record", path="shapes")
+  c.data.train = dict(
+    shapes=dict(source, tasks=("t2i", "i2t"), moments="shapes_moments")
+  )
+  c.data.eval = dict(
+    validation=dict(source, split="validation"),
+    held_out=dict(source, split="held_out"),
+  )
+  c.data.workers = 0
+  c.data.threads = 2
+  c.text = dict(
+    tokenizer=f"{ROOT}/data/tokenizer.model",
+    train_vocab=128,
+    prompt=16,
+    prefix=16,
+    suffix=14,
+  )
+
+  m = c.model
+  m.decoder.update(
+    vocab=128, width=128, depth=4, mlp=384, heads=4, kv_heads=1, head_dim=32
+  )
+  m.vit.update(
+    width=96, depth=2, mlp=384, heads=4, patch=8, image_size=32
+  )
+  m.head.update(width=128, depth=3)
+  tiny_vae(m.vae)
+  m.vae_path = f"{ROOT}/vae"
+  m.image_size = 32
+  m.dtype = "float32"
+  m.remat = "none"
+
+  c.loss.text_weight = 0.2
+  c.loss.vocab_chunk = 16
+  c.order = dict(random_until=780, raster_from=1560)
+  c.optim.update(
+    name="muon",
+    lr=7e-3,
+    adam_lr=3e-3,
+    warmup=60,
+    schedule="cosine",
+    weight_decay=0.0,
+    ema=0.995,
+  )
+  c.checkpoint = dict(every=650, keep=4, keep_every=0)
+  c.log.every = 50
+  c.sampling.steps = 25
+  c.eval = dict(
+    metrics=("fid", "geneval", "captions", "vqa"),
+    examples=512,
+    prompts_per_task=64,
+    batch=96,
+    poll_seconds=10.0,
+    use_ema=True,
+  )
+  ablate(c, arg)
+  return c
+
+
+def tiny_vae(vae):
+  """The small autoencoder: f4, an 8 x 8 x 4 latent of a 32 x 32 image."""
+  vae.update(
+    base=96,
+    multipliers=(1, 1, 1),
+    blocks=1,
+    latent=4,
+    attention=False,
+    latent_mean=None,
+    latent_scale=None,
+  )
+  # Measured on the training images by unifluid_jax.encode.
+  vae.preset = ""

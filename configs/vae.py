@@ -1,0 +1,53 @@
+"""Trains the image tokenizer, a KL autoencoder.
+
+  python -m unifluid_jax.main --config=configs/vae.py:shapes \
+      --workdir=runs/shapes/vae
+
+Without argument: the Stable-Diffusion f8 shape on 256 x 256 images, with the
+published recipe's weights (perceptual and adversarial terms are off until
+config.vae_loss.perceptual_weights names LPIPS weights, resp. until
+config.vae_loss.adversarial is set). Hardware: 8 GPUs or a v5e-16; not yet
+run by us. `:shapes` is the embedded default (2 cores, under a minute;
+docs/results.md), `:folder` your own images.
+"""
+
+from configs import folder, shapes
+from configs.base import base
+
+
+def get_config(arg: str = ""):
+  """`arg`: "", "shapes" or "folder"."""
+  if arg not in ("", "shapes", "folder"):
+    raise ValueError(f"unknown config argument {arg!r}: shapes or folder")
+  if not arg:
+    c = base()
+    c.batch = dict(t2i=96, i2t=0, edit=0, text=0)
+    c.steps = 250_000
+    c.data.train = dict(images=dict(format="array_record", path="pairs"))
+    c.optim.update(lr=4.3e-4, warmup=1000, b1=0.5, b2=0.9, weight_decay=0.0,
+                   ema=0.0)  # fmt: skip
+    c.checkpoint.every = 5000
+  else:
+    c = {"shapes": shapes, "folder": folder}[arg].get_config()
+    tiny(c)
+  c.name = f"vae_{arg}" if arg else "vae"
+  c.system = "vae"
+  return c
+
+
+def tiny(c):
+  """A recipe for small autoencoders on small images."""
+  c.batch = dict(t2i=16, i2t=0, edit=0, text=0)
+  c.steps = 800
+  c.vae_loss.update(l1=1.0, l2=2.0, kl=1e-3)
+  c.optim.update(
+    name="adamw",
+    lr=4e-3,
+    warmup=50,
+    schedule="cosine",
+    b1=0.9,
+    b2=0.99,
+    weight_decay=0.0,
+    ema=0.0,
+  )
+  c.checkpoint = dict(every=400, keep=1, keep_every=0)

@@ -1,0 +1,46 @@
+"""Installs unifluid_jax; exact versions of a tested set: requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+  name="unifluid_jax",
+  version="0.1.0",
+  description="UniFluid in JAX: unified autoregressive image generation and "
+  "understanding with continuous tokens",
+  long_description=Path(__file__).with_name("README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["unifluid_jax", "unifluid_jax.*"]),
+  package_data={"unifluid_jax.evals": ["*.html", "*.css"]},
+  install_requires=[
+    "absl-py",
+    "array-record",
+    "clu",
+    "etils[epath]",
+    "flax>=0.12",
+    "grain",
+    "jax>=0.10",
+    "jaxtyping",
+    "ml_collections",
+    "numpy",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "pillow",
+    "scipy",
+    "sentencepiece",
+    "tensorboardX",
+    "tensorflow-datasets",
+  ],
+  extras_require={
+    "test": ["beartype", "pytest", "ruff"],
+    "cuda": ["jax[cuda12]"],
+    "tpu": ["jax[tpu]"],
+    "gcs": ["gcsfs"],
+    "big_vision": [
+      "big_vision @ git+https://github.com/google-research/big_vision"
+    ],
+  },
+)

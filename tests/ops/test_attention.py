@@ -1,0 +1,146 @@
+"""Masks, rotations and attention against literal rows and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unifluid_jax.ops import attention
+
+EXAMPLES = {
+  "causal": ([0, 1, 2, 3], [1] * 4, ["1000", "1100", "1110", "1111"]),
+  "prefix": ([0, 0, 1, 2], [1] * 4, ["1100", "1100", "1110", "1111"]),
+  "next_scale": (
+    [0, 1, 1, 2, 2],
+    [1] * 5,
+    ["10000", "11100", "11100", "11111", "11111"],
+  ),
+  "right_aligned": (
+    [0, 0, 0, 1, 2],
+    [0, 1, 1, 1, 1],
+    ["01100", "01100", "01100", "01110", "01111"],
+  ),
+}
+
+
+@pytest.fixture(autouse=True)
+def highest_precision():
+  with jax.default_matmul_precision("highest"):
+    yield
+
+
+def normal(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_block_causal_mask_examples(name):
+  block, valid, rows = EXAMPLES[name]
+  mask = attention.block_causal_mask(
+    jnp.array([block]), jnp.array([valid], bool)
+  )
+  np.testing.assert_array_equal(mask[0], [[c == "1" for c in r] for r in rows])
+
+
+def test_docstring_shows_the_tested_examples():
+  text = attention.block_causal_mask.__doc__.replace(" ", "")
+  for _, _, rows in EXAMPLES.values():
+    assert "\n".join(rows) in text
+
+
+def test_window_counts_positions_on_both_sides():
+  keys = jnp.array([[0, 5, 6, 7, 8, 9, 10]])
+  mask = attention.window_mask(jnp.array([[7]]), keys, 3)
+  np.testing.assert_array_equal(mask[0, 0], [0, 1, 1, 1, 1, 1, 0])
+
+
+def test_rope_is_a_complex_rotation():
+  x = normal(0, 2, 3, 2, 6)
+  positions = jnp.array([[0, 1, 7], [3, 500, 2]])
+  got = attention.rope(x, positions, 100.0, 4.0)
+  wide = np.asarray(x, np.float64)
+  angle = (
+    np.asarray(positions)[..., None, None] / 4 * 100.0 ** -(np.arange(3) / 3)
+  )
+  turned = (wide[..., :3] + 1j * wide[..., 3:]) * np.exp(1j * angle)
+  want = np.concatenate([turned.real, turned.imag], axis=-1)
+  np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_rope_products_depend_on_distance_only():
+  q, k = normal(0, 1, 1, 1, 8), normal(1, 1, 1, 1, 8)
+
+  def product(i, j):
+    a = attention.rope(q, jnp.array([[i]]), 10_000.0)
+    b = attention.rope(k, jnp.array([[j]]), 10_000.0)
+    return float(jnp.sum(a * b))
+
+  assert product(3, 1) == pytest.approx(product(102, 100), abs=1e-4)
+  assert abs(product(3, 1) - product(4, 1)) > 1e-3
+
+
+def test_rope_takes_traced_base_and_keeps_angles_in_float32():
+  x = normal(0, 1, 2, 1, 4)
+  positions = jnp.array([[1001, 4099]])
+  want = attention.rope(x, positions, 10_000.0, 8.0)
+  traced = jax.jit(attention.rope)(x, positions, 10_000.0, 8.0)
+  np.testing.assert_allclose(traced, want, atol=1e-5)
+  half = attention.rope(x.astype(jnp.bfloat16), positions, 10_000.0, 8.0)
+  assert half.dtype == jnp.bfloat16
+  np.testing.assert_allclose(half.astype(jnp.float32), want, atol=0.04)
+
+
+@pytest.mark.parametrize("cap", [0.0, 1.3])
+def test_attend_equals_plain_loops(cap):
+  b, t, s, n, kv, h = 2, 3, 5, 4, 2, 6
+  q, k, v = (
+    normal(0, b, t, n, h),
+    normal(1, b, s, kv, h),
+    normal(2, b, s, kv, h),
+  )
+  mask = jax.random.bernoulli(jax.random.key(3), 0.6, (b, t, s))
+  mask = mask.at[:, :, 0].set(True)
+  got = attention.attend(q, k, v, mask, softcap=cap, scale=0.7)
+  for i, j, head in np.ndindex(b, t, n):
+    keys = np.asarray(k[i, :, head // (n // kv)], np.float64)
+    values = np.asarray(v[i, :, head // (n // kv)], np.float64)
+    z = keys @ np.asarray(q[i, j, head], np.float64) * 0.7
+    z = cap * np.tanh(z / cap) if cap else z
+    e = np.exp(z) * np.asarray(mask[i, j])
+    np.testing.assert_allclose(
+      got[i, j, head], (e / e.sum()) @ values, atol=1e-5
+    )
+
+
+def test_no_mask_is_a_full_mask():
+  q, k, v = normal(0, 1, 3, 2, 4), normal(1, 1, 3, 1, 4), normal(2, 1, 3, 1, 4)
+  full = jnp.ones((1, 3, 3), bool)
+  np.testing.assert_array_equal(
+    attention.attend(q, k, v, None, softcap=0.0, scale=0.5),
+    attention.attend(q, k, v, full, softcap=0.0, scale=0.5),
+  )
+
+
+def test_row_without_visible_key_is_finite_and_its_neighbours_unharmed():
+  q, k, v = normal(0, 1, 2, 1, 4), normal(1, 1, 3, 1, 4), normal(2, 1, 3, 1, 4)
+  mask = jnp.array([[[0, 0, 0], [1, 0, 0]]], bool)
+
+  def total(q, k, v):
+    out = attention.attend(q, k, v, mask, softcap=50.0, scale=0.5)
+    return out.sum(), out
+
+  (_, out), grads = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+  assert np.isfinite(out).all()
+  assert all(np.isfinite(g).all() for g in grads)
+  np.testing.assert_allclose(out[0, 1], v[0, 0], rtol=1e-6)
+
+
+def test_bfloat16_logits_are_float32():
+  # 100 and 100.25 are one number in bfloat16.
+  q = jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+  k = jnp.array([[100, 0], [100, 0.25]], jnp.bfloat16)[None, :, None]
+  v = jnp.array([[0, 0], [1, 1]], jnp.bfloat16)[None, :, None]
+  out = attention.attend(q, k, v, None, softcap=0.0, scale=1.0)
+  assert out.dtype == jnp.bfloat16
+  want = 1 / (1 + np.exp(-0.25))
+  np.testing.assert_allclose(out.astype(jnp.float32), want, atol=2e-3)

@@ -1,0 +1,103 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from unifluid_jax import optim, parallel
+from unifluid_jax.config import ConfigError, MeshConfig, OptimConfig
+
+OPTIM = OptimConfig(
+  "adamw", 1e-3, 1, "constant", 1e-3, 0.9, 0.95, 1e-8, 0.0, 1.0, 0.0, "float32"
+)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return parallel.make_mesh(MeshConfig(2, -1, 2))
+
+
+def test_mesh_fills_the_open_axis(mesh):
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_mesh_that_does_not_fit_is_refused():
+  with pytest.raises(ConfigError, match="8 devices"):
+    parallel.make_mesh(MeshConfig(3, 1, 1))
+  with pytest.raises(ConfigError, match="8 devices"):
+    parallel.make_mesh(MeshConfig(3, -1, 1))
+
+
+def test_a_rule_splits_the_named_axes(mesh):
+  spec = parallel.spec_of("decoder/layers/attn/q", (2, 64, 4, 8), mesh)
+  assert spec == P(None, "fsdp", "tensor", None)
+
+
+def test_unknown_parameters_are_refused(mesh):
+  with pytest.raises(ValueError, match="matches 0 rows"):
+    parallel.spec_of("decoder/layers/attn/new", (2, 64), mesh)
+
+
+def test_wrong_rank_is_refused(mesh):
+  with pytest.raises(ValueError, match="another rank"):
+    parallel.spec_of("decoder/layers/attn/q", (2, 64, 32), mesh)
+
+
+def test_large_arrays_are_never_replicated(mesh):
+  with pytest.raises(ValueError, match="too large to replicate"):
+    parallel.spec_of("decoder/layers/mlp/up", (1, 513, 513 * 2), mesh)
+  small = parallel.spec_of("decoder/layers/mlp/up", (1, 3, 5), mesh)
+  assert small == P()
+
+
+def test_moments_are_laid_out_like_their_parameters(mesh):
+  params = {
+    "decoder": {"layers": {"mlp": {"up": jnp.zeros((2, 8, 16))}}},
+    "projector": {"bias": jnp.zeros((8,))},
+  }
+  for name in ("adamw", "muon"):
+    tx = optim.make_optimizer(dataclasses.replace(OPTIM, name=name), 10)
+    state = jax.eval_shape(tx.init, params)
+    places = parallel.shardings(state, params, mesh)
+    specs = [
+      s.spec
+      for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(places),
+                      strict=True)
+      if x.shape == (2, 8, 16)
+    ]  # fmt: skip
+    assert specs and all(s == P(None, "fsdp", "tensor") for s in specs)
+
+
+def test_large_state_without_a_parameter_is_refused(mesh):
+  state = {"odd": jax.ShapeDtypeStruct((2**20,), jnp.float32)}
+  with pytest.raises(ValueError, match="mirrors no parameter"):
+    parallel.shardings(state, {}, mesh)
+
+
+def test_to_global_splits_the_batch(mesh):
+  x = parallel.to_global({"x": np.arange(8.0)}, mesh)["x"]
+  assert x.sharding.spec == P(("data", "fsdp"))
+  assert x.addressable_shards[0].data.shape == (2,)
+  np.testing.assert_array_equal(np.asarray(x), np.arange(8.0))
+
+
+def test_constrain_is_free_without_a_mesh_and_pins_with_one(mesh):
+  x = jnp.ones((8, 4, 6))
+  assert parallel.constrain(x, "BTD") is x
+  with jax.set_mesh(mesh):
+    y = jax.jit(lambda a: parallel.constrain(a, "BTF"))(x)
+  assert y.sharding.spec == P(("data", "fsdp"), None, "tensor")
+
+
+def test_batch_that_does_not_split_is_refused(mesh):
+  parallel.check_batch({"t2i": 8}, 2, mesh)
+  with pytest.raises(ConfigError, match="multiple of 4 batch shards"):
+    parallel.check_batch({"t2i": 6}, 1, mesh)
+
+
+def test_coordinator_without_count_is_refused(monkeypatch):
+  monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
+  with pytest.raises(ConfigError, match="--num_processes"):
+    parallel.start_processes("localhost:1", None, 0)

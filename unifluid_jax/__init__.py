@@ -1,0 +1,18 @@
+"""UniFluid in JAX: one autoregressive model that draws and describes images.
+
+  import unifluid_jax
+  model = unifluid_jax.load("runs/shapes")
+  image = model.generate("two green stars", seed=0)
+  model.caption(image), model.answer(image, "how many stars are there")
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def load(workdir: str, **options: Any) -> Any:
+  """A trained run as an `api.Model`; see `unifluid_jax.api.load`."""
+  from unifluid_jax import api
+
+  return api.load(workdir, **options)

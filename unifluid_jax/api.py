@@ -1,0 +1,263 @@
+"""The Python API: a run's directory in, images and answers out."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from unifluid_jax import checkpoint, systems
+from unifluid_jax.config import Config, SamplingConfig, resolve
+from unifluid_jax.data import text, transforms
+from unifluid_jax.types import Prompts
+
+TOKENIZER = "tokenizer.model"
+
+# (params, frozen, *arrays [B, ...]) → array [B, ...], made callable on numpy
+# arrays with any number of rows.
+Mapper = Callable[[Callable[..., Any]], Callable[..., np.ndarray]]
+
+
+def load(
+  workdir: str,
+  *,
+  step: int | None = None,
+  ema: bool | None = None,
+  vae_path: str | None = None,
+) -> "Model":
+  """Loads a trained run.
+
+  Args:
+    workdir: of `python -m unifluid_jax.main`.
+    step: checkpoint; default the newest.
+    ema: averaged weights; default as config.eval.use_ema says.
+    vae_path: where the autoencoder lies now, if the run was moved.
+
+  Returns:
+    A model that generates, captions, answers and edits.
+
+  Raises:
+    checkpoint.CheckpointError: nothing usable there; says why.
+  """
+  step = checkpoint.latest_step(workdir) if step is None else step
+  meta = checkpoint.read_meta(workdir, step)
+  config = resolve(meta["config"])
+  if vae_path is not None:
+    model = dataclasses.replace(config.model, vae_path=vae_path)
+    config = dataclasses.replace(config, model=model)
+  if config.system == "vae":
+    raise checkpoint.CheckpointError(
+      f"{workdir} holds an autoencoder; load the run that was trained on it"
+    )
+  system = systems.build(config)
+  params = read_params(config, system, workdir, step, ema)
+  tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / TOKENIZER))
+  mapper = jitted(params, system.load_frozen(), 32)
+  return Model(config, system, tokenizer, mapper)
+
+
+def read_params(
+  config: Config, system: Any, workdir: str, step: int, ema: bool | None
+) -> Any:
+  """Parameters of a checkpoint, averaged ones where wanted."""
+  ema = config.eval.use_ema if ema is None else ema
+  like = jax.eval_shape(system.init, jax.random.key(0))
+  name = "ema" if ema and config.optim.ema else "params"
+  return checkpoint.restore_part(workdir, step, name, like)
+
+
+def jitted(params: Any, frozen: Any, rows: int) -> Mapper:
+  """Runs functions by jax.jit on the default device, `rows` at a time.
+
+  Fewer rows are padded to the next power of two, so that few shapes compile.
+  """
+
+  def mapper(function):
+    compiled = jax.jit(function)
+
+    def call(*arrays):
+      total, parts = len(arrays[0]), []
+      for start in range(0, total, rows):
+        part = [a[start : start + rows] for a in arrays]
+        count = len(part[0])
+        size = 1 << (count - 1).bit_length()
+        out = compiled(params, frozen, *(pad_rows(a, size) for a in part))
+        parts.append(np.asarray(out)[:count])
+      return np.concatenate(parts)
+
+    return call
+
+  return mapper
+
+
+def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
+  """Repeats the last row until there are `size`."""
+  missing = size - len(array)
+  return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+class Model:
+  """A trained UniFluid: text to image, image to text, edits."""
+
+  def __init__(
+    self, config: Config, system: Any, tokenizer: Any, mapper: Mapper
+  ):
+    """Binds a system to weights, which the mapper holds."""
+    self.config = config
+    self.tokenizer = tokenizer
+    self._system = system
+    self._map = functools.cache(
+      lambda name, *options: mapper(getattr(self, name)(*options))
+    )
+
+  # ------------------------------------------------------------- for people
+
+  def generate(
+    self, prompt: str | Sequence[str], seed: int = 0, **sampling: Any
+  ) -> Any:
+    """Draws an image of a prompt.
+
+    Args:
+      prompt: a text, or several.
+      seed: of the first prompt; the next has seed + 1, and so on. An image
+        depends on its prompt, its seed and the sampling options alone.
+      **sampling: fields of SamplingConfig: cfg, steps, temperature, order.
+
+    Returns:
+      A PIL image; a list for a list.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    seeds = [seed + i for i in range(len(prompts))]
+    images = self.images(prompts, seeds, self._sampling(sampling))
+    pictures = [Image.fromarray(x) for x in images]
+    return pictures[0] if isinstance(prompt, str) else pictures
+
+  def caption(self, image: Any, **sampling: Any) -> str:
+    """Describes an image (PIL image, array or path)."""
+    return self.answer(image, self.config.data.caption_prefix, **sampling)
+
+  def answer(self, image: Any, question: str, **sampling: Any) -> str:
+    """Answers a question about an image (PIL image, array or path)."""
+    images = [as_array(image)]
+    return self.answers(images, [question], self._sampling(sampling))[0]
+
+  def edit(
+    self, image: Any, instruction: str, seed: int = 0, **sampling: Any
+  ) -> Image.Image:
+    """Changes an image as told; needs a run that was trained with edits."""
+    options = self._sampling(sampling)
+    out = self.images([instruction], [seed], options, [as_array(image)])
+    return Image.fromarray(out[0])
+
+  def _sampling(self, changes: dict[str, Any]) -> SamplingConfig:
+    known = [f.name for f in dataclasses.fields(SamplingConfig)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+      raise ValueError(
+        f"unknown sampling option {unknown[0]!r}; known: {', '.join(known)}"
+      )
+    return dataclasses.replace(self.config.sampling, **changes)
+
+  # -------------------------------------------------------------- in batches
+
+  def images(
+    self,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: SamplingConfig | None = None,
+    sources: Sequence[np.ndarray] | None = None,
+  ) -> np.ndarray:
+    """uint8 [n, H, W, 3] for n prompts; `sources` are images to edit."""
+    sampling = sampling or self.config.sampling
+    length, m = self.config.text.prompt, self.config.model
+    rows = np.stack([self.tokenizer.prompt_row(p, length) for p in prompts])
+    arrays = [rows, np.asarray(seeds, np.uint32)]
+    if sources is not None:
+      self._need("edit")
+      arrays.append(_pixels(sources, m.vit.image_size))
+      arrays.append(_crops(sources, m.image_size))
+    return to_uint8(self._map("_generate", sampling)(*arrays))
+
+  def answers(
+    self,
+    images: Sequence[np.ndarray],
+    questions: Sequence[str],
+    sampling: SamplingConfig | None = None,
+  ) -> list[str]:
+    """Decoded answers, one an image and question."""
+    sampling = sampling or self.config.sampling
+    length, size = self.config.text.prefix, self.config.model.vit.image_size
+    rows = np.stack([self.tokenizer.prefix_row(q, length) for q in questions])
+    ids = self._map("_answer", sampling)(_pixels(images, size), rows)
+    return [self.tokenizer.decode(row.tolist()) for row in ids]
+
+  def reconstruct(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 images through the autoencoder and back."""
+    pixels = _crops(images, self.config.model.image_size)
+    return to_uint8(self._map("_reconstruct")(pixels))
+
+  def _need(self, task: str) -> None:
+    if not self.config.batch.get(task):
+      raise ValueError(
+        f"this run was not trained on {task!r} (config.batch.{task}=0)"
+      )
+
+  # ------------------------------------------------ functions that are mapped
+
+  def _generate(self, sampling: SamplingConfig):
+    def function(params, frozen, text_rows, seeds, *sources):
+      keys = jax.vmap(jax.random.key)(seeds)
+      prompts = Prompts(text_rows, *sources)
+      return self._system.generate(params, frozen, prompts, keys, sampling)
+
+    return function
+
+  def _answer(self, sampling: SamplingConfig):
+    def function(params, frozen, images, prefix):
+      return self._system.answer(params, frozen, images, prefix, sampling)
+
+    return function
+
+  def _reconstruct(self):
+    def function(params, frozen, images):
+      del params
+      return self._system.reconstruct(frozen, images)
+
+    return function
+
+
+def as_array(image: Any) -> np.ndarray:
+  """uint8 [H, W, 3] of a PIL image, an array or a file."""
+  if isinstance(image, np.ndarray):
+    return image
+  if isinstance(image, Image.Image):
+    return np.asarray(image.convert("RGB"))
+  path = epath.Path(image)
+  if not path.exists():
+    raise FileNotFoundError(f"no image at {path}")
+  return transforms.decode_image(path.read_bytes())
+
+
+def to_uint8(images: Any) -> np.ndarray:
+  """[-1, 1] → 0..255, rounded."""
+  scaled = (np.asarray(images, np.float32) + 1) * 127.5
+  return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+
+
+def _pixels(images: Sequence[np.ndarray], size: int) -> np.ndarray:
+  return np.stack(
+    [transforms.to_float(transforms.squash_resize(x, size)) for x in images]
+  )
+
+
+def _crops(images: Sequence[np.ndarray], size: int) -> np.ndarray:
+  return np.stack(
+    [
+      transforms.to_float(transforms.centre_crop_resize(x, size))
+      for x in images
+    ]
+  )

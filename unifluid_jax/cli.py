@@ -1,0 +1,57 @@
+"""What the entry points share: start, speech, errors in one line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app, logging
+
+# What a user can mend; anything else is a bug and shows its traceback.
+USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
+
+
+def run(entry: Callable[[list[str]], Any]) -> None:
+  """Runs an entry point under absl; user errors are one line, status 1.
+
+  --verbosity=1 shows the traceback of those, too.
+  """
+
+  def guarded(argv):
+    if len(argv) > 1:
+      raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    try:
+      return entry(argv)
+    except USER_ERRORS as error:
+      if logging.get_verbosity() > 0:
+        raise
+      raise SystemExit(f"error: {error}") from error
+
+  app.run(guarded)
+
+
+def speaker() -> Callable[[str], None]:
+  """print on process 0, silence elsewhere."""
+  if jax.process_index() == 0:
+    return lambda line: print(line, flush=True)
+  return lambda line: None
+
+
+def differences(
+  tree: dict[str, Any], default: dict[str, Any]
+) -> list[str]:
+  """Leaves of `tree` that `default` has not, or has with another value."""
+  old, new = _flat(default), _flat(tree)
+  return [
+    f"{key} = {value!r}"
+    for key, value in sorted(new.items())
+    if key not in old or old[key] != value
+  ]
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+  if not isinstance(tree, dict) or not tree:
+    return {path: tree}
+  out = {}
+  for key, value in tree.items():
+    out |= _flat(value, f"{path}.{key}" if path else key)
+  return out

@@ -1,0 +1,1 @@
+"""Reading, preparing and batching examples; no accelerator library here."""

@@ -1,0 +1,237 @@
+"""Caption scores: CIDEr-D as pycocoevalcap computes it, and exact match.
+
+Sources: Vedantam et al. 2015 (CIDEr-D); pycocoevalcap cider/cider_scorer.py
+and tokenizer/ptbtokenizer.py, whose behaviour this follows.
+
+Differs: tokenization is our own, close to the Penn Treebank's, where
+pycocoevalcap runs the Stanford tokenizer 3.4.1 in Java. `TOKENIZER` names it
+and belongs beside every reported score.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+TOKENIZER = "own PTB-like regex, lower-cased, punctuation dropped"
+
+Id = int | str
+Texts = Mapping[Id, str] | Iterable[tuple[Id, str]]
+
+_ORDERS = 4
+_SIGMA = 6.0
+
+_DROPPED = frozenset(
+  ["''", "'", "``", "`", "-lrb-", "-rrb-", "-lcb-", "-rcb-", "(", ")", "{"]
+  + ["}", ".", "?", "!", ",", ":", "-", "--", "...", ";", '"', "…", "–", "—"]
+)
+_ABBREVIATIONS = "mr|mrs|ms|dr|prof|st|jr|sr|vs|inc|ltd|corp"
+_TOKEN = re.compile(
+  rf"""
+  \.\.\. | --+
+  | -[lr][rc]b-
+  | (?:[^\W\d_]\.){{2,}}                  # u.s.  a.m.
+  | \b(?:{_ABBREVIATIONS})\.(?=\s+\w)     # mr. smith; not at the end
+  | \d+(?:[.,:/]\d+)+ | \.\d+             # 1,000  3.5  10:30  1/2  .5
+  | \w+(?:['\-&]\w+)*                     # t-shirt  don't  o'clock
+  | '(?:s|m|d|re|ve|ll)\b
+  | ``|'' | \S
+  """,
+  re.VERBOSE,
+)
+_CLITIC = re.compile(r"(.+?)(n't|'s|'m|'d|'re|'ve|'ll)$")
+_MERGED = {
+  "cannot": ("can", "not"),
+  "gonna": ("gon", "na"),
+  "gotta": ("got", "ta"),
+  "wanna": ("wan", "na"),
+  "lemme": ("lem", "me"),
+}
+
+
+def tokenize(text: str) -> list[str]:
+  """Lower-cased tokens of one caption, punctuation dropped.
+
+  Clitics are split as in the Penn Treebank (don't: do n't, dog's: dog 's);
+  hyphenated words, numbers and abbreviations stay whole.
+
+  Args:
+    text: a caption; line breaks count as spaces.
+
+  Returns:
+    Its tokens, possibly none.
+  """
+  tokens = []
+  for token in _TOKEN.findall(text.lower().replace("’", "'")):
+    clitic = _CLITIC.match(token)
+    if clitic:
+      tokens += clitic.groups()
+    else:
+      tokens += _MERGED.get(token, (token,))
+  return [t for t in tokens if t not in _DROPPED]
+
+
+def cider_d(
+  references: Mapping[Id, Sequence[str]],
+  predictions: Texts,
+  tokenize: Callable[[str], list[str]] = tokenize,
+) -> tuple[float, dict[Id, float]]:
+  """CIDEr-D of one prediction per image; papers print it times 100.
+
+  Document frequencies come from these references, so a score belongs to its
+  split: on few images idf degenerates, and one image alone always scores 0.
+
+  Args:
+    references: image id to its reference captions, at least one each.
+    predictions: image id to the predicted caption, as mapping or as pairs.
+      Ids match by their text: 7 and "7" are the same image.
+    tokenize: text to tokens; `str.split` for text that is tokenized already.
+
+  Returns:
+    The mean over images (0 to 10) and each image's own score, by the ids of
+    `references`.
+
+  Raises:
+    ValueError: ids that are missing, unknown or given twice, and images
+      without a reference; the message names them.
+  """
+  pairs = _paired(references, predictions)
+  grams = {
+    i: ([_ngrams(tokenize(r)) for r in refs], _ngrams(tokenize(prediction)))
+    for i, (refs, prediction) in pairs.items()
+  }
+  frequency = collections.Counter(
+    gram for refs, _ in grams.values() for gram in set().union(*refs)
+  )
+  log_images = math.log(len(grams))
+
+  def vector(counts: collections.Counter) -> "_Vector":
+    return _weigh(counts, frequency, log_images)
+
+  scores = {}
+  for i, (refs, prediction) in grams.items():
+    candidate = vector(prediction)
+    similarity = [_similarity(candidate, vector(r)) for r in refs]
+    scores[i] = 10.0 * math.fsum(similarity) / len(refs)
+  return math.fsum(scores.values()) / len(scores), scores
+
+
+def exact_match(
+  references: Mapping[Id, Sequence[str]], predictions: Texts
+) -> float:
+  """Share of images whose prediction is one of their references.
+
+  Case and runs of white space do not count.
+
+  Args:
+    references: image id to its reference captions.
+    predictions: image id to the predicted caption, as for `cider_d`.
+
+  Returns:
+    A share in [0, 1].
+
+  Raises:
+    ValueError: as `cider_d`.
+  """
+  pairs = _paired(references, predictions).values()
+  hits = [_plain(p) in {_plain(r) for r in refs} for refs, p in pairs]
+  return sum(hits) / len(hits)
+
+
+class _Vector:
+  """tf-idf weights of one caption, per n-gram order, with its length."""
+
+  def __init__(self, weights: list[dict], length: int):
+    self.weights = weights
+    self.norms = [
+      math.sqrt(math.fsum(w * w for w in order.values())) for order in weights
+    ]
+    self.length = length
+
+
+def _ngrams(tokens: list[str]) -> collections.Counter:
+  return collections.Counter(
+    tuple(tokens[i : i + n])
+    for n in range(1, _ORDERS + 1)
+    for i in range(len(tokens) - n + 1)
+  )
+
+
+def _weigh(
+  counts: collections.Counter, frequency: Mapping, log_images: float
+) -> _Vector:
+  weights = [{} for _ in range(_ORDERS)]
+  for gram, count in counts.items():
+    idf = log_images - math.log(max(1, frequency.get(gram, 0)))
+    weights[len(gram) - 1][gram] = count * idf
+  # The reference code counts bigrams instead: one fewer in every caption but
+  # the empty one, whose similarity is 0 in any case.
+  length = sum(count for gram, count in counts.items() if len(gram) == 1)
+  return _Vector(weights, length)
+
+
+def _similarity(candidate: _Vector, reference: _Vector) -> float:
+  """Clipped cosine averaged over n-gram orders, times the length penalty."""
+  total = 0.0
+  for n in range(_ORDERS):
+    norm = candidate.norms[n] * reference.norms[n]
+    if norm == 0:
+      continue
+    theirs = reference.weights[n]
+    total += (
+      math.fsum(
+        min(w, theirs.get(gram, 0.0)) * theirs.get(gram, 0.0)
+        for gram, w in candidate.weights[n].items()
+      )
+      / norm
+    )
+  gap = candidate.length - reference.length
+  return total / _ORDERS * math.exp(-(gap**2) / (2 * _SIGMA**2))
+
+
+def _plain(text: str) -> str:
+  return " ".join(text.lower().split())
+
+
+def _paired(
+  references: Mapping[Id, Sequence[str]], predictions: Texts
+) -> dict[Id, tuple[Sequence[str], str]]:
+  """Each image's references and prediction, after all ids are checked."""
+  if not references:
+    raise ValueError("no references: pass at least one image")
+  theirs = _by_text(references.items(), "references")
+  items = predictions
+  if isinstance(predictions, Mapping):
+    items = predictions.items()
+  ours = _by_text(items, "predictions")
+  missing = [k for k in theirs if k not in ours]
+  unknown = [k for k in ours if k not in theirs]
+  empty = [i for i, refs in references.items() if not refs]
+  if missing:
+    raise ValueError(f"no prediction for image ids {_few(missing)}")
+  if unknown:
+    raise ValueError(f"predictions for unknown image ids {_few(unknown)}")
+  if empty:
+    raise ValueError(f"no reference caption for image ids {_few(empty)}")
+  texts = [i for i, refs in references.items() if isinstance(refs, str)]
+  if texts:
+    raise ValueError(
+      f"references of image ids {_few(texts)} are one string: pass a list"
+    )
+  return {i: (references[i], ours[str(i)]) for i in references}
+
+
+def _by_text(items: Iterable[tuple], name: str) -> dict:
+  result, twice = {}, []
+  for key, value in items:
+    if str(key) in result:
+      twice.append(str(key))
+    result[str(key)] = value
+  if twice:
+    raise ValueError(f"{name} hold image ids more than once: {_few(twice)}")
+  return result
+
+
+def _few(ids: list) -> str:
+  more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
+  return ", ".join(repr(i) for i in ids[:10]) + more

@@ -1,0 +1,362 @@
+"""Gemma's decoder, generations 1 to 3, as one scan over stacked layers.
+
+Sources: Gemma 1-3 (arXiv 2403.08295, 2408.00118, 2503.19786) and gemma gm/nn;
+dropout and initial values as big_vision models/ppp/gemma.py.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from unifluid_jax import parallel
+from unifluid_jax.ops import attention
+from unifluid_jax.presets import GemmaConfig
+
+_SAVEABLE = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Cache(NamedTuple):
+  """Keys and values of every layer, and where their tokens stand."""
+
+  k: Any  # [L, B, S, K, H] after rotation
+  v: Any  # [L, B, S, K, H]
+  positions: Any  # i32[B, S]
+
+
+def init_cache(config: GemmaConfig, batch: int, size: int, dtype: Any) -> Cache:
+  """An empty cache of `size` slots; the caller's mask hides unused ones."""
+  shape = (config.depth, batch, size, config.kv_heads, config.head_dim)
+  return Cache(
+    jnp.zeros(shape, dtype),
+    jnp.zeros(shape, dtype),
+    jnp.zeros((batch, size), jnp.int32),
+  )
+
+
+class Gemma(nn.Module):
+  """A decoder without its output layer, which is `logits`.
+
+  Attributes:
+    config: shape and generation.
+    dtype: of the residual stream and the products; parameters are float32.
+    remat: what the backward pass recomputes: "none", "dots" (all but the
+      projections) or "full" (everything but each layer's input).
+    scan: False unrolls the layers in Python, for debugging; the parameters
+      are the same.
+  """
+
+  config: GemmaConfig
+  dtype: Any
+  remat: str = "none"
+  scan: bool = True
+
+  def setup(self):
+    """Declares all parameters, whichever method is called first."""
+    c = self.config
+    table = nn.initializers.normal(c.width**-0.5), (c.vocab, c.width)
+    final = nn.initializers.zeros, (c.width,)
+    self.embedder = self.param("embedder", init_tree, {"table": table})
+    self.layers = self.param("layers", init_tree, _layer_specs(c))
+    self.final_norm = self.param("final_norm", init_tree, {"scale": final})
+
+  def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Embeds token ids, times sqrt(D) rounded to the activation dtype.
+
+    An id beyond the vocabulary gives NaN rather than a neighbour's row.
+    """
+    rows = jnp.take(self.embedder["table"], tokens, axis=0)
+    scale = jnp.asarray(self.config.width**0.5, self.dtype)
+    return rows.astype(self.dtype) * scale
+
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    mask: Bool[Array, "B T S"],
+    cache: Cache | None = None,
+    index: int | Int[Array, ""] | None = None,
+    dropout_key: PRNGKeyArray | None = None,
+  ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    """Runs all layers and the final norm.
+
+    Args:
+      x: embedded tokens.
+      positions: of the tokens, for rotations and the local window.
+      mask: True where a query sees a key. Without a cache S is T, with one S
+        is its size.
+      cache: of earlier tokens; attention runs over all its slots.
+      index: slot of the first new token; T slots are overwritten. The caller
+        keeps index + T <= S: beyond it the write would move to the left.
+      dropout_key: turns on the configured dropout.
+
+    Returns:
+      Hidden states in `dtype`, and the cache with the new tokens (None
+      without one).
+
+    Raises:
+      ValueError: only one of cache and index is given, or `mask` has another
+        number of keys.
+    """
+    if (cache is None) != (index is None):
+      raise ValueError("cache and index go together: pass both or neither")
+    slots = x.shape[1] if cache is None else cache.positions.shape[1]
+    if mask.shape[-1] != slots:
+      raise ValueError(
+        f"mask {mask.shape} covers {mask.shape[-1]} keys, attention runs over "
+        f"{slots}: build it for the {'tokens' if cache is None else 'cache'}"
+      )
+    key_positions = positions
+    if cache is not None:
+      key_positions = lax.dynamic_update_slice(
+        cache.positions, positions.astype(jnp.int32), (0, index)
+      )
+    call = _Call(
+      positions, mask, _local(self.config, positions, key_positions, mask),
+      index, dropout_key,
+    )  # fmt: skip
+    k, v = (None, None) if cache is None else (cache.k, cache.v)
+    x, k, v = fold_layers(
+      partial(_block, self.config, call),
+      (x.astype(self.dtype), k, v),
+      _stacked(self.config, self.layers),
+      remat=self.remat,
+      scan=self.scan,
+    )
+    hidden = rms_norm(x, self.final_norm["scale"])
+    return hidden, None if cache is None else Cache(k, v, key_positions)
+
+
+def logits(
+  config: GemmaConfig,
+  table: Float[Array, "V D"],
+  hidden: Float[Array, "*dims D"],
+) -> Float[Array, "*dims V"]:
+  """Scores of the vocabulary: products with the embedding table, capped.
+
+  Args:
+    config: for the final softcap.
+    table: tied to the embedding; may already be in the activation dtype.
+    hidden: normed states, as `Gemma` returns them.
+
+  Returns:
+    float32; the products accumulate in float32 too.
+  """
+  scores = jnp.einsum(
+    "...D,VD->...V",
+    hidden,
+    table.astype(hidden.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  return attention.soft_cap(scores, config.final_softcap)
+
+
+def rms_norm(
+  x: Float[Array, "*dims D"], scale: Float[Array, " D"]
+) -> Float[Array, "*dims D"]:
+  """Root-mean-square norm, times 1 + scale in float32 before the downcast."""
+  wide = x.astype(jnp.float32)
+  mean_square = jnp.mean(wide**2, axis=-1, keepdims=True)
+  return (wide * lax.rsqrt(mean_square + 1e-6) * (1 + scale)).astype(x.dtype)
+
+
+def init_tree(key: PRNGKeyArray, specs: Mapping[str, Any]) -> dict[str, Any]:
+  """A nested dict of float32 arrays from one of (initializer, shape)."""
+  leaves, tree = jax.tree.flatten(
+    specs, is_leaf=lambda leaf: isinstance(leaf, tuple)
+  )
+  keys = jax.random.split(key, len(leaves))
+  return tree.unflatten(
+    init(k, shape, jnp.float32)
+    for k, (init, shape) in zip(keys, leaves, strict=True)
+  )
+
+
+def fold_layers(
+  layer: Callable[[Any, Any], Any],
+  carry: Any,
+  stacked: Any,
+  *,
+  remat: str,
+  scan: bool,
+) -> Any:
+  """carry = layer(carry, inputs) over slices of `stacked` along axis 0.
+
+  Args:
+    layer: one layer.
+    carry: what goes through all layers.
+    stacked: pytree of arrays with a leading axis of one length.
+    remat: "none", "dots" or "full".
+    scan: False unrolls the loop in Python.
+
+  Raises:
+    ValueError: unknown `remat`.
+  """
+  if remat not in ("none", *_SAVEABLE):
+    raise ValueError(
+      f"remat={remat!r} is unknown; choose one of none, {', '.join(_SAVEABLE)}"
+    )
+  if remat != "none":
+    # Inside a scan nothing can be merged across the forward and the backward
+    # loop; unrolled, the barrier keeps XLA from undoing the rematerialization.
+    layer = jax.checkpoint(layer, policy=_SAVEABLE[remat], prevent_cse=not scan)
+  if scan:
+    return lax.scan(lambda c, xs: (layer(c, xs), None), carry, stacked)[0]
+  for i in range(len(jax.tree.leaves(stacked)[0])):
+    carry = layer(carry, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+  return carry
+
+
+class _Call(NamedTuple):
+  """What all layers of one call share."""
+
+  positions: Any  # i32[B, T]
+  mask: Any  # bool[B, T, S]
+  local_mask: Any  # bool[B, T, S]
+  index: Any  # i32[] or None
+  dropout_key: Any
+
+
+class _Layer(NamedTuple):
+  """What differs from layer to layer; stacked, every leaf leads with L."""
+
+  params: Any
+  number: Any  # i32[]
+  is_local: Any  # bool[]
+  rope_base: Any  # f32[]
+  rope_scale: Any  # f32[]
+
+
+def _stacked(config, params) -> _Layer:
+  kinds = [config.pattern[i % len(config.pattern)] for i in range(config.depth)]
+  local = np.array([kind == "local" for kind in kinds])
+  base = np.where(local, config.rope_base, config.rope_base_global)
+  scale = np.where(local, 1.0, config.rope_scale_global)
+  return _Layer(
+    params,
+    jnp.arange(config.depth),
+    jnp.asarray(local),
+    jnp.asarray(base, jnp.float32),
+    jnp.asarray(scale, jnp.float32),
+  )
+
+
+def _local(config, positions, key_positions, mask):
+  if not config.window:
+    return mask
+  return mask & attention.window_mask(positions, key_positions, config.window)
+
+
+def _layer_specs(config) -> dict[str, Any]:
+  c = config
+
+  def dense(inputs, *shape):
+    """The first `inputs` axes after L are summed over: they are the fan-in."""
+    axes = range(1, len(shape) + 1)
+    init = nn.initializers.variance_scaling(
+      1.0, "fan_in", "truncated_normal",
+      in_axis=axes[:inputs], out_axis=axes[inputs:], batch_axis=(0,),
+    )  # fmt: skip
+    return init, (c.depth, *shape)
+
+  def norm(size):
+    return {"scale": (nn.initializers.zeros, (c.depth, size))}
+
+  specs = {
+    "attn": {
+      "q": dense(1, c.width, c.heads, c.head_dim),
+      "k": dense(1, c.width, c.kv_heads, c.head_dim),
+      "v": dense(1, c.width, c.kv_heads, c.head_dim),
+      "o": dense(2, c.heads, c.head_dim, c.width),
+    },
+    "mlp": {
+      "gate": dense(1, c.width, c.mlp),
+      "up": dense(1, c.width, c.mlp),
+      "down": dense(1, c.mlp, c.width),
+    },
+    "pre_attn": norm(c.width),
+    "pre_ffw": norm(c.width),
+  }
+  if c.qk_norm:
+    specs["attn"] |= {"q_norm": norm(c.head_dim), "k_norm": norm(c.head_dim)}
+  if c.post_norms:
+    specs |= {"post_attn": norm(c.width), "post_ffw": norm(c.width)}
+  return specs
+
+
+def _block(config, call: _Call, carry, layer: _Layer):
+  x, k_cache, v_cache = carry
+  p = layer.params
+  x = parallel.constrain(x, "BTD")
+  with jax.named_scope("attn"):
+    y = rms_norm(x, p["pre_attn"]["scale"])
+    y, k_cache, v_cache = _attention(config, call, layer, y, k_cache, v_cache)
+    if config.post_norms:
+      y = rms_norm(y, p["post_attn"]["scale"])
+    x = x + _dropout(config, call, layer, 0, y)
+  with jax.named_scope("mlp"):
+    y = _mlp(p["mlp"], rms_norm(x, p["pre_ffw"]["scale"]))
+    # Before the post-norm here, after it above: as PaliGemma was trained.
+    y = _dropout(config, call, layer, 1, y)
+    if config.post_norms:
+      y = rms_norm(y, p["post_ffw"]["scale"])
+    x = x + y
+  return parallel.constrain(x, "BTD"), k_cache, v_cache
+
+
+def _attention(config, call: _Call, layer: _Layer, x, k_cache, v_cache):
+  p = layer.params["attn"]
+  q, k, v = (
+    jnp.einsum("BTD,DNH->BTNH", x, p[name].astype(x.dtype)) for name in "qkv"
+  )
+  if config.qk_norm:
+    q = rms_norm(q, p["q_norm"]["scale"])
+    k = rms_norm(k, p["k_norm"]["scale"])
+  q, k = (
+    attention.rope(y, call.positions, layer.rope_base, layer.rope_scale)
+    for y in (q, k)
+  )
+  if call.index is not None:
+    k, k_cache = _write(k_cache, k, layer.number, call.index)
+    v, v_cache = _write(v_cache, v, layer.number, call.index)
+  out = attention.attend(
+    q,
+    k.astype(x.dtype),
+    v.astype(x.dtype),
+    jnp.where(layer.is_local, call.local_mask, call.mask),
+    softcap=config.attn_softcap,
+    scale=config.query_scale or config.head_dim**-0.5,
+  )
+  out = jnp.einsum("BTNH,NHD->BTD", out, p["o"].astype(x.dtype))
+  return out, k_cache, v_cache
+
+
+def _write(cache, new, number, index):
+  """Writes into the whole stack, which XLA updates in place in a loop."""
+  cache = lax.dynamic_update_slice(
+    cache, new[None].astype(cache.dtype), (number, 0, index, 0, 0)
+  )
+  return lax.dynamic_index_in_dim(cache, number, keepdims=False), cache
+
+
+def _mlp(params, x):
+  gate, up, down = (params[n].astype(x.dtype) for n in ("gate", "up", "down"))
+  hidden = jax.nn.gelu(x @ gate, approximate=True) * (x @ up)
+  return hidden @ down
+
+
+def _dropout(config, call: _Call, layer: _Layer, branch: int, x):
+  if call.dropout_key is None or not config.dropout:
+    return x
+  key = jax.random.fold_in(call.dropout_key, 2 * layer.number + branch)
+  keep = jax.random.bernoulli(key, 1 - config.dropout, x.shape)
+  return jnp.where(keep, x / (1 - config.dropout), 0).astype(x.dtype)

@@ -1,0 +1,341 @@
+"""KL autoencoder of the Stable-Diffusion family: images to Gaussian latents.
+
+Architecture: Latent Diffusion Models (arXiv 2112.10752), config kl-f8, as in
+CompVis ldm/modules/diffusionmodules/model.py and diffusers' AutoencoderKL.
+`VaeConfig` sets its widths, depth and factor; `VAE["sd_f8"]` is the original.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from unifluid_jax import presets
+from unifluid_jax.types import Params
+
+LOG_VARIANCE_MIN, LOG_VARIANCE_MAX = -30.0, 20.0
+
+# Variance 1 / (3 fan_in): the default of the framework the original was
+# trained in. Differs: biases start at zero, not uniform.
+_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+Scalar = float | Float[Array, ""]
+
+
+def _conv(channels: int, size: int, dtype: Any, **rest: Any) -> nn.Conv:
+  """A convolution that keeps the grid unless `rest` says otherwise."""
+  return nn.Conv(
+    channels, (size, size), dtype=dtype, kernel_init=_kernel_init, **rest
+  )
+
+
+class Norm(nn.Module):
+  """GroupNorm with eps 1e-6, computed in float32 whatever the input is."""
+
+  groups: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B h w d"]:
+    """Normalises each group of channels over the grid and the group."""
+    b, h, w, d = x.shape
+    scale = self.param("scale", nn.initializers.ones, (d,))
+    bias = self.param("bias", nn.initializers.zeros, (d,))
+    y = x.astype(jnp.float32).reshape(b, h * w, self.groups, d // self.groups)
+    y = y - y.mean((1, 3), keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + 1e-6)
+    return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
+
+
+class Resnet(nn.Module):
+  """norm, silu, conv, norm, silu, conv, plus the input."""
+
+  channels: int
+  groups: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B h w e"]:
+    """Maps d input channels to `channels`; 1x1 shortcut where they differ."""
+    h = nn.silu(Norm(self.groups, name="norm1")(x))
+    h = _conv(self.channels, 3, self.dtype, name="conv1")(h)
+    h = nn.silu(Norm(self.groups, name="norm2")(h))
+    h = _conv(self.channels, 3, self.dtype, name="conv2")(h)
+    if x.shape[-1] != self.channels:
+      x = _conv(self.channels, 1, self.dtype, name="shortcut")(x)
+    return x + h
+
+
+class Attention(nn.Module):
+  """Single-head self-attention over the grid, plus the input."""
+
+  groups: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B h w d"]:
+    """softmax(q k^T / sqrt(d)) v of the normalised input; softmax in fp32."""
+    b, h, w, d = x.shape
+
+    def dense(name: str) -> nn.Dense:
+      return nn.Dense(d, dtype=self.dtype, kernel_init=_kernel_init, name=name)
+
+    y = Norm(self.groups, name="norm")(x).reshape(b, h * w, d)
+    q, k, v = dense("q")(y), dense("k")(y), dense("v")(y)
+    logits = jnp.einsum(
+      "BTD,BSD->BTS", q, k, preferred_element_type=jnp.float32
+    )
+    weights = jax.nn.softmax(logits * d**-0.5).astype(v.dtype)
+    y = dense("out")(jnp.einsum("BTS,BSD->BTD", weights, v))
+    return x + y.reshape(x.shape)
+
+
+class Level(nn.Module):
+  """Residual blocks at one resolution, then a change of resolution."""
+
+  channels: int
+  blocks: int
+  resample: Literal["down", "up", "none"]
+  groups: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B i j e"]:
+    """Halves the grid ("down"), doubles it ("up") or keeps it ("none").
+
+    Downsampling pads one row at the bottom and one column at the right only,
+    upsampling repeats each cell before a convolution.
+    """
+    for i in range(self.blocks):
+      x = Resnet(self.channels, self.groups, self.dtype, name=f"resnet_{i}")(x)
+    if self.resample == "down":
+      pads = ((0, 1), (0, 1))
+      x = _conv(
+        self.channels, 3, self.dtype, strides=2, padding=pads, name="downsample"
+      )(x)
+    elif self.resample == "up":
+      x = x.repeat(2, axis=1).repeat(2, axis=2)
+      x = _conv(self.channels, 3, self.dtype, name="upsample")(x)
+    return x
+
+
+class Middle(nn.Module):
+  """Two residual blocks around an optional attention layer."""
+
+  attention: bool
+  groups: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B h w d"]:
+    """Keeps grid and channels."""
+    d = x.shape[-1]
+    x = Resnet(d, self.groups, self.dtype, name="resnet_0")(x)
+    if self.attention:
+      x = Attention(self.groups, self.dtype, name="attention")(x)
+    return Resnet(d, self.groups, self.dtype, name="resnet_1")(x)
+
+
+class Encoder(nn.Module):
+  """Images to twice the latent channels, before `quant_conv`."""
+
+  config: presets.VaeConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w m"]:
+    """One level per multiplier, all but the last halving the grid."""
+    c = self.config
+    last = len(c.multipliers) - 1
+    x = _conv(c.base, 3, self.dtype, name="conv_in")(x)
+    for i, multiplier in enumerate(c.multipliers):
+      x = Level(
+        c.base * multiplier,
+        c.blocks,
+        "none" if i == last else "down",
+        c.groups,
+        self.dtype,
+        name=f"down_{i}",
+      )(x)
+    x = Middle(c.attention, c.groups, self.dtype, name="mid")(x)
+    x = nn.silu(Norm(c.groups, name="norm_out")(x))
+    return _conv(2 * c.latent, 3, self.dtype, name="conv_out")(x)
+
+
+class Decoder(nn.Module):
+  """Latents after `post_quant_conv` to images."""
+
+  config: presets.VaeConfig
+  dtype: Any = jnp.float32
+
+  def setup(self) -> None:
+    """Levels from the lowest resolution up: up_0 holds the widest blocks."""
+    c = self.config
+    widths = [c.base * m for m in reversed(c.multipliers)]
+    last = len(widths) - 1
+    self.conv_in = _conv(widths[0], 3, self.dtype)
+    self.mid = Middle(c.attention, c.groups, self.dtype)
+    self.up = [
+      Level(
+        width,
+        c.blocks + 1,
+        "none" if i == last else "up",
+        c.groups,
+        self.dtype,
+      )
+      for i, width in enumerate(widths)
+    ]
+    self.norm_out = Norm(c.groups)
+    self.conv_out = _conv(3, 3, self.dtype)
+
+  def features(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W d"]:
+    """All but the last convolution."""
+    x = self.mid(self.conv_in(z))
+    for level in self.up:
+      x = level(x)
+    return nn.silu(self.norm_out(x))
+
+  def output(self, x: Float[Array, "B H W d"]) -> Float[Array, "B H W 3"]:
+    """The last convolution."""
+    return self.conv_out(x)
+
+
+class KlVae(nn.Module):
+  """Encoder to a diagonal Gaussian per latent cell, and decoder.
+
+  Works on raw latents; `to_latents` and `from_latents` centre and scale them.
+
+  Attributes:
+    config: widths, depth and factor.
+    dtype: of the convolutions; norms, softmax and results are float32.
+  """
+
+  config: presets.VaeConfig
+  dtype: Any = jnp.float32
+
+  def setup(self) -> None:
+    """Refuses channel counts that `groups` does not divide."""
+    c = self.config
+    odd = [c.base * m for m in (1, *c.multipliers) if c.base * m % c.groups]
+    if odd:
+      raise ValueError(
+        f"vae.groups={c.groups} does not divide {odd[0]} channels: choose "
+        f"vae.base={c.base} as a multiple of it, or fewer groups"
+      )
+    self.encoder = Encoder(c, self.dtype)
+    self.quant_conv = _conv(2 * c.latent, 1, self.dtype)
+    self.post_quant_conv = _conv(c.latent, 1, self.dtype)
+    self.decoder = Decoder(c, self.dtype)
+
+  def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w m"]:
+    """Moments of the posterior.
+
+    Args:
+      images: in [-1, 1], sides multiples of `config.factor`.
+
+    Returns:
+      Float32 mean and log-variance along the last axis, m = 2c; the
+      log-variance is clipped to [-30, 20].
+
+    Raises:
+      ValueError: a side is not a multiple of the factor.
+    """
+    factor = self.config.factor
+    if images.shape[1] % factor or images.shape[2] % factor:
+      raise ValueError(
+        f"images of {images.shape[1]}x{images.shape[2]} do not fit the VAE: "
+        f"resize both sides to multiples of {factor}"
+      )
+    x = self.quant_conv(self.encoder(images.astype(self.dtype)))
+    mean, log_variance = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    log_variance = jnp.clip(log_variance, LOG_VARIANCE_MIN, LOG_VARIANCE_MAX)
+    return jnp.concatenate([mean, log_variance], axis=-1)
+
+  def decode(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
+    """Float32 images, in [-1, 1] up to the decoder's error."""
+    return self.decode_output(self.decode_features(z))
+
+  def decode_features(
+    self, z: Float[Array, "B h w c"]
+  ) -> Float[Array, "B H W d"]:
+    """What the decoder's last convolution reads."""
+    return self.decoder.features(self.post_quant_conv(z.astype(self.dtype)))
+
+  def decode_output(
+    self, features: Float[Array, "B H W d"]
+  ) -> Float[Array, "B H W 3"]:
+    """The decoder's last convolution alone."""
+    return self.decoder.output(features).astype(jnp.float32)
+
+  def __call__(
+    self, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B H W 3"]:
+    """Reconstruction from the posterior's mode."""
+    return self.decode(sample(self.encode(images), None))
+
+
+def last_kernel(params: Params) -> Float[Array, "3 3 d 3"]:
+  """Kernel of the decoder's last convolution, out of `KlVae` parameters."""
+  return params["decoder"]["conv_out"]["kernel"]
+
+
+def with_last_kernel(
+  params: Params, kernel: Float[Array, "3 3 d 3"]
+) -> dict[str, Any]:
+  """`params` with the decoder's last kernel replaced."""
+  decoder = params["decoder"]
+  conv_out = {**decoder["conv_out"], "kernel": kernel}
+  return {**params, "decoder": {**decoder, "conv_out": conv_out}}
+
+
+def sample(
+  moments: Float[Array, "B h w m"], key: PRNGKeyArray | None
+) -> Float[Array, "B h w c"]:
+  """Raw latents: a draw of the posterior, or its mode without a key."""
+  mean, log_variance = jnp.split(moments, 2, axis=-1)
+  if key is None:
+    return mean
+  noise = jax.random.normal(key, mean.shape, mean.dtype)
+  return mean + jnp.exp(0.5 * log_variance) * noise
+
+
+def kl(moments: Float[Array, "B h w m"]) -> Float[Array, "B"]:
+  """KL divergence to N(0, 1) in nats, summed over each example's latent."""
+  mean, log_variance = jnp.split(moments, 2, axis=-1)
+  terms = jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance
+  return 0.5 * terms.sum((1, 2, 3))
+
+
+def to_latents(
+  z: Float[Array, "B h w c"], mean: Scalar, scale: Scalar
+) -> Float[Array, "B h w c"]:
+  """Raw latents centred and scaled: (z - mean) * scale."""
+  return (z - mean) * scale
+
+
+def from_latents(
+  latents: Float[Array, "B h w c"], mean: Scalar, scale: Scalar
+) -> Float[Array, "B h w c"]:
+  """Inverse of `to_latents`."""
+  return latents / scale + mean
+
+
+def sample_latents(
+  moments: Float[Array, "B h w m"],
+  key: PRNGKeyArray | None,
+  mean: Scalar,
+  scale: Scalar,
+) -> Float[Array, "B h w c"]:
+  """Latents as the other networks see them.
+
+  Args:
+    moments: as `KlVae.encode` returns them, m = 2c.
+    key: draws from the posterior; None takes its mode.
+    mean: `VaeConfig.latent_mean`.
+    scale: `VaeConfig.latent_scale`.
+
+  Returns:
+    (z - mean) * scale.
+  """
+  return to_latents(sample(moments, key), mean, scale)

@@ -1,0 +1,163 @@
+"""SigLIP's vision encoder: images to patch tokens, without pooling head.
+
+Sources: SigLIP (arXiv 2303.15343), big_vision models/vit.py.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from unifluid_jax import parallel
+from unifluid_jax.models.gemma import fold_layers, init_tree
+from unifluid_jax.ops import attention
+from unifluid_jax.presets import VitConfig
+
+
+class Vit(nn.Module):
+  """A pre-norm encoder with learned positions and biases everywhere.
+
+  Attributes:
+    config: shape.
+    dtype: of the residual stream and the products; parameters are float32.
+    remat: what the backward pass recomputes: "none", "dots" or "full".
+    scan: False unrolls the layers in Python; the parameters are the same.
+  """
+
+  config: VitConfig
+  dtype: Any
+  remat: str = "none"
+  scan: bool = True
+
+  def setup(self):
+    """Declares all parameters."""
+    c = self.config
+    tokens = (c.image_size // c.patch) ** 2
+    position = nn.initializers.normal(c.width**-0.5)
+    patch = {
+      "kernel": (
+        nn.initializers.lecun_normal(),
+        (c.patch, c.patch, 3, c.width),
+      ),
+      "bias": (nn.initializers.zeros, (c.width,)),
+    }
+    self.patch = self.param("patch", init_tree, patch)
+    self.position = self.param("position", position, (tokens, c.width))
+    self.layers = self.param("layers", init_tree, _layer_specs(c))
+    self.norm = self.param("norm", init_tree, _norm_spec(c.width))
+
+  def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    """Encodes images.
+
+    Args:
+      images: in [-1, 1], of the configured size.
+
+    Returns:
+      One token a patch, row by row, after the final norm, in `dtype`.
+
+    Raises:
+      ValueError: images of another size.
+    """
+    c = self.config
+    b, *size, _ = images.shape
+    if size != [c.image_size, c.image_size]:
+      raise ValueError(
+        f"the vision encoder expects {c.image_size} x {c.image_size} images, "
+        f"got {size[0]} x {size[1]}: resize them, or set "
+        "config.model.vit.image_size and resample its positions"
+      )
+    x = _patches(images.astype(self.dtype), self.patch)
+    x = x + self.position.astype(self.dtype)
+    x = fold_layers(
+      partial(_block, c), x, self.layers, remat=self.remat, scan=self.scan
+    )
+    return layer_norm(x, self.norm)
+
+
+def layer_norm(
+  x: Float[Array, "*dims D"], params: Any
+) -> Float[Array, "*dims D"]:
+  """LayerNorm with scale and bias, float32 inside."""
+  wide = x.astype(jnp.float32)
+  centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+  variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+  normed = centred * lax.rsqrt(variance + 1e-6)
+  return (normed * params["scale"] + params["bias"]).astype(x.dtype)
+
+
+def _patches(images, params):
+  """A convolution whose stride is its kernel's size, as one product.
+
+  Pixels beyond the last whole patch are left out: 384 / 14 gives 27.
+  """
+  kernel = params["kernel"].astype(images.dtype)
+  p = len(kernel)
+  b, height, width, channels = images.shape
+  rows, columns = height // p, width // p
+  whole = images[:, : rows * p, : columns * p]
+  cut = whole.reshape(b, rows, p, columns, p, channels)
+  x = jnp.einsum("BhpwqC,pqCD->BhwD", cut, kernel)
+  return x.reshape(b, -1, x.shape[-1]) + params["bias"].astype(x.dtype)
+
+
+def _norm_spec(*shape):
+  return {
+    "scale": (nn.initializers.ones, shape),
+    "bias": (nn.initializers.zeros, shape),
+  }
+
+
+def _layer_specs(config) -> dict[str, Any]:
+  c = config
+  head = (c.heads, c.width // c.heads)
+
+  def dense(inputs, outputs):
+    first = 1 + len(inputs)
+    kernel = nn.initializers.variance_scaling(
+      1.0, "fan_avg", "uniform",
+      in_axis=range(1, first), out_axis=range(first, first + len(outputs)),
+      batch_axis=(0,),
+    )  # fmt: skip
+    return {
+      "kernel": (kernel, (c.depth, *inputs, *outputs)),
+      "bias": (nn.initializers.zeros, (c.depth, *outputs)),
+    }
+
+  return {
+    "norm1": _norm_spec(c.depth, c.width),
+    "attn": {
+      **{name: dense((c.width,), head) for name in "qkv"},
+      "out": dense(head, (c.width,)),
+    },
+    "norm2": _norm_spec(c.depth, c.width),
+    "mlp": {
+      "up": dense((c.width,), (c.mlp,)),
+      "down": dense((c.mlp,), (c.width,)),
+    },
+  }
+
+
+def _dense(equation, x, params):
+  out = jnp.einsum(equation, x, params["kernel"].astype(x.dtype))
+  return out + params["bias"].astype(x.dtype)
+
+
+def _block(config, x, params):
+  x = parallel.constrain(x, "BTD")
+  p = params["attn"]
+  with jax.named_scope("attn"):
+    y = layer_norm(x, params["norm1"])
+    q, k, v = (_dense("BTD,DNH->BTNH", y, p[name]) for name in "qkv")
+    scale = (config.width // config.heads) ** -0.5
+    y = attention.attend(q, k, v, None, softcap=0.0, scale=scale)
+    x = x + _dense("BTNH,NHD->BTD", y, p["out"])
+  p = params["mlp"]
+  with jax.named_scope("mlp"):
+    y = layer_norm(x, params["norm2"])
+    y = jax.nn.gelu(_dense("BTD,DF->BTF", y, p["up"]), approximate=True)
+    x = x + _dense("BTF,FD->BTD", y, p["down"])
+  return parallel.constrain(x, "BTD")

@@ -1,0 +1,1 @@
+"""Pure functions: attention, diffusion, token order, sampling."""

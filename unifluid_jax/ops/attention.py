@@ -1,0 +1,149 @@
+"""Masks, rotary positions and grouped-query attention, as pure functions.
+
+Sources: PaliGemma (arXiv 2407.07726) for the block mask, RoFormer
+(arXiv 2104.09864) for rotations, Gemma 2 (arXiv 2408.00118) for the softcap
+and the local window.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Finite, so that a row without any visible key gives a mean and not NaN.
+MASKED = -2.3819763e38
+
+
+def block_causal_mask(
+  block: Int[Array, "B T"], valid: Bool[Array, "B T"]
+) -> Bool[Array, "B T T"]:
+  """Who sees whom: a query sees valid keys of its own and earlier blocks.
+
+  Four examples, a row per query, a column per key.
+
+  Causal text, block 0 1 2 3:
+
+      1 0 0 0
+      1 1 0 0
+      1 1 1 0
+      1 1 1 1
+
+  Bidirectional prefix, then causal, block 0 0 1 2:
+
+      1 1 0 0
+      1 1 0 0
+      1 1 1 0
+      1 1 1 1
+
+  Next-scale prediction with scales of 1, 2 and 2 tokens, block 0 1 1 2 2:
+
+      1 0 0 0 0
+      1 1 1 0 0
+      1 1 1 0 0
+      1 1 1 1 1
+      1 1 1 1 1
+
+  Right-aligned prompt with a pad, then causal, block 0 0 0 1 2, valid
+  0 1 1 1 1; the pad's own row is computed and never used:
+
+      0 1 1 0 0
+      0 1 1 0 0
+      0 1 1 0 0
+      0 1 1 1 0
+      0 1 1 1 1
+
+  Args:
+    block: block of every position; only the order of the numbers counts.
+    valid: False where no query may look.
+
+  Returns:
+    True where query i (second axis) sees key j (last axis).
+  """
+  earlier = block[:, None, :] <= block[:, :, None]
+  return earlier & valid[:, None, :]
+
+
+def window_mask(
+  query_positions: Int[Array, "B T"],
+  key_positions: Int[Array, "B S"],
+  window: int,
+) -> Bool[Array, "B T S"]:
+  """Keys nearer than `window` positions, on both sides of the query.
+
+  A causal query thus sees at most `window` keys, itself included. The bound
+  on later keys matters where a prefix is bidirectional (gemma gm/nn).
+  """
+  distance = key_positions[:, None, :] - query_positions[:, :, None]
+  return (distance > -window) & (distance < window)
+
+
+def rope(
+  x: Float[Array, "B T N H"],
+  positions: Int[Array, "B T"],
+  base: float | Float[Array, ""],
+  scale: float | Float[Array, ""] = 1.0,
+) -> Float[Array, "B T N H"]:
+  """Rotates channel pairs (i, i + H/2) by position / scale * base^(-2i/H).
+
+  Args:
+    x: queries or keys; H is even.
+    positions: of the tokens.
+    base: of the geometric series of frequencies; may be traced.
+    scale: positions are divided by it; may be traced.
+
+  Returns:
+    Rotated `x` in its dtype; angles, sines and cosines are float32.
+  """
+  half = x.shape[-1] // 2
+  exponents = jnp.arange(half, dtype=jnp.float32) / half
+  frequencies = jnp.asarray(base, jnp.float32) ** -exponents
+  angles = (positions.astype(jnp.float32) / scale)[..., None] * frequencies
+  sin, cos = (f(angles)[:, :, None, :] for f in (jnp.sin, jnp.cos))
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def soft_cap(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+  """Squeezes values into (-cap, cap), smoothly; a cap of 0 is none."""
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def attend(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: Bool[Array, "B T S"] | None,
+  *,
+  softcap: float,
+  scale: float,
+) -> Float[Array, "B T N H"]:
+  """Grouped-query attention: query head n reads key/value head n // (N/K).
+
+  Differs: gemma scales the queries before the product; here the float32
+  logits are scaled, which rounds less in bfloat16 and is equal otherwise.
+
+  Args:
+    q: queries of N heads; N is a multiple of K.
+    k: keys, in the dtype of `q`.
+    v: values, in the dtype of `q`.
+    mask: True where a key is visible; None: everywhere. A row without any
+      visible key gives finite values without meaning.
+    softcap: of the scaled logits, before the mask; 0: none.
+    scale: of the logits.
+
+  Returns:
+    Attended values in the dtype of `q`. From the product's accumulation to
+    the end of the softmax everything is float32.
+  """
+  b, t, n, h = q.shape
+  kv = k.shape[2]
+  grouped = q.reshape(b, t, kv, n // kv, h)
+  logits = scale * jnp.einsum(
+    "BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32
+  )
+  logits = soft_cap(logits, softcap)
+  if mask is not None:
+    logits = jnp.where(mask[:, None, None], logits, MASKED)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v)
+  return out.reshape(b, t, n, h)

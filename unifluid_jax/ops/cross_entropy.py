@@ -1,0 +1,61 @@
+"""Cross entropy over a large vocabulary without ever holding its logits.
+
+Gemma's 256k rows times every answer position would be gigabytes in fp32, so
+logits exist for a few positions at a time and are recomputed backwards.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def chunked_cross_entropy(
+  logits_of: Callable[[Any], Any],
+  hidden: Float[Array, "B A D"],
+  targets: Int[Array, "B A"],
+  chunk: int,
+) -> tuple[Float[Array, "B A"], Float[Array, "B A"]]:
+  """Negative log-likelihood and top-1 hits of every position.
+
+  Args:
+    logits_of: hidden [..., D] → float32 logits [..., V].
+    hidden: decoder outputs at the answer positions.
+    targets: ids to predict there.
+    chunk: positions of the answer axis computed at once; the batch axis stays
+      whole, so its sharding does too.
+
+  Returns:
+    nll in nats, and 1.0 where the largest logit is the target.
+  """
+  b, a, d = hidden.shape
+  chunk = min(chunk, a)
+  pad = -a % chunk
+  hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
+  targets = jnp.pad(targets, ((0, 0), (0, pad)))
+  count = (a + pad) // chunk
+
+  @jax.checkpoint
+  def one(h, t):
+    logits = logits_of(h)
+    picked = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
+    nll = jax.nn.logsumexp(logits, axis=-1) - picked
+    hits = (jnp.argmax(logits, axis=-1) == t).astype(jnp.float32)
+    return nll, hits
+
+  if count == 1:
+    nll, hits = one(hidden, targets)
+    return nll[:, :a], hits[:, :a]
+  _, (nll, hits) = jax.lax.scan(
+    lambda carry, xs: (carry, one(*xs)),
+    None,
+    (
+      hidden.reshape(b, count, chunk, d).swapaxes(0, 1),
+      targets.reshape(b, count, chunk).swapaxes(0, 1),
+    ),
+  )
+  nll = nll.swapaxes(0, 1).reshape(b, a + pad)
+  hits = hits.swapaxes(0, 1).reshape(b, a + pad)
+  return nll[:, :a], hits[:, :a]

@@ -1,0 +1,259 @@
+"""The device mesh, one table of parameter shardings, and process start-up.
+
+Every parameter (and every optimizer moment, whose path ends like its
+parameter's) matches exactly one row of `RULES`; nothing large is ever
+replicated because a rule was forgotten.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from unifluid_jax.config import ConfigError, MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Path (searched in the "/"-joined tree path) → mesh axis of each dimension.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+  # Decoder; letters are those of types.py, F the hidden size of the MLP.
+  (r"embedder/table$", ("fsdp", "tensor")),  # VD
+  (r"layers/attn/q$", (None, "fsdp", "tensor", None)),  # LDNH
+  (r"layers/attn/[kv]$", (None, "fsdp", None, None)),  # LDKH
+  (r"layers/attn/o$", (None, "tensor", None, "fsdp")),  # LNHD
+  (r"layers/mlp/(gate|up)$", (None, "fsdp", "tensor")),  # LDF
+  (r"layers/mlp/down$", (None, "tensor", "fsdp")),  # LFD
+  (r"layers/attn/[qk]_norm/scale$", (None, None)),  # LH
+  (r"layers/(pre|post)_(attn|ffw)/scale$", (None, None)),  # LD
+  (r"final_norm/scale$", (None,)),  # D
+  # Vision encoder.
+  (r"vit/patch/kernel$", (None, None, None, "fsdp")),
+  (r"vit/position$", (None, "fsdp")),
+  (r"layers/attn/[qkv]/kernel$", (None, "fsdp", "tensor", None)),
+  (r"layers/attn/out/kernel$", (None, "tensor", None, "fsdp")),
+  (r"layers/mlp/up/kernel$", (None, "fsdp", "tensor")),
+  (r"layers/mlp/down/kernel$", (None, "tensor", "fsdp")),
+  (r"layers/attn/[qkv]/bias$", (None, None, None)),
+  (r"layers/(attn/out|mlp/up|mlp/down)/bias$", (None, None)),
+  (r"layers/norm[12]/(scale|bias)$", (None, None)),
+  (r"vit/(norm/(scale|bias)|patch/bias)$", (None,)),
+  # Image tokens and the projector.
+  (r"projector/kernel$", ("fsdp", None)),
+  (r"image/in/kernel$", (None, "fsdp")),  # CD
+  (r"image/(position|next_position)$", (None, "fsdp")),  # ND
+  (r"(projector|image/in)/bias$|image/boi$", (None,)),
+  # Diffusion head; W is its width.
+  (r"head/input/kernel$", (None, "fsdp")),  # CW
+  (r"head/(cond|time/in|time/out)/kernel$", ("fsdp", None)),
+  (r"head/(block_\d+|final)/(modulation|in|out)/kernel$", ("fsdp", None)),
+  (r"head/.*(bias|norm/scale)$", (None,)),
+  # Autoencoder and discriminator: convolutions over their output channels.
+  (r"(vae|discriminator)/.*/?kernel$", (None, None, None, "fsdp")),
+  (r"(vae|discriminator)/.*(bias|scale)$", (None,)),
+)
+
+# Arrays below this many elements may stay whole on every device.
+SMALL = 2**18
+
+
+def make_mesh(
+  config: MeshConfig, devices: Sequence[Any] | None = None
+) -> Mesh:
+  """Devices as a (data, fsdp, tensor) grid, in automatic sharding mode.
+
+  Raises:
+    ConfigError: when the sizes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = [getattr(config, axis) for axis in AXES]
+  known = int(np.prod([s for s in sizes if s != -1]))
+  if -1 in sizes and len(devices) % known == 0:
+    sizes[sizes.index(-1)] = len(devices) // known
+  if int(np.prod(sizes)) != len(devices):
+    raise ConfigError(
+      f"config.mesh {dict(zip(AXES, sizes, strict=True))} does not fit "
+      f"{len(devices)} devices: the sizes must multiply to that number "
+      "(set one axis to -1 to let it fill up)"
+    )
+  return jax.make_mesh(
+    tuple(sizes), AXES, (AxisType.Auto,) * len(AXES), devices=devices
+  )
+
+
+def path_str(path: Sequence[Any]) -> str:
+  """A pytree path as "a/b/c"."""
+  return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+
+
+def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
+  """The one rule that matches a parameter.
+
+  Args:
+    path: "/"-joined path.
+    shape: of the array; scalars are replicated.
+    mesh: sizes decide whether a dimension can be split.
+
+  Raises:
+    ValueError: no rule or several match, the rule has another rank, or a
+      large array cannot be split as the rule says.
+  """
+  if not shape:
+    return P()
+  rows = [axes for pattern, axes in RULES if re.search(pattern, path)]
+  if len(rows) != 1:
+    raise ValueError(
+      f"parameter {path} {tuple(shape)} matches {len(rows)} rows of "
+      "parallel.RULES; exactly one must match"
+    )
+  (axes,) = rows
+  if len(axes) != len(shape):
+    raise ValueError(
+      f"parameter {path} {tuple(shape)}: its rule {axes} has another rank"
+    )
+  bad = [
+    f"{size} by {axis}={mesh.shape[axis]}"
+    for size, axis in zip(shape, axes, strict=True)
+    if axis and size % mesh.shape[axis]
+  ]
+  if not bad:
+    return P(*axes)
+  if int(np.prod(shape)) <= SMALL:
+    return P()
+  raise ValueError(
+    f"parameter {path} {tuple(shape)} is too large to replicate and cannot "
+    f"be split: {', '.join(bad)}; choose other config.mesh sizes"
+  )
+
+
+def shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+  """NamedShardings of a training state.
+
+  Args:
+    state: parameters, or any state around them: a leaf whose path ends like
+      a parameter's, with its shape, is laid out like that parameter (both
+      Adam moments, momentum, moving average).
+    params: the parameters (arrays or shapes).
+    mesh: the device mesh.
+
+  Raises:
+    ValueError: a leaf that belongs to no parameter is too large to replicate.
+  """
+  flat = jax.tree_util.tree_leaves_with_path(params)
+  specs = {path_str(k): (x.shape, spec_of(path_str(k), x.shape, mesh))
+           for k, x in flat}  # fmt: skip
+
+  def place(path, x):
+    parts = path_str(path).split("/")
+    for start in range(len(parts)):
+      shape, spec = specs.get("/".join(parts[start:]), (None, None))
+      if shape == x.shape:
+        return NamedSharding(mesh, spec)
+    if int(np.prod(x.shape)) > SMALL:
+      raise ValueError(
+        f"state {'/'.join(parts)} {x.shape} mirrors no parameter and is too "
+        "large to replicate"
+      )
+    return NamedSharding(mesh, P())
+
+  return jax.tree_util.tree_map_with_path(place, state)
+
+
+def batch_groups(mesh: Mesh | None = None) -> int:
+  """Parts a global batch is split into; 1 without a mesh."""
+  shape = (mesh or jax.sharding.get_abstract_mesh()).shape
+  return int(np.prod([shape.get(axis, 1) for axis in BATCH_AXES]))
+
+
+_ACTIVATION = {"B": BATCH_AXES, "N": "tensor", "F": "tensor"}
+
+
+def constrain(x: Any, letters: str) -> Any:
+  """Pins an activation's layout: B over data and fsdp, N and F over tensor.
+
+  Args:
+    x: array with one dimension a letter.
+    letters: shape legend of types.py, e.g. "BTD".
+
+  Returns:
+    `x`; unchanged where no mesh is set.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  axes = [_ACTIVATION.get(letter) for letter in letters]
+  for i, axis in enumerate(axes):
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    if x.shape[i] % int(np.prod([mesh.shape[n] for n in names])):
+      axes[i] = None
+  return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def gather(x: Any) -> Any:
+  """Collects a sharded array whole on every device, once, before loops."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, P())
+
+
+def to_global(batch: Any, mesh: Mesh) -> Any:
+  """Process-local numpy batches as global arrays split over the batch axes."""
+  sharding = NamedSharding(mesh, P(BATCH_AXES))
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
+
+
+def check_batch(batch: Mapping[str, int], accumulate: int, mesh: Mesh) -> None:
+  """Refuses batch sizes that do not split over devices and micro-steps.
+
+  Raises:
+    ConfigError: names the size, the divisor and where each factor is set.
+  """
+  groups = batch_groups(mesh)
+  for task, size in batch.items():
+    if size % (groups * accumulate):
+      raise ConfigError(
+        f"config.batch.{task}={size} must be a multiple of {groups} batch "
+        f"shards (mesh data x fsdp) x {accumulate} (config.accumulate)"
+      )
+
+
+def start_processes(
+  coordinator: str | None, count: int | None, index: int | None
+) -> None:
+  """Joins a multi-process run; a single process needs no call to succeed.
+
+  Args:
+    coordinator: "host:port" of process 0; default JAX_COORDINATOR_ADDRESS.
+      "auto" lets the cluster environment (TPU pods, Slurm, GKE) tell.
+    count: processes; default JAX_NUM_PROCESSES.
+    index: of this process; default JAX_PROCESS_ID.
+
+  Raises:
+    ConfigError: an address without count and index.
+  """
+  env = os.environ
+  coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
+  if not coordinator:
+    return
+  if coordinator == "auto":
+    jax.distributed.initialize()
+    return
+  count = count if count is not None else _int(env.get("JAX_NUM_PROCESSES"))
+  index = index if index is not None else _int(env.get("JAX_PROCESS_ID"))
+  if count is None or index is None:
+    raise ConfigError(
+      f"coordinator {coordinator} needs --num_processes and --process_id "
+      "(or JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
+    )
+  jax.distributed.initialize(coordinator, count, index)
+
+
+def _int(text: str | None) -> int | None:
+  return int(text) if text else None

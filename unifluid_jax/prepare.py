@@ -1,0 +1,91 @@
+"""Makes what a run needs before training: embedded data set, tokenizer.
+
+  python -m unifluid_jax.prepare --config=configs/shapes.py
+
+Writes the procedural data set of config.data.world, if any, and trains the
+text tokenizer on the captions, prompts and questions of config.data.train
+where config.text.tokenizer is missing. What is there already is kept.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from unifluid_jax import cli
+from unifluid_jax.config import Config, resolve
+from unifluid_jax.data import shapes, shapes_builder, sources, text
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Experiment: a file of configs/, with its arguments."
+)
+
+# Sentences a tokenizer is trained on at most.
+_SENTENCES = 200_000
+
+
+def main(_: list[str]) -> None:
+  """Data set, then tokenizer."""
+  config = resolve(_CONFIG.value)
+  say = cli.speaker()
+  say(f"unifluid_jax.prepare: {config.name}")
+  if config.data.world:
+    say(write_world(config))
+  say(make_tokenizer(config))
+
+
+def write_world(config: Config) -> str:
+  """The procedural data set, at the path its sources name."""
+  options = dict(config.data.world)
+  seed = options.pop("seed")
+  sizes = {
+    split: options.pop(split) for split in ("train", "validation", "held_out")
+  }
+  (path,) = {s.path for s in config.data.train.values()}
+  where = str(epath.Path(config.data.root) / path)
+  shapes_builder.build(where, shapes.World(**options), sizes, seed)
+  counts = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
+  return f"data set: {counts} scenes in {where}"
+
+
+def make_tokenizer(config: Config) -> str:
+  """Loads the tokenizer, or trains it if the configuration allows.
+
+  Raises:
+    ValueError: it is missing and config.text.train_vocab is 0.
+  """
+  path = config.text.tokenizer
+  if not epath.Path(path).exists() and config.text.train_vocab:
+    sentences = itertools.islice(_sentences(config), _SENTENCES)
+    text.train(sentences, path, config.text.train_vocab)
+  tokenizer = text.Tokenizer.load(path)
+  if tokenizer.vocab_size > config.model.decoder.vocab:
+    raise ValueError(
+      f"{path} has {tokenizer.vocab_size} pieces, "
+      f"config.model.decoder.vocab={config.model.decoder.vocab}: too few"
+    )
+  return f"tokenizer: {tokenizer.vocab_size} pieces in {path}"
+
+
+def _sentences(config: Config) -> Iterator[str]:
+  yield config.data.caption_prefix
+  for source_config in config.data.train.values():
+    source = sources.open_source(
+      source_config, config.data.root, config.data.caption_prefix
+    )
+    for i in range(len(source)):
+      record = source[i]
+      yield from record.prompts
+      yield from record.captions
+      for question, answer in record.questions:
+        yield question
+        yield answer
+      if record.edit is not None:
+        yield record.edit[0]
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config"])
+  cli.run(main)

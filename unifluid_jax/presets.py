@@ -1,0 +1,132 @@
+"""Shapes of the networks: one frozen dataclass each, and the published sizes.
+
+Sources: facts of Gemma 1-3 (technical reports and released configurations),
+SigLIP So400m/14, the Stable-Diffusion f8 autoencoder, MAR's diffusion head.
+"""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+  """A decoder of the Gemma family."""
+
+  vocab: int
+  width: int  # D
+  depth: int  # L
+  mlp: int  # hidden size of each of the gate and up projections
+  heads: int
+  kv_heads: int  # K
+  head_dim: int  # H
+  query_scale: float | None = None  # None: head_dim ** -0.5
+  attn_softcap: float = 0.0  # 0: off
+  final_softcap: float = 0.0
+  post_norms: bool = False  # Gemma 2 and 3 norm the branch's output too
+  qk_norm: bool = False  # Gemma 3
+  window: int = 0  # keys a local layer sees, itself included
+  pattern: tuple[Literal["local", "global"], ...] = ("global",)  # repeated
+  rope_base: float = 10_000.0  # local layers, and all layers without Gemma 3
+  rope_base_global: float = 10_000.0
+  rope_scale_global: float = 1.0  # positions of global layers divided by it
+  dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+  """A SigLIP vision encoder without pooling head."""
+
+  width: int
+  depth: int
+  mlp: int
+  heads: int
+  patch: int
+  image_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+  """MAR's diffusion head."""
+
+  width: int
+  depth: int
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeConfig:
+  """A KL autoencoder of the Stable-Diffusion family.
+
+  Latents leave it as (z - latent_mean) * latent_scale. `None` means measured
+  on the training images and stored with the trained weights.
+  """
+
+  base: int  # channels before `multipliers`
+  multipliers: tuple[int, ...]
+  blocks: int  # residual blocks a level in the encoder; the decoder has +1
+  latent: int  # channels of z
+  attention: bool = True  # one attention layer in the middle
+  groups: int = 32  # of every GroupNorm
+  latent_mean: float | None = None
+  latent_scale: float | None = None
+
+  @property
+  def factor(self) -> int:
+    """Pixels a latent cell covers in each direction."""
+    return 2 ** (len(self.multipliers) - 1)
+
+
+_GEMMA2 = dict(
+  attn_softcap=50.0,
+  final_softcap=30.0,
+  post_norms=True,
+  window=4096,
+  pattern=("local", "global"),
+)
+_GEMMA3 = dict(
+  post_norms=True,
+  qk_norm=True,
+  pattern=("local",) * 5 + ("global",),
+  rope_base_global=1_000_000.0,
+)
+
+
+def _gemma(vocab, width, depth, mlp, heads, kv_heads, head_dim=256, **rest):
+  return GemmaConfig(
+    vocab, width, depth, mlp, heads, kv_heads, head_dim, **rest
+  )
+
+
+GEMMA = {
+  "gemma1_2b": _gemma(256_000, 2048, 18, 16_384, 8, 1),
+  "gemma1_7b": _gemma(256_000, 3072, 28, 24_576, 16, 16),
+  "gemma2_2b": _gemma(256_000, 2304, 26, 9216, 8, 4, **_GEMMA2),
+  "gemma2_9b": _gemma(256_000, 3584, 42, 14_336, 16, 8, **_GEMMA2),
+  "gemma2_27b": _gemma(
+    256_000, 4608, 46, 36_864, 32, 16, 128, query_scale=144**-0.5, **_GEMMA2
+  ),
+  # Our own shape: the paper's 0.7B is not described. Gemma 3 1B's body
+  # proportions with Gemma 2's blocks: 0.698B without embeddings.
+  "gemma2_700m": _gemma(256_000, 1152, 26, 6912, 4, 1, **_GEMMA2),
+  "gemma3_270m": _gemma(262_144, 640, 18, 2048, 4, 1, window=512, **_GEMMA3),
+  "gemma3_1b": _gemma(262_144, 1152, 26, 6912, 4, 1, window=512, **_GEMMA3),
+  "gemma3_4b": _gemma(
+    262_144, 2560, 34, 10_240, 8, 4,
+    window=1024, rope_scale_global=8.0, **_GEMMA3,
+  ),
+}  # fmt: skip
+
+VIT = {
+  "so400m_14": VitConfig(1152, 27, 4304, 16, patch=14, image_size=224),
+}
+
+HEAD = {
+  "mar_b": HeadConfig(1024, 6),
+  "mar_l": HeadConfig(1280, 8),
+  "mar_h": HeadConfig(1536, 12),
+}
+
+VAE = {
+  "sd_f8": VaeConfig(
+    128, (1, 2, 4, 4), 2, 4, latent_mean=0.0, latent_scale=0.18215
+  ),
+}

@@ -1,0 +1,338 @@
+"""UniFluid: one decoder for continuous image tokens and discrete text.
+
+Paper: UniFluid (arXiv 2503.13436) §3 and §4.1. What it leaves open follows
+PaliGemma (projector, text layout), RAR (position tables) and MAR (head).
+Decoding lives in `unifluid_decode.py`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from unifluid_jax import parallel
+from unifluid_jax.config import Config
+from unifluid_jax.models import gemma
+from unifluid_jax.models.diffusion_head import DiffusionHead
+from unifluid_jax.models.kl_vae import KlVae, sample_latents, to_latents
+from unifluid_jax.models.vit import Vit
+from unifluid_jax.ops import diffusion, order, patches
+from unifluid_jax.ops.attention import block_causal_mask
+from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
+from unifluid_jax.systems import packing, unifluid_decode
+from unifluid_jax.systems.frozen_vae import load_vae
+from unifluid_jax.types import PAD, Batch, Metrics, Params, Prompts
+
+
+class UniFluid:
+  """The System of `config.system == "unifluid"`."""
+
+  def __init__(self, config: Config):
+    """Builds the networks; no arrays are made here."""
+    m = config.model
+    self.config = config
+    dtype = jnp.dtype(m.dtype)
+    self.decoder = gemma.Gemma(m.decoder, dtype, m.remat, m.scan)
+    self.vit = Vit(m.vit, dtype, m.remat, m.scan)
+    self.head = DiffusionHead(m.head, m.token_channels, dtype)
+    self.vae = KlVae(m.vae, dtype)
+    self.project = nn.Dense(
+      m.decoder.width, dtype=dtype, kernel_init=nn.initializers.zeros
+    )
+    self.embed_token = nn.Dense(m.decoder.width, dtype=dtype)
+    self.schedule = diffusion.cosine_schedule()
+
+  # ------------------------------------------------------------- parameters
+
+  def init(self, key: PRNGKeyArray) -> Params:
+    """Fresh float32 parameters; see the System protocol."""
+    m = self.config.model
+    keys = jax.random.split(key, 7)
+    width, pixels = m.decoder.width, m.vit.image_size
+    x = jnp.zeros((1, 1, width), jnp.float32)
+    table = nn.initializers.truncated_normal(0.02)
+    return {
+      "decoder": self.decoder.init(
+        keys[0], x, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
+      )["params"],
+      "vit": self.vit.init(keys[1], jnp.zeros((1, pixels, pixels, 3)))[
+        "params"
+      ],
+      "projector": self.project.init(keys[2], jnp.zeros((1, m.vit.width)))[
+        "params"
+      ],
+      "image": {
+        "in": self.embed_token.init(
+          keys[3], jnp.zeros((1, m.token_channels))
+        )["params"],
+        "position": table(keys[4], (m.image_tokens, width)),
+        "next_position": table(keys[5], (m.image_tokens, width)),
+        "boi": table(keys[6], (width,)),
+      },
+      "head": self.head.init(
+        key,
+        jnp.zeros((1, m.token_channels)),
+        jnp.zeros((1,), jnp.int32),
+        jnp.zeros((1, width)),
+      )["params"],
+    }
+
+  def load_frozen(self) -> Any:
+    """The VAE, unless the run trains on text and understanding alone."""
+    batch = self.config.batch
+    if batch.get("t2i", 0) + batch.get("edit", 0) == 0:
+      return {}
+    return load_vae(self.config.model)
+
+  # -------------------------------------------------------------- embedding
+
+  def embed_text(
+    self, params: Params, tokens: Int[Array, "B T"]
+  ) -> Float[Array, "B T D"]:
+    """Token embeddings, scaled as Gemma scales them."""
+    return self.decoder.apply(
+      {"params": params["decoder"]}, tokens, method="embed"
+    )
+
+  def embed_pixels(
+    self, params: Params, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B n D"]:
+    """Vision features, projected; not scaled, as in PaliGemma."""
+    features = self.vit.apply({"params": params["vit"]}, images)
+    return self.project.apply({"params": params["projector"]}, features)
+
+  def embed_tokens(
+    self, params: Params, x: Float[Array, "B n C"]
+  ) -> Float[Array, "B n D"]:
+    """Image tokens without their positions."""
+    return self.embed_token.apply({"params": params["image"]["in"]}, x)
+
+  def embed_image(
+    self,
+    params: Params,
+    x: Float[Array, "B N C"],
+    cells: Int[Array, "B N"],
+  ) -> Float[Array, "B N D"]:
+    """Inputs that predict the tokens of `cells` in that order.
+
+    Slot 0 is BOI, slot i carries token i-1 and where it stands; every slot
+    also carries where the token it predicts will stand (UniFluid §3.2, RAR).
+    """
+    table = params["image"]
+    tokens = self.embed_tokens(params, x[:, :-1])
+    tokens = tokens + order.current(table["position"], cells)
+    boi = jnp.broadcast_to(table["boi"], (x.shape[0], 1, tokens.shape[-1]))
+    inputs = jnp.concatenate([boi.astype(tokens.dtype), tokens], axis=1)
+    return inputs + order.next(table["next_position"], cells).astype(
+      inputs.dtype
+    )
+
+  def prompt_parts(
+    self, params: Params, frozen: Any, prompts: Prompts
+  ) -> packing.Packed:
+    """The bidirectional prefix of a generation or editing example."""
+    parts = []
+    if prompts.source is not None:
+      x = self.embed_pixels(params, prompts.source)
+      parts.append(packing.prefix(x, packing.all_valid(x)))
+      if self.config.model.edit_latents:
+        x = self.embed_source(params, frozen, prompts.source_image)
+        parts.append(packing.prefix(x, packing.all_valid(x)))
+    x = self.embed_text(params, prompts.text)
+    parts.append(packing.prefix(x, packing.text_valid(prompts.text)))
+    return packing.join(parts)
+
+  def embed_source(
+    self, params: Params, frozen: Any, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B N D"]:
+    """The VAE tokens of an image to edit, with positions, as a prefix."""
+    x = self.encode(frozen, images, None, None)
+    return self.embed_tokens(params, x) + params["image"]["position"].astype(
+      self.decoder.dtype
+    )
+
+  def encode(
+    self,
+    frozen: Any,
+    images: Float[Array, "B H W 3"] | None,
+    moments: Float[Array, "B h w c2"] | None,
+    key: PRNGKeyArray | None,
+  ) -> Float[Array, "B N C"]:
+    """Normalised image tokens in raster order; without a key the mode."""
+    if moments is None:
+      moments = self.vae.apply({"params": frozen["vae"]}, images,
+                               method="encode")  # fmt: skip
+    z = sample_latents(moments.astype(jnp.float32), key)
+    z = to_latents(z, frozen["latent_mean"], frozen["latent_scale"])
+    return patches.patchify(z, self.config.model.patch)
+
+  # ------------------------------------------------------------------- loss
+
+  def loss(
+    self, params: Params, frozen: Any, batch: Batch, key: PRNGKeyArray, step
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """L = L_visual + lambda * L_text over one backbone pass (UniFluid §4.1)."""
+    keys = jax.random.split(key, 5)
+    c = self.config
+    r = order.randomness(step, c.order.random_until, c.order.raster_from)
+    tasks, images, texts = [], [], []
+    if batch.t2i is not None:
+      prompts = Prompts(batch.t2i.prompt)
+      packed, target = self._pack_image(
+        params, frozen, prompts, batch.t2i, keys[0], r
+      )
+      images.append((len(tasks), target))
+      tasks.append(packed)
+    if batch.edit is not None:
+      e = batch.edit
+      prompts = Prompts(e.prompt, e.source, e.source_image)
+      packed, target = self._pack_image(params, frozen, prompts, e, keys[1], r)
+      images.append((len(tasks), target))
+      tasks.append(packed)
+    for example in (batch.i2t, batch.text):
+      if example is not None:
+        texts.append((len(tasks), example.suffix))
+        tasks.append(self._pack_answer(params, example))
+    hidden = self._backbone(params, tasks, keys[2])
+    metrics, total = {}, jnp.float32(0)
+    if images:
+      visual, metrics = self._visual_loss(params, tasks, hidden, images,
+                                          keys[3])  # fmt: skip
+      metrics["order_randomness"] = r
+      total = total + visual
+    if texts:
+      text, more = self._text_loss(params, tasks, hidden, texts)
+      metrics |= more
+      total = total + c.loss.text_weight * text
+    return total, metrics | {"loss": total}
+
+  def _pack_image(self, params, frozen, prompts, example, key, r):
+    """A generation example as a sequence, and the tokens it must predict."""
+    c = self.config
+    k_latent, k_order, k_drop = jax.random.split(key, 3)
+    moments = getattr(example, "moments", None)
+    x = self.encode(frozen, example.image, moments, k_latent)
+    b, n, _ = x.shape
+    cells = order.sample_orders(k_order, b, n, r)
+    x = order.take_tokens(x, cells)
+    drop = jax.random.bernoulli(k_drop, c.loss.prompt_dropout, (b, 1))
+    text = jnp.where(drop, packing.null_prompt(prompts.text), prompts.text)
+    head = self.prompt_parts(params, frozen, prompts._replace(text=text))
+    tail = self.embed_image(params, x, cells)
+    packed = packing.join(
+      [head, packing.causal(tail, packing.all_valid(tail))]
+    )
+    return packed, x
+
+  def _pack_answer(self, params, example):
+    """An understanding or text example: predicts its suffix."""
+    parts = []
+    if hasattr(example, "image"):
+      x = self.embed_pixels(params, example.image)
+      parts.append(packing.prefix(x, packing.all_valid(x)))
+    tokens = jnp.concatenate([example.prefix, example.suffix[:, :-1]], axis=1)
+    x = self.embed_text(params, tokens)
+    p = example.prefix.shape[1]
+    valid = packing.text_valid(tokens)
+    parts.append(packing.prefix(x[:, :p], valid[:, :p]))
+    parts.append(packing.causal(x[:, p:], valid[:, p:]))
+    return packing.join(parts)
+
+  def _backbone(self, params, tasks, key):
+    """One decoder pass over all tasks; hidden states a task."""
+    groups = parallel.batch_groups()
+    whole = packing.merge(tasks, groups)
+    mask = block_causal_mask(whole.block, whole.valid)
+    hidden, _ = self.decoder.apply(
+      {"params": params["decoder"]},
+      parallel.constrain(whole.x, "BTD"),
+      packing.positions(whole.valid),
+      mask,
+      dropout_key=key,
+    )
+    sizes = [t.x.shape[0] for t in tasks]
+    return packing.split(hidden, sizes, groups)
+
+  def _visual_loss(self, params, tasks, hidden, images, key):
+    """MSE + VB of every image token, several noise draws each (MAR)."""
+    z, x0 = [], []
+    for i, target in images:
+      n, length = target.shape[1], tasks[i].x.shape[1]
+      z.append(hidden[i][:, length - n : length])
+      x0.append(target)
+    z, x0 = jnp.concatenate(z), jnp.concatenate(x0)
+    draws = self.config.loss.draws
+    z = jnp.broadcast_to(z, (draws, *z.shape))
+    x0 = jnp.broadcast_to(x0, (draws, *x0.shape))
+    k_t, k_noise = jax.random.split(key)
+    t = jax.random.randint(k_t, x0.shape[:-1], 0, 1000)
+    noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
+    x_t = diffusion.q_sample(self.schedule, x0, t, noise)
+    out = self.head.apply({"params": params["head"]}, x_t, t, z)
+    mse, vb = diffusion.loss_terms(self.schedule, out, x0, x_t, t, noise)
+    mse, vb = mse.mean(), vb.mean()
+    return mse + vb, {"loss_visual": mse + vb, "mse": mse, "vb": vb}
+
+  def _text_loss(self, params, tasks, hidden, texts):
+    """Mean over examples of the mean NLL of their answer (PaliGemma)."""
+    h, suffix = [], []
+    for i, target in texts:
+      a, length = target.shape[1], tasks[i].x.shape[1]
+      h.append(hidden[i][:, length - a : length])
+      suffix.append(target)
+    h, suffix = jnp.concatenate(h), jnp.concatenate(suffix)
+    config = self.config.model.decoder
+    # Gathered once, outside the chunk loop: 1.2 GB at 256k rows.
+    table = parallel.gather(
+      params["decoder"]["embedder"]["table"].astype(self.decoder.dtype)
+    )
+    nll, hits = chunked_cross_entropy(
+      lambda x: gemma.logits(config, table, x),
+      h,
+      suffix,
+      self.config.loss.vocab_chunk,
+    )
+    mask = (suffix != PAD).astype(jnp.float32)
+    per_example = (nll * mask).sum(1) / jnp.maximum(mask.sum(1), 1)
+    loss = per_example.mean()
+    accuracy = (hits * mask).sum() / jnp.maximum(mask.sum(), 1)
+    return loss, {"loss_text": loss, "text_accuracy": accuracy}
+
+  # ------------------------------------------------------------------ decode
+
+  def generate(
+    self,
+    params: Params,
+    frozen: Any,
+    prompts: Prompts,
+    key: PRNGKeyArray,
+    sampling: Any,
+    cells: Int[Array, "B N"] | None = None,
+  ) -> Float[Array, "B H W 3"]:
+    """Images for prompts; see `unifluid_decode.generate`."""
+    return unifluid_decode.generate(
+      self, params, frozen, prompts, key, sampling, cells
+    )
+
+  def answer(
+    self,
+    params: Params,
+    frozen: Any,
+    images: Float[Array, "B H W 3"] | None,
+    prefix: Int[Array, "B P"],
+    sampling: Any,
+  ) -> Int[Array, "B A"]:
+    """Token ids; see `unifluid_decode.answer`."""
+    del frozen
+    return unifluid_decode.answer(self, params, images, prefix, sampling)
+
+  def reconstruct(
+    self, frozen: Any, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B H W 3"]:
+    """Images through the frozen VAE and back: the limit of generation."""
+    variables = {"params": frozen["vae"]}
+    moments = self.vae.apply(variables, images, method="encode")
+    z = sample_latents(moments, None)
+    return self.vae.apply(variables, z, method="decode")

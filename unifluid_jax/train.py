@@ -1,0 +1,346 @@
+"""The training loop. The step itself is `train_step`: start reading there.
+
+It knows a system only by `types.Trainable`: init, loss, load_frozen.
+"""
+
+import contextlib
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unifluid_jax import checkpoint, optim, parallel, telemetry
+from unifluid_jax.config import Config
+from unifluid_jax.types import Metrics, Trainable, TrainState
+
+
+class NonFiniteError(FloatingPointError):
+  """Loss or gradient became NaN or infinite."""
+
+
+# ------------------------------------------------------------- Update step
+
+
+def train_step(
+  state: TrainState,
+  frozen: Any,
+  batch: Any,
+  *,
+  system: Trainable,
+  optimizer: optax.GradientTransformation,
+  config: Config,
+) -> tuple[TrainState, Metrics]:
+  """One optimizer step over one global batch.
+
+  Args:
+    state: donated.
+    frozen: weights the optimizer never sees.
+    batch: pytree of arrays [B, ...], split over the mesh's batch axes.
+    system: its loss is differentiated with respect to the parameters.
+    optimizer: see optim.make_optimizer.
+    config: seed, accumulation and averaging are read.
+
+  Returns:
+    The next state, and scalar metrics of this step.
+  """
+  key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+  grad = jax.value_and_grad(system.loss, has_aux=True)
+
+  def micro(carry, xs):
+    part, k = xs
+    (_, metrics), grads = grad(state.params, frozen, part, k, state.step)
+    new = (grads, dict(metrics))
+    return jax.tree.map(jnp.add, carry, new) if carry else new, None
+
+  parts = micro_batches(batch, config.accumulate)
+  keys = jax.random.split(key, config.accumulate)
+  first = jax.tree.map(lambda x: x[0], (parts, keys))
+  totals, _ = micro(None, first)
+  if config.accumulate > 1:
+    rest = jax.tree.map(lambda x: x[1:], (parts, keys))
+    totals, _ = jax.lax.scan(micro, totals, rest)
+  grads, metrics = jax.tree.map(lambda x: x / config.accumulate, totals)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if config.optim.ema:
+    ema = optim.update_ema(ema, params, config.optim.ema, state.step)
+  metrics = dict(metrics, grad_norm=optax.tree.norm(grads))
+  return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+
+def micro_batches(batch: Any, count: int) -> Any:
+  """[B, ...] → [count, B / count, ...]; rows stay on their device."""
+  groups = parallel.batch_groups()
+
+  def cut(x):
+    grouped = x.reshape(groups, count, -1, *x.shape[1:]).swapaxes(0, 1)
+    return grouped.reshape(count, -1, *x.shape[1:])
+
+  return jax.tree.map(cut, batch)
+
+
+# ------------------------------------------------------------ State, compiled
+
+
+def init_state(
+  system: Trainable, optimizer: optax.GradientTransformation, config: Config
+) -> TrainState:
+  """A state at step 0; traced for its shapes, or jitted with shardings."""
+  params = system.init(jax.random.key(config.seed))
+  ema = jax.tree.map(jnp.copy, params) if config.optim.ema else None
+  return TrainState(jnp.int32(0), params, optimizer.init(params), ema)
+
+
+class Job(NamedTuple):
+  """All that the loop needs, built once from a configuration."""
+
+  config: Config
+  system: Trainable
+  mesh: jax.sharding.Mesh
+  optimizer: optax.GradientTransformation
+  shapes: TrainState  # ShapeDtypeStructs with shardings
+  step: Callable[..., tuple[TrainState, Metrics]]  # jitted train_step
+
+  @property
+  def shardings(self) -> Any:
+    """NamedShardings of the state."""
+    return jax.tree.map(lambda x: x.sharding, self.shapes)
+
+
+def make_job(
+  config: Config, system: Trainable, devices: Any = None
+) -> Job:
+  """Mesh, optimizer, sharded state shapes and the jitted step."""
+  mesh = parallel.make_mesh(config.mesh, devices)
+  parallel.check_batch(config.batch, config.accumulate, mesh)
+  optimizer = optim.make_optimizer(config.optim, config.steps)
+  shapes = jax.eval_shape(lambda: init_state(system, optimizer, config))
+  places = parallel.shardings(shapes, shapes.params, mesh)
+  shapes = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    places,
+  )
+  step = functools.partial(
+    train_step, system=system, optimizer=optimizer, config=config
+  )
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+  return Job(config, system, mesh, optimizer, shapes, jitted)
+
+
+def restore_or_init(
+  job: Job, saved: checkpoint.Checkpoints
+) -> tuple[TrainState, str]:
+  """The state to start from, by the first rung that holds.
+
+  1. the newest checkpoint of this workdir;
+  2. fresh parameters from config.seed.
+
+  Returns:
+    The state, and a sentence that says which rung fired.
+  """
+  step = saved.latest()
+  if step is not None:
+    state, _ = saved.restore(step, job.shapes)
+    return state, f"1: resumed from step {step} of this workdir"
+  make = jax.jit(
+    lambda: init_state(job.system, job.optimizer, job.config),
+    out_shardings=job.shardings,
+  )
+  return make(), f"2: fresh parameters, seed {job.config.seed}"
+
+
+# ------------------------------------------------------------------- The loop
+
+
+def run(
+  job: Job,
+  workdir: str,
+  loader: Callable[[int], Iterator[Any]],
+  meta: Mapping[str, Any],
+  say: Callable[[str], None],
+) -> TrainState:
+  """Trains to config.steps; resumes by itself.
+
+  The order is fixed: batch → step → log → save. A checkpoint of step k is
+  written after step k's update, and the loader restarts at batch k, so a
+  resumed run repeats nothing and skips nothing.
+
+  Args:
+    job: see make_job.
+    workdir: checkpoints and metrics go here.
+    loader: first step → iterator of process-local batches.
+    meta: saved as JSON beside every state.
+    say: prints a line (process 0 only).
+
+  Raises:
+    NonFiniteError: names the window of steps and the last good checkpoint.
+  """
+  config = job.config
+  saved = checkpoint.Checkpoints(workdir, config.checkpoint)
+  with jax.set_mesh(job.mesh), _Stop(saved) as stop:
+    state, rung = restore_or_init(job, saved)
+    start = int(state.step)
+    say(telemetry.table("start", startup_rows(job, rung)))
+    if start >= config.steps:
+      say(f"nothing to do: step {start} of {config.steps} is reached")
+      saved.close()
+      return state
+    frozen = jax.device_put(
+      job.system.load_frozen(),
+      jax.sharding.NamedSharding(job.mesh, jax.P()),
+    )
+    log = _Log(job, workdir, start, saved, say)
+    batches = loader(start)
+    try:
+      for step in range(start + 1, config.steps + 1):
+        log.profile(step - start)
+        batch = parallel.to_global(next(batches), job.mesh)
+        state, metrics = job.step(state, frozen, batch)
+        log.add(metrics)
+        last = step == config.steps or stop.requested(step)
+        save = last or step % config.checkpoint.every == 0
+        if save or step % config.log.every == 0 or step == start + 1:
+          log.flush(step)
+        if save:
+          saved.save(step, state, dict(meta, step=step))
+        if last and step < config.steps:
+          say(f"told to stop: saved step {step}; the same command resumes")
+          break
+    finally:
+      log.close()
+      saved.close()
+  return state
+
+
+def startup_rows(job: Job, rung: str) -> list[tuple[str, Any]]:
+  """What a run says of itself before its first step."""
+  c, mesh = job.config, job.mesh
+  kind = jax.devices()[0].device_kind
+  state_bytes = telemetry.bytes_per_device(job.shapes, job.shardings)
+  rows = [("devices", f"{mesh.size} x {kind}, {jax.process_count()} process")]
+  rows += [("mesh", " x ".join(f"{k} {v}" for k, v in mesh.shape.items()))]
+  rows += [
+    (f"parameters, {name}", f"{n:,}")
+    for name, n in telemetry.parameter_table(job.shapes.params)
+  ]
+  batch = ", ".join(f"{k} {v}" for k, v in c.batch.items() if v)
+  return [
+    *rows,
+    ("state a device", f"{state_bytes / 2**20:,.1f} MiB"),
+    ("batch", batch + (f" in {c.accumulate} parts" * (c.accumulate > 1))),
+    ("resume rung", rung),
+  ]
+
+
+class _Log:
+  """Collects metrics on the device; fetches, checks and prints windows."""
+
+  def __init__(self, job, workdir, start, saved, say):
+    self._job, self._say, self._saved = job, say, saved
+    self._workdir = workdir
+    self._last, self._pending = start, []
+    self._progress = telemetry.Progress("train", start, job.config.steps)
+    self._factor = optim.learning_rate(job.config.optim, job.config.steps)
+    self._writer = None
+    if jax.process_index() == 0:
+      self._writer = telemetry.MetricsWriter(
+        workdir, tensorboard=job.config.log.tensorboard
+      )
+    self._profiling = False
+
+  def add(self, metrics: Metrics) -> None:
+    self._pending.append(metrics)
+
+  def flush(self, step: int) -> None:
+    """Writes the mean of the window that ends at `step`."""
+    if not self._pending:
+      return
+    fetched = jax.device_get(self._pending)
+    self._pending = []
+    mean = {
+      k: float(np.mean([m[k] for m in fetched], dtype=np.float64))
+      for k in fetched[0]
+    }
+    bad = [k for k in ("loss", "grad_norm") if not np.isfinite(mean[k])]
+    if bad:
+      self._saved.wait()
+      raise NonFiniteError(
+        f"{' and '.join(bad)} not finite in steps {self._last + 1}..{step}; "
+        f"last good checkpoint: {self._saved.latest()}. Lower config.optim.lr "
+        "or config.optim.clip, or look at the data of these steps"
+      )
+    text = " ".join(f"{k} {mean[k]:.4f}" for k in sorted(mean)
+                    if k.startswith("loss") or k == "text_accuracy")  # fmt: skip
+    line, seconds = self._progress.line(step, text)
+    self._last = step
+    mean["lr"] = float(self._job.config.optim.lr * self._factor(step - 1))
+    mean["seconds_per_step"] = seconds
+    mean |= speed(self._job, seconds)
+    if self._writer is not None:
+      self._writer.write(step, mean)
+    self._say(line)
+
+  def profile(self, count: int) -> None:
+    """Starts and ends the trace window of config.log."""
+    log = self._job.config.log
+    if not log.profile_steps:
+      return
+    if count == log.profile_start:
+      jax.profiler.start_trace(f"{self._workdir}/profile")
+      self._profiling = True
+    elif self._profiling and count == log.profile_start + log.profile_steps:
+      self._end_profile()
+
+  def _end_profile(self) -> None:
+    jax.profiler.stop_trace()
+    self._profiling = False
+
+  def close(self) -> None:
+    if self._profiling:
+      self._end_profile()
+    if self._writer is not None:
+      self._writer.close()
+
+
+def speed(job: Job, seconds: float) -> dict[str, float]:
+  """Tokens/s, and MFU where the device's peak is known."""
+  cost = getattr(job.system, "step_cost", None)
+  if cost is None or seconds <= 0:
+    return {}
+  tokens, flops = cost()
+  peak = telemetry.peak_flops()
+  out = {"tokens_per_second": tokens / seconds}
+  return out | ({"mfu": flops / seconds / peak} if peak else {})
+
+
+class _Stop(contextlib.AbstractContextManager):
+  """Turns SIGTERM into "save and leave" at the next step."""
+
+  def __init__(self, saved: checkpoint.Checkpoints):
+    self._saved, self._flag, self._old = saved, threading.Event(), None
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      self._old = signal.signal(signal.SIGTERM, self._set)
+    return self
+
+  def _set(self, *_):
+    self._flag.set()
+
+  def requested(self, step: int) -> bool:
+    """All processes answer alike: they stop at the same step."""
+    if jax.process_count() > 1:
+      return self._saved.reached_preemption(step)
+    return self._flag.is_set()
+
+  def __exit__(self, *_):
+    if self._old is not None:
+      signal.signal(signal.SIGTERM, self._old)
