@@ -16,7 +16,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from unifluid_jax import cli, parallel, systems, train
+from unifluid_jax import api, cli, parallel, systems, train
 from unifluid_jax.config import Config, resolve
 from unifluid_jax.data import pipeline, text
 
@@ -31,8 +31,6 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process.")
-
-TOKENIZER = "tokenizer.model"
 
 
 def main(_: list[str]) -> None:
@@ -83,7 +81,7 @@ def describe(
     return meta
   data = epath.Path(config.text.tokenizer).read_bytes()
   if jax.process_index() == 0:
-    copy = epath.Path(workdir) / TOKENIZER
+    copy = epath.Path(workdir) / api.TOKENIZER
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes(data)
   return meta | {"tokenizer_sha256": hashlib.sha256(data).hexdigest()}

@@ -282,7 +282,8 @@ def grads(remat, scan=True):
 def test_remat_keeps_gradients(remat, scan, policy):
   text, got = grads(remat, scan)
   plain_text, want = _plain_grads()
-  assert policy in text and "saveable" not in plain_text
+  assert f"policy={getattr(jax.checkpoint_policies, policy)}" in text
+  assert "policy=" not in plain_text
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4),
     got,
@@ -401,7 +402,7 @@ def test_initial_values():
     value = {**layers["attn"], **layers["mlp"]}[name]
     np.testing.assert_allclose(value.std() * fan**0.5, 1, atol=0.05)
     assert np.abs(value).max() < 2.3 * fan**-0.5  # truncated at two deviations
-    assert np.abs(value[0] - value[1]).min() > 0  # layers differ
+    assert np.mean(value[0] == value[1]) < 0.01  # layers differ
   table = params["embedder"]["table"]
   np.testing.assert_allclose(table.std() * 96**0.5, 1, atol=0.05)
   scales = [

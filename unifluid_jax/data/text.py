@@ -1,0 +1,237 @@
+"""Text to token ids and back, in the static rows that models read.
+
+The layout is PaliGemma's (big_vision configs/proj/paligemma): BOS + prefix +
+newline, then suffix + EOS. Ids follow Gemma's SentencePiece model.
+"""
+
+import functools
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import sentencepiece
+from absl import logging
+from etils import epath
+from jaxtyping import Int32
+
+from unifluid_jax.types import BOS, EOS, PAD, UNK
+
+_NEWLINE = "\n"
+_CACHE = 1 << 16  # texts whose ids are remembered
+
+
+class Tokenizer:
+  """A SentencePiece model whose special ids are those of types.py.
+
+  Attributes:
+    truncated: texts that did not fit their row so far.
+  """
+
+  def __init__(self, proto: bytes, name: str = "tokenizer"):
+    """Reads a serialized model.
+
+    Args:
+      proto: content of a `.model` file.
+      name: how error messages call it.
+
+    Raises:
+      ValueError: not a SentencePiece model, other special ids, or no piece
+        for the newline.
+    """
+    self._proto, self._name = proto, name
+    self._model = sentencepiece.SentencePieceProcessor()
+    try:
+      self._model.LoadFromSerializedProto(proto)
+    except RuntimeError as error:
+      raise ValueError(
+        f"{name} is not a SentencePiece model; text.tokenizer must name a "
+        ".model file"
+      ) from error
+    model = self._model
+    ids = (model.pad_id(), model.eos_id(), model.bos_id(), model.unk_id())
+    if ids != (PAD, EOS, BOS, UNK):
+      raise ValueError(
+        f"{name} has pad, eos, bos, unk = {ids}, need {(PAD, EOS, BOS, UNK)}: "
+        "use a Gemma tokenizer or one that text.train made"
+      )
+    self._newline = model.piece_to_id(_NEWLINE)
+    if self._newline == UNK:
+      raise ValueError(
+        f"{name} has no piece for the newline that ends a question: train it "
+        'with user_defined_symbols=["\\n"]'
+      )
+    self.truncated = 0
+    self._encode = functools.lru_cache(_CACHE)(self._encode_uncached)
+
+  def __reduce__(self) -> tuple[Callable, tuple]:
+    return Tokenizer, (self._proto, self._name)
+
+  @classmethod
+  def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+    """Reads a `.model` file, local or remote.
+
+    Raises:
+      ValueError: the file is missing or unusable.
+    """
+    file = epath.Path(path)
+    if not os.fspath(path) or not file.is_file():
+      raise ValueError(
+        f"no tokenizer at {os.fspath(path)!r}: set text.tokenizer to a "
+        "SentencePiece .model file"
+      )
+    return cls(file.read_bytes(), os.fspath(path))
+
+  @property
+  def vocab_size(self) -> int:
+    """Pieces, special ones included; the model's V may be larger."""
+    return self._model.vocab_size()
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text, without BOS and EOS."""
+    return list(self._encode(text))
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The text before the first EOS; pads, BOS and ids beyond V drop out."""
+    kept = []
+    for i in map(int, ids):
+      if i == EOS:
+        break
+      if i not in (PAD, BOS) and 0 <= i < self.vocab_size:
+        kept.append(i)
+    return self._model.decode(kept)
+
+  def prompt_row(self, text: str, length: int) -> Int32[np.ndarray, "P"]:
+    """BOS + text at the right end of the row, pads before it.
+
+    The empty text gives BOS alone: the null condition of guidance.
+
+    Args:
+      text: what to draw, or how to edit.
+      length: P. A longer text loses its end.
+    """
+    return self._right([BOS], self._encode(text), [], length)
+
+  def prefix_row(self, question: str, length: int) -> Int32[np.ndarray, "P"]:
+    """BOS + question + newline at the right end of the row.
+
+    The newline is tokenised on its own, so that it never merges with the
+    question (big_vision configs/proj/paligemma).
+
+    Args:
+      question: prefix of an understanding example.
+      length: P. A longer question loses its end, never BOS or the newline.
+    """
+    return self._right([BOS], self._encode(question), [self._newline], length)
+
+  def suffix_row(self, answer: str, length: int) -> Int32[np.ndarray, "A"]:
+    """Answer + EOS at the left end of the row, pads after it.
+
+    Differs: PaliGemma's truncation drops EOS; a truncated answer keeps it
+    here, so that a row never teaches the model not to stop.
+
+    Args:
+      answer: suffix of an understanding example.
+      length: A. A longer answer loses its end.
+    """
+    if length < 1:
+      raise ValueError(f"text.suffix={length} has no room for EOS: use >= 1")
+    ids = self._fit(self._encode(answer), length - 1)
+    row = np.full(length, PAD, np.int32)
+    row[: len(ids)] = ids
+    row[len(ids)] = EOS
+    return row
+
+  def _right(
+    self, head: list[int], ids: tuple[int, ...], tail: list[int], length: int
+  ) -> Int32[np.ndarray, "P"]:
+    """head + ids + tail, right-aligned; only ids give way."""
+    room = length - len(head) - len(tail)
+    if room < 0:
+      raise ValueError(
+        f"text.prompt or text.prefix = {length} has no room for BOS"
+        f"{' and newline' if tail else ''}: use >= {len(head) + len(tail)}"
+      )
+    row = np.full(length, PAD, np.int32)
+    full = [*head, *self._fit(ids, room), *tail]
+    row[length - len(full) :] = full
+    return row
+
+  def _fit(self, ids: tuple[int, ...], room: int) -> tuple[int, ...]:
+    """The first `room` ids; the first loss is logged, all are counted."""
+    if len(ids) > room:
+      if not self.truncated:
+        logging.warning(
+          "a text of %d tokens was cut to %d; raise text.prompt, text.prefix "
+          "or text.suffix if that is not rare (logged once)",
+          len(ids),
+          room,
+        )
+      self.truncated += 1
+    return ids[:room]
+
+  def _encode_uncached(self, text: str) -> tuple[int, ...]:
+    return tuple(self._model.encode(text))
+
+
+def train(
+  sentences: Iterable[str], path: str | os.PathLike[str], vocab_size: int
+) -> Tokenizer:
+  """Trains a SentencePiece model and writes it.
+
+  BPE with a dummy leading space: a word is the same piece at the start and
+  inside of a text, and on the narrow language of captions frequent words
+  become one piece. The same sentences give the same bytes.
+
+  Differs: Gemma's model has no dummy space and falls back to bytes; a small
+  vocabulary cannot spare 256 pieces, so unseen characters become UNK.
+
+  Args:
+    sentences: the corpus.
+    path: the `.model` file to write; replaced atomically.
+    vocab_size: pieces at most; fewer when the corpus has no more.
+
+  Returns:
+    The tokenizer, loaded.
+
+  Raises:
+    ValueError: an empty corpus, or fewer pieces than characters.
+  """
+  writer = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=_nonempty(sentences),
+      model_writer=writer,
+      vocab_size=vocab_size,
+      hard_vocab_limit=False,
+      model_type="bpe",
+      normalization_rule_name="identity",
+      add_dummy_prefix=True,
+      split_digits=True,
+      byte_fallback=False,
+      character_coverage=1.0,
+      user_defined_symbols=[_NEWLINE],
+      pad_id=PAD,
+      eos_id=EOS,
+      bos_id=BOS,
+      unk_id=UNK,
+      num_threads=1,
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    raise ValueError(
+      f"cannot train a tokenizer of {vocab_size} pieces: the corpus is empty "
+      "or has more distinct characters than pieces; raise vocab_size"
+    ) from error
+  tokenizer = Tokenizer(writer.getvalue(), os.fspath(path))
+  target = epath.Path(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  partial = target.parent / f".{target.name}.{os.getpid()}.tmp"
+  partial.write_bytes(writer.getvalue())
+  partial.replace(target)
+  return tokenizer
+
+
+def _nonempty(sentences: Iterable[str]) -> Iterator[str]:
+  """Sentences that hold text."""
+  return (s for s in sentences if s.strip())

@@ -1,0 +1,212 @@
+"""The evaluation job: watches a workdir and scores every new checkpoint.
+
+It is a process of its own, so that metrics never slow or stop training. All
+of `jax.pmap` sits in `pmapped`; its successor can replace it there.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from flax import jax_utils
+
+from unifluid_jax import api, checkpoint, systems
+from unifluid_jax.config import Config
+from unifluid_jax.data import text
+from unifluid_jax.evals import report_data, text_suite, world_suite
+from unifluid_jax.evals.bench import Bench, Outcome, Subject
+
+METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
+  "captions": text_suite.captions,
+  "vqa": text_suite.vqa,
+  "geneval": world_suite.geneval,
+  "fid": world_suite.frechet,
+  "tokenizer": world_suite.tokenizer,
+}
+RESULTS = "metrics_eval.jsonl"
+REPORT = "report.html"
+
+
+def pmapped(
+  params: Any, frozen: Any, rows: int, devices: Sequence[Any] | None = None
+) -> api.Mapper:
+  """Runs functions on all local devices: replicated weights, split rows.
+
+  Args:
+    params: weights; floating ones are replicated in bfloat16.
+    frozen: further weights, replicated likewise.
+    rows: per device and call; fewer are padded.
+    devices: default all local ones.
+  """
+  devices = devices or jax.local_devices()
+  count = len(devices)
+
+  def narrow(x):
+    x = jnp.asarray(x)
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(jnp.bfloat16) if floating else x
+
+  weights = jax_utils.replicate(
+    jax.tree.map(narrow, (params, frozen)), devices
+  )
+
+  def mapper(function):
+    compiled = jax.pmap(function, devices=devices)
+
+    def call(*arrays):
+      total, parts = len(arrays[0]), []
+      for start in range(0, total, rows * count):
+        part = [a[start : start + rows * count] for a in arrays]
+        n = len(part[0])
+        split = [
+          api.pad_rows(a, rows * count).reshape(count, rows, *a.shape[1:])
+          for a in part
+        ]
+        out = np.asarray(compiled(*weights, *split))
+        parts.append(out.reshape(rows * count, *out.shape[2:])[:n])
+      return np.concatenate(parts)
+
+    return call
+
+  return mapper
+
+
+class Evaluator:
+  """Scores checkpoints of one workdir; data and compilations are kept."""
+
+  def __init__(
+    self, config: Config, workdir: str, say: Callable[[str], None]
+  ):
+    """Checks the metrics' names and loads what all checkpoints share.
+
+    Raises:
+      ValueError: an unknown metric, or a missing tokenizer or VAE.
+    """
+    unknown = sorted(set(config.eval.metrics) - set(METRICS))
+    if unknown:
+      raise ValueError(
+        f"config.eval.metrics: {unknown[0]!r} is unknown; known: "
+        f"{', '.join(METRICS)}"
+      )
+    self.config, self.workdir, self._say = config, workdir, say
+    self._system = systems.build(config)
+    self._frozen = self._system.load_frozen()
+    self._tokenizer = text.Tokenizer.load(
+      str(epath.Path(workdir) / api.TOKENIZER)
+    )
+    self._bench = Bench(config, workdir)
+
+  def run(self, step: int) -> list[Exception]:
+    """Scores one checkpoint and rewrites the report.
+
+    Each metric runs on its own: one that fails is recorded with its error,
+    the others finish.
+
+    Returns:
+      The errors.
+    """
+    params = api.read_params(
+      self.config, self._system, self.workdir, step, None
+    )
+    mapper = pmapped(params, self._frozen, self.config.eval.batch)
+    model = api.Model(self.config, self._system, self._tokenizer, mapper)
+    errors, rows, shown = [], [], []
+    for name in self.config.eval.metrics:
+      begin = time.monotonic()
+      try:
+        outcome = METRICS[name](model, self._bench)
+      # Whatever a metric throws must not take the others' results along.
+      except Exception as error:
+        logging.exception("metric %s failed at step %d", name, step)
+        errors.append(error)
+        rows.append({"step": step, "metric": name, "error": repr(error)})
+        self._say(f"step {step}  {name}: FAILED: {error!r}")
+        continue
+      rows += as_rows(step, outcome)
+      shown += outcome.shown
+      self._say(
+        scores(step, outcome) + f"  ({time.monotonic() - begin:.0f} s)"
+      )
+    path = epath.Path(self.workdir) / RESULTS
+    with path.open("a") as f:
+      f.write("".join(json.dumps(row) + "\n" for row in rows))
+    report = epath.Path(self.workdir) / REPORT
+    report_data.write(report, self.config, self.workdir, step, shown)
+    return errors
+
+
+def as_rows(step: int, outcome: Outcome) -> list[dict[str, Any]]:
+  """Rows of metrics_eval.jsonl."""
+  return [
+    {
+      "step": step,
+      "metric": name,
+      "value": value,
+      "floor": outcome.floors.get(name),
+      "settings": dict(outcome.settings),
+    }
+    for name, value in outcome.values.items()
+  ]
+
+
+def scores(step: int, outcome: Outcome) -> str:
+  """Values with their floors, one a line."""
+  lines = []
+  for name, value in outcome.values.items():
+    floor = outcome.floors.get(name)
+    tail = "" if floor is None else f"   floor {floor:.3f}"
+    lines.append(f"step {step}  {name:<32} {value:8.3f}{tail}")
+  return "\n".join(lines)
+
+
+def evaluated(workdir: str) -> set[int]:
+  """Steps that have results without errors."""
+  path = epath.Path(workdir) / RESULTS
+  if not path.exists():
+    return set()
+  rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+  failed = {r["step"] for r in rows if "error" in r}
+  return {r["step"] for r in rows} - failed
+
+
+def watch(
+  evaluator: Evaluator, once: bool, only: int | None
+) -> list[Exception]:
+  """Scores checkpoints as they appear, until the run's last one.
+
+  Args:
+    evaluator: of the workdir.
+    once: score what is there now, and return.
+    only: this step alone.
+
+  Returns:
+    All metrics' errors.
+
+  Raises:
+    checkpoint.CheckpointError: `only` or `once`, and nothing to score.
+  """
+  config, workdir = evaluator.config, evaluator.workdir
+  if only is not None:
+    if only not in checkpoint.steps(workdir):
+      raise checkpoint.CheckpointError(
+        f"no checkpoint of step {only} in {workdir}; there are "
+        f"{checkpoint.steps(workdir)}"
+      )
+    return evaluator.run(only)
+  if once:
+    checkpoint.latest_step(workdir)
+  errors, done = [], evaluated(workdir)
+  while True:
+    for step in checkpoint.steps(workdir):
+      if step not in done:
+        errors += evaluator.run(step)
+        done.add(step)
+    if once or (done and max(done) >= config.steps):
+      return errors
+    time.sleep(config.eval.poll_seconds)

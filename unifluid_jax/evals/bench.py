@@ -1,0 +1,92 @@
+"""What metrics are given and give back: a subject, data, an outcome.
+
+A subject is a loaded model seen from outside: it draws prompts and answers
+questions.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from unifluid_jax.config import Config
+from unifluid_jax.data import sources, transforms
+
+
+@runtime_checkable
+class Subject(Protocol):
+  """What a metric needs of a model."""
+
+  def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
+    """uint8 [n, H, W, 3]."""
+
+  def answers(self, images: Any, questions: Sequence[str]) -> list[str]:
+    """One decoded answer an image and question."""
+
+  def reconstruct(self, images: Any) -> Any:
+    """uint8 [n, H, W, 3] through the tokenizer and back."""
+
+
+class Shown(NamedTuple):
+  """One example for the report."""
+
+  kind: str  # "generated", "caption" or "answer"
+  image: Any  # u8[H, W, 3]
+  prompt: str
+  output: str = ""
+  truth: str = ""
+  correct: bool | None = None
+
+
+class Outcome(NamedTuple):
+  """What a metric found."""
+
+  values: Mapping[str, float]
+  floors: Mapping[str, float]  # what no understanding at all would score
+  settings: Mapping[str, Any]
+  shown: Sequence[Shown] = ()
+
+
+class Bench:
+  """The evaluation data of a configuration, read once."""
+
+  def __init__(self, config: Config, workdir: str):
+    """Reads nothing yet."""
+    self.config = config
+    self.workdir = workdir
+    self.splits = tuple(config.data.eval)
+    self.records = functools.cache(self._records)
+    self.pixels = functools.cache(self._pixels)
+
+  def _records(self, split: str) -> list[sources.Record]:
+    """The first `config.eval.examples` readable records of a split."""
+    source = sources.open_source(
+      self.config.data.eval[split],
+      self.config.data.root,
+      self.config.data.caption_prefix,
+    )
+    n = min(len(source), self.config.eval.examples)
+    return [source[i] for i in range(n)]
+
+  def _pixels(self, split: str) -> np.ndarray:
+    """Their images at the generated size, uint8 [n, H, W, 3]."""
+    size = self.config.model.image_size
+    return np.stack(
+      [
+        transforms.centre_crop_resize(transforms.decode_image(r.image), size)
+        for r in self.records(split)
+      ]
+    )
+
+  def train_records(self, count: int) -> Iterator[sources.Record]:
+    """The first records of the first training source."""
+    first = next(iter(self.config.data.train.values()))
+    source = sources.open_source(
+      first, self.config.data.root, self.config.data.caption_prefix
+    )
+    return (source[i] for i in range(min(count, len(source))))
+
+  def name(self, metric: str, split: str) -> str:
+    """The first split is the metric's plain name; others are appended."""
+    return metric if split == self.splits[0] else f"{metric}_{split}"

@@ -1,0 +1,182 @@
+"""The frame and the style sheet of the report page; no content of its own."""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #f6f6f3; --card: #fff; --ink: #1a1b1f; --soft: #5f6069;
+  --line: #e3e3dd; --accent: #3652c9; --tint: #eaeefc; --track: #ecece7;
+  --good: #17794a; --bad: #c03a2b; --good-tint: #e1f3e8; --bad-tint: #fbe6e3;
+  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #101115; --card: #191b20; --ink: #ecedf0; --soft: #9fa1ac;
+    --line: #2b2d35; --accent: #8fa6ff; --tint: #232a47; --track: #292b32;
+    --good: #56cb92; --bad: #ff8478; --good-tint: #17382a; --bad-tint: #46231f;
+  }
+}
+* { box-sizing: border-box; }
+html { scroll-behavior: smooth; scroll-padding-top: 4rem;
+  -webkit-text-size-adjust: 100%; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 Inter, ui-sans-serif, system-ui, -apple-system, "Segoe UI",
+    Roboto, "Helvetica Neue", Arial, sans-serif;
+  font-variant-numeric: tabular-nums; }
+header, main, footer, nav > div { max-width: 68rem; margin: 0 auto;
+  padding: 0 1.5rem; }
+header { padding-top: 3.5rem; }
+.eyebrow { margin: 0 0 .5rem; font-size: .8rem; font-weight: 600;
+  letter-spacing: .08em; text-transform: uppercase; color: var(--accent); }
+h1 { margin: 0; font-size: clamp(2rem, 5vw, 2.75rem); line-height: 1.1;
+  letter-spacing: -.025em; overflow-wrap: anywhere; }
+.lead { margin: .75rem 0 0; color: var(--soft); }
+.lead b { color: var(--ink); font-weight: 600; }
+h2 { margin: 3.5rem 0 .25rem; font-size: 1.4rem; letter-spacing: -.015em;
+  line-height: 1.25; }
+h3 { margin: 2rem 0 .75rem; font-size: 1rem; font-weight: 600; }
+h3 small { margin-left: .5rem; font-weight: 400; color: var(--soft); }
+.note { margin: 0 0 1.25rem; max-width: 44rem; color: var(--soft);
+  font-size: .925rem; }
+nav { position: sticky; top: 0; z-index: 2; margin-top: 2rem;
+  background: var(--page); border-bottom: 1px solid var(--line); }
+nav > div { display: flex; gap: 1.5rem; overflow-x: auto;
+  scrollbar-width: none; }
+nav a { padding: .8rem 0; color: var(--soft); font-size: .9rem;
+  font-weight: 500; text-decoration: none; white-space: nowrap; }
+nav a:hover, nav a:focus { color: var(--accent); }
+.card { background: var(--card); border: 1px solid var(--line);
+  border-radius: 12px; }
+.tiles { display: grid; gap: 1rem; margin-top: 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
+.tile { padding: 1.1rem 1.25rem 1rem; }
+.tile .name { color: var(--soft); font-size: .875rem; font-weight: 500; }
+.tile .row { display: flex; align-items: flex-end; gap: 1rem;
+  justify-content: space-between; }
+.tile .value { font-size: 2.1rem; font-weight: 650; line-height: 1.3;
+  letter-spacing: -.03em; }
+.tile .foot { margin-top: .2rem; color: var(--soft); font-size: .825rem; }
+.tile svg { width: 5.5rem; height: 2.25rem; margin-bottom: .35rem; }
+dl.config { display: grid; margin: 2rem 0 0; gap: 1px; overflow: hidden;
+  grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr));
+  padding: .5rem; }
+dl.config > div { padding: .55rem .8rem; }
+dt { color: var(--soft); font-size: .8rem; }
+dd { margin: 0; font-size: .925rem; font-weight: 500;
+  overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; font-size: .925rem; }
+th, td { padding: .55rem 1rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th:first-child { position: sticky; left: 0; text-align: left;
+  background: var(--card); }
+thead th { color: var(--soft); font-size: .825rem; font-weight: 500; }
+tbody th { font-weight: 500; }
+tbody tr:last-child > * { border-bottom: 0; }
+tr.group th { padding-top: 1.1rem; font-size: .75rem; font-weight: 600;
+  letter-spacing: .06em; text-transform: uppercase; color: var(--soft); }
+td.latest, thead th.latest { background: var(--tint); }
+td.latest { font-weight: 650; }
+thead th.latest { color: var(--ink); font-weight: 600; }
+td.ref { color: var(--soft); }
+.dir { margin-left: .35rem; color: var(--soft); font-weight: 400; }
+.good { color: var(--good); } .bad { color: var(--bad); }
+.pair { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+figure { margin: 0; }
+.panel { padding: 1.1rem 1.25rem .75rem; }
+.panel figcaption { display: flex; justify-content: space-between;
+  align-items: baseline; margin-bottom: .5rem; font-weight: 600; }
+.panel figcaption span { color: var(--soft); font-size: .825rem;
+  font-weight: 400; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg text { fill: var(--soft); font: 12.5px Inter, ui-sans-serif, system-ui,
+  sans-serif; }
+svg .grid { stroke: var(--line); }
+svg .raw { fill: none; stroke: var(--accent); opacity: .28; }
+svg .smooth { fill: none; stroke: var(--accent); stroke-width: 2;
+  stroke-linejoin: round; stroke-linecap: round; }
+svg .dot { fill: var(--accent); stroke: var(--card); stroke-width: 2; }
+.bars { padding: 1.1rem 1.25rem; }
+.bar { display: grid; grid-template-columns: 9.5rem 1fr 3.5rem; gap: 1rem;
+  align-items: center; padding: .4rem 0; font-size: .925rem; }
+.bar .value { text-align: right; font-weight: 600; }
+.bar .track { position: relative; height: .8rem; border-radius: 3px;
+  background: var(--track); }
+.bar .fill { height: 100%; border-radius: 3px; background: var(--accent);
+  opacity: .72; }
+.bar .floor { position: absolute; top: -.2rem; bottom: -.2rem; width: 2px;
+  margin-left: -1px; background: var(--ink); }
+.bar.overall { margin-bottom: .4rem; padding-bottom: .9rem; font-weight: 600;
+  border-bottom: 1px solid var(--line); }
+.bar.overall .fill { opacity: 1; }
+.key { display: flex; align-items: center; gap: .5rem; margin: .6rem 0 0;
+  color: var(--soft); font-size: .825rem; }
+.key i { width: 2px; height: 1rem; background: var(--ink); }
+.gallery { display: grid; gap: 1.25rem 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+.frame { position: relative; }
+img { display: block; width: 100%; height: auto; border-radius: 8px;
+  background: var(--track); box-shadow: 0 0 0 1px var(--line); }
+.gallery figcaption { margin-top: .5rem; font-size: .85rem; line-height: 1.4;
+  overflow-wrap: anywhere; }
+.mark { display: inline-grid; place-items: center; flex: none; width: 1.3rem;
+  height: 1.3rem; border-radius: 50%; font-size: .78rem; font-weight: 700;
+  line-height: 1; }
+.mark.yes { background: var(--good-tint); color: var(--good); }
+.mark.no { background: var(--bad-tint); color: var(--bad); }
+.frame .mark { position: absolute; top: -.4rem; right: -.4rem;
+  box-shadow: 0 0 0 2px var(--page); }
+.cards { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); }
+.seen { display: grid; grid-template-columns: 7.5rem minmax(0, 1fr);
+  gap: 1.25rem; padding: 1.1rem; }
+.seen p, .edit p { margin: 0; overflow-wrap: anywhere; }
+.said { display: flex; gap: .6rem; justify-content: space-between; }
+.said > span:first-child { font-weight: 550; }
+.truth { color: var(--soft); font-size: .875rem; }
+.qa { padding-top: .6rem; margin-top: .6rem;
+  border-top: 1px solid var(--line); }
+.qa .q { color: var(--soft); font-size: .875rem; }
+.edit { padding: 1.1rem; }
+.edit .row { display: grid; grid-template-columns: 1fr auto 1fr 1fr;
+  gap: .75rem; align-items: center; margin-top: .9rem; }
+.edit .row.two { grid-template-columns: 1fr auto 1fr; max-width: 75%; }
+.edit .arrow { color: var(--soft); font-size: 1.2rem;
+  padding-bottom: 1.6rem; }
+.edit figcaption { margin-top: .35rem; color: var(--soft);
+  font-size: .8rem; text-align: center; }
+.notes { margin: 1rem 0 0; padding-left: 1.1rem; color: var(--soft);
+  font-size: .875rem; }
+footer { margin-top: 4rem; padding-top: 1.25rem; padding-bottom: 3rem;
+  color: var(--soft); font-size: .825rem; }
+@media (max-width: 34rem) {
+  header, main, footer, nav > div { padding-left: 1rem; padding-right: 1rem; }
+  header { padding-top: 2rem; }
+  h2 { margin-top: 2.75rem; }
+  .tiles { grid-template-columns: 1fr 1fr; gap: .75rem; }
+  .tile { padding: .9rem 1rem; }
+  .tile .value { font-size: 1.7rem; }
+  .tile svg { display: none; }
+  th, td { padding: .5rem .7rem; }
+  .bar { grid-template-columns: 6.5rem 1fr 2.75rem; gap: .75rem; }
+  .gallery { grid-template-columns: repeat(3, 1fr); gap: 1rem .75rem; }
+  .gallery figcaption { font-size: .78rem; }
+  .seen { grid-template-columns: 5.5rem minmax(0, 1fr); gap: 1rem; }
+  dl.config { grid-template-columns: 1fr 1fr; }
+  .edit .row { gap: .4rem; }
+}
+"""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
