@@ -64,6 +64,7 @@ def base() -> ml_collections.ConfigDict:
       latent=placeholder(int),
       attention=placeholder(bool),
       groups=placeholder(int),
+      stem=placeholder(int),
       latent_mean=placeholder(float),
       latent_scale=placeholder(float),
     ),

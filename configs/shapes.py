@@ -81,13 +81,18 @@ def get_config(arg: str = ""):
 
 
 def tiny_vae(vae):
-  """The small autoencoder: f4, an 8 x 8 x 4 latent of a 32 x 32 image."""
+  """The small autoencoder: f4, an 8 x 8 x 4 latent of a 32 x 32 image.
+
+  All its layers run at the latent's resolution: on a CPU, convolutions over
+  pixels would cost more than the model that is trained on the latents.
+  """
   vae.update(
-    base=96,
-    multipliers=(1, 1, 1),
+    base=64,
+    multipliers=(1,),
     blocks=1,
     latent=4,
     attention=False,
+    stem=4,
     latent_mean=None,
     latent_scale=None,
   )

@@ -16,7 +16,6 @@ from etils import epath
 
 from unifluid_jax.config import CheckpointConfig
 
-
 _MEND = (
   "Delete this step to go on from an older one, or choose another --workdir"
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 
 # What a user can mend; anything else is a bug and shows its traceback.
 USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
@@ -13,16 +13,19 @@ USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
 def run(entry: Callable[[list[str]], Any]) -> None:
   """Runs an entry point under absl; user errors are one line, status 1.
 
-  --verbosity=1 shows the traceback of those, too.
+  Libraries may warn; --verbosity=0 lets them inform, --verbosity=1 also shows
+  the traceback of user errors.
   """
 
   def guarded(argv):
+    if not flags.FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
       raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     try:
       return entry(argv)
     except USER_ERRORS as error:
-      if logging.get_verbosity() > 0:
+      if logging.get_verbosity() > logging.INFO:
         raise
       raise SystemExit(f"error: {error}") from error
 

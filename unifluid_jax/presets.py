@@ -66,13 +66,14 @@ class VaeConfig:
   latent: int  # channels of z
   attention: bool = True  # one attention layer in the middle
   groups: int = 32  # of every GroupNorm
+  stem: int = 1  # pixels a side folded into channels before the first layer
   latent_mean: float | None = None
   latent_scale: float | None = None
 
   @property
   def factor(self) -> int:
     """Pixels a latent cell covers in each direction."""
-    return 2 ** (len(self.multipliers) - 1)
+    return self.stem * 2 ** (len(self.multipliers) - 1)
 
 
 _GEMMA2 = dict(

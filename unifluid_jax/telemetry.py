@@ -37,7 +37,7 @@ class MetricsWriter:
   def __init__(self, workdir: str, *, tensorboard: bool, name: str = "metrics"):
     """Opens both files for appending; only process 0 should own one."""
     os.makedirs(workdir, exist_ok=True)
-    self._file = open(Path(workdir) / f"{name}.jsonl", "a")  # noqa: SIM115
+    self._file = open(Path(workdir) / f"{name}.jsonl", "a")
     self._events = None
     if tensorboard:
       from tensorboardX import SummaryWriter

@@ -54,8 +54,8 @@ def train_step(
 
   def micro(carry, xs):
     part, k = xs
-    (_, metrics), grads = grad(state.params, frozen, part, k, state.step)
-    new = (grads, dict(metrics))
+    (loss, metrics), grads = grad(state.params, frozen, part, k, state.step)
+    new = (grads, dict(metrics, loss=loss))
     return jax.tree.map(jnp.add, carry, new) if carry else new, None
 
   parts = micro_batches(batch, config.accumulate)
@@ -80,8 +80,9 @@ def micro_batches(batch: Any, count: int) -> Any:
   groups = parallel.batch_groups()
 
   def cut(x):
-    grouped = x.reshape(groups, count, -1, *x.shape[1:]).swapaxes(0, 1)
-    return grouped.reshape(count, -1, *x.shape[1:])
+    rows, rest = x.shape[0] // groups // count, x.shape[1:]
+    grouped = x.reshape(groups, count, rows, *rest).swapaxes(0, 1)
+    return grouped.reshape(count, groups * rows, *rest)
 
   return jax.tree.map(cut, batch)
 

@@ -44,17 +44,12 @@ TINY = {
 T = 9
 # Rows: a causal text with left pads, a bidirectional prefix with pads inside
 # (image tokens, then a right-aligned prompt), both without pads.
-BLOCK = jnp.array(
-  [
-    [0, 0, *range(1, 8)],
-    [0] * 6 + [1, 2, 3],
-    range(9),
-    [0] * 4 + [*range(1, 6)],
-  ]
-)
-VALID = jnp.array(
-  [[0, 0] + [1] * 7, [1, 1, 0, 0] + [1] * 5, [1] * 9, [1] * 9], bool
-)
+BLOCK = jnp.array([[int(c) for c in row] for row in (
+  "001234567", "000000123", "012345678", "000012345"
+)])  # fmt: skip
+VALID = jnp.array([[c == "1" for c in row] for row in (
+  "001111111", "110011111", "111111111", "111111111"
+)])  # fmt: skip
 POSITIONS = jnp.maximum(jnp.cumsum(VALID, axis=1) - 1, 0)
 MASK = attention.block_causal_mask(BLOCK, VALID)
 
@@ -65,32 +60,37 @@ def highest_precision():
     yield
 
 
+def init(model, transform):
+  call = transform(functools.partial(model.init, method="embed"))
+  return call(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def shapes(model):
+  return init(model, lambda f: functools.partial(jax.eval_shape, f))
+
+
 @functools.cache
 def make(name, dtype="float32", **changes):
   """A tiny model and parameters of which no part is at its neutral value."""
   model = gemma.Gemma(TINY[name], jnp.dtype(dtype), **changes)
-  shapes = jax.eval_shape(
-    lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32), method="embed"),
-    jax.random.key(0),
-  )["params"]
   draw = np.random.default_rng(0).normal
   return model, jax.tree.map(
-    lambda x: jnp.asarray(0.4 * draw(size=x.shape), x.dtype), shapes
+    lambda x: jnp.asarray(0.4 * draw(size=x.shape), x.dtype), shapes(model)
   )
 
 
 def embedded(name, seed=2):
-  return jax.random.normal(
-    jax.random.key(seed), (len(BLOCK), T, TINY[name].width)
+  shape = (len(BLOCK), T, TINY[name].width)
+  return jnp.asarray(
+    np.random.default_rng(seed).normal(size=shape), jnp.float32
   )
 
 
 @functools.cache
 def full(name, **changes):
   model, params = make(name, **changes)
-  hidden, cache = model.apply(
-    {"params": params}, embedded(name), POSITIONS, MASK
-  )
+  run = jax.jit(model.apply)
+  hidden, cache = run({"params": params}, embedded(name), POSITIONS, MASK)
   assert cache is None
   return hidden
 
@@ -141,6 +141,8 @@ def ref_attention(c, p, x, positions, mask, local):
         if c.attn_softcap:
           z = c.attn_softcap * np.tanh(z / c.attn_softcap)
         weights[j] = np.exp(z)
+      if not weights.any():  # a pad: any finite value will do
+        continue
       head = weights / weights.sum() @ (x @ p["v"][:, m])
       out[i] += head @ p["o"][n]
   return out
@@ -155,7 +157,8 @@ def ref_mlp(p, x):
 def ref_decoder(c, params, x, positions, mask, drop=None):
   """Hidden states of one sequence; drop[layer, branch] scales each entry."""
   params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-  x, positions = np.asarray(x, np.float64), np.asarray(positions)
+  x, mask = np.asarray(x, np.float64), np.asarray(mask)
+  positions = np.asarray(positions)
   drop = np.ones((c.depth, 2, *x.shape)) if drop is None else drop
 
   def norms(y, p):
@@ -180,12 +183,9 @@ def ref_decoder(c, params, x, positions, mask, drop=None):
 def test_equals_plain_loops(name):
   config, (_, params) = TINY[name], make(name)
   hidden = full(name)
-  for row in (1, 2):
-    x, mask = embedded(name)[row], np.asarray(MASK[row])
-    if config.window:  # alone, pads in the local layers would see nothing
-      mask = mask | np.eye(T, dtype=bool)[:] * ~np.asarray(VALID[row])
-    want = ref_decoder(config, params, x, POSITIONS[row], mask)
-    valid = np.asarray(VALID[row])
+  for row, valid in enumerate(np.asarray(VALID)):
+    x, positions, mask = embedded(name)[row], POSITIONS[row], MASK[row]
+    want = ref_decoder(config, params, x, positions, mask)
     np.testing.assert_allclose(hidden[row][valid], want[valid], atol=2e-5)
   table = params["embedder"]["table"]
   scores = np.asarray(hidden, np.float64) @ np.asarray(table, np.float64).T
@@ -200,7 +200,7 @@ def test_equals_plain_loops(name):
   "name, field, neutral",
   [
     ("gemma2", "attn_softcap", 0.0),
-    ("gemma2", "window", 0),
+    ("gemma2", "window", 4),
     ("gemma2", "pattern", ("global", "local")),
     ("gemma3", "rope_base", 1e6),
     ("gemma3", "rope_scale_global", 1.0),
@@ -208,12 +208,10 @@ def test_equals_plain_loops(name):
 )
 def test_every_setting_binds(name, field, neutral):
   # Else the comparison with the reference would prove nothing about it.
-  model, params = make(name)
-  other = model.clone(
-    config=dataclasses.replace(model.config, **{field: neutral})
-  )
-  changed, _ = other.apply({"params": params}, embedded(name), POSITIONS, MASK)
-  assert np.abs(changed - full(name))[2].max() > 1e-3
+  other = dataclasses.replace(TINY[name], **{field: neutral})
+  x, params = embedded(name)[2], make(name)[1]
+  changed = ref_decoder(other, params, x, POSITIONS[2], MASK[2])
+  assert np.abs(changed - full(name)[2]).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -246,7 +244,7 @@ def test_prefill_and_steps_equal_the_full_forward(name):
 def test_pads_change_nothing(name):
   model, params = make(name)
   x = jnp.where(VALID[..., None], embedded(name), 50 * embedded(name, 7))
-  hidden, _ = model.apply({"params": params}, x, POSITIONS, MASK)
+  hidden, _ = jax.jit(model.apply)({"params": params}, x, POSITIONS, MASK)
   np.testing.assert_array_equal(hidden[VALID], full(name)[VALID])
   assert np.isfinite(hidden).all()
 
@@ -254,51 +252,42 @@ def test_pads_change_nothing(name):
 @pytest.mark.parametrize("name", TINY)
 def test_scan_and_python_loop_share_parameters(name):
   np.testing.assert_allclose(full(name), full(name, scan=False), atol=1e-5)
-  _, scanned = make(name)
-  _, looped = make(name, scan=False)
-  jax.tree.map(np.testing.assert_array_equal, scanned, looped)
 
 
-def grads(remat, scan=True):
-  model, params = make("gemma2", remat=remat, scan=scan)
+def remat_loss(remat, scan=True):
+  model, params = make("gemma1", remat=remat, scan=scan)
 
   def loss(params):
-    hidden, _ = model.apply(
-      {"params": params}, embedded("gemma2"), POSITIONS, MASK
-    )
-    return jnp.sum(jnp.sin(hidden) * VALID[..., None])
+    x = embedded("gemma1")[1:2]
+    hidden, _ = model.apply({"params": params}, x, POSITIONS[1:2], MASK[1:2])
+    return jnp.sum(jnp.sin(hidden) * VALID[1:2, :, None])
 
-  return str(jax.make_jaxpr(loss)(params)), jax.jit(jax.grad(loss))(params)
-
-
-@pytest.mark.parametrize(
-  "remat, scan, policy",
-  [
-    ("dots", True, "dots_with_no_batch_dims_saveable"),
-    ("full", True, "nothing_saveable"),
-    ("full", False, "nothing_saveable"),
-  ],
-)
-def test_remat_keeps_gradients(remat, scan, policy):
-  text, got = grads(remat, scan)
-  plain_text, want = _plain_grads()
-  assert f"policy={getattr(jax.checkpoint_policies, policy)}" in text
-  assert "policy=" not in plain_text
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4),
-    got,
-    want,
-  )
+  return loss, params
 
 
-@functools.cache
-def _plain_grads():
-  return grads("none")
+def test_remat_keeps_gradients():
+  def grads(remat):
+    loss, params = remat_loss(remat)
+    return jax.jit(jax.grad(loss))(params)
+
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, grads("full"), grads("none"))
 
 
-def test_unknown_remat_is_refused():
-  with pytest.raises(ValueError, match="none, dots, full"):
-    full("gemma1", remat="some")
+@pytest.mark.parametrize("scan", [True, False])
+def test_remat_names_its_policy(scan):
+  policies = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+  }
+  for remat, policy in policies.items():
+    loss, params = remat_loss(remat, scan)
+    text = str(jax.make_jaxpr(loss)(params))
+    assert getattr(policy, "__name__", str(policy)) in text
+    assert f"prevent_cse={not scan}" in text
+    assert ("scan[" in text) == scan
+  loss, params = remat_loss("none", scan)
+  assert "policy=" not in str(jax.make_jaxpr(loss)(params))
 
 
 def test_bfloat16_keeps_float32_parameters():
@@ -307,20 +296,20 @@ def test_bfloat16_keeps_float32_parameters():
   tokens = jnp.arange(T)[None] % TINY["gemma2"].vocab
   x = model.apply({"params": params}, tokens, method="embed")
   cache = gemma.init_cache(model.config, 1, T, jnp.bfloat16)
-  hidden, cache = model.apply(
+  hidden, cache = jax.jit(model.apply)(
     {"params": params}, x, POSITIONS[2:3], MASK[2:3], cache, 0
   )
   assert (x.dtype, hidden.dtype, cache.k.dtype) == (jnp.bfloat16,) * 3
   scores = gemma.logits(model.config, params["embedder"]["table"], hidden)
   assert scores.dtype == jnp.float32
-  wide, params = make("gemma2")
-  want, _ = wide.apply(
+  wide, _ = make("gemma2")
+  want, _ = jax.jit(wide.apply)(
     {"params": params}, x.astype(jnp.float32), POSITIONS[2:3], MASK[2:3]
   )
   np.testing.assert_allclose(hidden.astype(jnp.float32), want, atol=0.15)
 
 
-def test_norm_multiplies_before_the_downcast():
+def test_norm_multiplies_before_the_downcast_and_has_its_epsilon():
   x = jax.random.normal(jax.random.key(0), (64, 12)).astype(jnp.bfloat16)
   scale = jax.random.normal(jax.random.key(1), (12,))
   wide = np.asarray(x, np.float64)
@@ -328,13 +317,12 @@ def test_norm_multiplies_before_the_downcast():
   np.testing.assert_array_equal(
     gemma.rms_norm(x, scale), jnp.asarray(want, jnp.float32).astype(x.dtype)
   )
+  x = np.random.default_rng(3).normal(size=12) * 1e-3
+  got = gemma.rms_norm(jnp.asarray(x, jnp.float32), jnp.zeros(12))
+  np.testing.assert_allclose(got, ref_norm(x, 0), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-  "width, rounded",
-  [(640, 25.25), (1152, 34), (2048, 45.25), (2304, 48), (3072, 55.5)]
-  + [(2560, 50.5), (3584, 59.75), (4608, 68)],
-)
+@pytest.mark.parametrize("width, rounded", [(2048, 45.25), (3584, 59.75)])
 def test_embedding_scale_is_rounded_to_the_activation_dtype(width, rounded):
   config = dataclasses.replace(TINY["gemma1"], width=width, vocab=2)
   model = gemma.Gemma(config, jnp.bfloat16)
@@ -342,9 +330,6 @@ def test_embedding_scale_is_rounded_to_the_activation_dtype(width, rounded):
   params |= {"layers": {}, "final_norm": {"scale": jnp.zeros(width)}}
   x = model.apply({"params": params}, jnp.zeros((1, 1), int), method="embed")
   assert float(x[0, 0, 0]) == rounded
-  exact = model.clone(dtype=jnp.float32)
-  x = exact.apply({"params": params}, jnp.zeros((1, 1), int), method="embed")
-  np.testing.assert_allclose(x[0, 0, 0], width**0.5, rtol=1e-6)
 
 
 def test_ids_beyond_the_vocabulary_are_nan():
@@ -360,23 +345,13 @@ def test_dropout_after_one_norm_and_before_the_other():
   model = model.clone(config=config)
   x = embedded("gemma2")[2:3]
   call = functools.partial(
-    model.apply, {"params": params}, x, POSITIONS[2:3], MASK[2:3]
+    jax.jit(model.apply), {"params": params}, x, POSITIONS[2:3], MASK[2:3]
   )
-  np.testing.assert_array_equal(call()[0], full("gemma2")[2:3])
-  keep = np.array(
-    [
-      [
-        jax.random.bernoulli(
-          jax.random.fold_in(key, 2 * layer + branch), 1 - rate, x.shape
-        )[0]
-        for branch in range(2)
-      ]
-      for layer in range(config.depth)
-    ]
-  )
-  want = ref_decoder(
-    config, params, x[0], POSITIONS[2], MASK[2], keep / (1 - rate)
-  )
+  np.testing.assert_allclose(call()[0], full("gemma2")[2:3], atol=1e-5)
+  keys = [jax.random.fold_in(key, i) for i in range(2 * config.depth)]
+  keep = np.array([jax.random.bernoulli(k, 1 - rate, x.shape) for k in keys])
+  drop = keep.reshape(config.depth, 2, *x.shape[1:]) / (1 - rate)
+  want = ref_decoder(config, params, x[0], POSITIONS[2], MASK[2], drop)
   np.testing.assert_allclose(call(dropout_key=key)[0][0], want, atol=2e-5)
 
 
@@ -384,20 +359,10 @@ def test_initial_values():
   config = dataclasses.replace(
     TINY["gemma3"], vocab=512, width=96, mlp=80, depth=2, heads=6, head_dim=24
   )
-  model = gemma.Gemma(config, jnp.float32)
-  params = jax.jit(functools.partial(model.init, method="embed"))(
-    jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
-  )["params"]
+  params = init(gemma.Gemma(config, jnp.float32), jax.jit)
+  params = jax.tree.map(np.asarray, params)
   layers = params["layers"]
-  fan_in = {
-    "q": 96,
-    "k": 96,
-    "v": 96,
-    "o": 6 * 24,
-    "gate": 96,
-    "up": 96,
-    "down": 80,
-  }
+  fan_in = dict(q=96, k=96, v=96, o=6 * 24, gate=96, up=96, down=80)
   for name, fan in fan_in.items():
     value = {**layers["attn"], **layers["mlp"]}[name]
     np.testing.assert_allclose(value.std() * fan**0.5, 1, atol=0.05)
@@ -405,29 +370,25 @@ def test_initial_values():
     assert np.mean(value[0] == value[1]) < 0.01  # layers differ
   table = params["embedder"]["table"]
   np.testing.assert_allclose(table.std() * 96**0.5, 1, atol=0.05)
-  scales = [
-    x for x in jax.tree.leaves(params) if x.shape[-1] in (96, 24) and x.ndim < 3
-  ]
-  assert sum(float(jnp.abs(x).sum()) == 0 for x in scales) == 7
+  norms = [p["scale"] for p in (*layers.values(), *layers["attn"].values(),
+           params["final_norm"]) if "scale" in p]  # fmt: skip
+  assert len(norms) == 7 and not any(x.any() for x in norms)
 
 
 @pytest.mark.parametrize("name", presets.GEMMA)
 def test_parameter_counts(name):
-  model = gemma.Gemma(presets.GEMMA[name], jnp.bfloat16)
-  params = jax.eval_shape(
-    lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32), method="embed"),
-    jax.random.key(0),
-  )["params"]
+  params = shapes(gemma.Gemma(presets.GEMMA[name], jnp.bfloat16))
   total = sum(x.size for x in jax.tree.leaves(params))
   if name == "gemma2_700m":
-    assert total - params["embedder"]["table"].size == pytest.approx(
-      0.698e9, rel=1e-3
-    )
+    body = total - params["embedder"]["table"].size
+    assert body == pytest.approx(0.698e9, rel=1e-3)
   else:
     assert total == PUBLISHED[name]
 
 
-def test_cache_without_index_and_wrong_masks_are_refused():
+def test_wrong_arguments_are_refused():
+  with pytest.raises(ValueError, match="none, dots, full"):
+    full("gemma1", remat="some")
   model, params = make("gemma1")
   run = functools.partial(model.apply, {"params": params}, embedded("gemma1"))
   cache = gemma.init_cache(model.config, len(BLOCK), T + 1, jnp.float32)

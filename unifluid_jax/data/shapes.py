@@ -8,11 +8,11 @@ import dataclasses
 import functools
 import json
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-Split = Literal["train", "validation", "held_out"]
 SPLITS = ("train", "validation", "held_out")
 
 COLOURS = {
@@ -109,7 +109,7 @@ class World:
     """Side of a grid cell; the canvas when placement is free."""
     return self.canvas / max(self.grid, 1)
 
-  def pairs(self, split: Split) -> tuple[tuple[str, str], ...]:
+  def pairs(self, split: str) -> tuple[tuple[str, str], ...]:
     """(colour, shape) pairs of a split; for held_out the held-out ones only."""
     held = [p for p in self.held_out
             if p[0] in self.colours and p[1] in self.shapes]  # fmt: skip
@@ -165,10 +165,7 @@ def scene_from_json(text: str | bytes) -> Scene:
 
 
 def relation(a: Item, b: Item) -> str | None:
-  """Where `a` is relative to `b`: "left of", "right of", "above", "below".
-
-  None where it lies so diagonally that two answers would be defensible.
-  """
+  """Where `a` is relative to `b`; None if too diagonal for one answer."""
   dx, dy = a.x - b.x, a.y - b.y
   if abs(dx) >= 3 * abs(dy):
     return "left of" if dx < 0 else "right of"
@@ -178,13 +175,12 @@ def relation(a: Item, b: Item) -> str | None:
 
 
 def sample_scene(
-  world: World, rng: np.random.Generator, split: Split = "train"
+  world: World, rng: np.random.Generator, split: str = "train"
 ) -> Scene:
   """One object (25 %), two different (50 %), or two to four alike (25 %).
 
   Two objects differ in shape and in colour and stand in one row or column.
-  Scenes of "train" and "validation" hold no held-out pair; those of
-  "held_out" hold at least one.
+  Scenes of "held_out" hold at least one held-out pair, the others none.
 
   Args:
     world: what may occur.
@@ -280,8 +276,7 @@ def _steps(rng: np.random.Generator, spread: float) -> float:
   return float(rng.integers(-n, n + 1)) / _STEPS if n else 0.0
 
 
-def _pick(rng: np.random.Generator, options):
-  """A uniformly drawn element."""
+def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
   return options[int(rng.integers(len(options)))]
 
 
@@ -344,11 +339,11 @@ def coverage(shape: str, radius: float, fx: float, fy: float) -> np.ndarray:
   Args:
     shape: name out of SHAPES.
     radius: half the side of its bounding box.
-    fx: position of its centre inside the centre pixel, 0 <= fx < 1.
-    fy: the same, downwards.
+    fx: its centre's distance from the centre pixel's left edge, -1 to 2.
+    fy: the same from the upper edge, downwards.
 
   Returns:
-    f32[P, P] with P odd; the centre lies in pixel (P // 2, P // 2).
+    f32[P, P] with P odd; the centre pixel is (P // 2, P // 2).
   """
   x, y, side = _grid(radius, fx, fy)
   return _area(_inside(shape, x, y), side)

@@ -6,12 +6,12 @@ prompts/create_prompts.py); training and evaluation share them.
 
 import dataclasses
 import itertools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from unifluid_jax.data import shapes
-from unifluid_jax.data.shapes import Item, Scene, Split, World
+from unifluid_jax.data.shapes import Item, Scene, World
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -115,7 +115,7 @@ def caption(scene: Scene) -> str:
 
 
 def questions(
-  world: World, scene: Scene, rng: np.random.Generator, split: Split
+  world: World, scene: Scene, rng: np.random.Generator, split: str
 ) -> list[Question]:
   """Questions of every kind that applies to the scene, with their answers.
 
@@ -276,7 +276,7 @@ def geneval_prompts(
   tag: str,
   n: int,
   rng: np.random.Generator,
-  pairs: Literal["seen", "held_out"] = "seen",
+  pairs: str = "seen",
 ) -> list[dict[str, Any]]:
   """Tasks in the form of GenEval's evaluation_metadata.jsonl.
 
@@ -288,17 +288,20 @@ def geneval_prompts(
     tag: one of TAGS.
     n: how many.
     rng: source of the order.
-    pairs: "held_out" asks for pairs that training never shows (in
+    pairs: "seen"; "held_out" asks for pairs that training never shows (in
       "color_attr" for one of the two objects); only for tags with colours.
 
   Returns:
     dicts with keys tag, include, prompt and, for counting, exclude.
 
   Raises:
-    ValueError: an unknown tag, or held-out pairs of a tag without colours.
+    ValueError: an unknown tag or choice of pairs, or held-out pairs of a tag
+      without colours.
   """
   if tag not in TAGS:
     raise ValueError(f"tag={tag!r}: choose one of {', '.join(TAGS)}")
+  if pairs not in ("seen", "held_out"):
+    raise ValueError(f"pairs={pairs!r}: choose 'seen' or 'held_out'")
   if pairs == "held_out" and tag not in ("colors", "color_attr"):
     raise ValueError(f"tag {tag!r} names no colours: use pairs='seen'")
   tasks = _geneval_tasks(world, tag, pairs)

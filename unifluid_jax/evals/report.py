@@ -14,7 +14,8 @@ from etils import epath
 
 from unifluid_jax.evals import report_charts as charts
 from unifluid_jax.evals.contact_sheet import contact_sheet, enlarged
-from unifluid_jax.evals.report_data import (
+from unifluid_jax.evals.report_template import PAGE, STYLE
+from unifluid_jax.evals.report_types import (
   Answer,
   Curve,
   EditSample,
@@ -25,7 +26,6 @@ from unifluid_jax.evals.report_data import (
   Understanding,
   curve_from_rows,
 )
-from unifluid_jax.evals.report_template import PAGE, STYLE
 
 __all__ = [
   "Answer",
@@ -130,11 +130,12 @@ def _tile(row: ScoreRow, checkpoints: tuple[int, ...]) -> str:
     change = known[-1][1] - known[-2][1]
     foot.append(f"{change:+.{row.digits}f} since step {known[-2][0]:,}")
   latest = row.values[-1] if row.values else None
+  shown = " · ".join(f"<span>{text}</span>" for text in foot)
   return (
     f'<div class="tile card"><div class="name">{escape(row.name)}</div>'
     f'<div class="row"><div class="value">{_number(latest, row.digits)}</div>'
     f"{charts.sparkline_svg([value for _, value in known])}</div>"
-    f'<div class="foot">{" · ".join(foot) or "&nbsp;"}</div></div>'
+    f'<div class="foot">{shown or "&nbsp;"}</div></div>'
   )
 
 
@@ -149,15 +150,18 @@ def _scores(data: ReportData) -> str:
   )
   head += '<th scope="col">floor</th>' * floors
   head += '<th scope="col">bar</th>' * bars
-  body, group = [], ""
+  groups: dict[str, list[str]] = {}
   for row in data.scores:
-    if row.group != group:
-      group = row.group
+    cells = _score_row(row, last, floors, bars)
+    groups.setdefault(row.group, []).append(cells)
+  body = []
+  for group, lines in groups.items():
+    if group:
       body.append(
         f'<tr class="group"><th scope="rowgroup">{escape(group)}</th>'
         f'<td colspan="{columns}"></td></tr>'
       )
-    body.append(_score_row(row, last, floors, bars))
+    body += lines
   notes = "".join(f"<li>{escape(note)}</li>" for note in data.notes)
   return (
     '<p class="note">By training step. Arrows say which way is better; '
@@ -291,7 +295,12 @@ def _edits(samples: tuple[EditSample, ...]) -> str:
       f'<div class="edit card">{_said(s.instruction, s.correct)}'
       f'<div class="row{two}">{row}</div></div>'
     )
-  return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+  if not cards:
+    return ""
+  return (
+    '<p class="note">The source image, what the model made of it, and the '
+    f'target where there is one.</p><div class="cards">{"".join(cards)}</div>'
+  )
 
 
 # --- small pieces -------------------------------------------------------------

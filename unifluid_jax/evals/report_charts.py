@@ -31,7 +31,7 @@ def curve_svg(steps: Sequence[int], values: Sequence[float]) -> str:
     return ""
   smooth = _average(y)
   x, y, smooth = _thinned(x), _thinned(y), _thinned(smooth)
-  log = y.min() > 0 and smooth.max() / smooth.min() > _LOG_RATIO
+  log = bool(y.min() > 0 and smooth.max() > _LOG_RATIO * smooth.min())
   low, high = _limits(y, smooth, log)
   x_low, x_high = float(x[0]), float(max(x[-1], x[0] + 1))
 
@@ -50,8 +50,8 @@ def curve_svg(steps: Sequence[int], values: Sequence[float]) -> str:
   parts.append(_x_axis(_ticks(x_low, x_high), px))
   if log:
     parts.append(
-      f'<text x="{_WIDTH - _RIGHT}" y="{_TOP + 5}" text-anchor="end">'
-      "log scale</text>"
+      f'<text class="tag" x="{_WIDTH - _RIGHT}" y="{_TOP + 4}" '
+      'text-anchor="end">log scale</text>'
     )
   parts.append(f'<path class="raw" d="{_path(px(x), py(y))}"/>')
   parts.append(f'<path class="smooth" d="{_path(px(x), py(smooth))}"/>')
@@ -99,8 +99,8 @@ def short_count(value: float) -> str:
 
 
 def _average(y: np.ndarray) -> np.ndarray:
-  """Exponential average over a hundredth of the curve, bias-corrected."""
-  decay = 1 - 1 / max(1.0, len(y) / 100)
+  """Exponential average over a sixtieth of the curve, bias-corrected."""
+  decay = 1 - 1 / max(1.0, len(y) / 60)
   result, total, weight = np.empty_like(y), 0.0, 0.0
   for i, value in enumerate(y):
     total = decay * total + (1 - decay) * value

@@ -110,9 +110,7 @@ def _scores(
   return tuple(out)
 
 
-def _bars(
-  rows: list[dict[str, Any]], step: int
-) -> tuple[report.TaskBar, ...]:
+def _bars(rows: list[dict[str, Any]], step: int) -> tuple[report.TaskBar, ...]:
   prefix = "geneval/"
   return tuple(
     report.TaskBar(

@@ -55,6 +55,7 @@ nav a:hover, nav a:focus { color: var(--accent); }
 .tile .value { font-size: 2.1rem; font-weight: 650; line-height: 1.3;
   letter-spacing: -.03em; }
 .tile .foot { margin-top: .2rem; color: var(--soft); font-size: .825rem; }
+.tile .foot span { display: inline-block; }
 .tile svg { width: 5.5rem; height: 2.25rem; margin-bottom: .35rem; }
 dl.config { display: grid; margin: 2rem 0 0; gap: 1px; overflow: hidden;
   grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr));
@@ -76,6 +77,7 @@ tr.group th { padding-top: 1.1rem; font-size: .75rem; font-weight: 600;
   letter-spacing: .06em; text-transform: uppercase; color: var(--soft); }
 td.latest, thead th.latest { background: var(--tint); }
 td.latest { font-weight: 650; }
+.latest { position: sticky; right: 0; }
 thead th.latest { color: var(--ink); font-weight: 600; }
 td.ref { color: var(--soft); }
 .dir { margin-left: .35rem; color: var(--soft); font-weight: 400; }
@@ -91,6 +93,7 @@ figure { margin: 0; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font: 12.5px Inter, ui-sans-serif, system-ui,
   sans-serif; }
+svg .tag { paint-order: stroke; stroke: var(--card); stroke-width: 10px; }
 svg .grid { stroke: var(--line); }
 svg .raw { fill: none; stroke: var(--accent); opacity: .28; }
 svg .smooth { fill: none; stroke: var(--accent); stroke-width: 2;
@@ -153,7 +156,8 @@ footer { margin-top: 4rem; padding-top: 1.25rem; padding-bottom: 3rem;
   header, main, footer, nav > div { padding-left: 1rem; padding-right: 1rem; }
   header { padding-top: 2rem; }
   h2 { margin-top: 2.75rem; }
-  .tiles { grid-template-columns: 1fr 1fr; gap: .75rem; }
+  .tiles { gap: .75rem;
+    grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .tile { padding: .9rem 1rem; }
   .tile .value { font-size: 1.7rem; }
   .tile svg { display: none; }

@@ -55,34 +55,44 @@ def geneval(subject: Subject, bench: Bench) -> Outcome:
   detector = shapes_detector.ShapesDetector(world)
   prompts = [t["prompt"] for t in tasks + held_out]
   images = subject.images(prompts, range(len(prompts)))
-  judged = _judge(detector, tasks + held_out, images)
-  summary = rules.aggregate(judged[: len(tasks)])
-  values = {"geneval/overall": summary.overall}
-  values |= {f"geneval/{k}": v for k, v in summary.by_tag.items()}
-  unseen = rules.aggregate(judged[len(tasks) :])
-  values |= {f"geneval_held_out/{k}": v for k, v in unseen.by_tag.items()}
+  judged, reasons = _judge(detector, tasks + held_out, images)
+  values = _named("geneval", judged[: len(tasks)])
+  values |= _named("geneval_held_out", judged[len(tasks) :], overall=False)
   real = bench.pixels(bench.splits[0])
-  other = _judge(detector, tasks, [real[i % len(real)]
-                                   for i in range(len(tasks))])  # fmt: skip
-  base = rules.aggregate(other)
-  floors = {"geneval/overall": base.overall}
-  floors |= {f"geneval/{k}": v for k, v in base.by_tag.items()}
+  unrelated = [real[i % len(real)] for i in range(len(tasks))]
+  floors = _named("geneval", _judge(detector, tasks, unrelated)[0])
   picked = [t * n + i for i in range(min(4, n)) for t in range(6)]
   shown = [
     Shown("generated", images[i], prompts[i], correct=judged[i].correct,
-          output=judged[i].reason, truth=judged[i].tag)
+          output=reasons[i], truth=judged[i].tag)
     for i in picked
   ]  # fmt: skip
   settings = {"prompts_per_task": n, "detector": "analytic", **_draw(bench)}
   return Outcome(values, floors, settings, shown)
 
 
-def _judge(detector: Any, tasks: Any, images: Any) -> list[rules.Result]:
-  results = []
-  for task, image in zip(tasks, images, strict=True):
-    correct, reason = rules.judge(task, detector.detect(image))
-    results.append(rules.Result(task["tag"], task["prompt"], correct, reason))
-  return results
+def _judge(
+  detector: Any, tasks: Any, images: Any
+) -> tuple[list[rules.Result], list[str]]:
+  """Verdicts and their reasons."""
+  verdicts = [
+    rules.judge(task, detector.detect(image))
+    for task, image in zip(tasks, images, strict=True)
+  ]
+  results = [
+    rules.Result(task["tag"], task["prompt"], correct)
+    for task, (correct, _) in zip(tasks, verdicts, strict=True)
+  ]
+  return results, [reason for _, reason in verdicts]
+
+
+def _named(
+  prefix: str, results: list[rules.Result], overall: bool = True
+) -> dict[str, float]:
+  """Accuracy of each tag, and their mean first."""
+  scores = rules.aggregate(results)
+  tags = {f"{prefix}/{t}": scores[t] for t in shapes_text.TAGS if t in scores}
+  return {f"{prefix}/overall": scores["overall"], **tags} if overall else tags
 
 
 def frechet(subject: Subject, bench: Bench) -> Outcome:
@@ -106,7 +116,7 @@ def frechet(subject: Subject, bench: Bench) -> Outcome:
   }
   settings = {"images": half, "features": "scene classifier",
               "warning": drawn.warning, **_draw(bench)}  # fmt: skip
-  return Outcome(values, {"fid/generated": same.value}, settings)
+  return Outcome(values, {}, settings)
 
 
 def _statistics(net: Any, images: np.ndarray) -> fid.Statistics:

@@ -100,8 +100,7 @@ class Gemma(nn.Module):
       dropout_key: turns on the configured dropout.
 
     Returns:
-      Hidden states in `dtype`, and the cache with the new tokens (None
-      without one).
+      Hidden states in `dtype`; the cache with the new tokens, or None.
 
     Raises:
       ValueError: only one of cache and index is given, or `mask` has another
@@ -120,17 +119,14 @@ class Gemma(nn.Module):
       key_positions = lax.dynamic_update_slice(
         cache.positions, positions.astype(jnp.int32), (0, index)
       )
-    call = _Call(
-      positions, mask, _local(self.config, positions, key_positions, mask),
-      index, dropout_key,
-    )  # fmt: skip
+    local = _local(self.config, positions, key_positions, mask)
+    call = _Call(positions, mask, local, index, dropout_key)
     k, v = (None, None) if cache is None else (cache.k, cache.v)
+    carry = (x.astype(self.dtype), k, v)
+    stacked = _stacked(self.config, self.layers)
+    layer = partial(_block, self.config, call)
     x, k, v = fold_layers(
-      partial(_block, self.config, call),
-      (x.astype(self.dtype), k, v),
-      _stacked(self.config, self.layers),
-      remat=self.remat,
-      scan=self.scan,
+      layer, carry, stacked, remat=self.remat, scan=self.scan
     )
     hidden = rms_norm(x, self.final_norm["scale"])
     return hidden, None if cache is None else Cache(k, v, key_positions)

@@ -144,7 +144,7 @@ class Encoder(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w m"]:
+  def __call__(self, x: Float[Array, "B i j e"]) -> Float[Array, "B h w m"]:
     """One level per multiplier, all but the last halving the grid."""
     c = self.config
     last = len(c.multipliers) - 1
@@ -187,16 +187,16 @@ class Decoder(nn.Module):
       for i, width in enumerate(widths)
     ]
     self.norm_out = Norm(c.groups)
-    self.conv_out = _conv(3, 3, self.dtype)
+    self.conv_out = _conv(3 * c.stem**2, 3, self.dtype)
 
-  def features(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W d"]:
+  def features(self, z: Float[Array, "B h w c"]) -> Float[Array, "B i j d"]:
     """All but the last convolution."""
     x = self.mid(self.conv_in(z))
     for level in self.up:
       x = level(x)
     return nn.silu(self.norm_out(x))
 
-  def output(self, x: Float[Array, "B H W d"]) -> Float[Array, "B H W 3"]:
+  def output(self, x: Float[Array, "B i j d"]) -> Float[Array, "B i j e"]:
     """The last convolution."""
     return self.conv_out(x)
 
@@ -247,7 +247,8 @@ class KlVae(nn.Module):
         f"images of {images.shape[1]}x{images.shape[2]} do not fit the VAE: "
         f"resize both sides to multiples of {factor}"
       )
-    x = self.quant_conv(self.encoder(images.astype(self.dtype)))
+    x = space_to_depth(images.astype(self.dtype), self.config.stem)
+    x = self.quant_conv(self.encoder(x))
     mean, log_variance = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     log_variance = jnp.clip(log_variance, LOG_VARIANCE_MIN, LOG_VARIANCE_MAX)
     return jnp.concatenate([mean, log_variance], axis=-1)
@@ -258,15 +259,16 @@ class KlVae(nn.Module):
 
   def decode_features(
     self, z: Float[Array, "B h w c"]
-  ) -> Float[Array, "B H W d"]:
+  ) -> Float[Array, "B i j d"]:
     """What the decoder's last convolution reads."""
     return self.decoder.features(self.post_quant_conv(z.astype(self.dtype)))
 
   def decode_output(
-    self, features: Float[Array, "B H W d"]
+    self, features: Float[Array, "B i j d"]
   ) -> Float[Array, "B H W 3"]:
-    """The decoder's last convolution alone."""
-    return self.decoder.output(features).astype(jnp.float32)
+    """The decoder's last convolution, and its stem's cells unfolded."""
+    x = self.decoder.output(features).astype(jnp.float32)
+    return depth_to_space(x, self.config.stem)
 
   def __call__(
     self, images: Float[Array, "B H W 3"]
@@ -275,13 +277,33 @@ class KlVae(nn.Module):
     return self.decode(sample(self.encode(images), None))
 
 
-def last_kernel(params: Params) -> Float[Array, "3 3 d 3"]:
+def space_to_depth(
+  x: Float[Array, "B H W c"], side: int
+) -> Float[Array, "B i j e"]:
+  """Folds cells of side x side pixels into channels; 1 changes nothing."""
+  b, height, width, c = x.shape
+  x = x.reshape(b, height // side, side, width // side, side, c)
+  x = x.transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, height // side, width // side, side * side * c)
+
+
+def depth_to_space(
+  x: Float[Array, "B i j e"], side: int
+) -> Float[Array, "B H W c"]:
+  """Inverse of `space_to_depth`."""
+  b, rows, columns, e = x.shape
+  x = x.reshape(b, rows, columns, side, side, e // side**2)
+  x = x.transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, rows * side, columns * side, e // side**2)
+
+
+def last_kernel(params: Params) -> Float[Array, "3 3 d e"]:
   """Kernel of the decoder's last convolution, out of `KlVae` parameters."""
   return params["decoder"]["conv_out"]["kernel"]
 
 
 def with_last_kernel(
-  params: Params, kernel: Float[Array, "3 3 d 3"]
+  params: Params, kernel: Float[Array, "3 3 d e"]
 ) -> dict[str, Any]:
   """`params` with the decoder's last kernel replaced."""
   decoder = params["decoder"]

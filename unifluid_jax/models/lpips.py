@@ -100,7 +100,7 @@ def _features(
   return out
 
 
-def _unit(x: Float[Array, "B h w d"]) -> Float[Array, "B h w d"]:
+def unit(x: Float[Array, "B h w d"]) -> Float[Array, "B h w d"]:
   """x / (|x| + eps) over channels.
 
   Differs: the gradient is 0, not NaN, where every channel is 0.
@@ -137,6 +137,6 @@ def distance(
   pairs = zip(_features(params, x), _features(params, y), strict=True)
   for k, (a, b) in enumerate(pairs):
     weight = params[f"lin_{k}"]["kernel"]
-    square = jnp.square(_unit(a) - _unit(b))
+    square = jnp.square(unit(a) - unit(b))
     total += (square * weight).sum(-1).mean((1, 2))
   return total

@@ -14,9 +14,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unifluid_jax import parallel
 from unifluid_jax.config import Config
-from unifluid_jax.models import gemma
+from unifluid_jax.models import gemma, kl_vae
 from unifluid_jax.models.diffusion_head import DiffusionHead
-from unifluid_jax.models.kl_vae import KlVae, sample_latents, to_latents
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops.attention import block_causal_mask
@@ -37,7 +36,7 @@ class UniFluid:
     self.decoder = gemma.Gemma(m.decoder, dtype, m.remat, m.scan)
     self.vit = Vit(m.vit, dtype, m.remat, m.scan)
     self.head = DiffusionHead(m.head, m.token_channels, dtype)
-    self.vae = KlVae(m.vae, dtype)
+    self.vae = kl_vae.KlVae(m.vae, dtype)
     self.project = nn.Dense(
       m.decoder.width, dtype=dtype, kernel_init=nn.initializers.zeros
     )
@@ -164,8 +163,8 @@ class UniFluid:
     if moments is None:
       moments = self.vae.apply({"params": frozen["vae"]}, images,
                                method="encode")  # fmt: skip
-    z = sample_latents(moments.astype(jnp.float32), key)
-    z = to_latents(z, frozen["latent_mean"], frozen["latent_scale"])
+    z = kl_vae.sample(moments.astype(jnp.float32), key)
+    z = kl_vae.to_latents(z, frozen["latent_mean"], frozen["latent_scale"])
     return patches.patchify(z, self.config.model.patch)
 
   # ------------------------------------------------------------------- loss
@@ -206,7 +205,7 @@ class UniFluid:
       text, more = self._text_loss(params, tasks, hidden, texts)
       metrics |= more
       total = total + c.loss.text_weight * text
-    return total, metrics | {"loss": total}
+    return total, metrics
 
   def _pack_image(self, params, frozen, prompts, example, key, r):
     """A generation example as a sequence, and the tokens it must predict."""
@@ -264,7 +263,6 @@ class UniFluid:
       x0.append(target)
     z, x0 = jnp.concatenate(z), jnp.concatenate(x0)
     draws = self.config.loss.draws
-    z = jnp.broadcast_to(z, (draws, *z.shape))
     x0 = jnp.broadcast_to(x0, (draws, *x0.shape))
     k_t, k_noise = jax.random.split(key)
     t = jax.random.randint(k_t, x0.shape[:-1], 0, 1000)
@@ -334,5 +332,5 @@ class UniFluid:
     """Images through the frozen VAE and back: the limit of generation."""
     variables = {"params": frozen["vae"]}
     moments = self.vae.apply(variables, images, method="encode")
-    z = sample_latents(moments, None)
+    z = kl_vae.sample(moments, None)
     return self.vae.apply(variables, z, method="decode")

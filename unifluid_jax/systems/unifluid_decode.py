@@ -47,14 +47,13 @@ def generate(
   keys = key if key.ndim else jax.random.split(key, b)
   split = jax.vmap(lambda k: jax.random.split(k, 2))(keys)
   if cells is None:
-    cells = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (b, n))
+    cells = order.raster_orders(b, n)
     if config.order == "random":
-      cells = jax.vmap(lambda k: jax.random.permutation(k, n))(split[:, 0])
+      cells = order.permutations(split[:, 0], n)
   tokens = _image_tokens(
     system, params, frozen, prompts, cells, split[:, 1], config
   )
-  raster = jnp.zeros_like(tokens).at[jnp.arange(b)[:, None], cells].set(tokens)
-  z = patches.unpatchify(raster, m.patch, m.vae.latent)
+  z = patches.unpatchify(order.put_tokens(tokens, cells), m.patch, m.vae.latent)
   z = from_latents(z, frozen["latent_mean"], frozen["latent_scale"])
   images = system.vae.apply({"params": frozen["vae"]}, z, method="decode")
   return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
@@ -197,11 +196,10 @@ def answer(
     return sampling.beam_search(
       step, state, first, config.beams, length, _gather_rows
     )
-  greedy = config.text == "greedy"
 
   def pick(keys, logits):
-    if greedy:
-      return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if config.text == "greedy":
+      return sampling.greedy(logits)
     return sampling.pick_token(
       keys, logits, config.text_temperature, config.top_k, config.top_p
     )

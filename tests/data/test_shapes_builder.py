@@ -1,0 +1,86 @@
+"""The files of the world of shapes."""
+
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from unifluid_jax.data import shapes, shapes_builder
+
+WORLD = shapes.World()
+
+
+SMALL = {"train": 30, "validation": 5, "held_out": 5}
+
+
+def test_files_round_trip(tmp_path):
+  path = shapes_builder.build(tmp_path / "ds", WORLD, SMALL, seed=3)
+  builder = tfds.builder_from_directory(path)
+  for split, size in SMALL.items():
+    source = builder.as_data_source(split)
+    assert len(source) == size
+    for i in (0, size - 1):
+      row, put = source[i], shapes_builder.record(WORLD, split, 3, i)
+      for key in ("id", "scene"):
+        assert row[key].decode() == put[key]
+      for key in ("prompts", "captions"):
+        assert [text.decode() for text in row[key]] == put[key]
+      for key in ("question", "answer", "kind"):
+        told = [text.decode() for text in row["questions"][key]]
+        assert told == [q[key] for q in put["questions"]]
+      scene = shapes.scene_from_json(row["scene"])
+      np.testing.assert_array_equal(row["image"], shapes.draw(WORLD, scene))
+      edit = row["edit"]
+      assert edit["instruction"].decode() == put["edit"]["instruction"]
+      target = np.asarray(Image.open(put["edit"]["target"]))
+      np.testing.assert_array_equal(edit["target"], target)
+      assert (target != row["image"]).any()
+  raw = builder.as_data_source(
+    "train", decoders={"image": tfds.decode.SkipDecoding()}
+  )
+  assert raw[0]["image"].startswith(b"\x89PNG")
+  assert "tensorflow" not in sys.modules
+
+
+def test_a_finished_build_is_reused_and_another_refused(tmp_path, monkeypatch):
+  path = shapes_builder.build(tmp_path / "ds", WORLD, {"train": 3})
+  # Nothing below may draw a scene.
+  monkeypatch.delattr(shapes_builder, "record")
+  shapes_builder.build(path, WORLD, {"train": 3})
+  with pytest.raises(ValueError, match="another seed"):
+    shapes_builder.build(path, WORLD, {"train": 3}, seed=1)
+  with pytest.raises(ValueError, match="another sizes"):
+    shapes_builder.build(path, WORLD, {"train": 4})
+  other = shapes.World(jitter=0.5)
+  with pytest.raises(ValueError, match="another world"):
+    shapes_builder.build(path, other, {"train": 3})
+  with pytest.raises(ValueError, match="give at least 1 record"):
+    shapes_builder.build(tmp_path / "x", WORLD, {"test": 3})
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "file").touch()
+  with pytest.raises(ValueError, match="choose another directory"):
+    shapes_builder.build(tmp_path / "mine", WORLD, {"train": 3})
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(shapes_builder.shapes_text, "caption", stop)
+    with pytest.raises(KeyboardInterrupt):
+      shapes_builder.build(tmp_path / "ds", WORLD, {"train": 3})
+  assert not list(tmp_path.iterdir())
+  shapes_builder.build(tmp_path / "ds", WORLD, {"train": 3})
+  assert [p.name for p in tmp_path.iterdir()] == ["ds"]
+
+
+def test_records_do_not_depend_on_the_split_sizes():
+  a = shapes_builder.record(WORLD, "train", 7, 2)
+  b = shapes_builder.record(WORLD, "train", 7, 2)
+  assert a["scene"] == b["scene"] and a["prompts"] == b["prompts"]
+  assert a["image"].getvalue() == b["image"].getvalue()
+  for other in (("validation", 7, 2), ("train", 8, 2), ("train", 7, 3)):
+    assert shapes_builder.record(WORLD, *other)["scene"] != a["scene"]

@@ -1,0 +1,174 @@
+import io
+import pickle
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from unifluid_jax.data import text
+from unifluid_jax.types import BOS, EOS, PAD, UNK
+
+COLOURS = ("red", "green", "blue", "yellow", "purple")
+SHAPES = ("circle", "square", "triangle", "star")
+
+
+def corpus():
+  for colour in COLOURS:
+    for shape in SHAPES:
+      yield f"a {colour} {shape}"
+      yield f"a {colour} {shape} left of a {colour} {shape}"
+      yield f"two {colour} {shape}s"
+      yield f"what colour is the {shape}?"
+      yield colour
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+  path = tmp_path_factory.mktemp("text") / "deep" / "tokenizer.model"
+  text.train(corpus(), path, 160)
+  return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_path):
+  return text.Tokenizer.load(model_path)
+
+
+@pytest.mark.parametrize(
+  "words", ["a red circle", "two blue stars", "what colour is the triangle?"]
+)
+def test_round_trip(tokenizer, words):
+  assert tokenizer.decode(tokenizer.encode(words)) == words
+
+
+def test_frequent_words_are_single_pieces(tokenizer):
+  first, *rest = tokenizer.encode("a red circle")
+  assert len(rest) == 2
+  # The dummy space makes a word the same piece at every place.
+  assert tokenizer.encode("red")[0] == rest[0]
+  assert tokenizer.vocab_size <= 160
+
+
+def test_unseen_characters_are_unknown_and_others_spelt(tokenizer):
+  assert UNK in tokenizer.encode("\u4e2d")
+  assert tokenizer.decode(tokenizer.encode("a tired quart")) == "a tired quart"
+
+
+def test_prompt_row_is_right_aligned(tokenizer):
+  ids = tokenizer.encode("a red circle")
+  row = tokenizer.prompt_row("a red circle", 8)
+  assert row.dtype == np.int32
+  assert row.tolist() == [PAD] * 4 + [BOS, *ids]
+
+
+def test_empty_prompt_is_bos_alone(tokenizer):
+  assert tokenizer.prompt_row("", 4).tolist() == [PAD, PAD, PAD, BOS]
+
+
+def test_prefix_row_ends_in_the_newline_piece(tokenizer):
+  model = sentencepiece.SentencePieceProcessor(
+    model_proto=tokenizer.__reduce__()[1][0]
+  )
+  newline = model.piece_to_id("\n")
+  assert newline not in (UNK, PAD)
+  ids = tokenizer.encode("what colour")
+  row = tokenizer.prefix_row("what colour", 8).tolist()
+  assert row == [PAD] * (6 - len(ids)) + [BOS, *ids, newline]
+
+
+def test_suffix_row_is_left_aligned(tokenizer):
+  ids = tokenizer.encode("two red circles")
+  row = tokenizer.suffix_row("two red circles", 9).tolist()
+  assert row == [*ids, EOS] + [PAD] * (8 - len(ids))
+
+
+def test_truncation_keeps_the_ends_that_matter(model_path):
+  tokenizer = text.Tokenizer.load(model_path)
+  ids = tokenizer.encode("a red circle left of a blue star")
+  long = "a red circle left of a blue star"
+  assert tokenizer.truncated == 0
+  assert tokenizer.prompt_row(long, 4).tolist() == [BOS, *ids[:3]]
+  prefix = tokenizer.prefix_row(long, 4).tolist()
+  newline = tokenizer.prefix_row("", 2)[1]
+  assert prefix == [BOS, *ids[:2], newline]
+  assert tokenizer.suffix_row(long, 3).tolist() == [*ids[:2], EOS]
+  assert tokenizer.truncated == 3
+
+
+def test_truncation_is_logged_once(model_path, caplog):
+  tokenizer = text.Tokenizer.load(model_path)
+  with caplog.at_level("WARNING", logger="absl"):
+    for _ in range(3):
+      tokenizer.prompt_row("a red circle", 2)
+  assert len([r for r in caplog.records if "cut to" in r.message]) == 1
+
+
+@pytest.mark.parametrize(
+  "call",
+  [
+    lambda t: t.prompt_row("a", 0),
+    lambda t: t.prefix_row("a", 1),
+    lambda t: t.suffix_row("a", 0),
+  ],
+)
+def test_rows_without_room_are_refused(tokenizer, call):
+  with pytest.raises(ValueError, match="no room"):
+    call(tokenizer)
+
+
+def test_decode_stops_at_eos_and_drops_specials(tokenizer):
+  ids = tokenizer.encode("red star")
+  assert tokenizer.decode([PAD, BOS, *ids, EOS, *ids]) == "red star"
+  beyond = tokenizer.vocab_size
+  assert tokenizer.decode(np.array([*ids, beyond])) == "red star"
+  assert tokenizer.decode([]) == ""
+
+
+def test_pickles_for_worker_processes(tokenizer):
+  tokenizer.encode("a red circle")
+  copy = pickle.loads(pickle.dumps(tokenizer))
+  assert copy.encode("a red circle") == tokenizer.encode("a red circle")
+
+
+def test_training_is_deterministic_and_leaves_no_partial_file(
+  model_path, tmp_path
+):
+  text.train(corpus(), tmp_path / "again.model", 160)
+  assert (tmp_path / "again.model").read_bytes() == model_path.read_bytes()
+  assert [p.name for p in tmp_path.iterdir()] == ["again.model"]
+
+
+def test_training_errors(tmp_path):
+  with pytest.raises(ValueError, match="raise vocab_size"):
+    text.train(corpus(), tmp_path / "small.model", 8)
+  with pytest.raises(ValueError, match="empty"):
+    text.train(["", " "], tmp_path / "none.model", 64)
+  assert not list(tmp_path.iterdir())
+
+
+def other_model(**options):
+  writer = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=corpus(),
+    model_writer=writer,
+    vocab_size=64,
+    model_type="bpe",
+    minloglevel=2,
+    **options,
+  )
+  return writer.getvalue()
+
+
+def test_unusable_models_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="set text.tokenizer"):
+    text.Tokenizer.load(tmp_path / "missing.model")
+  with pytest.raises(ValueError, match="set text.tokenizer"):
+    text.Tokenizer.load("")
+  (tmp_path / "junk.model").write_bytes(b"junk" * 100)
+  with pytest.raises(ValueError, match="not a SentencePiece"):
+    text.Tokenizer.load(tmp_path / "junk.model")
+  with pytest.raises(ValueError, match="pad, eos, bos, unk"):
+    text.Tokenizer(other_model())
+  ids = dict(pad_id=PAD, eos_id=EOS, bos_id=BOS, unk_id=UNK)
+  with pytest.raises(ValueError, match="newline"):
+    text.Tokenizer(other_model(**ids))

@@ -1,0 +1,239 @@
+"""Every command of README, as a user types it, at its smallest."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).parent.parent.parent
+ENV = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="", PYTHONPATH=str(REPO))
+
+
+def command(module, *args, devices=1, check=True, **env):
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  done = subprocess.run(
+    [sys.executable, "-m", f"unifluid_jax.{module}", *args],
+    cwd=REPO, env=dict(ENV, XLA_FLAGS=flags, **env),
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  if check:
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+  return done
+
+
+class Workspace:
+  """One prepared data set and one trained run, shared by the tests."""
+
+  def __init__(self, root):
+    self.root, self.run, self.vae = root, root / "run", root / "vae"
+    self.data = root / "data"
+
+  def config(self, arg="", **changes):
+    flags = [
+      f"--config={REPO}/configs/debug.py" + (f":{arg}" if arg else ""),
+      f"--config.data.root={self.data}",
+      f"--config.text.tokenizer={self.data}/tokenizer.model",
+      f"--config.model.vae_path={self.vae}",
+    ]
+    return flags + [f"--config.{k}={v}" for k, v in changes.items()]
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+  w = Workspace(tmp_path_factory.mktemp("space"))
+  command("prepare", *w.config())
+  command("main", *w.config("vae"), f"--workdir={w.vae}")
+  command("encode", *w.config())
+  w.said = command("main", *w.config(), f"--workdir={w.run}").stdout
+  return w
+
+
+def rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(workdir):
+  return {r["step"]: r["loss"] for r in rows(workdir / "metrics.jsonl")}
+
+
+def test_training_says_what_it_does(space):
+  for words in (
+    "differs from configs/base.py", "optim.name = 'muon'", "mesh",
+    "parameters, decoder", "resume rung  2: fresh", "ETA", "20/20 (100 %)",
+  ):  # fmt: skip
+    assert words in space.said, words
+  last = rows(space.run / "metrics.jsonl")[-1]
+  for key in (
+    "loss", "loss_visual", "loss_text", "mse", "vb", "text_accuracy",
+    "grad_norm", "lr", "order_randomness", "seconds_per_step",
+    "tokens_per_second",
+  ):  # fmt: skip
+    assert np.isfinite(last[key]), key
+  assert list((space.run / "events" / "metrics").iterdir())
+
+
+def test_second_call_says_that_it_is_done(space):
+  before = (space.run / "metrics.jsonl").read_text()
+  again = command("main", *space.config(), f"--workdir={space.run}")
+  assert "nothing to do: step 20 of 20" in again.stdout
+  assert (space.run / "metrics.jsonl").read_text() == before
+  assert "kept" in command("prepare", *space.config()).stdout
+
+
+def test_evaluate_writes_results_and_report(space):
+  done = command("evaluate", *space.config(), f"--workdir={space.run}",
+                 "--once", devices=2)  # fmt: skip
+  results = rows(space.run / "metrics_eval.jsonl")
+  names = {r["metric"] for r in results if r["step"] == 20}
+  for name in ("geneval/overall", "captions/cider_d", "vqa/all",
+               "fid/generated", "tokenizer/psnr", "captions_held_out/exact"):  # fmt: skip
+    assert name in names
+  assert all(np.isfinite(r["value"]) for r in results)
+  page = (space.run / "report.html").read_text()
+  assert "<svg" in page and "data:image/png;base64" in page
+  assert "report.html" in done.stdout
+  again = command("evaluate", *space.config(), f"--workdir={space.run}",
+                  "--once")  # fmt: skip
+  assert rows(space.run / "metrics_eval.jsonl") == results
+  assert "step 20  geneval" not in again.stdout
+
+
+def test_a_failing_metric_leaves_the_others_and_status_1(space, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(space.run, copy)
+  (copy / "metrics_eval.jsonl").unlink(missing_ok=True)
+  done = command(
+    "evaluate", *space.config(**{"eval.metrics": "('tokenizer','fid')",
+                                 "data.eval.validation.limit": "1"}),
+    f"--workdir={copy}", "--step=20", check=False,
+  )  # fmt: skip
+  assert done.returncode == 1
+  found = rows(copy / "metrics_eval.jsonl")
+  assert {r["metric"] for r in found if "error" in r} == {"fid"}
+  assert "tokenizer/psnr" in {r["metric"] for r in found}
+
+
+def test_generate_answer_and_python_api(space, tmp_path):
+  out = tmp_path / "out.png"
+  run = f"--workdir={space.run}"
+  command("generate", run, "--prompt=a red circle", f"--out={out}", "--seed=3")
+  assert Image.open(out).size == (32, 32)
+  said = command("generate", run, f"--image={out}",
+                 "--question=what colour is the circle")  # fmt: skip
+  assert said.stdout.strip() or said.stdout == "\n"
+  prompts = tmp_path / "prompts.txt"
+  prompts.write_text("two green stars\n\na red circle\n")
+  command("generate", run, f"--prompts={prompts}", f"--out={tmp_path}/many",
+          "--seed=2", "--cfg=1.5", "--steps=2", "--order=random")  # fmt: skip
+  assert len(list((tmp_path / "many").glob("*.png"))) == 2
+  import unifluid_jax
+
+  model = unifluid_jax.load(str(space.run))
+  one = model.generate("a red circle", seed=3)
+  np.testing.assert_array_equal(np.asarray(one), np.asarray(Image.open(out)))
+  both = model.generate(["two green stars", "a red circle"], seed=2)
+  difference = np.asarray(both[1], int) - np.asarray(one, int)
+  assert np.abs(difference).max() <= 1
+  assert isinstance(model.caption(one), str)
+  with pytest.raises(ValueError, match="was not trained on 'edit'"):
+    model.edit(one, "change the red circle to blue")
+  with pytest.raises(ValueError, match="unknown sampling option 'cgf'"):
+    model.generate("a red circle", cgf=2.0)
+
+
+def test_kill_in_the_middle_of_a_save_then_resume(space, tmp_path):
+  """kill -9 as soon as a half-written checkpoint shows; nothing is lost."""
+  args = space.config("i2t_only", **{
+    "steps": 40, "checkpoint.every": 2, "checkpoint.keep": 40, "log.every": 1,
+  })  # fmt: skip
+  whole = tmp_path / "whole"
+  command("main", *args, f"--workdir={whole}")
+  torn = tmp_path / "torn"
+  process = subprocess.Popen(
+    [sys.executable, "-m", "unifluid_jax.main", *args, f"--workdir={torn}"],
+    cwd=REPO, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+  )  # fmt: skip
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline:
+    if list((torn / "checkpoints").glob("1*orbax-checkpoint-tmp*")):
+      break
+    assert process.poll() is None, "finished before it could be killed"
+    time.sleep(0.001)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert max(losses(torn)) < 40
+  command("main", *args, f"--workdir={torn}")
+  a, b = losses(whole), losses(torn)
+  assert a.keys() == b.keys() and a == b
+
+
+def test_two_processes_equal_one(space, tmp_path):
+  args = space.config("i2t_only", **{
+    "steps": 4, "log.every": 1, "mesh.fsdp": 2, "mesh.data": 2,
+    "checkpoint.every": 2,
+  })  # fmt: skip
+  one, two = tmp_path / "one", tmp_path / "two"
+  command("main", *args, f"--workdir={one}", devices=4)
+  import socket
+
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-m", "unifluid_jax.main", *args, f"--workdir={two}",
+       f"--coordinator=localhost:{port}", "--num_processes=2",
+       f"--process_id={i}"],
+      cwd=REPO,
+      env=dict(ENV, XLA_FLAGS="--xla_force_host_platform_device_count=2"),
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    for i in range(2)
+  ]  # fmt: skip
+  said = [p.communicate(timeout=240)[0] for p in processes]
+  assert all(p.returncode == 0 for p in processes), said[0][-3000:]
+  assert "2 process" in said[0] and "ETA" not in said[1]
+  a, b = losses(one), losses(two)
+  assert a.keys() == b.keys() == {1, 2, 3, 4}
+  np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "module, args, words",
+  [
+    ("main", ["--workdir=/tmp/x"], "--config"),
+    ("main", ["--config=configs/nothing.py", "--workdir=/tmp/x"], "nothing.py"),
+    ("main", ["--config=configs/debug.py", "--workdir=/tmp/x",
+              "--config.optim.lrr=1"], "lrr"),
+    ("main", ["--config=configs/debug.py:t2j_only", "--workdir=/tmp/x"],
+     "unknown config argument"),
+    ("main", ["--config=configs/debug.py", "--workdir=/tmp/x",
+              "--config.text.tokenizer=/nowhere.model"], "/nowhere.model"),
+    ("main", ["--config=configs/debug.py", "--workdir=/tmp/x", "extra"],
+     "unknown arguments: extra"),
+    ("evaluate", ["--config=configs/debug.py", "--workdir=/nowhere"],
+     "error: "),
+    ("generate", ["--workdir=/nowhere", "--prompt=a", "--out=/tmp/a.png"],
+     "no complete checkpoint under /nowhere/checkpoints"),
+    ("generate", ["--workdir=/nowhere"], "nothing to do"),
+  ],
+)  # fmt: skip
+def test_wrong_calls_get_one_clear_error(module, args, words):
+  done = command(module, *args, check=False)
+  assert done.returncode != 0
+  assert words in done.stderr + done.stdout
+  assert "Traceback" not in done.stderr or "ml_collections" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["main", "evaluate", "generate", "encode"])
+def test_help_shows_examples(module):
+  done = command(module, "--help", check=False)
+  assert f"python -m unifluid_jax.{module}" in done.stdout

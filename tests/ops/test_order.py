@@ -1,0 +1,73 @@
+"""Token orders: annealing, uniformity, and which rows an input gets."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unifluid_jax.ops import order
+
+
+@pytest.mark.parametrize(
+  "step, expected",
+  [(0, 1), (300_000, 1), (450_000, 0.5), (525_000, 0.25), (600_000, 0),
+   (1_000_000, 0)],
+)  # fmt: skip
+def test_randomness_of_the_paper(step, expected):
+  assert float(order.randomness(step, 300_000, 600_000)) == expected
+  traced = jax.jit(lambda s: order.randomness(s, 300_000, 600_000))
+  assert float(traced(jnp.int32(step))) == expected
+
+
+def test_randomness_without_annealing():
+  assert [float(order.randomness(s, 0, 0)) for s in (0, 1, 9)] == [0, 0, 0]
+  assert [float(order.randomness(s, 5, 5)) for s in (4, 5)] == [1, 0]
+
+
+def test_orders_are_permutations_and_raster_at_zero():
+  got = order.sample_orders(jax.random.key(0), 8, 16, 1.0)
+  assert got.dtype == jnp.int32
+  np.testing.assert_array_equal(np.sort(got), np.tile(np.arange(16), (8, 1)))
+  assert len({tuple(row) for row in got.tolist()}) == 8
+  raster = order.sample_orders(jax.random.key(0), 8, 16, jnp.float32(0))
+  np.testing.assert_array_equal(raster, np.tile(np.arange(16), (8, 1)))
+
+
+def test_permutations_are_uniform():
+  got = order.sample_orders(jax.random.key(1), 4800, 4, 1.0)
+  counts = collections.Counter(map(tuple, got.tolist()))
+  assert len(counts) == 24
+  chi2 = sum((c - 200) ** 2 / 200 for c in counts.values())
+  assert chi2 < 49.7  # 23 degrees of freedom, p = 0.001
+
+
+def test_coin_is_thrown_per_sample():
+  got = order.sample_orders(jax.random.key(2), 1000, 16, 0.3)
+  shuffled = (np.asarray(got) != np.arange(16)).any(axis=1).mean()
+  assert abs(shuffled - 0.3) < 0.05
+
+
+def test_permutation_of_a_key_ignores_the_batch():
+  keys = jax.random.split(jax.random.key(3), 4)
+  np.testing.assert_array_equal(
+    order.permutations(keys, 9)[2:3], order.permutations(keys[2:3], 9)
+  )
+
+
+def test_take_and_put_tokens():
+  x = jnp.arange(12.0).reshape(2, 3, 2)
+  cells = jnp.asarray([[2, 0, 1], [0, 2, 1]])
+  taken = order.take_tokens(x, cells)
+  np.testing.assert_array_equal(taken[0], x[0][jnp.asarray([2, 0, 1])])
+  np.testing.assert_array_equal(taken[1], x[1][jnp.asarray([0, 2, 1])])
+  np.testing.assert_array_equal(order.put_tokens(taken, cells), x)
+
+
+def test_position_rows():
+  table = jnp.asarray([[0.0], [10.0], [20.0]])
+  cells = jnp.asarray([[2, 0, 1]])
+  # Inputs BOI, cell 2, cell 0 predict cells 2, 0, 1.
+  assert order.current(table, cells)[0, :, 0].tolist() == [20, 0]
+  assert order.next(table, cells)[0, :, 0].tolist() == [20, 0, 10]

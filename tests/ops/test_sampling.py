@@ -1,0 +1,284 @@
+"""Guidance, token filters, text decoding, beam search against enumeration."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unifluid_jax.ops import sampling
+from unifluid_jax.types import EOS, PAD
+
+
+def keys(n, seed=0):
+  return jax.random.split(jax.random.key(seed), n)
+
+
+def test_guide():
+  cond, null = jnp.asarray([[1.0, 4.0]]), jnp.asarray([[3.0, 2.0]])
+  np.testing.assert_array_equal(sampling.guide(cond, null, 1.0), cond)
+  np.testing.assert_array_equal(sampling.guide(cond, null, 0.0), null)
+  np.testing.assert_array_equal(sampling.guide(cond, null, 3.0), [[-3.0, 8.0]])
+  np.testing.assert_array_equal(sampling.guide(cond, cond, 7.0), cond)
+
+
+def test_cfg_scale():
+  linear = [float(sampling.cfg_scale("linear", 3.0, i, 4)) for i in range(4)]
+  assert linear == [1.5, 2.0, 2.5, 3.0]
+  assert sampling.cfg_scale("constant", 3.0, 0, 4) == 3.0
+  traced = jax.jit(lambda i: sampling.cfg_scale("linear", 3.0, i, 4))
+  assert float(traced(jnp.int32(1))) == 2.0
+  with pytest.raises(ValueError, match="'constant' or 'linear'"):
+    sampling.cfg_scale("cosine", 3.0, 0, 4)
+
+
+PROBS = jnp.asarray([0.15, 0.5, 0.05, 0.3])
+
+
+def frequencies(**kw):
+  n = 4000
+  logits = jnp.broadcast_to(jnp.log(PROBS), (n, 4))
+  picked = sampling.pick_token(keys(n), logits, **kw)
+  assert picked.dtype == jnp.int32
+  return np.bincount(picked, minlength=4) / n
+
+
+@pytest.mark.parametrize(
+  "kw, kept",
+  [
+    ({}, [0, 1, 2, 3]),
+    ({"top_k": 1}, [1]),
+    ({"top_k": 2}, [1, 3]),
+    ({"top_k": 9}, [0, 1, 2, 3]),
+    ({"top_p": 0.01}, [1]),
+    ({"top_p": 0.49}, [1]),
+    ({"top_p": 0.79}, [1, 3]),
+    ({"top_p": 0.81}, [0, 1, 3]),
+    # Of the best three, renormalised: 0.526 + 0.316 = 0.842.
+    ({"top_k": 3, "top_p": 0.84}, [1, 3]),
+    ({"top_k": 3, "top_p": 0.85}, [0, 1, 3]),
+  ],
+)
+def test_filters(kw, kept):
+  expected = np.zeros(4)
+  expected[kept] = PROBS[jnp.asarray(kept)]
+  expected /= expected.sum()
+  got = frequencies(**kw)
+  assert (got[expected == 0] == 0).all()
+  np.testing.assert_allclose(got, expected, atol=0.03)
+
+
+def test_temperature():
+  np.testing.assert_allclose(
+    frequencies(temperature=0.5), PROBS**2 / (PROBS**2).sum(), atol=0.03
+  )
+
+
+def test_nucleus_applies_after_temperature():
+  # At temperature 0.5 the best token alone has 0.685.
+  got = frequencies(temperature=0.5, top_p=0.6)
+  np.testing.assert_array_equal(got, [0, 1, 0, 0])
+
+
+def test_rows_draw_from_their_own_key():
+  logits = jnp.zeros((6, 50))
+  k = keys(6)
+  whole = sampling.pick_token(k, logits)
+  assert len(set(whole.tolist())) > 2
+  alone = sampling.pick_token(k[3:4], logits[3:4])
+  assert alone[0] == whole[3]
+
+
+@pytest.mark.parametrize(
+  "kw, message",
+  [
+    ({"temperature": 0.0}, "greedy"),
+    ({"top_p": 0.0}, "top_p"),
+    ({"top_k": -1}, "top_k"),
+  ],
+)
+def test_bad_settings(kw, message):
+  with pytest.raises(ValueError, match=message):
+    sampling.pick_token(keys(1), jnp.zeros((1, 4)), **kw)
+
+
+def test_greedy():
+  got = sampling.greedy(jnp.asarray([[0.0, 2, 1], [5, 2, 1]]))
+  assert got.tolist() == [1, 0] and got.dtype == jnp.int32
+
+
+# ------------------------------------------------------------------ decoding
+
+
+def scripted(script):
+  """A model that says `script` [B, A], counts its calls, notes its input."""
+  calls = []
+  table = jax.nn.one_hot(script, 9)
+
+  def step(cache, token, i):
+    jax.debug.callback(lambda t: calls.append(t.tolist()), token)
+    return table[:, i + 1], cache + 1
+
+  return step, table[:, 0], calls
+
+
+def test_decode_stops_and_pads():
+  script = jnp.asarray([[5, 6, EOS, 7, 7, 7], [8, EOS, 3, 3, 3, 3]])
+  step, first, calls = scripted(script)
+  got = sampling.decode_text(
+    step, jnp.int32(0), first, 6, lambda k, x: sampling.greedy(x), keys(2)
+  )
+  jax.effects_barrier()
+  assert got.tolist() == [[5, 6, EOS, 0, 0, 0], [8, EOS, 0, 0, 0, 0]]
+  assert sorted(calls) == sorted([[5, 8], [6, EOS]])
+
+
+def test_decode_stops_at_the_limit():
+  step, first, calls = scripted(jnp.full((1, 4), 5))
+  got = sampling.decode_text(
+    step, jnp.int32(0), first, 3, lambda k, x: sampling.greedy(x), keys(1)
+  )
+  jax.effects_barrier()
+  assert got.tolist() == [[5, 5, 5]] and len(calls) == 2
+
+
+def test_decode_draws_by_row_and_position():
+  flat = jnp.zeros((3, 40)).at[:, EOS].set(-1e9)
+
+  def run(rows):
+    return sampling.decode_text(
+      lambda cache, token, i: (flat[rows], cache),
+      jnp.int32(0),
+      flat[rows],
+      8,
+      lambda k, x: sampling.pick_token(k, x),
+      keys(3)[rows],
+    )
+
+  whole = run(jnp.arange(3))
+  assert len(set(whole[0].tolist())) > 3
+  np.testing.assert_array_equal(run(jnp.asarray([2]))[0], whole[2])
+
+
+# ---------------------------------------------------------------------- beam
+
+VOCAB, LENGTH = 4, 4
+
+
+class Toy:
+  """Logits depend on the row, the last token and the whole history."""
+
+  def __init__(self, seed, batch):
+    rng = np.random.default_rng(seed)
+    self.first = rng.normal(size=(batch, VOCAB)) * 2
+    self.bias = rng.normal(size=(batch, VOCAB))
+    self.table = rng.normal(size=(VOCAB, VOCAB)) * 2
+    self.push = rng.normal(size=(VOCAB, VOCAB))
+
+  def log_p(self, row, tokens):
+    """Log-probabilities of what follows `tokens`, float64."""
+    logits = self.first[row]
+    if tokens:
+      history = sum(self.push[t] for t in tokens)
+      logits = self.table[tokens[-1]] + self.bias[row] + history
+    return logits - np.log(np.exp(logits).sum())
+
+  def score(self, row, tokens):
+    return sum(self.log_p(row, tokens[:i])[t] for i, t in enumerate(tokens))
+
+  def search(self, n, length=LENGTH):
+    def step(cache, token, i):
+      history = cache["history"] + jnp.asarray(self.push, jnp.float32)[token]
+      logits = jnp.asarray(self.table, jnp.float32)[token]
+      logits = logits + cache["bias"] + history
+      return logits, {"history": history, "bias": cache["bias"]}
+
+    def gather(cache, rows):
+      return jax.tree.map(lambda a: a[rows], cache)
+
+    bias = jnp.asarray(self.bias, jnp.float32)
+    cache = {"history": jnp.zeros_like(bias), "bias": bias}
+    first = jnp.asarray(self.first, jnp.float32)
+    run = jax.jit(
+      lambda c, f: sampling.beam_search(step, c, f, n, length, gather)
+    )
+    out = np.asarray(run(cache, first)).tolist()
+    for row in out:
+      assert EOS in row and set(row[row.index(EOS) + 1 :]) <= {PAD}
+    return [row[: row.index(EOS) + 1] for row in out]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_wide_beam_is_exhaustive(seed):
+  toy = Toy(seed, batch=3)
+  words = [t for t in range(VOCAB) if t != EOS]
+  answers = [
+    [*body, EOS]
+    for size in range(LENGTH)
+    for body in itertools.product(words, repeat=size)
+  ]
+  got = toy.search(27)
+  for row in range(3):
+    assert got[row] == max(answers, key=lambda a: toy.score(row, a))
+
+
+def reference_beam(toy, row, n):
+  """The rules word by word for one row, without stopping early."""
+  live, best = [(0.0, [])], (-np.inf, None)
+  for _ in range(LENGTH):
+    offers = []
+    for score, tokens in live:
+      log_p = toy.log_p(row, tokens).copy()
+      best = max(best, (score + log_p[EOS], [*tokens, EOS]))
+      log_p[EOS] = -np.inf
+      for token in np.argsort(-log_p)[: n + 1]:
+        offers.append((score + log_p[token], [*tokens, int(token)]))
+    live = sorted(offers, reverse=True)[:n]
+  return best[1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_narrow_beam_follows_the_rules(n):
+  lengths = set()
+  for seed in range(3, 7):
+    toy = Toy(seed, batch=4)
+    got = toy.search(n)
+    assert got == [reference_beam(toy, row, n) for row in range(4)]
+    lengths |= {len(a) for a in got}
+  assert len(lengths) > 2
+
+
+def chain(rows):
+  """A model given as next-token probabilities [V, V]."""
+  calls = []
+  log_p = jnp.log(jnp.asarray(rows) + 1e-9)
+
+  def step(cache, token, i):
+    jax.debug.callback(lambda: calls.append(1))
+    return log_p[token], cache
+
+  return step, calls
+
+
+def test_beam_beats_greedy_by_hand():
+  # 2 (0.6) then EOS (0.3): 0.18; 3 (0.4) then EOS (0.9): 0.36.
+  step, calls = chain(
+    [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0.3, 0.35, 0.35], [0.1, 0.9, 0, 0]]
+  )
+  first = jnp.log(jnp.asarray([[1e-9, 1e-9, 0.6, 0.4]]))
+  got = sampling.beam_search(
+    step, jnp.zeros(1), first, 2, 5, lambda c, rows: c[rows]
+  )
+  assert got.tolist() == [[3, EOS, PAD, PAD, PAD]]
+  jax.effects_barrier()
+  # After one call the best live hypothesis, 0.21, is below 0.36.
+  assert len(calls) == 1
+
+
+def test_beam_of_length_one_can_only_end():
+  step, calls = chain(np.full((4, 4), 0.25))
+  got = sampling.beam_search(
+    step, jnp.zeros(2), jnp.zeros((2, 4)), 3, 1, lambda c, rows: c[rows]
+  )
+  assert got.tolist() == [[EOS], [EOS]] and not calls

@@ -1,0 +1,392 @@
+"""Records by index: prepared TFDS sets, JSONL + images, COCO captions.
+
+A source is random-access and picklable, so that any process can read any
+record; nothing is decoded here. Cached VAE moments are read and written too.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from jaxtyping import Float16, Int64
+from tensorflow_datasets.proto import tf_example_pb2
+
+from unifluid_jax.config import SourceConfig
+
+_MAGIC = b"UFM1"
+_HEADER = struct.Struct("<4s3I")  # magic, h, w, 2c
+_LOGGED = 10  # bad lines named in the log, per source
+
+
+class BadRecord(ValueError):
+  """A record that cannot be used: unreadable, corrupt, or blank."""
+
+
+class Record(NamedTuple):
+  """One image with all its texts; what a format lacks is empty."""
+
+  id: str
+  image: bytes  # encoded file; empty for text alone
+  prompts: tuple[str, ...] = ()  # texts to draw it from
+  captions: tuple[str, ...] = ()
+  questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
+  edit: tuple[str, bytes] | None = None  # (instruction, encoded target)
+  moments: Any = None  # f16[h, w, 2c] of the VAE's posterior
+
+
+class Source:
+  """A data set as a sequence of records.
+
+  Attributes:
+    bad: lines or entries skipped at opening, as "file:line: reason".
+    moments: the cached moments, or None.
+  """
+
+  def __init__(
+    self, reader: Any, limit: int, moments: "MomentsReader | None" = None
+  ):
+    """Keeps the first `limit` records, all if it is 0.
+
+    `reader` has a length, records by index, `bad`, and `mask(task)`: which
+    records can serve a task, None for all.
+    """
+    self._reader = reader
+    self._length = min(limit, len(reader)) if limit else len(reader)
+    self.bad = reader.bad
+    self.moments = moments
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, i: int) -> Record:
+    if not 0 <= i < self._length:
+      raise IndexError(f"record {i} of {self._length}")
+    record = self._reader[i]
+    if self.moments is None:
+      return record
+    return record._replace(moments=self.moments[i])
+
+  def indices(self, task: str) -> Int64[np.ndarray, "R"]:
+    """Records that can serve a task, as far as the index of the set tells."""
+    mask = self._reader.mask(task)
+    if mask is None:
+      return np.arange(self._length, dtype=np.int64)
+    return np.flatnonzero(mask[: self._length]).astype(np.int64)
+
+
+def open_source(
+  config: SourceConfig,
+  root: str,
+  caption_prefix: str,
+  key: str = "data.train.<name>",
+  moments: bool = False,
+) -> Source:
+  """Opens a data set; records are read later.
+
+  Args:
+    config: format, path and split. `path` may hold "{split}". For "coco" it
+      is "annotations.json" or "annotations.json:imagedir", the latter
+      relative to the JSON file's folder, as file names in JSONL are.
+    root: what `path` and `moments` are relative to.
+    caption_prefix: a JSONL prefix that only asks for a caption.
+    key: the source's place in the configuration, for messages.
+    moments: whether records carry the cached moments that `config` names.
+
+  Raises:
+    FileNotFoundError: nothing at the path.
+    ValueError: not of that format, an unknown split, or moments of another
+      data set.
+  """
+  path = config.path.replace("{split}", config.split)
+  if config.format == "array_record":
+    reader: Any = _TfdsReader(_found(root, path, key), config.split)
+  elif config.format == "jsonl":
+    reader = _JsonlReader(_found(root, path, key), caption_prefix)
+  else:
+    stem, colon, folder = path.partition(".json:")
+    file = stem + ".json" if colon else path
+    reader = _CocoReader(_found(root, file, key), folder)
+  for entry in reader.bad[:_LOGGED]:
+    logging.warning("%s: %d bad; skipped %s", key, len(reader.bad), entry)
+  if not moments or not config.moments:
+    return Source(reader, config.limit)
+  cache = MomentsReader(_found(root, config.moments, key, "moments"))
+  source = Source(reader, config.limit, cache)
+  if len(cache) not in (len(reader), len(source)):
+    raise ValueError(
+      f"{key}.moments holds {len(cache)} records, {key}.path {len(source)}: "
+      "cache the moments again from this very source"
+    )
+  return source
+
+
+def _found(root: str, path: str, key: str, field: str = "path") -> str:
+  """The joined path, which exists."""
+  full = epath.Path(root) / path
+  if not path or not full.exists():
+    raise FileNotFoundError(
+      f"no data at {os.fspath(full)}: change {key}.{field}={path!r} or "
+      f"data.root={root!r}, or prepare the data set first"
+    )
+  return os.fspath(full)
+
+
+class _TfdsReader:
+  """A prepared TensorFlow Datasets directory in ArrayRecord format.
+
+  The known features are taken from the tf.Example itself: TFDS's own decoding
+  costs ten times as much, and its PartialDecoding needs TensorFlow.
+  """
+
+  bad: tuple[str, ...] = ()
+
+  def __init__(self, path: str, split: str):
+    builder = tfds.builder_from_directory(_version_dir(path))
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    self._data = builder.as_data_source(split, deserialize_method=raw)
+    features = builder.info.features
+    if "image" not in features:
+      raise ValueError(f"{path}: no feature 'image' in {sorted(features)}")
+    self._edits = "edit" in features
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def mask(self, task: str) -> np.ndarray | None:
+    useless = task == "edit" and not self._edits
+    return np.zeros(len(self), bool) if useless else None
+
+  def __getitem__(self, i: int) -> Record:
+    fields = tf_example_pb2.Example.FromString(self._data[i]).features.feature
+
+    def texts(*names: str) -> tuple[str, ...]:
+      found = [n for n in names if n in fields]
+      values = fields[found[0]].bytes_list.value if found else ()
+      return tuple(v.decode(errors="replace") for v in values)
+
+    edit = None  # TFDS has no optional features: a blank one means none
+    if "".join(instruction := texts("edit/instruction")).strip():
+      edit = (instruction[0], fields["edit/target"].bytes_list.value[0])
+    asked = zip(
+      texts("questions/question"), texts("questions/answer"), strict=True
+    )
+    return Record(
+      id="".join(texts("id")) or str(i),
+      image=fields["image"].bytes_list.value[0],
+      prompts=texts("prompts"),
+      captions=texts("captions", "captions/text"),
+      questions=tuple(asked),
+      edit=edit,
+    )
+
+
+def _version_dir(path: str) -> str:
+  """The folder with the metadata: `path`, or the only one below it."""
+  base = epath.Path(path)
+  for depth in ("", "*/", "*/*/"):
+    files = base.glob(depth + "dataset_info.json")
+    if found := sorted(os.fspath(file.parent) for file in files):
+      break
+  if len(found) != 1:
+    raise ValueError(
+      f"{path} holds {len(found)} prepared data sets {found}: the path must "
+      "name the folder of one dataset_info.json"
+    )
+  return found[0]
+
+
+class _JsonlReader:
+  """Lines {"image": path, "prefix": str, "suffix": str}.
+
+  The index holds offsets; a line is parsed again when it is read. A line
+  without an image serves text-only training.
+  """
+
+  def __init__(self, path: str, caption_prefix: str):
+    self._file = epath.Path(path)
+    self._caption_prefix = caption_prefix.strip()
+    index, bad, offset = [], [], 0
+    with self._file.open("rb") as lines:
+      for number, line in enumerate(lines, 1):
+        if line.strip():
+          try:
+            image, prefix, _ = self._parse(line)
+            index.append((offset, number, bool(image), not prefix))
+          except BadRecord as error:
+            bad.append(f"{path}:{number}: {error}")
+        offset += len(line)
+    self.bad = tuple(bad)
+    table = np.asarray(index, np.int64).reshape(-1, 4)
+    self._lines = table[:, :2]
+    self._images, self._captions = table[:, 2:].T.astype(bool)
+
+  def __len__(self) -> int:
+    return len(self._lines)
+
+  def mask(self, task: str) -> np.ndarray | None:
+    if task == "t2i":
+      return self._images & self._captions
+    if task == "edit":
+      return np.zeros(len(self), bool)
+    return None if task == "text" else self._images
+
+  def __getitem__(self, i: int) -> Record:
+    offset, number = map(int, self._lines[i])
+    with self._file.open("rb") as lines:
+      lines.seek(offset)
+      image, prefix, suffix = self._parse(lines.readline())
+    name = f"{self._file}:{number}"
+    data = _read(self._file.parent / image) if image else b""
+    if prefix:
+      return Record(name, data, questions=((prefix, suffix),))
+    return Record(name, data, captions=(suffix,))
+
+  def _parse(self, line: bytes) -> tuple[str, str, str]:
+    """Image path, question ("" for a caption) and answer of a line."""
+    try:
+      entry = json.loads(line)
+    except ValueError as error:
+      raise BadRecord(f"not JSON ({error})") from error
+    if not isinstance(entry, dict):
+      raise BadRecord("not a JSON object")
+    values = [entry.get(k) or "" for k in ("image", "prefix", "suffix")]
+    if not all(isinstance(v, str) for v in values):
+      raise BadRecord("image, prefix and suffix must be strings")
+    image, prefix, suffix = (v.strip() for v in values)
+    if not suffix:
+      raise BadRecord("no suffix")
+    return image, "" if prefix == self._caption_prefix else prefix, suffix
+
+
+class _CocoReader:
+  """COCO captions: {images: [...], annotations: [...]}, one record an image."""
+
+  def __init__(self, path: str, folder: str):
+    file = epath.Path(path)
+    self._folder = file.parent / folder if folder else file.parent
+    try:
+      content = json.loads(file.read_text())
+      images = [(e["id"], e["file_name"]) for e in content["images"]]
+      annotations = content["annotations"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{path} is no COCO captions file (images, annotations): {error!r}"
+      ) from error
+    texts: dict[Any, list[str]] = {key: [] for key, _ in images}
+    bad = []
+    for i, entry in enumerate(annotations):
+      try:
+        texts[entry["image_id"]].append(entry["caption"].strip())
+      except (KeyError, TypeError, AttributeError) as error:
+        bad.append(f"{path}: annotations[{i}]: {error!r}")
+    self.bad = tuple(bad)
+    self._records = [(str(k), name, tuple(texts[k])) for k, name in images]
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def mask(self, task: str) -> np.ndarray | None:
+    if task == "image":
+      return None
+    use = task != "edit"
+    return np.asarray([use and bool(t) for *_, t in self._records], bool)
+
+  def __getitem__(self, i: int) -> Record:
+    key, name, captions = self._records[i]
+    return Record(key, _read(self._folder / name), captions=captions)
+
+
+def _read(file: epath.Path) -> bytes:
+  """A file's bytes, or a bad record."""
+  try:
+    return file.read_bytes()
+  except OSError as error:
+    raise BadRecord(f"unreadable: {error}") from error
+
+
+def write_moments(
+  path: str | os.PathLike[str], arrays: Iterable[np.ndarray | None]
+) -> int:
+  """Writes VAE moments, in the order of the source's records.
+
+  Args:
+    path: a local ArrayRecord file; replaced atomically.
+    arrays: [h, w, 2c] each, mean and log-variance, stored as float16; None
+      for a record whose image cannot be decoded, which is then a bad one.
+
+  Returns:
+    How many were written.
+
+  Raises:
+    ValueError: arrays of unequal shape or beyond float16.
+  """
+  target = epath.Path(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  partial = target.parent / f".{target.name}.{os.getpid()}.tmp"
+  writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
+  shape, count = None, 0
+  try:
+    for count, array in enumerate(arrays, 1):
+      if array is None:
+        writer.write(_HEADER.pack(_MAGIC, 0, 0, 0))
+        continue
+      with np.errstate(over="ignore"):  # checked below
+        half = np.asarray(array).astype(np.float16)
+      shape = shape or half.shape
+      if half.ndim != 3 or half.shape != shape or not np.isfinite(half).all():
+        raise ValueError(
+          f"moments {count - 1} of shape {half.shape}: need finite float16 "
+          f"[h, w, 2c] like the first, {shape}"
+        )
+      writer.write(_HEADER.pack(_MAGIC, *half.shape) + half.tobytes())
+    writer.close()
+    partial.replace(target)
+  finally:
+    if writer.is_open():
+      writer.close()
+    partial.unlink(missing_ok=True)
+  return count
+
+
+class MomentsReader:
+  """Cached moments by index."""
+
+  def __init__(self, path: str):
+    """Opens a file that `write_moments` made.
+
+    Raises:
+      ValueError: another kind of file, or one without any moments.
+    """
+    try:
+      self._data = ArrayRecordDataSource([path])
+      shapes = (self._shape(self._data[i]) for i in range(len(self)))
+      self.shape = next(shape for shape in shapes if all(shape))
+    except (RuntimeError, ValueError, StopIteration) as error:
+      raise ValueError(
+        f"{path} holds no cached moments; write_moments makes them"
+      ) from error
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, i: int) -> Float16[np.ndarray, "h w c"]:
+    data = self._data[i]
+    shape = self._shape(data)
+    if not all(shape):
+      raise BadRecord("its image could not be decoded for the cached moments")
+    return np.frombuffer(data, np.float16, offset=_HEADER.size).reshape(shape)
+
+  @staticmethod
+  def _shape(data: bytes) -> tuple[int, ...]:
+    """From the header; raises ValueError where there is none."""
+    if data[:4] != _MAGIC:
+      raise ValueError("not a record of moments")
+    return _HEADER.unpack_from(data)[1:]

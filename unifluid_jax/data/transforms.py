@@ -1,0 +1,285 @@
+"""From records to training examples: decoding, resizing, choosing texts.
+
+Sources: ADM's centre crop for the generated image (as MAR trains), PaliGemma's
+plain resize for the vision encoder (big_vision pp).
+"""
+
+import dataclasses
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from unifluid_jax.data.sources import BadRecord, Record
+from unifluid_jax.data.text import Tokenizer
+from unifluid_jax.types import Edit, ImageToText, TextOnly, TextToImage
+
+T = TypeVar("T")
+_CAPTION_SHARE = 0.4  # of understanding examples, where questions exist too
+# What PIL raises on damaged files, format by format.
+_DECODE_ERRORS = (
+  OSError,
+  SyntaxError,
+  ValueError,
+  TypeError,
+  KeyError,
+  IndexError,
+  EOFError,
+  struct.error,
+  zlib.error,
+  Image.DecompressionBombError,
+)
+
+
+class NoExample(ValueError):
+  """A sound record that carries nothing for the task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How examples look: sizes in pixels, slots in tokens."""
+
+  tokenizer: Tokenizer | None  # only images do without
+  image_size: int  # of the VAE
+  vit_size: int  # of the vision encoder
+  prompt: int  # P of t2i and edit
+  prefix: int  # P of i2t and text
+  suffix: int  # A
+  caption_prefix: str  # the question that asks for a caption
+  flip: bool = False
+  edit_latents: bool = False  # edits carry the source at the VAE's size too
+
+
+def decode_image(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+  """An encoded image as upright RGB.
+
+  Transparency is laid over white, 16-bit grey loses its low byte, and EXIF
+  orientation is applied.
+
+  Raises:
+    BadRecord: (a ValueError) the file is empty, corrupt or truncated.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      image.load()
+      if image.mode != "RGB" or image.info:
+        image = _normalise(image)
+      return np.array(image)
+  except _DECODE_ERRORS as error:
+    # The text of UnidentifiedImageError is a memory address.
+    unknown = isinstance(error, UnidentifiedImageError)
+    why = "no known image format" if unknown else error
+    raise BadRecord(
+      f"image of {len(data)} bytes cannot be decoded: {why}"
+    ) from error
+
+
+def _normalise(image: Image.Image) -> Image.Image:
+  """Upright, opaque RGB."""
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith("I"):
+    wide = np.asarray(image).astype(np.int64) >> 8
+    image = Image.fromarray(wide.clip(0, 255).astype(np.uint8))
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image)
+  return image.convert("RGB")
+
+
+def centre_crop_resize(
+  image: UInt8[np.ndarray, "H W 3"], size: int
+) -> UInt8[np.ndarray, "S S 3"]:
+  """The central square: ADM's preprocessing, for images to be generated.
+
+  The shorter side is halved by averaging while it is at least twice the
+  target, then resized bicubically to it; the longer one is cropped.
+
+  Args:
+    image: RGB.
+    size: side of the result.
+  """
+  if image.shape[:2] == (size, size):
+    return image
+  picture = Image.fromarray(image)
+  while min(picture.size) >= 2 * size:
+    width, height = picture.size
+    picture = picture.resize((width // 2, height // 2), Image.Resampling.BOX)
+  scale = size / min(picture.size)
+  width, height = (max(size, round(side * scale)) for side in picture.size)
+  picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+  left, top = (width - size) // 2, (height - size) // 2
+  return np.array(picture.crop((left, top, left + size, top + size)))
+
+
+def squash_resize(
+  image: UInt8[np.ndarray, "H W 3"], size: int
+) -> UInt8[np.ndarray, "S S 3"]:
+  """The whole image as a square, aspect not kept, for the vision encoder.
+
+  Differs: always antialiased; PaliGemma's transfers vary by task.
+
+  Args:
+    image: RGB.
+    size: side of the result.
+  """
+  if image.shape[:2] == (size, size):
+    return image
+  picture = Image.fromarray(image)
+  return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def to_float(
+  image: UInt8[np.ndarray, "H W 3"],
+) -> Float32[np.ndarray, "H W 3"]:
+  """Pixels in [-1, 1]."""
+  return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_text_to_image(
+  record: Record, rng: np.random.Generator, recipe: Recipe
+) -> TextToImage:
+  """One of the record's prompts (else captions), and pixels or moments.
+
+  Args:
+    record: where the example comes from.
+    rng: chooses the prompt and the flip.
+    recipe: sizes and slots.
+
+  Raises:
+    NoExample: no prompt and no caption.
+    BadRecord: only blank ones, or a corrupt image.
+  """
+  text = _choose(record.prompts or record.captions, rng, "prompt")
+  row = recipe.tokenizer.prompt_row(text, recipe.prompt)
+  if record.moments is not None:
+    moments = np.asarray(record.moments, np.float32)
+    return TextToImage(row, moments=moments)
+  return TextToImage(row, image=_picture(record, rng, recipe))
+
+
+def to_image_only(
+  record: Record, rng: np.random.Generator, recipe: Recipe
+) -> TextToImage:
+  """The image with a prompt of width 0, to train the VAE on."""
+  image = _picture(record, rng, recipe)
+  return TextToImage(np.zeros(0, np.int32), image=image)
+
+
+def to_image_to_text(
+  record: Record, rng: np.random.Generator, recipe: Recipe
+) -> ImageToText:
+  """A caption (two cases in five where both exist) or a question.
+
+  Never flipped: questions name sides and images hold writing.
+
+  Args:
+    record: where the example comes from.
+    rng: chooses the text.
+    recipe: sizes and slots; `caption_prefix` asks for a caption.
+
+  Raises:
+    NoExample: no caption and no question.
+    BadRecord: only blank ones, or a corrupt image.
+  """
+  ask_caption = not record.questions
+  if record.captions and record.questions:
+    ask_caption = bool(rng.random() < _CAPTION_SHARE)
+  if ask_caption:
+    question = recipe.caption_prefix
+    answer = _choose(record.captions, rng, "caption")
+  else:
+    question, answer = _choose_pair(record.questions, rng)
+  image = squash_resize(decode_image(record.image), recipe.vit_size)
+  return ImageToText(
+    to_float(image),
+    recipe.tokenizer.prefix_row(question, recipe.prefix),
+    recipe.tokenizer.suffix_row(answer, recipe.suffix),
+  )
+
+
+def to_edit(record: Record, rng: np.random.Generator, recipe: Recipe) -> Edit:
+  """Source image, instruction and target image; flipped together.
+
+  Raises:
+    NoExample: the record has no edit.
+    BadRecord: a blank instruction, or a corrupt image.
+  """
+  if record.edit is None:
+    raise NoExample("no edit")
+  instruction, target = record.edit
+  flip = recipe.flip and bool(rng.random() < 0.5)
+  source = _flip(decode_image(record.image), flip)
+  after = _flip(decode_image(target), flip)
+  size = recipe.image_size
+  return Edit(
+    to_float(squash_resize(source, recipe.vit_size)),
+    recipe.tokenizer.prompt_row(
+      _choose((instruction,), rng, "instruction"), recipe.prompt
+    ),
+    to_float(centre_crop_resize(after, size)),
+    to_float(centre_crop_resize(source, size)) if recipe.edit_latents else None,
+  )
+
+
+def to_text_only(
+  record: Record, rng: np.random.Generator, recipe: Recipe
+) -> TextOnly:
+  """A question with its answer, or a caption after BOS alone.
+
+  Raises:
+    NoExample: the record has no text.
+    BadRecord: only blank texts.
+  """
+  pairs = (*record.questions, *(("", c) for c in record.captions))
+  prefix, suffix = _choose_pair(pairs, rng)
+  tokenizer = recipe.tokenizer
+  if prefix:
+    row = tokenizer.prefix_row(prefix, recipe.prefix)
+  else:
+    row = tokenizer.prompt_row("", recipe.prefix)
+  return TextOnly(row, tokenizer.suffix_row(suffix, recipe.suffix))
+
+
+def _picture(
+  record: Record, rng: np.random.Generator, recipe: Recipe
+) -> Float32[np.ndarray, "S S 3"]:
+  """The record's image at the VAE's size."""
+  flip = recipe.flip and bool(rng.random() < 0.5)
+  image = centre_crop_resize(decode_image(record.image), recipe.image_size)
+  return to_float(_flip(image, flip))
+
+
+def _flip(image: np.ndarray, flip: bool) -> np.ndarray:
+  """Mirrored left to right, or as it is."""
+  return np.ascontiguousarray(image[:, ::-1]) if flip else image
+
+
+def _choose(options: Sequence[str], rng: np.random.Generator, what: str) -> str:
+  """One text that is not blank."""
+  good = [text for text in options if text.strip()]
+  return _one(options, good, rng, what)
+
+
+def _choose_pair(
+  pairs: Sequence[tuple[str, str]], rng: np.random.Generator
+) -> tuple[str, str]:
+  """One (question, answer) whose answer is not blank."""
+  good = [pair for pair in pairs if pair[1].strip()]
+  return _one(pairs, good, rng, "answer")
+
+
+def _one(
+  options: Sequence[T], good: Sequence[T], rng: np.random.Generator, what: str
+) -> T:
+  """A uniform choice among the good options."""
+  if not options:
+    raise NoExample(f"no {what}")
+  if not good:
+    raise BadRecord(f"blank {what}")
+  return good[int(rng.integers(len(good)))] if len(good) > 1 else good[0]

@@ -1,0 +1,84 @@
+"""The order in which image tokens are predicted, and how it is annealed.
+
+RAR (arXiv 2411.00776) as UniFluid §3.3 uses it: whole-sequence permutations,
+annealed to raster order by lowering the share of permuted samples.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+def randomness(
+  step: int | Int[Array, ""], random_until: int, raster_from: int
+) -> Float[Array, ""]:
+  """Probability that a sample's order is random at a training step.
+
+  1 up to `random_until`, then linear to 0 at `raster_from`. Both 0: raster
+  order from the start.
+  """
+  left = jnp.asarray(raster_from - step, jnp.float32)
+  return jnp.clip(left / max(raster_from - random_until, 1), 0.0, 1.0)
+
+
+def permutations(keys: Key[Array, "B"], n: int) -> Int[Array, "B N"]:
+  """A uniform permutation of range(n) for each key."""
+  return jax.vmap(lambda key: jax.random.permutation(key, n))(keys)
+
+
+def raster_orders(batch: int, n: int) -> Int[Array, "B N"]:
+  """range(n) for each of `batch` samples."""
+  return jnp.broadcast_to(jnp.arange(n), (batch, n))
+
+
+def sample_orders(
+  key: Key[Array, ""],
+  batch: int,
+  n: int,
+  probability: float | Float[Array, ""],
+) -> Int[Array, "B N"]:
+  """Each sample's order: a permutation with `probability`, else raster.
+
+  The coin is thrown per sample, so a batch mixes both (1d-tokenizer
+  modeling/rar.py).
+  """
+  coin_key, order_key = jax.random.split(key)
+  coin = jax.random.uniform(coin_key, (batch, 1)) < probability
+  shuffled = permutations(jax.random.split(order_key, batch), n)
+  return jnp.where(coin, shuffled, raster_orders(batch, n))
+
+
+def take_tokens(
+  x: Float[Array, "B N C"], order: Int[Array, "B N"]
+) -> Float[Array, "B N C"]:
+  """Raster tokens in prediction order: row i is cell order[i]."""
+  return jnp.take_along_axis(x, order[..., None], axis=1)
+
+
+def put_tokens(
+  x: Float[Array, "B N C"], order: Int[Array, "B N"]
+) -> Float[Array, "B N C"]:
+  """Inverse of `take_tokens`: predicted tokens back in raster order."""
+  return take_tokens(x, jnp.argsort(order, axis=1))
+
+
+def current(
+  table: Float[Array, "N D"], order: Int[Array, "B N"]
+) -> Float[Array, "B N-1 D"]:
+  """Position rows of the tokens that are fed: all but the last predicted.
+
+  The image part's inputs are BOI, then tokens order[0] .. order[N-2]; these
+  rows belong to the latter.
+  """
+  return table[order[:, :-1]]
+
+
+def next(
+  table: Float[Array, "N D"], order: Int[Array, "B N"]
+) -> Float[Array, "B N D"]:
+  """Rows that tell each image input which cell it predicts.
+
+  BOI gets cell order[0], the token of cell order[i] gets order[i+1]
+  (RAR's target-aware position embedding).
+  """
+  return table[order]
