@@ -33,15 +33,15 @@ def get_config(arg: str = ""):
   c.data.threads = 2
   c.text = dict(
     tokenizer=f"{ROOT}/data/tokenizer.model",
-    train_vocab=128,
+    train_vocab=192,
     prompt=16,
-    prefix=16,
-    suffix=14,
+    prefix=10,
+    suffix=9,
   )
 
   m = c.model
   m.decoder.update(
-    vocab=128, width=128, depth=4, mlp=384, heads=4, kv_heads=1, head_dim=32
+    vocab=192, width=128, depth=4, mlp=384, heads=4, kv_heads=1, head_dim=32
   )
   m.vit.update(
     width=96, depth=2, mlp=384, heads=4, patch=8, image_size=32

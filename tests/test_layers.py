@@ -1,6 +1,8 @@
 """Imports point down only (docs/architecture.md)."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,14 +73,13 @@ def test_systems_do_not_import_one_another():
 
 def test_no_tensorflow_at_start():
   """Importing TensorFlow costs seconds and is no dependency."""
-  import subprocess
-  import sys
-
-  code = (
-    "import sys, unifluid_jax.main, unifluid_jax.evaluate; "
-    "sys.exit('tensorflow' in sys.modules)"
-  )
-  assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+  for module in ("main", "evaluate"):
+    code = (
+      f"import sys, unifluid_jax.{module}; "
+      "sys.exit('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == 0
 
 
 def test_no_file_outgrows_its_job():

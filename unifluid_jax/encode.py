@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
@@ -72,10 +72,10 @@ def make_encoder(config: Config):
   )
 
 
-def measure(moments: Iterator[np.ndarray]) -> dict[str, float]:
+def measure(moments: Iterator[np.ndarray | None]) -> dict[str, float]:
   """Mean and 1/std of posterior samples: E[z], E[z^2] in closed form."""
   n = total = square = 0.0
-  for m in moments:
+  for m in filter(lambda m: m is not None, moments):
     mean, logvar = np.split(np.asarray(m, np.float64), 2, axis=-1)
     total += mean.sum()
     square += (mean**2 + np.exp(logvar)).sum()
@@ -87,8 +87,8 @@ def measure(moments: Iterator[np.ndarray]) -> dict[str, float]:
 
 def _encode(
   config: Config, source_config: SourceConfig, encoder, say, limit: int
-) -> Iterator[np.ndarray]:
-  """Moments of a source's images in order."""
+) -> Iterator[np.ndarray | None]:
+  """Moments of a source's images in order; None for unreadable ones."""
   source = sources.open_source(
     source_config, config.data.root, config.data.caption_prefix
   )
@@ -96,24 +96,34 @@ def _encode(
   progress = telemetry.Progress("encode", 0, total)
   size, width = config.model.image_size, _BATCH.value
   for start in range(0, total, width):
-    images = [
-      transforms.to_float(
-        transforms.centre_crop_resize(
-          transforms.decode_image(source[i].image), size
-        )
-      )
-      for i in range(start, min(start + width, total))
-    ]
+    batch = [_pixels(source, i, size)
+             for i in range(start, min(start + width, total))]  # fmt: skip
     padded = np.zeros((width, size, size, 3), np.float32)
-    padded[: len(images)] = images
-    yield from np.asarray(encoder(padded))[: len(images)]
+    for row, image in zip(padded, batch, strict=False):
+      row[:] = 0 if image is None else image
+    for image, m in zip(batch, np.asarray(encoder(padded)), strict=False):
+      yield None if image is None else m
     if (start // width) % 32 == 31:
-      say(progress.line(start + len(images))[0])
+      say(progress.line(start + len(batch))[0])
 
 
-def _read(path: str) -> Iterator[np.ndarray]:
+def _pixels(source: sources.Source, i: int, size: int) -> np.ndarray | None:
+  """An image as the VAE sees it; None where it cannot be read."""
+  try:
+    image = transforms.decode_image(source[i].image)
+  except sources.BadRecord as error:
+    logging.warning("record %d: %s", i, error)
+    return None
+  return transforms.to_float(transforms.centre_crop_resize(image, size))
+
+
+def _read(path: str) -> Iterator[np.ndarray | None]:
   reader = sources.MomentsReader(path)
-  return (reader[i] for i in range(len(reader)))
+  for i in range(len(reader)):
+    try:
+      yield reader[i]
+    except sources.BadRecord:
+      yield None
 
 
 def _tag(config: Config) -> str:

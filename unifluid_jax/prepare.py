@@ -45,9 +45,10 @@ def write_world(config: Config) -> str:
   }
   (path,) = {s.path for s in config.data.train.values()}
   where = str(epath.Path(config.data.root) / path)
+  done = "kept" if epath.Path(where).exists() else "wrote"
   shapes_builder.build(where, shapes.World(**options), sizes, seed)
   counts = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
-  return f"data set: {counts} scenes in {where}"
+  return f"{done} the data set: {counts} scenes in {where}"
 
 
 def make_tokenizer(config: Config) -> str:
@@ -57,7 +58,9 @@ def make_tokenizer(config: Config) -> str:
     ValueError: it is missing and config.text.train_vocab is 0.
   """
   path = config.text.tokenizer
+  done = "kept"
   if not epath.Path(path).exists() and config.text.train_vocab:
+    done = "trained"
     sentences = itertools.islice(_sentences(config), _SENTENCES)
     text.train(sentences, path, config.text.train_vocab)
   tokenizer = text.Tokenizer.load(path)
@@ -66,7 +69,7 @@ def make_tokenizer(config: Config) -> str:
       f"{path} has {tokenizer.vocab_size} pieces, "
       f"config.model.decoder.vocab={config.model.decoder.vocab}: too few"
     )
-  return f"tokenizer: {tokenizer.vocab_size} pieces in {path}"
+  return f"{done} the tokenizer: {tokenizer.vocab_size} pieces in {path}"
 
 
 def _sentences(config: Config) -> Iterator[str]:
@@ -76,7 +79,10 @@ def _sentences(config: Config) -> Iterator[str]:
       source_config, config.data.root, config.data.caption_prefix
     )
     for i in range(len(source)):
-      record = source[i]
+      try:
+        record = source[i]
+      except sources.BadRecord:
+        continue  # counted and named by the training pipeline
       yield from record.prompts
       yield from record.captions
       for question, answer in record.questions:

@@ -87,13 +87,12 @@ class Progress:
     last_step, last_time = self._last
     seconds = (now - last_time) / max(step - last_step, 1)
     self._last = (step, now)
-    # The first window holds the compilation: leave it out of the estimate.
+    # The first window holds the compilation: no estimate comes from it.
     if self._begin[0] == last_step:
-      self._begin = (step, now)
-      rate = seconds
+      self._begin, left = (step, now), "-"
     else:
       rate = (now - self._begin[1]) / max(step - self._begin[0], 1)
-    left = clock((self._total - step) * rate)
+      left = clock((self._total - step) * rate)
     share = 100 * step / max(self._total, 1)
     speed = 1 / seconds if seconds > 0 else math.inf
     line = (

@@ -151,9 +151,12 @@ def restore_or_init(
   if step is not None:
     state, _ = saved.restore(step, job.shapes)
     return state, f"1: resumed from step {step} of this workdir"
+  # Runs once: on CPU, compiling it well takes longer than running it badly.
+  fast = jax.default_backend() != "cpu"
   make = jax.jit(
     lambda: init_state(job.system, job.optimizer, job.config),
     out_shardings=job.shardings,
+    compiler_options=None if fast else {"xla_backend_optimization_level": 0},
   )
   return make(), f"2: fresh parameters, seed {job.config.seed}"
 

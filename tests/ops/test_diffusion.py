@@ -52,12 +52,11 @@ def test_golden_respaced():
     expected.append(jumps.get(expected[-1], expected[-1] + 10))
   assert s.timesteps.tolist() == expected and len(expected) == 100
   np.testing.assert_allclose(s.betas[0], 4.128422e-5, 1e-6)
-  np.testing.assert_allclose(
-    s.betas[[1, 50, 98, 99]], [6.798e-4, 0.0341717, 0.7499393, 0.99998999], 3e-5
-  )
+  assert abs(s.betas[1] - 6.798e-4) < 5e-8  # the digits known
+  np.testing.assert_allclose(s.betas[50], 0.0341717, 1e-6)
   np.testing.assert_allclose(s.betas[98:], [0.7499393, 0.99998999], 1e-7)
   np.testing.assert_allclose(
-    s.log_posterior[[0, 1, 50]], [-10.15395, -10.15395, -3.41018], 1e-6
+    s.log_posterior[[0, 1, 50]], [-10.15395, -10.15395, -3.41018], atol=6e-6
   )
   np.testing.assert_allclose(s.log_posterior[99], -2.529e-4, 2e-4)
 
@@ -207,6 +206,9 @@ def test_gradient_routing(t):
   assert np.isfinite(parts).all()
 
 
+sample = jax.jit(diffusion.ancestral_sample, static_argnames="denoise")
+
+
 def oracle(x0):
   """A denoiser that knows the answer, and any variance."""
 
@@ -227,25 +229,21 @@ def keys(seed, n):
 def test_oracle_returns_x0(count, atol):
   s = jax.tree.map(jnp.asarray, diffusion.respace(count))
   x0 = normal(8, (3, 4))
-  got = diffusion.ancestral_sample(
-    s, oracle(x0), normal(9, (3, 4)), keys(0, 3), 1.0, s
-  )
+  got = sample(s, oracle(x0), normal(9, (3, 4)), keys(0, 3), 1.0, s)
   np.testing.assert_allclose(got, x0, atol=atol)
 
 
 def test_sampler_reproduces_a_gaussian():
   # For data N(mu, sd^2) the best noise prediction is linear and known.
-  mu, sd, rows = 1.5, 0.4, 20_000
-  s = jax.tree.map(jnp.asarray, diffusion.respace(250))
+  mu, sd, rows = 1.5, 0.4, 8_000
+  s = jax.tree.map(jnp.asarray, diffusion.respace(100))
 
   def denoise(x, at):
     bar = at.alphas_bar
     eps = at.noise * (x - at.signal * mu) / (bar * sd**2 + 1 - bar)
     return jnp.concatenate([eps, jnp.zeros_like(x)], axis=-1)
 
-  x = diffusion.ancestral_sample(
-    s, denoise, normal(10, (rows, 1)), keys(1, rows), 1.0, s
-  )
+  x = sample(s, denoise, normal(10, (rows, 1)), keys(1, rows), 1.0, s)
   assert abs(float(x.mean()) - mu) < 0.015
   assert abs(float(x.std()) / sd - 1) < 0.03
 
@@ -255,15 +253,11 @@ def test_temperature_scales_step_noise_only():
   s = diffusion.Schedule(*(f[:4] for f in diffusion.respace(5)))
   x_t = normal(11, (3, 4))
 
-  @jax.jit
-  def sample(temperature, k):
-    def linear(x, _):
-      return jnp.concatenate([0.5 * x, 0 * x], axis=-1)
-
-    return diffusion.ancestral_sample(s, linear, x_t, k, temperature)
+  def linear(x, _):
+    return jnp.concatenate([0.5 * x, 0 * x], axis=-1)
 
   def run(temperature, seed):
-    return sample(temperature, keys(seed, 3))
+    return sample(s, linear, x_t, keys(seed, 3), temperature)
 
   cold = run(0.0, 0)
   np.testing.assert_array_equal(cold, run(0.0, 1))
@@ -277,9 +271,7 @@ def test_temperature_scales_step_noise_only():
 def test_last_step_adds_no_noise():
   first = diffusion.Schedule(*(f[:1] for f in diffusion.respace(5)))
   x_t = normal(12, (3, 4))
-  hot = diffusion.ancestral_sample(
-    first, lambda x, _: jnp.zeros((3, 8)), x_t, keys(0, 3), 1.0
-  )
+  hot = sample(first, lambda x, _: jnp.zeros((3, 8)), x_t, keys(0, 3), 1.0)
   np.testing.assert_allclose(hot, first.recip * x_t, 1e-6)
 
 
@@ -291,12 +283,12 @@ def test_rows_and_slices_of_steps_stand_alone():
     return jnp.concatenate([jnp.tanh(x), jnp.sin(x)], axis=-1)
 
   k = keys(2, 3)
-  whole = diffusion.ancestral_sample(s, denoise, x_t, k, 1.0)
-  row = diffusion.ancestral_sample(s, denoise, x_t[1:2], k[1:2], 1.0)
+  whole = sample(s, denoise, x_t, k, 1.0)
+  row = sample(s, denoise, x_t[1:2], k[1:2], 1.0)
   np.testing.assert_allclose(row[0], whole[1], rtol=1e-5, atol=1e-6)
   assert not np.allclose(whole[0], whole[1])
   x = x_t
-  for part in (slice(4, 6), slice(0, 4)):
+  for part in (slice(3, 6), slice(0, 3)):
     steps = diffusion.Schedule(*(f[part] for f in s))
-    x = diffusion.ancestral_sample(steps, denoise, x, k, 1.0)
+    x = sample(steps, denoise, x, k, 1.0)
   np.testing.assert_allclose(x, whole, rtol=1e-5, atol=1e-6)

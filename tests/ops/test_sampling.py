@@ -1,5 +1,6 @@
 """Guidance, token filters, text decoding, beam search against enumeration."""
 
+import functools
 import itertools
 
 import jax
@@ -123,12 +124,19 @@ def scripted(script):
   return step, table[:, 0], calls
 
 
+def decode_greedily(step, first, length):
+  run = jax.jit(
+    lambda k: sampling.decode_text(
+      step, jnp.int32(0), first, length, lambda _, x: sampling.greedy(x), k
+    )
+  )
+  return run(keys(len(first)))
+
+
 def test_decode_stops_and_pads():
   script = jnp.asarray([[5, 6, EOS, 7, 7, 7], [8, EOS, 3, 3, 3, 3]])
   step, first, calls = scripted(script)
-  got = sampling.decode_text(
-    step, jnp.int32(0), first, 6, lambda k, x: sampling.greedy(x), keys(2)
-  )
+  got = decode_greedily(step, first, 6)
   jax.effects_barrier()
   assert got.tolist() == [[5, 6, EOS, 0, 0, 0], [8, EOS, 0, 0, 0, 0]]
   assert sorted(calls) == sorted([[5, 8], [6, EOS]])
@@ -136,9 +144,7 @@ def test_decode_stops_and_pads():
 
 def test_decode_stops_at_the_limit():
   step, first, calls = scripted(jnp.full((1, 4), 5))
-  got = sampling.decode_text(
-    step, jnp.int32(0), first, 3, lambda k, x: sampling.greedy(x), keys(1)
-  )
+  got = decode_greedily(step, first, 3)
   jax.effects_barrier()
   assert got.tolist() == [[5, 5, 5]] and len(calls) == 2
 
@@ -146,6 +152,7 @@ def test_decode_stops_at_the_limit():
 def test_decode_draws_by_row_and_position():
   flat = jnp.zeros((3, 40)).at[:, EOS].set(-1e9)
 
+  @jax.jit
   def run(rows):
     return sampling.decode_text(
       lambda cache, token, i: (flat[rows], cache),
@@ -166,6 +173,20 @@ def test_decode_draws_by_row_and_position():
 VOCAB, LENGTH = 4, 4
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def search(n, first, bias, table, push):
+  def step(cache, token, i):
+    history, bias = cache
+    history = history + push[token]
+    return table[token] + bias + history, (history, bias)
+
+  def gather(cache, rows):
+    return jax.tree.map(lambda a: a[rows], cache)
+
+  cache = (jnp.zeros_like(bias), bias)
+  return sampling.beam_search(step, cache, first, n, LENGTH, gather)
+
+
 class Toy:
   """Logits depend on the row, the last token and the whole history."""
 
@@ -174,7 +195,11 @@ class Toy:
     self.first = rng.normal(size=(batch, VOCAB)) * 2
     self.bias = rng.normal(size=(batch, VOCAB))
     self.table = rng.normal(size=(VOCAB, VOCAB)) * 2
-    self.push = rng.normal(size=(VOCAB, VOCAB))
+    self.push = 3 * rng.normal(size=(VOCAB, VOCAB))
+    # Endings grow likelier with length, so that long answers win.
+    self.first[:, EOS] -= 6
+    self.bias[:, EOS] -= 6
+    self.push[:, EOS] += 3
 
   def log_p(self, row, tokens):
     """Log-probabilities of what follows `tokens`, float64."""
@@ -187,23 +212,10 @@ class Toy:
   def score(self, row, tokens):
     return sum(self.log_p(row, tokens[:i])[t] for i, t in enumerate(tokens))
 
-  def search(self, n, length=LENGTH):
-    def step(cache, token, i):
-      history = cache["history"] + jnp.asarray(self.push, jnp.float32)[token]
-      logits = jnp.asarray(self.table, jnp.float32)[token]
-      logits = logits + cache["bias"] + history
-      return logits, {"history": history, "bias": cache["bias"]}
-
-    def gather(cache, rows):
-      return jax.tree.map(lambda a: a[rows], cache)
-
-    bias = jnp.asarray(self.bias, jnp.float32)
-    cache = {"history": jnp.zeros_like(bias), "bias": bias}
-    first = jnp.asarray(self.first, jnp.float32)
-    run = jax.jit(
-      lambda c, f: sampling.beam_search(step, c, f, n, length, gather)
-    )
-    out = np.asarray(run(cache, first)).tolist()
+  def search(self, n):
+    arrays = (self.first, self.bias, self.table, self.push)
+    arrays = (jnp.asarray(a, jnp.float32) for a in arrays)
+    out = np.asarray(search(n, *arrays)).tolist()
     for row in out:
       assert EOS in row and set(row[row.index(EOS) + 1 :]) <= {PAD}
     return [row[: row.index(EOS) + 1] for row in out]
@@ -211,7 +223,7 @@ class Toy:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_wide_beam_is_exhaustive(seed):
-  toy = Toy(seed, batch=3)
+  toy = Toy(seed, batch=4)
   words = [t for t in range(VOCAB) if t != EOS]
   answers = [
     [*body, EOS]
@@ -219,7 +231,8 @@ def test_wide_beam_is_exhaustive(seed):
     for body in itertools.product(words, repeat=size)
   ]
   got = toy.search(27)
-  for row in range(3):
+  assert max(map(len, got)) > 2  # else nothing was gathered
+  for row in range(4):
     assert got[row] == max(answers, key=lambda a: toy.score(row, a))
 
 
@@ -249,6 +262,15 @@ def test_narrow_beam_follows_the_rules(n):
   assert len(lengths) > 2
 
 
+def beam(step, first, n, length):
+  run = jax.jit(
+    lambda cache, first: sampling.beam_search(
+      step, cache, first, n, length, lambda c, rows: c[rows]
+    )
+  )
+  return run(jnp.zeros(len(first)), first)
+
+
 def chain(rows):
   """A model given as next-token probabilities [V, V]."""
   calls = []
@@ -267,9 +289,7 @@ def test_beam_beats_greedy_by_hand():
     [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0.3, 0.35, 0.35], [0.1, 0.9, 0, 0]]
   )
   first = jnp.log(jnp.asarray([[1e-9, 1e-9, 0.6, 0.4]]))
-  got = sampling.beam_search(
-    step, jnp.zeros(1), first, 2, 5, lambda c, rows: c[rows]
-  )
+  got = beam(step, first, 2, 5)
   assert got.tolist() == [[3, EOS, PAD, PAD, PAD]]
   jax.effects_barrier()
   # After one call the best live hypothesis, 0.21, is below 0.36.
@@ -278,7 +298,5 @@ def test_beam_beats_greedy_by_hand():
 
 def test_beam_of_length_one_can_only_end():
   step, calls = chain(np.full((4, 4), 0.25))
-  got = sampling.beam_search(
-    step, jnp.zeros(2), jnp.zeros((2, 4)), 3, 1, lambda c, rows: c[rows]
-  )
+  got = beam(step, jnp.zeros((2, 4)), 3, 1)
   assert got.tolist() == [[EOS], [EOS]] and not calls

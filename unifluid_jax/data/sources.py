@@ -40,6 +40,8 @@ class Record(NamedTuple):
   questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
   edit: tuple[str, bytes] | None = None  # (instruction, encoded target)
   moments: Any = None  # f16[h, w, 2c] of the VAE's posterior
+  kinds: tuple[str, ...] = ()  # of the questions, where the set names them
+  scene: str = ""  # what the image was drawn from, for evaluation
 
 
 class Source:
@@ -185,6 +187,8 @@ class _TfdsReader:
       captions=texts("captions", "captions/text"),
       questions=tuple(asked),
       edit=edit,
+      kinds=texts("questions/kind"),
+      scene="".join(texts("scene")),
     )
 
 

@@ -41,11 +41,11 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
 def vqa(subject: Subject, bench: Bench) -> Outcome:
   """Exact-match accuracy by kind; one question an image, kinds in turn."""
   split = bench.splits[0]
-  asked = [
-    (r, *r.questions[i % len(r.questions)])
-    for i, r in enumerate(bench.records(split))
-    if r.questions
-  ]
+  asked = []
+  for i, r in enumerate(bench.records(split)):
+    if r.questions:
+      j = i % len(r.questions)
+      asked.append((r, *r.questions[j], r.kinds[j] if r.kinds else "all"))
   if not asked:
     raise ValueError(f"config.data.eval.{split} has no questions")
   images = [transforms.decode_image(r.image) for r, *_ in asked]
@@ -74,7 +74,7 @@ def _blind(bench: Bench, questions: Sequence[str]) -> list[str]:
   """The most frequent training answer to each question, image unseen."""
   counts = collections.defaultdict(collections.Counter)
   for record in bench.train_records(4096):
-    for question, answer, _ in record.questions:
+    for question, answer in record.questions:
       counts[question][answer] += 1
       counts[None][answer] += 1
   return [

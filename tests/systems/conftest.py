@@ -1,0 +1,93 @@
+"""A UniFluid of a few thousand parameters, and a random frozen VAE."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import shapes
+from unifluid_jax import config, types
+from unifluid_jax.systems.unifluid import UniFluid
+
+
+def tiny(**changes):
+  c = shapes.get_config()
+  c.batch = dict(t2i=8, i2t=8, edit=0, text=0)
+  m = c.model
+  m.decoder.update(vocab=24, width=32, depth=2, mlp=48, heads=2, head_dim=16)
+  m.vit.update(width=16, depth=1, mlp=32, heads=2)
+  m.head.update(width=32, depth=1)
+  m.vae.update(base=8, groups=4)
+  c.text.update(prompt=5, prefix=5, suffix=4)
+  c.order = dict(random_until=0, raster_from=0)
+  c.loss.prompt_dropout = 0.2
+  c.sampling.steps = 3
+  c.update_from_flattened_dict(
+    {k.replace("__", "."): v for k, v in changes.items()}
+  )
+  return config.resolve(c)
+
+
+def right_aligned(rng, rows, length, most):
+  out = np.zeros((rows, length), np.int32)
+  for row in out:
+    n = rng.integers(1, most + 1)
+    row[-n:] = rng.integers(4, 24, n)
+    row[-n] = types.BOS
+  return out
+
+
+def suffixes(rng, rows, length):
+  out = np.zeros((rows, length), np.int32)
+  for row in out:
+    n = rng.integers(1, length)
+    row[:n] = rng.integers(4, 24, n)
+    row[n] = types.EOS
+  return out
+
+
+def examples(rows=8, seed=0, edit=False, text=False):
+  rng = np.random.default_rng(seed)
+
+  def pixels():
+    return rng.uniform(-1, 1, (rows, 32, 32, 3)).astype(np.float32)
+
+  moments = rng.normal(size=(rows, 8, 8, 8)).astype(np.float16)
+  batch = types.Batch(
+    t2i=types.TextToImage(right_aligned(rng, rows, 5, 5), moments=moments),
+    i2t=types.ImageToText(
+      pixels(), right_aligned(rng, rows, 5, 4), suffixes(rng, rows, 4)
+    ),
+    edit=types.Edit(pixels(), right_aligned(rng, rows, 5, 5), pixels(), None)
+    if edit
+    else None,
+    text=types.TextOnly(right_aligned(rng, rows, 5, 3), suffixes(rng, rows, 4))
+    if text
+    else None,
+  )
+  return jax.tree.map(jnp.asarray, batch)
+
+
+class Tiny:
+  def __init__(self, **changes):
+    self.config = tiny(**changes)
+    self.system = UniFluid(self.config)
+    self.params = jax.tree.map(
+      # Zero-initialised parts would hide mistakes: everything is random.
+      lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape),
+      jax.jit(self.system.init)(jax.random.key(0)),
+    )
+    vae = jax.jit(self.system.vae.init)(
+      jax.random.key(1), jnp.zeros((1, 32, 32, 3))
+    )
+    self.frozen = {
+      "vae": vae["params"],
+      "latent_mean": jnp.float32(0.1),
+      "latent_scale": jnp.float32(1.3),
+    }
+    self.loss = jax.jit(self.system.loss)
+
+
+@pytest.fixture(scope="session")
+def model():
+  return Tiny()
