@@ -117,6 +117,7 @@ def base() -> ml_collections.ConfigDict:
     cfg=3.0,  # open
     cfg_schedule="constant",
     temperature=1.0,
+    clip=0.0,
     order="raster",
     text="greedy",
     text_temperature=1.0,
@@ -127,6 +128,7 @@ def base() -> ml_collections.ConfigDict:
   )
   c.eval = dict(
     metrics=("captions", "vqa"),
+    split="",
     examples=1024,
     prompts_per_task=64,
     batch=32,

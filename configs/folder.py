@@ -38,12 +38,12 @@ def get_config(arg: str = ""):
     suffix=32,
   )
   m = c.model
-  m.decoder.update(vocab=512, width=192, mlp=576)
+  m.decoder.vocab = 512
   m.vit.update(image_size=64)
   m.image_size = 64
   m.vae_path = "runs/folder/vae"
   c.order = dict(random_until=600, raster_from=1200)
-  c.eval.update(metrics=("captions",), examples=64, batch=16)
+  c.eval.update(metrics=("captions",), split="images", examples=64, batch=16)
   c.checkpoint.every = 500
   ablate(c, arg)
   return c

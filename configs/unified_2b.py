@@ -24,6 +24,7 @@ def get_config(arg: str = ""):
     coco=dict(format="coco", path="coco/annotations/captions_val2014.json"
                                   ":coco/val2014")
   )  # fmt: skip
+  c.eval.split = "coco"
   c.text.tokenizer = "data/gemma2_tokenizer.model"
   c.model.vae_path = "weights/sd_f8_vae"
   c.mesh = dict(data=-1, fsdp=16, tensor=1)

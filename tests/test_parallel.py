@@ -101,3 +101,10 @@ def test_coordinator_without_count_is_refused(monkeypatch):
   monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
   with pytest.raises(ConfigError, match="--num_processes"):
     parallel.start_processes("localhost:1", None, 0)
+
+
+def test_constrain_is_free_under_pmap():
+  """pmap sets a mesh of its own axes."""
+  x = np.ones((8, 2, 3), np.float32)
+  y = jax.pmap(lambda a: parallel.gather(parallel.constrain(a, "BD")))(x)
+  np.testing.assert_array_equal(y, x)

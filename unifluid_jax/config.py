@@ -173,6 +173,7 @@ class SamplingConfig:
   cfg: float  # 1: no guidance
   cfg_schedule: Literal["constant", "linear"]
   temperature: float
+  clip: float  # of predicted clean tokens, in latent units; 0: off, as MAR
   order: Literal["raster", "random"]
   text: Literal["greedy", "sample", "beam"]
   text_temperature: float
@@ -187,6 +188,7 @@ class EvalConfig:
   """The separate evaluation job."""
 
   metrics: tuple[str, ...]
+  split: str  # key of data.eval that metrics are named for
   examples: int  # images captioned, questions asked, images for FID
   prompts_per_task: int  # GenEval
   batch: int  # per device
@@ -388,6 +390,11 @@ def _check(c: Config) -> None:
     c.sampling.cfg == 1 or c.loss.prompt_dropout > 0 or not c.batch.get("t2i"),
     "sampling.cfg != 1 needs a null condition: set loss.prompt_dropout > 0 "
     "or sampling.cfg=1",
+  )
+  need(
+    not c.data.eval or c.eval.split in c.data.eval,
+    f"eval.split={c.eval.split!r} is no key of data.eval: "
+    f"{', '.join(c.data.eval)}",
   )
   sizes = (c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
   need(sizes.count(-1) <= 1, f"mesh {sizes}: only one axis may be -1")

@@ -164,10 +164,18 @@ def shardings(state: Any, params: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(place, state)
 
 
+def _current() -> Any:
+  """The mesh of AXES that is set, or None; pmap sets one of its own."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if set(AXES) <= set(mesh.shape) else None
+
+
 def batch_groups(mesh: Mesh | None = None) -> int:
   """Parts a global batch is split into; 1 without a mesh."""
-  shape = (mesh or jax.sharding.get_abstract_mesh()).shape
-  return int(np.prod([shape.get(axis, 1) for axis in BATCH_AXES]))
+  mesh = mesh or _current()
+  if mesh is None:
+    return 1
+  return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 _ACTIVATION = {"B": BATCH_AXES, "N": "tensor", "F": "tensor"}
@@ -183,8 +191,8 @@ def constrain(x: Any, letters: str) -> Any:
   Returns:
     `x`; unchanged where no mesh is set.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  mesh = _current()
+  if mesh is None:
     return x
   axes = [_ACTIVATION.get(letter) for letter in letters]
   for i, axis in enumerate(axes):
@@ -196,7 +204,7 @@ def constrain(x: Any, letters: str) -> Any:
 
 def gather(x: Any) -> Any:
   """Collects a sharded array whole on every device, once, before loops."""
-  if jax.sharding.get_abstract_mesh().empty:
+  if _current() is None:
     return x
   return jax.lax.with_sharding_constraint(x, P())
 

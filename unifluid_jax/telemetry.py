@@ -79,7 +79,8 @@ class Progress:
   def __init__(self, label: str, start: int, total: int):
     """Starts the clock at step `start` of `total`."""
     self._label, self._total = label, total
-    self._begin = self._last = (start, time.monotonic())
+    self._last = (start, time.monotonic())
+    self._begin: tuple[int, float] | None = None
 
   def line(self, step: int, text: str = "") -> tuple[str, float]:
     """A progress line and the seconds a step since the last one took."""
@@ -88,7 +89,7 @@ class Progress:
     seconds = (now - last_time) / max(step - last_step, 1)
     self._last = (step, now)
     # The first window holds the compilation: no estimate comes from it.
-    if self._begin[0] == last_step:
+    if self._begin is None:
       self._begin, left = (step, now), "-"
     else:
       rate = (now - self._begin[1]) / max(step - self._begin[0], 1)

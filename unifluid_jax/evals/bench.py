@@ -55,7 +55,9 @@ class Bench:
     """Reads nothing yet."""
     self.config = config
     self.workdir = workdir
-    self.splits = tuple(config.data.eval)
+    first = config.eval.split
+    others = sorted(set(config.data.eval) - {first})
+    self.splits = (first, *others)
     self.records = functools.cache(self._records)
     self.pixels = functools.cache(self._pixels)
 

@@ -5,6 +5,7 @@ and the token's condition, not on the noisy token, so sampling computes them
 before its inner loop.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -199,6 +200,7 @@ def sample_tokens(
   cfg: float | Float[Array, ""],
   temperature: float | Float[Array, ""],
   *,
+  limit: float = math.inf,
   hoist_bytes: int = HOIST_BYTES,
 ) -> Float[Array, "B C"]:
   """Draws one token for each row.
@@ -216,6 +218,7 @@ def sample_tokens(
     keys: one per row; a row depends on its own key only.
     cfg: guidance scale; 1 is no guidance.
     temperature: of the noise added at each step.
+    limit: of predicted clean tokens, see `diffusion.ancestral_sample`.
     hoist_bytes: static; modulations of as many steps as fit in it are
       computed at once. It changes speed and memory, not the result.
   """
@@ -237,7 +240,7 @@ def sample_tokens(
       variables, part.timesteps, rows, method="modulations"
     )
     return diffusion.ancestral_sample(
-      part, denoise, x, step_keys, temperature, modulations
+      part, denoise, x, step_keys, temperature, modulations, limit
     ), None
 
   start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)

@@ -4,7 +4,6 @@ Sources: Gemma 1-3 (arXiv 2403.08295, 2408.00118, 2503.19786) and gemma gm/nn;
 dropout and initial values as big_vision models/ppp/gemma.py.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +15,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unifluid_jax import parallel
+from unifluid_jax.models import stack
 from unifluid_jax.ops import attention
 from unifluid_jax.presets import GemmaConfig
-
-_SAVEABLE = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 class Cache(NamedTuple):
@@ -65,9 +60,9 @@ class Gemma(nn.Module):
     c = self.config
     table = nn.initializers.normal(c.width**-0.5), (c.vocab, c.width)
     final = nn.initializers.zeros, (c.width,)
-    self.embedder = self.param("embedder", init_tree, {"table": table})
-    self.layers = self.param("layers", init_tree, _layer_specs(c))
-    self.final_norm = self.param("final_norm", init_tree, {"scale": final})
+    self.embedder = self.param("embedder", stack.init_tree, {"table": table})
+    self.layers = self.param("layers", stack.init_tree, _layer_specs(c))
+    self.final_norm = self.param("final_norm", stack.init_tree, {"scale": final})
 
   def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Embeds token ids, times sqrt(D) rounded to the activation dtype.
@@ -125,7 +120,7 @@ class Gemma(nn.Module):
     carry = (x.astype(self.dtype), k, v)
     stacked = _stacked(self.config, self.layers)
     layer = partial(_block, self.config, call)
-    x, k, v = fold_layers(
+    x, k, v = stack.fold_layers(
       layer, carry, stacked, remat=self.remat, scan=self.scan
     )
     hidden = rms_norm(x, self.final_norm["scale"])
@@ -163,53 +158,6 @@ def rms_norm(
   wide = x.astype(jnp.float32)
   mean_square = jnp.mean(wide**2, axis=-1, keepdims=True)
   return (wide * lax.rsqrt(mean_square + 1e-6) * (1 + scale)).astype(x.dtype)
-
-
-def init_tree(key: PRNGKeyArray, specs: Mapping[str, Any]) -> dict[str, Any]:
-  """A nested dict of float32 arrays from one of (initializer, shape)."""
-  leaves, tree = jax.tree.flatten(
-    specs, is_leaf=lambda leaf: isinstance(leaf, tuple)
-  )
-  keys = jax.random.split(key, len(leaves))
-  return tree.unflatten(
-    init(k, shape, jnp.float32)
-    for k, (init, shape) in zip(keys, leaves, strict=True)
-  )
-
-
-def fold_layers(
-  layer: Callable[[Any, Any], Any],
-  carry: Any,
-  stacked: Any,
-  *,
-  remat: str,
-  scan: bool,
-) -> Any:
-  """carry = layer(carry, inputs) over slices of `stacked` along axis 0.
-
-  Args:
-    layer: one layer.
-    carry: what goes through all layers.
-    stacked: pytree of arrays with a leading axis of one length.
-    remat: "none", "dots" or "full".
-    scan: False unrolls the loop in Python.
-
-  Raises:
-    ValueError: unknown `remat`.
-  """
-  if remat not in ("none", *_SAVEABLE):
-    raise ValueError(
-      f"remat={remat!r} is unknown; choose one of none, {', '.join(_SAVEABLE)}"
-    )
-  if remat != "none":
-    # Inside a scan nothing can be merged across the forward and the backward
-    # loop; unrolled, the barrier keeps XLA from undoing the rematerialization.
-    layer = jax.checkpoint(layer, policy=_SAVEABLE[remat], prevent_cse=not scan)
-  if scan:
-    return lax.scan(lambda c, xs: (layer(c, xs), None), carry, stacked)[0]
-  for i in range(len(jax.tree.leaves(stacked)[0])):
-    carry = layer(carry, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
-  return carry
 
 
 class _Call(NamedTuple):

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from unifluid_jax import parallel
-from unifluid_jax.models.gemma import fold_layers, init_tree
+from unifluid_jax.models.stack import fold_layers, init_tree
 from unifluid_jax.ops import attention
 from unifluid_jax.presets import VitConfig
 

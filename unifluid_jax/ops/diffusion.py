@@ -183,10 +183,11 @@ def ancestral_sample(
   keys: Key[Array, "B"],
   temperature: float | Float[Array, ""],
   inputs: Any = None,
+  limit: float = math.inf,
 ) -> Float[Array, "B *rest C"]:
   """Walks the chain from its last step to its first.
 
-  Predicted tokens are not clipped. Row b's noise at step i comes from
+  Row b's noise at step i comes from
   `fold_in(keys[b], i)`: a row does not depend on its neighbours.
 
   Args:
@@ -197,6 +198,10 @@ def ancestral_sample(
     keys: one per row.
     temperature: scales the noise added at each step, nothing else.
     inputs: pytree with leading axis S; `denoise` gets the step's slice.
+    limit: predicted clean tokens are clipped to +-limit, as ADM's
+      clip_denoised does. At the chain's end they are the error of the noise
+      times 20,291: MAR does without, but few sampling steps of a small head
+      do not recover from that.
   """
 
   def draw(key, index):
@@ -205,7 +210,7 @@ def ancestral_sample(
   def step(x, scanned):
     at, noise, given = scanned
     eps, value = jnp.split(denoise(x, given).astype(jnp.float32), 2, axis=-1)
-    mean, log_variance = _reverse(at, x, eps, value)
+    mean, log_variance = _reverse(at, x, eps, value, limit)
     sigma = jnp.where(at.index == 0, 0.0, jnp.exp(0.5 * log_variance))
     return mean + temperature * sigma * noise, None
 
@@ -223,10 +228,10 @@ def _at(schedule: Schedule, t: Array) -> Schedule:
 
 
 def _reverse(
-  at: Schedule, x: Array, eps: Array, value: Array
+  at: Schedule, x: Array, eps: Array, value: Array, limit: float = math.inf
 ) -> tuple[Array, Array]:
   """Mean and log variance of p(x_{t-1} | x_t); `value` is not bounded."""
-  x0 = at.recip * x - at.recip_m1 * eps
+  x0 = jnp.clip(at.recip * x - at.recip_m1 * eps, -limit, limit)
   share = (value + 1) / 2
   log_variance = share * at.log_betas + (1 - share) * at.log_posterior
   return at.c1 * x0 + at.c2 * x, log_variance

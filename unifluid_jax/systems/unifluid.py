@@ -20,7 +20,7 @@ from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
-from unifluid_jax.systems import packing, unifluid_decode
+from unifluid_jax.systems import cost, packing, unifluid_decode
 from unifluid_jax.systems.frozen_vae import load_vae
 from unifluid_jax.types import PAD, Batch, Metrics, Params, Prompts
 
@@ -84,6 +84,10 @@ class UniFluid:
     if batch.get("t2i", 0) + batch.get("edit", 0) == 0:
       return {}
     return load_vae(self.config.model)
+
+  def step_cost(self) -> tuple[int, float]:
+    """Backbone tokens and model FLOPs of a step; see `cost.step_cost`."""
+    return cost.step_cost(self.config)
 
   # -------------------------------------------------------------- embedding
 

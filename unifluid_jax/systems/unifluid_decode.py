@@ -4,6 +4,7 @@ Paper: UniFluid §4.2. The prompt is prefilled once; then one scan over the
 image tokens (or text positions), conditional and null rows in one batch.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -108,6 +109,7 @@ def _image_tokens(system, params, frozen, prompts, cells, keys, config):
       jax.vmap(lambda k: jax.random.fold_in(k, i))(keys),
       sampling.cfg_scale(config.cfg_schedule, config.cfg, i, n),
       config.temperature,
+      limit=config.clip or math.inf,
     )
     return (cache, token), token
 

@@ -1,0 +1,46 @@
+"""The figures of the arithmetic published for this model's parts."""
+
+import dataclasses
+
+import numpy as np
+
+from configs import unified_2b
+from unifluid_jax import config, presets
+from unifluid_jax.systems import cost
+
+
+def resolved(**batch):
+  c = unified_2b.get_config()
+  c.batch = dict(dict(t2i=0, i2t=0, edit=0, text=0), **batch)
+  c.model.head.preset = "mar_l"
+  return config.resolve(c)
+
+
+def test_gemma2_2b_costs_six_flops_a_parameter_and_token():
+  c = presets.GEMMA["gemma2_2b"]
+  body = 26 * (2304 * 256 * (16 + 8) + 3 * 2304 * 9216)
+  # 2.024B body parameters; attention is 12 L N H S^2 for training.
+  attention = 4 * 26 * 8 * 256 * 320**2
+  np.testing.assert_allclose(
+    cost.decoder_flops(c, 320), 2 * body * 320 + attention
+  )
+  assert abs(3 * cost.decoder_flops(c, 320) - 3.952e12) < 0.01e12
+
+
+def test_generation_and_understanding_samples():
+  """3.887 + 0.065 + 0.453 TF and 4.664 + 0.094 + 0.226 + 0.657 TF."""
+  tokens, flops = cost.step_cost(resolved(t2i=1))
+  assert tokens == 320
+  np.testing.assert_allclose(flops, 4.405e12, rtol=0.01)
+  c = resolved(i2t=1)
+  _, flops = cost.step_cost(c)
+  np.testing.assert_allclose(flops, 5.64e12, rtol=0.01)
+
+
+def test_cost_scales_with_the_batch_and_the_draws():
+  one, two = resolved(t2i=2, i2t=2), resolved(t2i=4, i2t=4)
+  assert cost.step_cost(two)[1] == 2 * cost.step_cost(one)[1]
+  more = dataclasses.replace(
+    one, loss=dataclasses.replace(one.loss, draws=8)
+  )
+  assert cost.step_cost(more)[1] > cost.step_cost(one)[1]

@@ -1,0 +1,61 @@
+"""Stacked layers: one parameter tree, run as a scan or unrolled."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PRNGKeyArray
+
+_SAVEABLE = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def init_tree(key: PRNGKeyArray, specs: Mapping[str, Any]) -> dict[str, Any]:
+  """A nested dict of float32 arrays from one of (initializer, shape)."""
+  leaves, tree = jax.tree.flatten(
+    specs, is_leaf=lambda leaf: isinstance(leaf, tuple)
+  )
+  keys = jax.random.split(key, len(leaves))
+  return tree.unflatten(
+    init(k, shape, jnp.float32)
+    for k, (init, shape) in zip(keys, leaves, strict=True)
+  )
+
+
+def fold_layers(
+  layer: Callable[[Any, Any], Any],
+  carry: Any,
+  stacked: Any,
+  *,
+  remat: str,
+  scan: bool,
+) -> Any:
+  """carry = layer(carry, inputs) over slices of `stacked` along axis 0.
+
+  Args:
+    layer: one layer.
+    carry: what goes through all layers.
+    stacked: pytree of arrays with a leading axis of one length.
+    remat: "none", "dots" or "full".
+    scan: False unrolls the loop in Python.
+
+  Raises:
+    ValueError: unknown `remat`.
+  """
+  if remat not in ("none", *_SAVEABLE):
+    raise ValueError(
+      f"remat={remat!r} is unknown; choose one of none, {', '.join(_SAVEABLE)}"
+    )
+  if remat != "none":
+    # Inside a scan nothing can be merged across the forward and the backward
+    # loop; unrolled, the barrier keeps XLA from undoing the rematerialization.
+    layer = jax.checkpoint(layer, policy=_SAVEABLE[remat], prevent_cse=not scan)
+  if scan:
+    return lax.scan(lambda c, xs: (layer(c, xs), None), carry, stacked)[0]
+  for i in range(len(jax.tree.leaves(stacked)[0])):
+    carry = layer(carry, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+  return carry

@@ -1,0 +1,58 @@
+"""Model FLOPs and tokens of a UniFluid step, by arithmetic.
+
+Matrix products only, forward and backward (three times the forward), no
+rematerialisation: the numerator of MFU as PaLM (arXiv 2204.02311, appendix B)
+defines it.
+"""
+
+from unifluid_jax.config import Config
+from unifluid_jax.presets import GemmaConfig, HeadConfig, VitConfig
+
+
+def step_cost(config: Config) -> tuple[int, float]:
+  """Backbone tokens and model FLOPs of one step over all tasks.
+
+  Padding is not counted, nor the frozen VAE.
+  """
+  m, text = config.model, config.text
+  n, v = m.image_tokens, (m.vit.image_size // m.vit.patch) ** 2
+  edit_prefix = v + (n if m.edit_latents else 0)
+  shapes = {  # task: (sequence, image features, image tokens, answers)
+    "t2i": (text.prompt + n, 0, n, 0),
+    "i2t": (v + text.prefix + text.suffix - 1, v, 0, text.suffix),
+    "edit": (edit_prefix + text.prompt + n, v, n, 0),
+    "text": (text.prefix + text.suffix - 1, 0, 0, text.suffix),
+  }
+  tokens, flops = 0, 0.0
+  for task, rows in config.batch.items():
+    length, features, images, answers = shapes[task]
+    tokens += rows * length
+    flops += rows * decoder_flops(m.decoder, length)
+    flops += rows * (vit_flops(m.vit) if features else 0)
+    flops += rows * images * config.loss.draws * head_flops(
+      m.head, m.decoder.width, m.token_channels
+    )
+    flops += rows * answers * 2 * m.decoder.width * m.decoder.vocab
+  return tokens, 3 * flops
+
+
+def decoder_flops(c: GemmaConfig, length: int) -> float:
+  """Forward FLOPs of one sequence, without embedding and logits."""
+  projections = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
+  attention = 2 * c.heads * c.head_dim * length
+  layer = projections + 3 * c.width * c.mlp + attention
+  return 2.0 * c.depth * length * layer
+
+
+def vit_flops(c: VitConfig) -> float:
+  """Forward FLOPs of one image."""
+  n = (c.image_size // c.patch) ** 2
+  layer = 4 * c.width**2 + 2 * c.width * c.mlp + 2 * c.width * n
+  return 2.0 * n * (c.depth * layer + 3 * c.patch**2 * c.width)
+
+
+def head_flops(c: HeadConfig, condition: int, channels: int) -> float:
+  """Forward FLOPs of one draw of one token."""
+  blocks = c.depth * 5 * c.width**2 + 2 * c.width**2
+  rest = c.width**2 + 256 * c.width + 3 * channels * c.width
+  return 2.0 * (blocks + rest + condition * c.width)
