@@ -16,8 +16,8 @@ def get_config(arg: str = ""):
   """`arg`: the ablations of base.ablate, e.g. "t2i_only" or "lambda=1"."""
   c = base()
   c.name = "shapes"
-  c.steps = 2600
-  c.batch = dict(t2i=32, i2t=24, edit=0, text=0)
+  c.steps = 2400
+  c.batch = dict(t2i=32, i2t=16, edit=0, text=0)
 
   c.data.root = f"{ROOT}/data"
   c.data.world = dict(train=16_000, validation=1024, held_out=512, seed=0)
@@ -30,7 +30,7 @@ def get_config(arg: str = ""):
     held_out=dict(source, split="held_out"),
   )
   c.data.workers = 0
-  c.data.threads = 2
+  c.data.threads = 1
   c.text = dict(
     tokenizer=f"{ROOT}/data/tokenizer.model",
     train_vocab=192,
@@ -56,17 +56,17 @@ def get_config(arg: str = ""):
 
   c.loss.text_weight = 0.2
   c.loss.vocab_chunk = 16
-  c.order = dict(random_until=400, raster_from=1000)
+  c.order = dict(random_until=100, raster_from=300)
   c.optim.update(
     name="muon",
     lr=7e-3,
     adam_lr=3e-3,
     warmup=60,
     schedule="cosine",
-    weight_decay=0.0,
+    weight_decay=0.1,
     ema=0.995,
   )
-  c.checkpoint = dict(every=650, keep=4, keep_every=0)
+  c.checkpoint = dict(every=800, keep=3, keep_every=0)
   c.log.every = 50
   c.sampling.update(steps=25, clip=4.0)
   c.eval = dict(
