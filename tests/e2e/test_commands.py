@@ -14,11 +14,14 @@ import pytest
 from PIL import Image
 
 REPO = Path(__file__).parent.parent.parent
-ENV = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="", PYTHONPATH=str(REPO))
+FLAGS = "--xla_backend_optimization_level=0 "
+ENV = dict(
+  os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=FLAGS, PYTHONPATH=str(REPO)
+)
 
 
 def command(module, *args, devices=1, check=True, **env):
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = FLAGS + f"--xla_force_host_platform_device_count={devices}"
   done = subprocess.run(
     [sys.executable, "-m", f"unifluid_jax.{module}", *args],
     cwd=REPO, env=dict(ENV, XLA_FLAGS=flags, **env),
@@ -193,7 +196,9 @@ def test_two_processes_equal_one(space, tmp_path):
        f"--coordinator=localhost:{port}", "--num_processes=2",
        f"--process_id={i}"],
       cwd=REPO,
-      env=dict(ENV, XLA_FLAGS="--xla_force_host_platform_device_count=2"),
+      env=dict(
+        ENV, XLA_FLAGS=FLAGS + "--xla_force_host_platform_device_count=2"
+      ),
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
     for i in range(2)
