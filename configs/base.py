@@ -138,6 +138,20 @@ def base() -> ml_collections.ConfigDict:
   return c
 
 
+def source(path: str, **changes) -> dict:
+  """A data source with every key, so that each can be set by a flag."""
+  whole = dict(
+    format="array_record",
+    path=path,
+    split="train",
+    tasks=("t2i", "i2t"),
+    weight=1.0,
+    limit=0,
+    moments="",
+  )
+  return whole | changes
+
+
 def ablate(c: ml_collections.ConfigDict, arg: str) -> None:
   """Applies the paper's ablations, comma-separated, to a configuration.
 

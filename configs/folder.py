@@ -13,7 +13,7 @@ caption} a line; a prefix that is a question makes the suffix its answer. COCO:
 """
 
 from configs import shapes
-from configs.base import ablate
+from configs.base import ablate, source
 
 
 def get_config(arg: str = ""):
@@ -24,12 +24,8 @@ def get_config(arg: str = ""):
   c.batch = dict(t2i=8, i2t=8, edit=0, text=0)
   c.data.root = "runs/folder/data"
   c.data.world = {}
-  source = dict(
-    format="jsonl", path="captions.jsonl", split="train",
-    tasks=("t2i", "i2t"), weight=1.0, limit=0, moments="",
-  )  # fmt: skip
-  c.data.train = dict(images=dict(source))
-  c.data.eval = dict(images=dict(source))
+  c.data.train = dict(images=source("captions.jsonl", format="jsonl"))
+  c.data.eval = dict(images=source("captions.jsonl", format="jsonl"))
   c.text = dict(
     tokenizer="runs/folder/tokenizer.model",
     train_vocab=512,

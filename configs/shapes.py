@@ -7,7 +7,7 @@ shapes, 32 x 32 pixels. Hardware: 2 CPU cores, about 8 minutes. Measured
 numbers: docs/results.md.
 """
 
-from configs.base import ablate, base
+from configs.base import ablate, base, source
 
 ROOT = "runs/shapes"
 
@@ -21,13 +21,10 @@ def get_config(arg: str = ""):
 
   c.data.root = f"{ROOT}/data"
   c.data.world = dict(train=16_000, validation=1024, held_out=512, seed=0)
-  source = dict(format="array_record", path="shapes")
-  c.data.train = dict(
-    shapes=dict(source, tasks=("t2i", "i2t"), moments="shapes_moments")
-  )
+  c.data.train = dict(shapes=source("shapes", moments="shapes_moments"))
   c.data.eval = dict(
-    validation=dict(source, split="validation"),
-    held_out=dict(source, split="held_out"),
+    validation=source("shapes", split="validation"),
+    held_out=source("shapes", split="held_out"),
   )
   c.data.workers = 0
   c.data.threads = 1
@@ -59,14 +56,15 @@ def get_config(arg: str = ""):
   c.order = dict(random_until=100, raster_from=300)
   c.optim.update(
     name="muon",
-    lr=7e-3,
-    adam_lr=3e-3,
+    lr=1.2e-2,
+    adam_lr=7e-3,
+    b2=0.99,
     warmup=60,
     schedule="cosine",
-    weight_decay=0.1,
+    weight_decay=0.0,
     ema=0.995,
   )
-  c.checkpoint = dict(every=800, keep=3, keep_every=0)
+  c.checkpoint = dict(every=1200, keep=3, keep_every=0)
   c.log.every = 50
   c.sampling.update(steps=25, clip=4.0)
   c.eval = dict(

@@ -10,20 +10,16 @@ chips (state 42 GB with fp32 moments). Paper's results: COCO FID 7.20, GenEval
 public; give your own as config.data.train.
 """
 
-from configs.base import ablate, base
+from configs.base import ablate, base, source
 
 
 def get_config(arg: str = ""):
   """`arg`: t2i_only, i2t_only, raster, lambda=X."""
   c = base()
   c.name = "unified_2b"
-  c.data.train = dict(
-    pairs=dict(format="array_record", path="pairs", tasks=("t2i", "i2t"))
-  )
-  c.data.eval = dict(
-    coco=dict(format="coco", path="coco/annotations/captions_val2014.json"
-                                  ":coco/val2014")
-  )  # fmt: skip
+  coco = "coco/annotations/captions_val2014.json:coco/val2014"
+  c.data.train = dict(pairs=source("pairs"))
+  c.data.eval = dict(coco=source(coco, format="coco"))
   c.eval.split = "coco"
   c.text.tokenizer = "data/gemma2_tokenizer.model"
   c.model.vae_path = "weights/sd_f8_vae"

@@ -12,7 +12,7 @@ docs/results.md), `:folder` your own images.
 """
 
 from configs import folder, shapes
-from configs.base import base
+from configs.base import base, source
 
 
 def get_config(arg: str = ""):
@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
     c = base()
     c.batch = dict(t2i=96, i2t=0, edit=0, text=0)
     c.steps = 250_000
-    c.data.train = dict(images=dict(format="array_record", path="pairs"))
+    c.data.train = dict(images=source("pairs"))
     c.optim.update(lr=4.3e-4, warmup=1000, b1=0.5, b2=0.9, weight_decay=0.0,
                    ema=0.0)  # fmt: skip
     c.checkpoint.every = 5000

@@ -191,8 +191,7 @@ def check_shapes(step_dir: Any, like: Any) -> None:
 def _saved_shapes(path: Any) -> Any:
   """The metadata tree of a saved state."""
   try:
-    with ocp.StandardCheckpointer() as reader:
-      meta = reader.metadata(path)
+    meta = ocp.PyTreeCheckpointHandler().metadata(path)
   except (ValueError, KeyError, FileNotFoundError) as e:
     raise CheckpointError(
       f"{path} is damaged: {_first_line(e)}. {_MEND}"

@@ -238,7 +238,7 @@ def test_overfit_regenerates_tokens_and_captions_exactly():
     )
   )(params)
   np.testing.assert_array_equal(answers, batch.i2t.suffix)
-  sampling = dataclasses.replace(SAMPLING, cfg=1.0, steps=25)
+  sampling = dataclasses.replace(SAMPLING, cfg=1.0, steps=25, clip=4.0)
   target = m.system.vae.apply(
     {"params": m.frozen["vae"]}, jnp.asarray(moments[..., :4]), method="decode"
   )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from unifluid_jax import parallel
 from unifluid_jax.config import Config
@@ -309,7 +309,7 @@ class UniFluid:
     params: Params,
     frozen: Any,
     prompts: Prompts,
-    key: PRNGKeyArray,
+    key: Key[Array, "*rows"],
     sampling: Any,
     cells: Int[Array, "B N"] | None = None,
   ) -> Float[Array, "B H W 3"]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from unifluid_jax import parallel
 from unifluid_jax.config import SamplingConfig
@@ -27,7 +27,7 @@ def generate(
   params: Params,
   frozen: Any,
   prompts: Prompts,
-  key: PRNGKeyArray,
+  key: Key[Array, "*rows"],
   config: SamplingConfig,
   cells: Int[Array, "B N"] | None = None,
 ) -> Float[Array, "B H W 3"]:
