@@ -21,7 +21,10 @@ def get_config(arg: str = ""):
 
   c.data.root = f"{ROOT}/data"
   c.data.world = dict(train=16_000, validation=1024, held_out=512, seed=0)
-  c.data.train = dict(shapes=source("shapes", moments="shapes_moments"))
+  tasks = ("t2i", "i2t", "edit", "text")  # those with a batch size take part
+  c.data.train = dict(
+    shapes=source("shapes", tasks=tasks, moments="shapes_moments")
+  )
   c.data.eval = dict(
     validation=source("shapes", split="validation"),
     held_out=source("shapes", split="held_out"),
@@ -40,9 +43,7 @@ def get_config(arg: str = ""):
   m.decoder.update(
     vocab=192, width=128, depth=4, mlp=256, heads=4, kv_heads=1, head_dim=32
   )
-  m.vit.update(
-    width=96, depth=2, mlp=384, heads=4, patch=8, image_size=32
-  )
+  m.vit.update(width=96, depth=2, mlp=384, heads=4, patch=8, image_size=32)
   m.head.update(width=128, depth=3)
   tiny_vae(m.vae)
   m.vae_path = f"{ROOT}/vae"

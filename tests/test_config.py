@@ -76,7 +76,7 @@ def test_unknown_key_names_its_neighbour():
 def test_missing_key_is_named():
   plain = tree().to_dict()
   del plain["loss"]["draws"]
-  with pytest.raises(config.ConfigError, match=r"missing key config.loss.draws"):
+  with pytest.raises(config.ConfigError, match="missing key config.loss.draws"):
     config.resolve(plain)
 
 

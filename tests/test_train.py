@@ -123,13 +123,14 @@ def test_accumulation_is_the_mean_over_parts(tmp_path):
     with jax.set_mesh(job.mesh):
       return job.step(state, job.system.load_frozen(), batch)
 
-  (a, ma), (b, mb) = first_step(1), first_step(4)
+  (_, ma), (_, mb) = first_step(1), first_step(4)
   np.testing.assert_allclose(ma["loss"], mb["loss"], rtol=1e-6)
   np.testing.assert_allclose(ma["grad_norm"], mb["grad_norm"], rtol=1e-5)
 
 
 def test_not_a_number_stops_with_the_window_and_the_last_good(tmp_path):
-  with pytest.raises(train.NonFiniteError, match=r"steps 5\.\.6.*checkpoint: 4"):
+  words = r"steps 5\.\.6.*checkpoint: 4"
+  with pytest.raises(train.NonFiniteError, match=words):
     go(make(tmp_path, Toy(poison_at=5)), tmp_path)
   assert checkpoint.steps(str(tmp_path)) == [4]
 

@@ -1,9 +1,9 @@
 """UniFluid in JAX: one autoregressive model that draws and describes images.
 
-  import unifluid_jax
-  model = unifluid_jax.load("runs/shapes")
-  image = model.generate("two green stars", seed=0)
-  model.caption(image), model.answer(image, "how many stars are there")
+import unifluid_jax
+model = unifluid_jax.load("runs/shapes")
+image = model.generate("two green stars", seed=0)
+model.caption(image), model.answer(image, "how many stars are there")
 """
 
 from typing import Any

@@ -117,9 +117,7 @@ def read_meta(workdir: str, step: int) -> dict[str, Any]:
     raise CheckpointError(f"{path}: {_first_line(e)}") from e
 
 
-def restore_part(
-  workdir: str, step: int, name: str, like: Any
-) -> Any:
+def restore_part(workdir: str, step: int, name: str, like: Any) -> Any:
   """One top-level part of a saved state, e.g. "params" or "ema".
 
   Args:

@@ -39,9 +39,7 @@ def speaker() -> Callable[[str], None]:
   return lambda line: None
 
 
-def differences(
-  tree: dict[str, Any], default: dict[str, Any]
-) -> list[str]:
+def differences(tree: dict[str, Any], default: dict[str, Any]) -> list[str]:
   """Leaves of `tree` that `default` has not, or has with another value."""
   old, new = _flat(default), _flat(tree)
   return [

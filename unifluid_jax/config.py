@@ -269,9 +269,7 @@ def _build(cls: type, node: Any, path: str) -> Any:
       f"unknown key {path}.{unknown[0]}{hint} Known: {', '.join(fields)}"
     )
   hints = typing.get_type_hints(cls)
-  values = {
-    k: _value(hints[k], v, f"{path}.{k}") for k, v in node.items()
-  }
+  values = {k: _value(hints[k], v, f"{path}.{k}") for k, v in node.items()}
   if base is not None:
     return dataclasses.replace(base, **values)
   required = [
@@ -327,8 +325,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     return float(value)
   if type(value) is not hint:
     raise ConfigError(
-      f"{path}={value!r}: expected {hint.__name__}, "
-      f"got {type(value).__name__}"
+      f"{path}={value!r}: expected {hint.__name__}, got {type(value).__name__}"
     )
   return value
 

@@ -60,7 +60,8 @@ def main(_: list[str]) -> None:
     stats = measure(moments)
     path = epath.Path(config.model.vae_path) / STATS
     path.write_text(json.dumps(stats))
-    say(f"latents: mean {stats['mean']:.4f}, scale {stats['scale']:.4f}: {path}")
+    mean, scale = stats["mean"], stats["scale"]
+    say(f"latents: mean {mean:.4f}, scale {scale:.4f}: {path}")
 
 
 def make_encoder(config: Config):

@@ -52,9 +52,7 @@ def pmapped(
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     return x.astype(jnp.bfloat16) if floating else x
 
-  weights = jax_utils.replicate(
-    jax.tree.map(narrow, (params, frozen)), devices
-  )
+  weights = jax_utils.replicate(jax.tree.map(narrow, (params, frozen)), devices)
 
   def mapper(function):
     compiled = jax.pmap(function, devices=devices)
@@ -80,9 +78,7 @@ def pmapped(
 class Evaluator:
   """Scores checkpoints of one workdir; data and compilations are kept."""
 
-  def __init__(
-    self, config: Config, workdir: str, say: Callable[[str], None]
-  ):
+  def __init__(self, config: Config, workdir: str, say: Callable[[str], None]):
     """Checks the metrics' names and loads what all checkpoints share.
 
     Raises:
@@ -130,9 +126,7 @@ class Evaluator:
         continue
       rows += as_rows(step, outcome)
       shown += outcome.shown
-      self._say(
-        scores(step, outcome) + f"  ({time.monotonic() - begin:.0f} s)"
-      )
+      self._say(scores(step, outcome) + f"  ({time.monotonic() - begin:.0f} s)")
     path = epath.Path(self.workdir) / RESULTS
     with path.open("a") as f:
       f.write("".join(json.dumps(row) + "\n" for row in rows))

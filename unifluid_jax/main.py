@@ -35,9 +35,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process.")
 
 def main(_: list[str]) -> None:
   """Resolves the configuration, builds the parts and trains."""
-  parallel.start_processes(
-    _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-  )
+  parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   tree, workdir = _CONFIG.value.to_dict(), _WORKDIR.value
   config = resolve(tree)
   say = cli.speaker()

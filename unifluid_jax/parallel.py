@@ -62,9 +62,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 SMALL = 2**18
 
 
-def make_mesh(
-  config: MeshConfig, devices: Sequence[Any] | None = None
-) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   """Devices as a (data, fsdp, tensor) grid, in automatic sharding mode.
 
   Raises:

@@ -115,9 +115,7 @@ class Job(NamedTuple):
     return jax.tree.map(lambda x: x.sharding, self.shapes)
 
 
-def make_job(
-  config: Config, system: Trainable, devices: Any = None
-) -> Job:
+def make_job(config: Config, system: Trainable, devices: Any = None) -> Job:
   """Mesh, optimizer, sharded state shapes and the jitted step."""
   mesh = parallel.make_mesh(config.mesh, devices)
   parallel.check_batch(config.batch, config.accumulate, mesh)
@@ -281,8 +279,8 @@ class _Log:
         f"last good checkpoint: {self._saved.latest()}. Lower config.optim.lr "
         "or config.optim.clip, or look at the data of these steps"
       )
-    text = " ".join(f"{k} {mean[k]:.4f}" for k in sorted(mean)
-                    if k.startswith("loss") or k == "text_accuracy")  # fmt: skip
+    shown = [k for k in sorted(mean) if k.startswith(("loss", "text_acc"))]
+    text = " ".join(f"{k} {mean[k]:.4f}" for k in shown)
     line, seconds = self._progress.line(step, text)
     self._last = step
     mean["lr"] = float(self._job.config.optim.lr * self._factor(step - 1))

@@ -40,7 +40,5 @@ def test_generation_and_understanding_samples():
 def test_cost_scales_with_the_batch_and_the_draws():
   one, two = resolved(t2i=2, i2t=2), resolved(t2i=4, i2t=4)
   assert cost.step_cost(two)[1] == 2 * cost.step_cost(one)[1]
-  more = dataclasses.replace(
-    one, loss=dataclasses.replace(one.loss, draws=8)
-  )
+  more = dataclasses.replace(one, loss=dataclasses.replace(one.loss, draws=8))
   assert cost.step_cost(more)[1] > cost.step_cost(one)[1]

@@ -38,9 +38,7 @@ def test_understanding_loss_does_not_depend_on_the_company(model):
   batch = examples(edit=True)
   _, joint = loss(model, batch)
   _, alone = loss(model, Batch(i2t=batch.i2t))
-  np.testing.assert_allclose(
-    joint["loss_text"], alone["loss_text"], rtol=1e-5
-  )
+  np.testing.assert_allclose(joint["loss_text"], alone["loss_text"], rtol=1e-5)
   assert "loss_visual" not in alone
 
 
@@ -190,7 +188,8 @@ def test_merge_and_split_are_inverse_and_keep_rows_in_their_group(groups):
   back_a, back_b = packing.split(whole.x, [4, 8], groups)
   np.testing.assert_array_equal(back_a[:, :3], a.x)
   np.testing.assert_array_equal(back_b, b.x)
-  assert not np.asarray(packing.split(whole.valid, [4, 8], groups)[0])[:, 3:].any()
+  valid = packing.split(whole.valid, [4, 8], groups)[0]
+  assert not np.asarray(valid)[:, 3:].any()
   per = 12 // groups
   first = np.asarray(whole.x[:per, 0, 0])
   assert (first < 100).sum() == 4 // groups
@@ -256,9 +255,7 @@ def test_sharded_step_equals_single_device(model):
       frozen = jax.device_put(
         model.frozen, jax.sharding.NamedSharding(job.mesh, jax.P())
       )
-      _, metrics = job.step(
-        state, frozen, parallel.to_global(batch, job.mesh)
-      )
+      _, metrics = job.step(state, frozen, parallel.to_global(batch, job.mesh))
       results.append(jax.device_get(metrics))
   for key in ("loss", "loss_text", "mse", "grad_norm"):
     np.testing.assert_allclose(results[0][key], results[1][key], rtol=2e-4)

@@ -62,7 +62,9 @@ class Gemma(nn.Module):
     final = nn.initializers.zeros, (c.width,)
     self.embedder = self.param("embedder", stack.init_tree, {"table": table})
     self.layers = self.param("layers", stack.init_tree, _layer_specs(c))
-    self.final_norm = self.param("final_norm", stack.init_tree, {"scale": final})
+    self.final_norm = self.param(
+      "final_norm", stack.init_tree, {"scale": final}
+    )
 
   def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Embeds token ids, times sqrt(D) rounded to the activation dtype.

@@ -29,8 +29,11 @@ def step_cost(config: Config) -> tuple[int, float]:
     tokens += rows * length
     flops += rows * decoder_flops(m.decoder, length)
     flops += rows * (vit_flops(m.vit) if features else 0)
-    flops += rows * images * config.loss.draws * head_flops(
-      m.head, m.decoder.width, m.token_channels
+    flops += (
+      rows
+      * images
+      * config.loss.draws
+      * head_flops(m.head, m.decoder.width, m.token_channels)
     )
     flops += rows * answers * 2 * m.decoder.width * m.decoder.vocab
   return tokens, 3 * flops

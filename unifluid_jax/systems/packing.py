@@ -86,9 +86,7 @@ def merge(tasks: Sequence[Packed], groups: int) -> Packed:
   return Packed(*(stacked(*arrays) for arrays in zip(*tasks, strict=True)))
 
 
-def split(
-  x: Any, sizes: Sequence[int], groups: int
-) -> list[Any]:
+def split(x: Any, sizes: Sequence[int], groups: int) -> list[Any]:
   """Undoes `merge` along the batch axis; lengths stay the merged one."""
   grouped = x.reshape(groups, -1, *x.shape[1:])
   out, start = [], 0

@@ -63,9 +63,9 @@ class UniFluid:
         "params"
       ],
       "image": {
-        "in": self.embed_token.init(
-          keys[3], jnp.zeros((1, m.token_channels))
-        )["params"],
+        "in": self.embed_token.init(keys[3], jnp.zeros((1, m.token_channels)))[
+          "params"
+        ],
         "position": table(keys[4], (m.image_tokens, width)),
         "next_position": table(keys[5], (m.image_tokens, width)),
         "boi": table(keys[6], (width,)),
@@ -224,9 +224,7 @@ class UniFluid:
     text = jnp.where(drop, packing.null_prompt(prompts.text), prompts.text)
     head = self.prompt_parts(params, frozen, prompts._replace(text=text))
     tail = self.embed_image(params, x, cells)
-    packed = packing.join(
-      [head, packing.causal(tail, packing.all_valid(tail))]
-    )
+    packed = packing.join([head, packing.causal(tail, packing.all_valid(tail))])
     return packed, x
 
   def _pack_answer(self, params, example):

@@ -175,9 +175,7 @@ def answer(
   slots = jnp.arange(start + length)
 
   def logits_of(h):
-    return gemma.logits(
-      system.config.model.decoder, table.astype(h.dtype), h
-    )
+    return gemma.logits(system.config.model.decoder, table.astype(h.dtype), h)
 
   def step(state, token, i):
     cache, valid, offset = state
