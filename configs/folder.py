@@ -20,7 +20,7 @@ def get_config(arg: str = ""):
   """`arg`: t2i_only, i2t_only, raster, lambda=X."""
   c = shapes.get_config()
   c.name = "folder"
-  c.steps = 2000
+  c.steps = 1200
   c.batch = dict(t2i=8, i2t=8, edit=0, text=0)
   c.data.root = "runs/folder/data"
   c.data.world = {}
@@ -38,8 +38,8 @@ def get_config(arg: str = ""):
   m.vit.update(image_size=64)
   m.image_size = 64
   m.vae_path = "runs/folder/vae"
-  c.order = dict(random_until=600, raster_from=1200)
+  c.order = dict(random_until=200, raster_from=500)
   c.eval.update(metrics=("captions",), split="images", examples=64, batch=16)
-  c.checkpoint.every = 500
+  c.checkpoint.every = 600
   ablate(c, arg)
   return c

@@ -2,8 +2,8 @@
 
 import unifluid_jax
 model = unifluid_jax.load("runs/shapes")
-image = model.generate("two green stars", seed=0)
-model.caption(image), model.answer(image, "how many stars are there")
+image = model.generate("two green squares", seed=0)
+model.caption(image), model.answer(image, "how many squares are there")
 """
 
 from typing import Any

@@ -35,7 +35,7 @@ def main(_: list[str]) -> None:
     f"report: {workdir}/{eval_loop.REPORT}\n"
     "next:\n"
     f"  python -m unifluid_jax.generate --workdir={workdir} "
-    '--prompt="two green stars" --out=out.png\n'
+    '--prompt="two green squares" --out=out.png\n'
     f"  python -m unifluid_jax.generate --workdir={workdir} --image=out.png"
   )
   if errors:
