@@ -17,7 +17,7 @@ def get_config(arg: str = ""):
   c = base()
   c.name = "shapes"
   c.steps = 2400
-  c.batch = dict(t2i=32, i2t=16, edit=0, text=0)
+  c.batch = dict(t2i=32, i2t=24, edit=0, text=0)
 
   c.data.root = f"{ROOT}/data"
   c.data.world = dict(train=16_000, validation=1024, held_out=512, seed=0)
@@ -54,12 +54,11 @@ def get_config(arg: str = ""):
 
   c.loss.text_weight = 0.2
   c.loss.vocab_chunk = 16
-  c.order = dict(random_until=100, raster_from=300)
+  c.order = dict(random_until=400, raster_from=1000)
   c.optim.update(
     name="muon",
-    lr=1.2e-2,
-    adam_lr=7e-3,
-    b2=0.99,
+    lr=7e-3,
+    adam_lr=3e-3,
     warmup=60,
     schedule="cosine",
     weight_decay=0.0,

@@ -1,0 +1,66 @@
+"""README's commands for one's own images, JSONL and COCO, at two steps."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from tests.e2e.test_commands import REPO, command, rows
+
+SMALL = {
+  "batch.t2i": 2, "model.decoder.width": 32, "model.decoder.depth": 1,
+  "model.vit.width": 32, "model.vit.depth": 1, "model.head.width": 32,
+  "model.head.depth": 1, "model.vae.base": 32, "steps": 2,
+  "checkpoint.every": 2, "log.every": 1, "sampling.steps": 2,
+}  # fmt: skip
+CAPTIONS = ("a red sky", "a green field", "a blue lake", "a grey road")
+
+
+def flags(config, root, **more):
+  small = dict(SMALL, **more)
+  return [
+    f"--config={REPO}/configs/{config}",
+    f"--config.data.root={root}",
+    f"--config.text.tokenizer={root}/tokenizer.model",
+    f"--config.model.vae_path={root}/vae",
+    *(f"--config.{k}={v}" for k, v in small.items()),
+  ]
+
+
+def photos(root):
+  rng = np.random.default_rng(0)
+  coco = {"images": [], "annotations": []}
+  (root / "images").mkdir()
+  with (root / "captions.jsonl").open("w") as lines:
+    for i, caption in enumerate(CAPTIONS):
+      name = f"images/{i}.png"
+      pixels = rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)
+      Image.fromarray(pixels).save(root / name)
+      row = {"image": name, "prefix": "", "suffix": caption}
+      lines.write(json.dumps(row) + "\n")
+      coco["images"].append({"id": i, "file_name": f"{i}.png"})
+      coco["annotations"].append({"image_id": i, "caption": caption})
+  (root / "annotations.json").write_text(json.dumps(coco))
+
+
+def test_folder_of_images(tmp_path):
+  photos(tmp_path)
+  command("prepare", *flags("folder.py", tmp_path))
+  command("main", *flags("vae.py:folder", tmp_path),
+          f"--workdir={tmp_path}/vae")  # fmt: skip
+  said = command("encode", *flags("folder.py", tmp_path)).stdout
+  assert "latents: mean" in said
+  run = tmp_path / "run"
+  command("main", *flags("folder.py", tmp_path), f"--workdir={run}")
+  assert rows(run / "metrics.jsonl")[-1]["step"] == 2
+  command("evaluate", *flags("folder.py", tmp_path), f"--workdir={run}",
+          "--once")  # fmt: skip
+  names = {r["metric"] for r in rows(run / "metrics_eval.jsonl")}
+  assert names == {"captions/exact", "captions/cider_d"}
+  coco = {
+    "data.train.images.format": "coco",
+    "data.train.images.path": "annotations.json:images",
+  }
+  command("main", *flags("folder.py", tmp_path, **coco),
+          f"--workdir={tmp_path}/coco")  # fmt: skip
+  assert rows(tmp_path / "coco" / "metrics.jsonl")[-1]["step"] == 2
