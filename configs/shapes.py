@@ -66,7 +66,7 @@ def get_config(arg: str = ""):
   )
   c.checkpoint = dict(every=1200, keep=3, keep_every=0)
   c.log.every = 50
-  c.sampling.update(steps=25, clip=4.0)
+  c.sampling.update(steps=25, cfg=1.5, clip=4.0)
   c.eval = dict(
     metrics=("tokenizer", "geneval", "fid", "captions", "vqa"),
     split="validation",
