@@ -10,7 +10,7 @@ RUN := runs/shapes
 help:
 	@echo "make demo   set up, train and evaluate the embedded default (15 min)"
 	@echo "make test   set up and run the tests"
-	@echo "make smoke  every stage at its smallest (3 min)"
+	@echo "make smoke  every stage at its smallest"
 	@echo "make lint   ruff"
 
 setup: $(READY)
