@@ -5,12 +5,13 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 RUN := runs/shapes
 
-.PHONY: help setup demo smoke test lint clean
+.PHONY: help setup demo smoke test test-parity lint clean
 
 help:
 	@echo "make demo   set up, train and evaluate the embedded default (15 min)"
 	@echo "make test   set up and run the tests"
 	@echo "make smoke  every stage at its smallest"
+	@echo "make test-parity  against PyTorch, transformers and diffusers"
 	@echo "make lint   ruff"
 
 setup: $(READY)
@@ -42,6 +43,10 @@ smoke: setup
 
 test: setup
 	$(PY) -m pytest
+
+test-parity: setup
+	$(PY) -m pip install --quiet --constraint requirements.lock -e ".[test,parity]"
+	$(PY) -m pytest tests/parity
 
 lint: setup
 	$(VENV)/bin/ruff check .

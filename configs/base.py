@@ -63,6 +63,7 @@ def base() -> ml_collections.ConfigDict:
       blocks=placeholder(int),
       latent=placeholder(int),
       attention=placeholder(bool),
+      encoder_attention=placeholder(bool),
       groups=placeholder(int),
       stem=placeholder(int),
       latent_mean=placeholder(float),
@@ -95,6 +96,11 @@ def base() -> ml_collections.ConfigDict:
     discriminator_width=64,
     discriminator_layers=3,
   )
+  # Converted weights (python -m unifluid_jax.weights) or a run's workdir for
+  # each part; all empty: from scratch. `new` names what is in none of them.
+  c.init = dict(
+    all="", decoder="", vit="", projector="", image="", head="", new=()
+  )
   c.optim = dict(
     name="adamw",
     lr=1e-4,
@@ -108,6 +114,7 @@ def base() -> ml_collections.ConfigDict:
     clip=1.0,
     ema=0.0,
     mu_dtype="float32",
+    rates=dict(decoder=1.0, vit=1.0, projector=1.0, image=1.0, head=1.0),
   )
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.checkpoint = dict(every=1000, keep=3, keep_every=50_000)

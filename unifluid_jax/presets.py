@@ -1,7 +1,8 @@
 """Shapes of the networks: one frozen dataclass each, and the published sizes.
 
 Sources: facts of Gemma 1-3 (technical reports and released configurations),
-SigLIP So400m/14, the Stable-Diffusion f8 autoencoder, MAR's diffusion head.
+SigLIP So400m/14, CLIP ViT-L/14, the autoencoders of Stable Diffusion (f8) and
+MAR (KL-16), MAR's diffusion head.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class GemmaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
-  """A SigLIP vision encoder without pooling head."""
+  """A SigLIP or CLIP vision encoder without pooling head."""
 
   width: int
   depth: int
@@ -65,6 +66,7 @@ class VaeConfig:
   blocks: int  # residual blocks a level in the encoder; the decoder has +1
   latent: int  # channels of z
   attention: bool = True  # one attention layer in the middle
+  encoder_attention: bool = False  # and after each block of its last level
   groups: int = 32  # of every GroupNorm
   stem: int = 1  # pixels a side folded into channels before the first layer
   latent_mean: float | None = None
@@ -120,6 +122,11 @@ VIT = {
   "so400m_14": VitConfig(1152, 27, 4304, 16, patch=14, image_size=224),
 }
 
+# Built by models/clip_vit.py, which stops before the last block.
+CLIP_VIT = {
+  "l14_336": VitConfig(1024, 24, 4096, 16, patch=14, image_size=336),
+}
+
 HEAD = {
   "mar_b": HeadConfig(1024, 6),
   "mar_l": HeadConfig(1280, 8),
@@ -130,4 +137,8 @@ VAE = {
   "sd_f8": VaeConfig(
     128, (1, 2, 4, 4), 2, 4, latent_mean=0.0, latent_scale=0.18215
   ),
-}
+  "mar_kl16": VaeConfig(
+    128, (1, 1, 2, 2, 4), 2, 16,
+    encoder_attention=True, latent_mean=0.0, latent_scale=0.2325,
+  ),
+}  # fmt: skip

@@ -2,7 +2,8 @@
 
 Architecture: Latent Diffusion Models (arXiv 2112.10752), config kl-f8, as in
 CompVis ldm/modules/diffusionmodules/model.py and diffusers' AutoencoderKL.
-`VaeConfig` sets its widths, depth and factor; `VAE["sd_f8"]` is the original.
+`VaeConfig` sets its widths, depth and factor; `VAE["sd_f8"]` is the original,
+`VAE["mar_kl16"]` the one of MAR models/vae.py.
 
 Differs: kernels start at variance 1 / fan_in and biases at 0, where the
 original draws both with variance 1 / (3 fan_in): small models learn faster.
@@ -89,12 +90,16 @@ class Attention(nn.Module):
 
 
 class Level(nn.Module):
-  """Residual blocks at one resolution, then a change of resolution."""
+  """Residual blocks at one resolution, then a change of resolution.
+
+  With `attention` an attention layer follows every block.
+  """
 
   channels: int
   blocks: int
   resample: Literal["down", "up", "none"]
   groups: int
+  attention: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -106,6 +111,8 @@ class Level(nn.Module):
     """
     for i in range(self.blocks):
       x = Resnet(self.channels, self.groups, self.dtype, name=f"resnet_{i}")(x)
+      if self.attention:
+        x = Attention(self.groups, self.dtype, name=f"attention_{i}")(x)
     if self.resample == "down":
       pads = ((0, 1), (0, 1))
       x = _conv(
@@ -152,6 +159,7 @@ class Encoder(nn.Module):
         c.blocks,
         "none" if i == last else "down",
         c.groups,
+        c.encoder_attention and i == last,
         self.dtype,
         name=f"down_{i}",
       )(x)
@@ -179,7 +187,7 @@ class Decoder(nn.Module):
         c.blocks + 1,
         "none" if i == last else "up",
         c.groups,
-        self.dtype,
+        dtype=self.dtype,
       )
       for i, width in enumerate(widths)
     ]

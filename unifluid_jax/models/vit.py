@@ -3,7 +3,7 @@
 Sources: SigLIP (arXiv 2303.15343), big_vision models/vit.py.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,8 +47,8 @@ class Vit(nn.Module):
     }
     self.patch = self.param("patch", init_tree, patch)
     self.position = self.param("position", position, (tokens, c.width))
-    self.layers = self.param("layers", init_tree, _layer_specs(c))
-    self.norm = self.param("norm", init_tree, _norm_spec(c.width))
+    self.layers = self.param("layers", init_tree, layer_specs(c))
+    self.norm = self.param("norm", init_tree, norm_spec(c.width))
 
   def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
     """Encodes images.
@@ -70,48 +70,50 @@ class Vit(nn.Module):
         f"got {size[0]} x {size[1]}: resize them, or set "
         "config.model.vit.image_size and resample its positions"
       )
-    x = _patches(images.astype(self.dtype), self.patch)
+    x = patches(images.astype(self.dtype), self.patch["kernel"])
+    x = x + self.patch["bias"].astype(self.dtype)
     x = x + self.position.astype(self.dtype)
-    x = fold_layers(
-      partial(_block, c), x, self.layers, remat=self.remat, scan=self.scan
-    )
+    x = fold_layers(_block, x, self.layers, remat=self.remat, scan=self.scan)
     return layer_norm(x, self.norm)
 
 
 def layer_norm(
-  x: Float[Array, "*dims D"], params: Any
+  x: Float[Array, "*dims D"], params: Any, epsilon: float = 1e-6
 ) -> Float[Array, "*dims D"]:
   """LayerNorm with scale and bias, float32 inside."""
   wide = x.astype(jnp.float32)
   centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
   variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-  normed = centred * lax.rsqrt(variance + 1e-6)
+  normed = centred * lax.rsqrt(variance + epsilon)
   return (normed * params["scale"] + params["bias"]).astype(x.dtype)
 
 
-def _patches(images, params):
+def patches(
+  images: Float[Array, "B H W 3"], kernel: Float[Array, "p p 3 D"]
+) -> Float[Array, "B N D"]:
   """A convolution whose stride is its kernel's size, as one product.
 
   Pixels beyond the last whole patch are left out: 384 / 14 gives 27.
   """
-  kernel = params["kernel"].astype(images.dtype)
   p = len(kernel)
   b, height, width, channels = images.shape
   rows, columns = height // p, width // p
   whole = images[:, : rows * p, : columns * p]
   cut = whole.reshape(b, rows, p, columns, p, channels)
-  x = jnp.einsum("BhpwqC,pqCD->BhwD", cut, kernel)
-  return x.reshape(b, -1, x.shape[-1]) + params["bias"].astype(x.dtype)
+  x = jnp.einsum("BhpwqC,pqCD->BhwD", cut, kernel.astype(images.dtype))
+  return x.reshape(b, -1, x.shape[-1])
 
 
-def _norm_spec(*shape):
+def norm_spec(*shape: int) -> dict[str, Any]:
+  """Initializers and shapes of a LayerNorm, for `stack.init_tree`."""
   return {
     "scale": (nn.initializers.ones, shape),
     "bias": (nn.initializers.zeros, shape),
   }
 
 
-def _layer_specs(config) -> dict[str, Any]:
+def layer_specs(config: VitConfig) -> dict[str, Any]:
+  """Initializers and shapes of all layers, stacked along the first axis."""
   c = config
   head = (c.heads, c.width // c.heads)
 
@@ -128,12 +130,12 @@ def _layer_specs(config) -> dict[str, Any]:
     }
 
   return {
-    "norm1": _norm_spec(c.depth, c.width),
+    "norm1": norm_spec(c.depth, c.width),
     "attn": {
       **{name: dense((c.width,), head) for name in "qkv"},
       "out": dense(head, (c.width,)),
     },
-    "norm2": _norm_spec(c.depth, c.width),
+    "norm2": norm_spec(c.depth, c.width),
     "mlp": {
       "up": dense((c.width,), (c.mlp,)),
       "down": dense((c.mlp,), (c.width,)),
@@ -141,23 +143,32 @@ def _layer_specs(config) -> dict[str, Any]:
   }
 
 
+def self_attention(
+  x: Float[Array, "B T D"], params: Any
+) -> Float[Array, "B T D"]:
+  """Every token attends to every token; biases on all four products."""
+  q, k, v = (_dense("BTD,DNH->BTNH", x, params[name]) for name in "qkv")
+  y = attention.attend(q, k, v, None, softcap=0.0, scale=q.shape[-1] ** -0.5)
+  return _dense("BTNH,NHD->BTD", y, params["out"])
+
+
+def mlp(
+  x: Float[Array, "B T D"], params: Any, activation: Callable[[Any], Any]
+) -> Float[Array, "B T D"]:
+  """Two products with biases around an activation."""
+  y = activation(_dense("BTD,DF->BTF", x, params["up"]))
+  return _dense("BTF,FD->BTD", y, params["down"])
+
+
 def _dense(equation, x, params):
   out = jnp.einsum(equation, x, params["kernel"].astype(x.dtype))
   return out + params["bias"].astype(x.dtype)
 
 
-def _block(config, x, params):
+def _block(x, params):
   x = parallel.constrain(x, "BTD")
-  p = params["attn"]
   with jax.named_scope("attn"):
-    y = layer_norm(x, params["norm1"])
-    q, k, v = (_dense("BTD,DNH->BTNH", y, p[name]) for name in "qkv")
-    scale = (config.width // config.heads) ** -0.5
-    y = attention.attend(q, k, v, None, softcap=0.0, scale=scale)
-    x = x + _dense("BTNH,NHD->BTD", y, p["out"])
-  p = params["mlp"]
+    x = x + self_attention(layer_norm(x, params["norm1"]), params["attn"])
   with jax.named_scope("mlp"):
-    y = layer_norm(x, params["norm2"])
-    y = jax.nn.gelu(_dense("BTD,DF->BTF", y, p["up"]), approximate=True)
-    x = x + _dense("BTF,FD->BTD", y, p["down"])
+    x = x + mlp(layer_norm(x, params["norm2"]), params["mlp"], jax.nn.gelu)
   return parallel.constrain(x, "BTD")

@@ -1,0 +1,1 @@
+"""Importing published weights, and writing ours under their names."""

@@ -1,0 +1,123 @@
+"""One conversion from its arguments to its files."""
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from unifluid_jax.weights import (
+  clip,
+  engine,
+  gemma,
+  inception,
+  kl_vae,
+  orbax_files,
+  paligemma,
+  readers,
+  siglip,
+  to_hf,
+)
+from unifluid_jax.weights.rows import (
+  Recipe,
+  Source,
+  WeightsError,
+  check_absent,
+)
+
+KINDS = ("gemma", "paligemma", "siglip", "kl_vae", "inception")
+_DTYPES = {
+  "float32": np.dtype(np.float32),
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def to_checkpoint(
+  spec: str,
+  directory: str,
+  say: Callable[[str], None],
+  dtype: str | None = None,
+  image_size: int | None = None,
+) -> None:
+  """Converts published weights.
+
+  Args:
+    spec: "KIND:PATH".
+    directory: to write; must not exist.
+    say: takes the lines of the coverage table.
+    dtype: "float32", "bfloat16", or None to keep the file's.
+    image_size: pixels a side, for kinds with positions.
+
+  Raises:
+    WeightsError: the arguments, or the files, are not what they should be.
+  """
+  kind, path = _parse(spec)
+  check_absent(directory)
+  source = readers.open_source(path)
+  recipe = _recipe(kind, source, image_size)
+  say(f"{path}: {recipe.found}")
+  plan = engine.make_plan(source, recipe, _DTYPES[dtype] if dtype else None)
+  for line in engine.coverage(plan):
+    say(line)
+  meta = {
+    "kind": recipe.kind,
+    "found": recipe.found,
+    "source": path,
+    "dropped": dict([*plan.dropped, *plan.cut]),
+    **recipe.meta,
+  }
+  orbax_files.write(directory, plan.leaves, {"weights": meta}, recipe.files)
+
+
+def to_hugging_face(
+  spec: str, directory: str, say: Callable[[str], None]
+) -> None:
+  """Writes a part of a checkpoint of ours as safetensors.
+
+  Args:
+    spec: "KIND:PATH" of a conversion or a run.
+    directory: to write; must not exist.
+    say: takes a line that sums up.
+
+  Raises:
+    WeightsError: no checkpoint, or a part that it does not hold.
+  """
+  kind, path = _parse(spec)
+  back = {"gemma": gemma, "siglip": siglip, "kl_vae": kl_vae}
+  if kind not in back:
+    raise WeightsError(
+      f"--to-hf writes {', '.join(back)}, not {kind}; the parts of a "
+      "paligemma are written as gemma and siglip"
+    )
+  source = to_hf.Params(readers.open_source(path))
+  recipe = back[kind].hf_recipe(source)
+  name = "diffusion_pytorch_model" if kind == "kl_vae" else "model"
+  count = to_hf.write(directory, name, source, recipe)
+  say(f"{path}: {recipe.found}: {count} tensors, Hugging Face names")
+
+
+def _parse(spec: str) -> tuple[str, str]:
+  kind, _, path = spec.partition(":")
+  if kind not in KINDS or not path:
+    raise WeightsError(
+      f"--from={spec}: expected KIND:PATH with a kind of {', '.join(KINDS)}"
+    )
+  return kind, path
+
+
+def _recipe(kind: str, source: Source, image_size: int | None) -> Recipe:
+  class_token = "embeddings.class_embedding"  # CLIP has one, SigLIP has not
+  if kind == "siglip" and any(
+    name.endswith(class_token) for name in source.names()
+  ):
+    kind = "clip"
+  sized = {
+    "paligemma": paligemma.recipe,
+    "siglip": siglip.recipe,
+    "clip": clip.recipe,
+  }
+  if kind in sized:
+    return sized[kind](source, image_size)
+  if image_size:
+    raise WeightsError(f"--image_size has no meaning for {kind}: leave it out")
+  plain = {"gemma": gemma, "kl_vae": kl_vae, "inception": inception}
+  return plain[kind].recipe(source)

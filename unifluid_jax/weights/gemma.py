@@ -1,0 +1,342 @@
+"""Gemma 1-3 under its published names: Hugging Face, official, big_vision.
+
+Sources: transformers modeling_gemma*.py, gemma gm/ckpts (FLAT and NESTED
+trees), big_vision models/ppp/gemma.py. All three store norm scales without
+the 1 that is added, and embeddings without their factor, as ours do.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unifluid_jax.models.gemma import Gemma
+from unifluid_jax.presets import GEMMA, GemmaConfig
+from unifluid_jax.weights.rows import (
+  Drop,
+  Recipe,
+  Row,
+  Source,
+  WeightsError,
+  count_layers,
+  shape_of,
+  shapes,
+)
+from unifluid_jax.weights.safetensors_file import config_beside
+
+# Rows that files carry beyond the vocabulary, which are never trained: the
+# official tables of Gemma 1 and 2, and what transformers pads.
+_PADDED = {256_128: 256_000, 257_216: 257_152, 262_208: 262_144}
+_EMBED = "embed_tokens.weight"
+_INPUT = "embedder/input_embedding"
+_DROPS = (
+  Drop("*rotary_emb.inv_freq", "computed"),
+  Drop("*vision_tower.*", "vision tower; --from=paligemma: reads it"),
+  Drop("*multi_modal_projector.*", "projector; --from=paligemma: reads it"),
+  Drop("*SigLiPFromPatches_0/*", "vision tower of Gemma 3"),
+  Drop("*vision_encoder/*", "vision tower of Gemma 3"),
+  Drop("*embedder/mm_*", "projector of Gemma 3"),
+  Drop("*img/*", "vision tower; --from=paligemma: reads it"),
+)
+
+
+def recipe(source: Source) -> Recipe:
+  """How to read a Gemma.
+
+  Raises:
+    WeightsError: not a Gemma, or of a size that its tensors do not tell.
+  """
+  rows, config, names, drops = decoder(source)
+  preset = published(config)
+  generation = 1 + config.post_norms + config.qk_norm
+  return Recipe(
+    "gemma",
+    f"Gemma {generation} ({preset or 'unpublished size'}: {in_words(config)}), "
+    f"{names} names",
+    rows,
+    like(config),
+    drops=(*_DROPS, *drops),
+    meta={"preset": preset, "decoder": describe(config)},
+  )
+
+
+def decoder(
+  source: Source,
+) -> tuple[list[Row], GemmaConfig, str, list[Drop]]:
+  """Rows, shape, what the names are, and copies that may be dropped.
+
+  Raises:
+    WeightsError: the tensors are not a decoder's.
+  """
+  names = source.names()
+  for name in names:
+    if name.endswith(_EMBED):
+      return _hugging_face(source, name.removesuffix(_EMBED))
+    if name.endswith(_INPUT):
+      prefix = name.removesuffix(_INPUT)
+      if any(n.startswith(f"{prefix}layers/") for n in names):
+        return _big_vision(source, prefix)
+      return _official(source, prefix)
+  shown = ", ".join(names[:3]) or "no tensor"
+  raise WeightsError(
+    f"{source.path} holds no Gemma: expected a tensor named *{_EMBED} or "
+    f"*{_INPUT}, found {shown}: correct the kind in --from"
+  )
+
+
+def hf_recipe(source: Source) -> Recipe:
+  """The way back: our tree (paths below params) under Hugging Face names.
+
+  Raises:
+    WeightsError: the checkpoint holds no decoder.
+  """
+  paths = [n for n in source.names() if n.startswith("decoder/")]
+  at = {n.removeprefix("decoder/"): source.shape(n) for n in paths}
+  if "embedder/table" not in at:
+    raise WeightsError(
+      f"{source.path} holds no decoder: expected params/decoder/embedder/"
+      "table; correct --from"
+    )
+  (vocab, width), (depth, _, heads, head_dim) = (
+    at["embedder/table"], at["layers/attn/q"],
+  )  # fmt: skip
+  config = GemmaConfig(
+    vocab, width, depth, at["layers/mlp/up"][2], heads,
+    at["layers/attn/k"][2], head_dim,
+    post_norms="layers/post_attn/scale" in at,
+    qk_norm="layers/attn/q_norm/scale" in at,
+  )  # fmt: skip
+  return Recipe(
+    "gemma",
+    f"Gemma ({published(config) or in_words(config)})",
+    hf_rows("model.", config.post_norms, config.qk_norm),
+    {path: source.shape(path) for path in paths},
+  )
+
+
+def published(config: GemmaConfig) -> str | None:
+  """Key of presets.GEMMA with these shapes, whatever the vocabulary."""
+  shape = _shape(config)
+  found = (k for k, v in GEMMA.items() if _shape(v)[1:] == shape[1:])
+  return next(found, None)
+
+
+def describe(config: GemmaConfig) -> dict[str, int]:
+  """The shape as JSON."""
+  keys = ("vocab", "width", "depth", "mlp", "heads", "kv_heads", "head_dim")
+  return {key: getattr(config, key) for key in keys}
+
+
+def in_words(config: GemmaConfig) -> str:
+  """The shape for people."""
+  return (
+    f"{config.depth} layers of {config.width}, {config.heads} heads and "
+    f"{config.kv_heads} keys of {config.head_dim}, vocabulary {config.vocab}"
+  )
+
+
+def like(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+  """Shapes of the decoder's parameters."""
+  abstract = jax.eval_shape(
+    lambda: Gemma(config, jnp.float32).init(
+      jax.random.key(0),
+      jnp.zeros((1, 1, config.width)),
+      jnp.zeros((1, 1), jnp.int32),
+      jnp.ones((1, 1, 1), bool),
+    )
+  )["params"]
+  return shapes(abstract, "decoder")
+
+
+def hf_rows(prefix: str, post_norms: bool, qk_norm: bool) -> list[Row]:
+  """Names of transformers' Gemma, Gemma2 and Gemma3 text models.
+
+  Args:
+    prefix: up to "embed_tokens" and "layers", "model." as a rule.
+    post_norms: Gemma 2 and 3, where `post_attention_layernorm` is the norm
+      of the branch's output. In Gemma 1 that name means the next pre-norm.
+    qk_norm: Gemma 3.
+  """
+  layer, to = f"{prefix}layers.{{i}}.", "decoder/layers/"
+  attn, mlp = f"{layer}self_attn.", f"{layer}mlp."
+  rows = [
+    Row(f"{prefix}{_EMBED}", "decoder/embedder/table", "v+ d"),
+    Row(f"{prefix}norm.weight", "decoder/final_norm/scale", "d"),
+    Row(f"{attn}q_proj.weight", f"{to}attn/q", "(n h) d -> d n h"),
+    Row(f"{attn}k_proj.weight", f"{to}attn/k", "(k h) d -> d k h"),
+    Row(f"{attn}v_proj.weight", f"{to}attn/v", "(k h) d -> d k h"),
+    Row(f"{attn}o_proj.weight", f"{to}attn/o", "d (n h) -> n h d"),
+    Row(f"{mlp}gate_proj.weight", f"{to}mlp/gate", "f d -> d f"),
+    Row(f"{mlp}up_proj.weight", f"{to}mlp/up", "f d -> d f"),
+    Row(f"{mlp}down_proj.weight", f"{to}mlp/down", "d f -> f d"),
+  ]
+  norms = {"input": "pre_attn", "post_attention": "pre_ffw"}
+  if post_norms:
+    norms = {
+      "input": "pre_attn", "post_attention": "post_attn",
+      "pre_feedforward": "pre_ffw", "post_feedforward": "post_ffw",
+    }  # fmt: skip
+  rows += [
+    Row(f"{layer}{name}_layernorm.weight", f"{to}{ours}/scale", "d")
+    for name, ours in norms.items()
+  ]
+  if qk_norm:
+    rows += [
+      Row(f"{attn}{name}.weight", f"{to}attn/{name}/scale", "h")
+      for name in ("q_norm", "k_norm")
+    ]
+  return rows
+
+
+def official_rows(
+  prefix: str, inner: str, gate: str, merged: bool, stacked: bool
+) -> list[Row]:
+  """Names of the released Flax trees, and of big_vision's stacked ones.
+
+  Args:
+    prefix: up to "embedder".
+    inner: "/w" where the mlp's arrays sit one level deeper (FLAT).
+    gate: layout of one half of gating_einsum, "d f" or "f d".
+    merged: one qkv_einsum instead of q_einsum and kv_einsum.
+    stacked: `layers` leads with the layer instead of `layer_0`, ...
+  """
+  layer = f"{prefix}layers/" if stacked else f"{prefix}layer_{{i}}/"
+
+  def row(name, target, left, right):
+    lead = "l " if stacked else ""
+    axes = f"{lead}{left} -> {lead}{right}"
+    return Row(f"{layer}{name}", f"decoder/layers/{target}", axes)
+
+  if merged:
+    qkv = [
+      row("attn/qkv_einsum/w", f"attn/{x}", f"[{i}/3] n d h", "d n h")
+      for i, x in enumerate("qkv")
+    ]
+  else:
+    qkv = [
+      row("attn/q_einsum/w", "attn/q", "n d h", "d n h"),
+      row("attn/kv_einsum/w", "attn/k", "[0/2] k d h", "d k h"),
+      row("attn/kv_einsum/w", "attn/v", "[1/2] k d h", "d k h"),
+    ]
+  gating, norm = f"mlp/gating_einsum{inner}", "d"
+  return [
+    Row(f"{prefix}{_INPUT}", "decoder/embedder/table", "v+ d"),
+    Row(f"{prefix}final_norm/scale", "decoder/final_norm/scale", "d"),
+    *qkv,
+    row("attn/attn_vec_einsum/w", "attn/o", "n h d", "n h d"),
+    row(gating, "mlp/gate", f"[0/2] {gate}", "d f"),
+    row(gating, "mlp/up", f"[1/2] {gate}", "d f"),
+    row(f"mlp/linear{inner}", "mlp/down", "f d", "f d"),
+    row("attn/_query_norm/scale", "attn/q_norm/scale", "h", "h"),
+    row("attn/_key_norm/scale", "attn/k_norm/scale", "h", "h"),
+    row("pre_attention_norm/scale", "pre_attn/scale", norm, norm),
+    row("post_attention_norm/scale", "post_attn/scale", norm, norm),
+    row("pre_ffw_norm/scale", "pre_ffw/scale", norm, norm),
+    row("post_ffw_norm/scale", "post_ffw/scale", norm, norm),
+  ]
+
+
+def _hugging_face(source, prefix):
+  layer = f"{prefix}layers.0."
+  vocab, width = shape_of(source, f"{prefix}{_EMBED}", 2)
+  queries, _ = shape_of(source, f"{layer}self_attn.q_proj.weight", 2)
+  keys, _ = shape_of(source, f"{layer}self_attn.k_proj.weight", 2)
+  mlp, _ = shape_of(source, f"{layer}mlp.up_proj.weight", 2)
+  depth = count_layers(source, f"{prefix}layers.", ".")
+  names = set(source.names())
+  post_norms = f"{layer}pre_feedforward_layernorm.weight" in names
+  qk_norm = f"{layer}self_attn.q_norm.weight" in names
+  flat = (width, depth, mlp, queries, keys, post_norms, qk_norm)
+  head_dim = next((c.head_dim for c in GEMMA.values() if _flat(c) == flat), 0)
+  if qk_norm:
+    (head_dim,) = shape_of(source, f"{layer}self_attn.q_norm.weight", 1)
+  head_dim = head_dim or _configured_head_dim(source)
+  if queries % head_dim or keys % head_dim:
+    raise WeightsError(
+      f"{source.path}: {layer}self_attn.q_proj.weight: {queries} rows are no "
+      f"multiple of the head size {head_dim}: correct config.json"
+    )
+  config = GemmaConfig(
+    _PADDED.get(vocab, vocab), width, depth, mlp, queries // head_dim,
+    keys // head_dim, head_dim, post_norms=post_norms, qk_norm=qk_norm,
+  )  # fmt: skip
+  tied = Drop("*lm_head.weight", "tied", same_as=f"{prefix}{_EMBED}")
+  rows = hf_rows(prefix, post_norms, qk_norm)
+  return rows, config, "Hugging Face", [tied]
+
+
+def _configured_head_dim(source) -> int:
+  config = config_beside(source.path)
+  text = config.get("text_config") or config
+  head_dim = text.get("head_dim")
+  if not head_dim and text.get("num_attention_heads"):
+    head_dim = text["hidden_size"] // text["num_attention_heads"]
+  if not head_dim:
+    raise WeightsError(
+      f"{source.path} is of no published size, and its tensors do not tell "
+      "the size of a head: expected config.json beside it with head_dim; "
+      "copy it there"
+    )
+  return head_dim
+
+
+def _official(source, prefix):
+  layer, names = f"{prefix}layer_0/", set(source.names())
+  inner = "/w" if f"{layer}mlp/linear/w" in names else ""
+  merged = f"{layer}attn/qkv_einsum/w" in names
+  depth = count_layers(source, f"{prefix}layer_", "/")
+  config, gate = _einsum_config(source, prefix, layer, inner, merged, depth)
+  kind = "official FLAT" if inner else "official NESTED"
+  rows = official_rows(prefix, inner, gate, merged, stacked=False)
+  return _present(rows, config), config, kind, []
+
+
+def _big_vision(source, prefix):
+  layer = f"{prefix}layers/"
+  depth, *_ = shape_of(source, f"{layer}attn/q_einsum/w", 4)
+  config, gate = _einsum_config(source, prefix, layer, "", False, depth)
+  rows = official_rows(prefix, "", gate, False, stacked=True)
+  return _present(rows, config), config, "big_vision", []
+
+
+def _einsum_config(source, prefix, layer, inner, merged, depth):
+  """Shape of a decoder whose projections name their heads."""
+  names, lead = set(source.names()), 1 if layer.endswith("layers/") else 0
+  vocab, width = shape_of(source, f"{prefix}{_INPUT}", 2)
+
+  def of(name, rank):
+    return shape_of(source, f"{layer}{name}", rank + lead)[lead:]
+
+  if merged:
+    _, heads, _, head_dim = of("attn/qkv_einsum/w", 4)
+    kv_heads = heads
+  else:
+    heads, _, head_dim = of("attn/q_einsum/w", 3)
+    kv_heads = of("attn/kv_einsum/w", 4)[1]
+  mlp, _ = of(f"mlp/linear{inner}", 2)
+  # Released in both orders, and only the shape tells which.
+  swapped = of(f"mlp/gating_einsum{inner}", 3)[1:] == (mlp, width)
+  config = GemmaConfig(
+    _PADDED.get(vocab, vocab), width, depth, mlp, heads, kv_heads, head_dim,
+    post_norms=f"{layer}post_ffw_norm/scale" in names,
+    qk_norm=f"{layer}attn/_query_norm/scale" in names,
+  )  # fmt: skip
+  return config, "f d" if swapped and mlp != width else "d f"
+
+
+def _present(rows: list[Row], config: GemmaConfig) -> list[Row]:
+  """Without the norms that the generation has not."""
+  paths = like(config)
+  return [row for row in rows if row.target in paths]
+
+
+def _shape(config: GemmaConfig) -> tuple[Any, ...]:
+  kind = (config.post_norms, config.qk_norm)
+  return (*describe(config).values(), *kind)
+
+
+def _flat(config: GemmaConfig) -> tuple[Any, ...]:
+  queries = config.heads * config.head_dim
+  keys = config.kv_heads * config.head_dim
+  norms = (config.post_norms, config.qk_norm)
+  return (config.width, config.depth, config.mlp, queries, keys, *norms)

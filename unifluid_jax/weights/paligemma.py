@@ -1,0 +1,91 @@
+"""PaliGemma 1 and 2: decoder, SigLIP and projector of one file.
+
+Sources: big_vision models/proj/paligemma; transformers modeling_paligemma.py,
+with the names of its released files and those of newer saves.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from unifluid_jax.weights import gemma, siglip
+from unifluid_jax.weights.rows import (
+  Drop,
+  Recipe,
+  Row,
+  Source,
+  WeightsError,
+  shape_of,
+  shapes,
+)
+
+_HF = "multi_modal_projector.linear.weight"
+_BV = "img/head/kernel"
+_DROPS = (
+  Drop("*rotary_emb.inv_freq", "computed"),
+  Drop("*position_ids", "computed"),
+  Drop("*vision_model.head.*", "pooling head"),
+  Drop("*MAPHead_0/*", "pooling head"),
+)
+
+
+def recipe(source: Source, image_size: int | None = None) -> Recipe:
+  """How to read a PaliGemma.
+
+  Args:
+    source: the tensors.
+    image_size: pixels a side the encoder will see; None: as it was trained.
+
+  Raises:
+    WeightsError: not a PaliGemma, or of a size its tensors do not tell.
+  """
+  projector, inputs, outputs = _projector(source)
+  rows, config, names, copies = gemma.decoder(source)
+  eyes, vit, more, sizes = siglip.encoder(source, image_size)
+  if (inputs, outputs) != (vit.width, config.width):
+    raise WeightsError(
+      f"{source.path}: {projector[0].source}: expected to lead from "
+      f"{vit.width} to {config.width}, found {inputs} to {outputs}; the file "
+      "mixes models: download it again"
+    )
+  dense = jax.eval_shape(
+    lambda: nn.Dense(outputs).init(jax.random.key(0), jnp.zeros((1, inputs)))
+  )["params"]
+  generation = 1 + config.post_norms
+  presets = gemma.published(config), siglip.published(vit)
+  shown = " + ".join(p or "unpublished size" for p in presets)
+  return Recipe(
+    "paligemma",
+    f"PaliGemma {generation} ({shown}; {vit.image_size} pixels, vocabulary "
+    f"{config.vocab}), {names} names (vision: {more})",
+    [*rows, *eyes, *projector],
+    gemma.like(config) | siglip.like(vit) | shapes(dense, "projector"),
+    sizes=sizes,
+    drops=(*_DROPS, *copies),
+    meta={
+      "preset": presets[0],
+      "decoder": gemma.describe(config),
+      "vit_preset": presets[1],
+      "vit": siglip.describe(vit),
+    },
+  )
+
+
+def _projector(source: Source) -> tuple[list[Row], int, int]:
+  """Its rows, and what it leads from and to."""
+  for name in source.names():
+    if name.endswith(_HF):
+      outputs, inputs = shape_of(source, name, 2)
+      bias = name.removesuffix("weight") + "bias"
+      kernel = Row(name, "projector/kernel", "d w -> w d")
+      return [kernel, Row(bias, "projector/bias", "d")], inputs, outputs
+    if name.endswith(_BV):
+      inputs, outputs = shape_of(source, name, 2)
+      bias = name.removesuffix("kernel") + "bias"
+      kernel = Row(name, "projector/kernel", "w d")
+      return [kernel, Row(bias, "projector/bias", "d")], inputs, outputs
+  shown = ", ".join(source.names()[:3]) or "no tensor"
+  raise WeightsError(
+    f"{source.path} holds no PaliGemma: expected a tensor named *{_HF} or "
+    f"*{_BV}, found {shown}: correct the kind in --from"
+  )

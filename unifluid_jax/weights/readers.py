@@ -1,0 +1,85 @@
+"""Foreign files and directories as `Source`s, told apart by what they hold."""
+
+import re
+import zipfile
+from pathlib import Path
+
+from unifluid_jax.weights.npz_file import PART, Npz, find_parts
+from unifluid_jax.weights.orbax_files import OrbaxSource, find_orbax
+from unifluid_jax.weights.rows import Source, WeightsError
+from unifluid_jax.weights.safetensors_file import Safetensors, Sharded
+from unifluid_jax.weights.torch_file import TorchFile
+
+
+def open_source(path: str) -> Source:
+  """The tensors of a file or directory, by what it is.
+
+  Raises:
+    WeightsError: it is missing, damaged, or none of the known formats.
+  """
+  p = Path(path)
+  if p.is_dir():
+    return _open_directory(p)
+  if not p.exists():
+    if p.parent.is_dir() and find_parts(p):
+      return Npz(path, find_parts(p))
+    raise WeightsError(f"{path}: no such file or directory; correct --from")
+  if PART.fullmatch(p.name):
+    return Npz(path, find_parts(p.with_name(PART.fullmatch(p.name)[1])))
+  if p.name.endswith(".index.json"):
+    return Sharded(path, p)
+  if zipfile.is_zipfile(p):
+    with zipfile.ZipFile(p) as archive:
+      if any(name.endswith(".npy") for name in archive.namelist()):
+        return Npz(path, [p])
+    return TorchFile(path)
+  if p.suffix == ".npz":
+    raise WeightsError(
+      f"{path} is damaged or truncated: no zip directory at its end; copy or "
+      "download it again"
+    )
+  if p.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+    return TorchFile(path)
+  if p.suffix == ".safetensors":
+    return Safetensors(path)
+  raise WeightsError(
+    f"{path}: not a format this reads; expected .safetensors, "
+    ".safetensors.index.json, .npz, .npz.partN, a PyTorch file, or a "
+    "directory of safetensors or of Orbax"
+  )
+
+
+def _open_directory(p: Path) -> Source:
+  index = sorted(p.glob("*.safetensors.index.json"))
+  if index:
+    return Sharded(str(p), index[0])
+  single = sorted(p.glob("*.safetensors"))
+  if len(single) == 1:
+    return _single(single[0])
+  if single:
+    raise WeightsError(
+      f"{p} holds {len(single)} safetensors files and no index: expected "
+      "model.safetensors.index.json; download it too, or name one file"
+    )
+  orbax = find_orbax(p)
+  if orbax:
+    return OrbaxSource(str(p), orbax)
+  wholes = {PART.fullmatch(f.name)[1] for f in p.glob("*.part*")
+            if PART.fullmatch(f.name)}  # fmt: skip
+  if len(wholes) == 1:
+    return Npz(str(p), find_parts(p / wholes.pop()))
+  raise WeightsError(
+    f"{p} is a directory without *.safetensors and no Orbax checkpoint; "
+    "name the file in it, or the directory that holds _METADATA"
+  )
+
+
+def _single(file: Path) -> Source:
+  """A lone file; a lone shard of several is told apart by its name."""
+  match = re.search(r"-of-0*(\d+)\.safetensors$", file.name)
+  if match and int(match[1]) > 1:
+    raise WeightsError(
+      f"{file}: missing shards: this is one of {match[1]} and there is no "
+      "index beside it; download the others and the index"
+    )
+  return Safetensors(str(file))

@@ -1,0 +1,204 @@
+"""The vocabulary of conversions: sources of tensors, rows, recipes, errors."""
+
+import abc
+import contextlib
+import dataclasses
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class WeightsError(ValueError):
+  """Weights that cannot be used; one line says which, why and the fix."""
+
+
+class Source(abc.ABC):
+  """Named tensors of one file or directory, read only when asked for.
+
+  Attributes:
+    path: as the user gave it, for messages.
+  """
+
+  path: str
+
+  @abc.abstractmethod
+  def names(self) -> list[str]:
+    """All tensors."""
+
+  @abc.abstractmethod
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Of one tensor, without reading it."""
+
+  @abc.abstractmethod
+  def dtype(self, name: str) -> np.dtype:
+    """Of one tensor, without reading it; bfloat16 is ml_dtypes'."""
+
+  @abc.abstractmethod
+  def read(self, name: str) -> np.ndarray:
+    """The numbers."""
+
+  def blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
+    """`read` in pieces of at most `rows` along the leading axis, in order."""
+    whole = self.read(name)
+    for start in range(0, len(whole), rows):
+      yield whole[start : start + rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """Where tensors of one name go.
+
+  Attributes:
+    source: name; `{i}` stands for a number and may occur several times under
+      different names.
+    target: path below "params", "/" between keys. Numbers that occur only in
+      `source` (at most one) are the place along the target's leading axis:
+      "layers.{i}.mlp.up" fills "decoder/layers/mlp/up" layer by layer.
+    axes: layout of one source tensor and of what it fills, see `axes`.
+    after: changes the moved numbers (a resize, say); not undone on the way
+      back.
+  """
+
+  source: str
+  target: str
+  axes: str
+  after: Callable[[np.ndarray], np.ndarray] | None = None
+
+  @property
+  def stacks(self) -> str:
+    """Name of the number that is a place in the target; "" if none."""
+    rest = set(_numbers(self.source)) - set(_numbers(self.target))
+    return rest.pop() if rest else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+  """Tensors that are not needed, even where a row knows their names.
+
+  Attributes:
+    pattern: of names; * stands for anything.
+    reason: shown to the user.
+    same_as: name of a tensor this one must equal ("" for none): a tied copy.
+  """
+
+  pattern: str
+  reason: str
+  same_as: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """All about converting one file, as its kind detected it.
+
+  Attributes:
+    kind: "gemma", ...
+    found: what the file holds, for people: "Gemma 2 2B, Hugging Face names".
+    rows: of the table.
+    like: shapes of all targets, path to shape; they give the axes' sizes.
+    sizes: of axes that the targets do not show: of rows with `after`.
+    drops: what may be left out.
+    meta: stored beside the weights; JSON.
+    files: further JSON files of the output directory, name to content.
+  """
+
+  kind: str
+  found: str
+  rows: Sequence[Row]
+  like: Mapping[str, tuple[int, ...]]
+  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  drops: Sequence[Drop] = ()
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def shape_of(source: Source, name: str, rank: int) -> tuple[int, ...]:
+  """The shape of a tensor that tells the size of a model.
+
+  Raises:
+    WeightsError: it is missing, or has another number of axes than `rank`.
+  """
+  if name not in source.names():
+    raise WeightsError(
+      f"{source.path}: expected a tensor {name}, not found; check that --from "
+      "names the right kind and that the download is complete"
+    )
+  shape = source.shape(name)
+  if len(shape) != rank:
+    raise WeightsError(
+      f"{source.path}: {name}: expected {rank} axes, found {shape}; check "
+      "that --from names the right kind"
+    )
+  return shape
+
+
+def count_layers(source: Source, before: str, after: str) -> int:
+  """How many numbered names `before{number}after...` there are, from 0."""
+  pattern = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}")
+  found = (pattern.match(name) for name in source.names())
+  return max((int(m[1]) for m in found if m), default=-1) + 1
+
+
+def check_absent(directory: str) -> None:
+  """Nothing is ever overwritten.
+
+  Raises:
+    WeightsError: `directory` exists.
+  """
+  if Path(directory).exists():
+    raise WeightsError(
+      f"{directory} exists: choose another --to, or remove it first"
+    )
+
+
+@contextlib.contextmanager
+def all_or_nothing(directory: str) -> Iterator[Path]:
+  """A temporary directory that becomes `directory` when nothing goes wrong.
+
+  Raises:
+    WeightsError: `directory` exists.
+  """
+  check_absent(directory)
+  target = Path(directory).absolute()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  temporary = Path(
+    tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent)
+  )
+  try:
+    yield temporary
+    temporary.chmod(0o755)
+    temporary.rename(target)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def shapes(tree: Any, prefix: str) -> dict[str, tuple[int, ...]]:
+  """A nested dict of arrays as path to shape, each path below `prefix`."""
+  out = {}
+  for key, value in tree.items():
+    path = f"{prefix}/{key}"
+    if isinstance(value, Mapping):
+      out |= shapes(value, path)
+    else:
+      out[path] = tuple(value.shape)
+  return out
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Paths back to a nested dict."""
+  out: dict[str, Any] = {}
+  for path, leaf in leaves.items():
+    *parents, last = path.split("/")
+    at = out
+    for key in parents:
+      at = at.setdefault(key, {})
+    at[last] = leaf
+  return out
+
+
+def _numbers(pattern: str) -> list[str]:
+  return re.findall(r"\{(\w+)\}", pattern)

@@ -1,0 +1,230 @@
+"""Safetensors files, one or sharded, read and written without a library.
+
+Format: 8 bytes of header size, a JSON header, raw little-endian numbers.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from unifluid_jax.weights.rows import Source, WeightsError
+
+_SAFETENSORS = {
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "BOOL": np.dtype("?"),
+  **{f"F{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
+  **{f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
+  "U8": np.dtype("u1"),
+}
+_AGAIN = "copy or download it again"
+# Far above any real header; a damaged size must not allocate gigabytes.
+_MAX_HEADER = 100 * 2**20
+
+
+class Safetensors(Source):
+  """One safetensors file."""
+
+  def __init__(self, path: str):
+    """Reads and checks the header.
+
+    Raises:
+      WeightsError: damaged, or shorter or longer than its header says.
+    """
+    self.path = path
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+      length = int.from_bytes(file.read(8), "little")
+      if size < 8 or length > min(size - 8, _MAX_HEADER):
+        raise WeightsError(
+          f"{path} is truncated or no safetensors file: expected a header of "
+          f"{length} bytes, found {size} bytes in all; {_AGAIN}"
+        )
+      try:
+        header = json.loads(file.read(length))
+      except ValueError as error:
+        raise WeightsError(
+          f"{path} is damaged: its header is not JSON; {_AGAIN}"
+        ) from error
+    header.pop("__metadata__", None)
+    self._start, self._header = 8 + length, header
+    for name in header:
+      self._check(name, size)
+
+  def _check(self, name, size):
+    entry = self._header[name]
+    if entry["dtype"] not in _SAFETENSORS:
+      raise WeightsError(
+        f"{self.path}: {name} has dtype {entry['dtype']}; expected one of "
+        f"{', '.join(_SAFETENSORS)}: save it unquantised"
+      )
+    begin, end = entry["data_offsets"]
+    want = math.prod(entry["shape"]) * self.dtype(name).itemsize
+    if end - begin != want:
+      raise WeightsError(
+        f"{self.path}: {name} {tuple(entry['shape'])} {entry['dtype']}: "
+        f"expected {want} bytes, found {end - begin}; {_AGAIN}"
+      )
+    if self._start + end > size:
+      raise WeightsError(
+        f"{self.path} is truncated: {name} ends at byte {self._start + end}, "
+        f"the file has {size}; {_AGAIN}"
+      )
+
+  def names(self) -> list[str]:
+    """All tensors."""
+    return list(self._header)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """From the header."""
+    return tuple(self._header[name]["shape"])
+
+  def dtype(self, name: str) -> np.dtype:
+    """From the header."""
+    return _SAFETENSORS[self._header[name]["dtype"]]
+
+  def read(self, name: str) -> np.ndarray:
+    """Read, not mapped: mapped pages would count as this process's memory."""
+    return self._read(name, 0, math.prod(self.shape(name))).reshape(
+      self.shape(name)
+    )
+
+  def blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
+    """Reads only the rows asked for."""
+    total, *inner = self.shape(name)
+    row = math.prod(inner)
+    for start in range(0, total, rows):
+      count = min(rows, total - start)
+      block = self._read(name, start * row, count * row)
+      yield block.reshape(count, *inner)
+
+  def _read(self, name, first, count):
+    dtype = self.dtype(name)
+    begin = self._start + self._header[name]["data_offsets"][0]
+    x = np.fromfile(
+      self.path, dtype, count, offset=begin + first * dtype.itemsize
+    )
+    if x.size != count:
+      raise WeightsError(
+        f"{self.path} is truncated: {name}: expected {count} numbers, found "
+        f"{x.size}; {_AGAIN}"
+      )
+    return x
+
+
+class Sharded(Source):
+  """Several safetensors files and the index that names them."""
+
+  def __init__(self, path: str, index: Path):
+    """Opens every shard.
+
+    Raises:
+      WeightsError: the index is damaged, or shards or tensors are missing.
+    """
+    self.path = path
+    try:
+      where = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+      raise WeightsError(
+        f"{index} is damaged: expected JSON with a weight_map; {_AGAIN}"
+      ) from error
+    files = sorted(set(where.values()))
+    lost = [f for f in files if not (index.parent / f).is_file()]
+    if lost:
+      raise WeightsError(
+        f"{index}: missing {len(lost)} of {len(files)} shards: "
+        f"{', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}; expected "
+        "them beside the index: download them too"
+      )
+    shards = {f: Safetensors(str(index.parent / f)) for f in files}
+    for name, file in where.items():
+      if name not in shards[file].names():
+        raise WeightsError(
+          f"{index}: expected {name} in {file}, not found there; {_AGAIN}"
+        )
+    # Tensors the index does not name are still the file's: engine judges.
+    self._of = {n: s for s in shards.values() for n in s.names()}
+
+  def names(self) -> list[str]:
+    """Of all shards."""
+    return list(self._of)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """From the shard's header."""
+    return self._of[name].shape(name)
+
+  def dtype(self, name: str) -> np.dtype:
+    """From the shard's header."""
+    return self._of[name].dtype(name)
+
+  def read(self, name: str) -> np.ndarray:
+    """From its shard."""
+    return self._of[name].read(name)
+
+  def blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
+    """From its shard."""
+    return self._of[name].blocks(name, rows)
+
+
+def config_beside(path: str) -> dict[str, Any]:
+  """The config.json of a model's directory, or of a file's; {} if none.
+
+  Raises:
+    WeightsError: it is not JSON.
+  """
+  place = Path(path)
+  file = (place if place.is_dir() else place.parent) / "config.json"
+  if not file.is_file():
+    return {}
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise WeightsError(f"{file} is damaged: not JSON; {_AGAIN}") from error
+
+
+def write(
+  path: str,
+  layout: Mapping[str, tuple[tuple[int, ...], Any]],
+  tensors: Iterable[tuple[str, np.ndarray]],
+) -> None:
+  """Writes a file; tensors may come in any order.
+
+  Args:
+    path: of the file.
+    layout: name to shape and dtype of every tensor.
+    tensors: name and numbers, each once.
+
+  Raises:
+    WeightsError: a dtype that the format does not have.
+  """
+  header, data = _header(layout)
+  with open(path, "wb") as file:
+    file.write(len(header).to_bytes(8, "little") + header)
+    start = file.tell()
+    for name, x in tensors:
+      file.seek(start + data[name])
+      file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+
+
+def _header(layout):
+  """The header's bytes, padded to 8, and where each tensor's data begins."""
+  codes = {dtype: code for code, dtype in _SAFETENSORS.items()}
+  entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  begins, at = {}, 0
+  for name in sorted(layout):
+    shape, dtype = layout[name]
+    if np.dtype(dtype) not in codes:
+      raise WeightsError(f"{name}: safetensors has no {dtype}")
+    end = at + math.prod(shape) * np.dtype(dtype).itemsize
+    entries[name] = {
+      "dtype": codes[np.dtype(dtype)],
+      "shape": list(shape),
+      "data_offsets": [at, end],
+    }
+    begins[name], at = at, end
+  text = json.dumps(entries, separators=(",", ":")).encode()
+  return text + b" " * (-len(text) % 8), begins

@@ -1,0 +1,133 @@
+"""The way back: our checkpoints as safetensors under Hugging Face names."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from unifluid_jax.weights import axes as notation
+from unifluid_jax.weights import safetensors_file
+from unifluid_jax.weights.rows import (
+  Recipe,
+  Row,
+  Source,
+  WeightsError,
+  all_or_nothing,
+)
+
+_PARAMS = "params/"
+
+
+class Params(Source):
+  """The parameters of a checkpoint, by their paths below "params"."""
+
+  def __init__(self, checkpoint: Source):
+    """Refuses what is no checkpoint of ours.
+
+    Raises:
+      WeightsError: it holds no "params".
+    """
+    self.path, self._inner = checkpoint.path, checkpoint
+    if not any(name.startswith(_PARAMS) for name in checkpoint.names()):
+      shown = ", ".join(checkpoint.names()[:3]) or "no array"
+      raise WeightsError(
+        f"{self.path} is no checkpoint of this project: expected arrays "
+        f"below params/, found {shown}; name the --to of a conversion or the "
+        "--workdir of a run"
+      )
+
+  def names(self) -> list[str]:
+    """Paths below "params"."""
+    return [
+      name.removeprefix(_PARAMS)
+      for name in self._inner.names()
+      if name.startswith(_PARAMS)
+    ]
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """From the metadata."""
+    return self._inner.shape(_PARAMS + name)
+
+  def dtype(self, name: str) -> np.dtype:
+    """From the metadata."""
+    return self._inner.dtype(_PARAMS + name)
+
+  def read(self, name: str) -> np.ndarray:
+    """The array."""
+    return self._inner.read(_PARAMS + name)
+
+
+def write(directory: str, name: str, source: Source, recipe: Recipe) -> int:
+  """Writes what `recipe` names, read backwards, as safetensors.
+
+  Args:
+    directory: must not exist; all of it is written or nothing.
+    name: of the file in it, without its ending.
+    source: parameters by their paths.
+    recipe: its `like` lists what is written, its `files` are written too.
+
+  Returns:
+    How many tensors.
+
+  Raises:
+    WeightsError: `directory` exists, or an array has no Hugging Face name.
+  """
+  parts = {p: _parts(p, shape, recipe) for p, shape in recipe.like.items()}
+  layout = {
+    name: (shape, source.dtype(at))
+    for at, tensors in parts.items()
+    for name, (shape, _, _) in tensors.items()
+  }
+  with all_or_nothing(directory) as place:
+    file = str(place / f"{name}.safetensors")
+    safetensors_file.write(file, layout, _tensors(source, recipe, parts))
+    for other, content in recipe.files.items():
+      (place / other).write_text(json.dumps(content, indent=2))
+  return len(layout)
+
+
+def _tensors(
+  source: Source, recipe: Recipe, parts: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """One array of ours at a time, cut into its tensors."""
+  for at, tensors in parts.items():
+    whole = source.read(at)
+    for name, (_, row, slot) in tensors.items():
+      x = whole if slot is None else whole[slot]
+      move = notation.parse(row.axes)
+      yield name, move.backward(x, _sizes(row, x.shape, recipe))
+
+
+def _parts(
+  path: str, shape: tuple[int, ...], recipe: Recipe
+) -> dict[str, tuple[tuple[int, ...], Row, int | None]]:
+  """Tensors that an array becomes: name to shape, row, place in the array."""
+  for row in recipe.rows:
+    match = _numbered(row.target).fullmatch(path)
+    if not match:
+      continue
+    slots = range(shape[0]) if row.stacks else [None]
+    inner = shape[1:] if row.stacks else shape
+    out = {}
+    for slot in slots:
+      name = row.source.format(**match.groupdict(), **{row.stacks or "": slot})
+      move = notation.parse(row.axes)
+      out[name] = move.source_shape(_sizes(row, inner, recipe)), row, slot
+    return out
+  raise WeightsError(
+    f"{path} {shape} has no Hugging Face name; --to-hf writes gemma, siglip "
+    "and kl_vae: correct the kind in --from"
+  )
+
+
+def _sizes(row, shape, recipe):
+  return dict(recipe.sizes) | notation.parse(row.axes).sizes_of(tuple(shape))
+
+
+def _numbered(pattern: str) -> re.Pattern[str]:
+  parts = re.split(r"\{(\w+)\}", pattern)
+  for i, part in enumerate(parts):
+    parts[i] = f"(?P<{part}>\\d+)" if i % 2 else re.escape(part)
+  return re.compile("".join(parts))
