@@ -23,6 +23,12 @@ def get_config(arg: str = ""):
   c.eval.split = "coco"
   c.text.tokenizer = "data/gemma2_tokenizer.model"
   c.model.vae_path = "weights/sd_f8_vae"
+  # python -m unifluid_jax.weights --from=gemma:... --to=weights/gemma2_2b
+  c.init.update(
+    decoder="weights/gemma2_2b",
+    vit="weights/siglip_so400m_14",
+    new=("projector", "image", "head"),
+  )
   c.mesh = dict(data=-1, fsdp=16, tensor=1)
   ablate(c, arg)
   return c

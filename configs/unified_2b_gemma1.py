@@ -12,5 +12,6 @@ def get_config(arg: str = ""):
   c = unified_2b.get_config(arg)
   c.name = c.name.replace("unified_2b", "unified_2b_gemma1")
   c.model.decoder.preset = "gemma1_2b"
+  c.init.decoder = "weights/gemma1_2b"
   c.text.tokenizer = "data/gemma_tokenizer.model"
   return c

@@ -14,4 +14,6 @@ def get_config(arg: str = ""):
   c = unified_2b.get_config(arg)
   c.name = c.name.replace("unified_2b", "unified_700m")
   c.model.decoder.preset = "gemma2_700m"
+  # No published weights have this shape.
+  c.init.update(decoder="", new=("decoder", "projector", "image", "head"))
   return c

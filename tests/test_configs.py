@@ -160,3 +160,16 @@ def test_every_parameter_has_one_rule_on_many_meshes(name, sizes):
 def test_unknown_argument_is_refused():
   with pytest.raises(ValueError, match="unknown config argument 'lamda=1'"):
     load("shapes", "lamda=1")
+
+
+def test_full_size_autoencoder_is_sharded():
+  """Attention layers of a VAE are matrices, its convolutions are not."""
+  c = config.resolve(load("vae")[0])
+  job = train.make_job(c, systems.build(c))
+  specs = {
+    parallel.path_str(path): s.spec
+    for path, s in jax.tree_util.tree_leaves_with_path(job.shardings.params)
+  }
+  q = specs["vae/decoder/mid/attention/q/kernel"]
+  assert q == jax.P(None, "fsdp")
+  assert specs["vae/encoder/conv_in/kernel"] == jax.P(None, None, None, "fsdp")

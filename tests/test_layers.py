@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "unifluid_jax"
 LAYER = {
-  "types": 0, "config": 0, "presets": 0,
+  "types": 0, "config": 0, "freeze": 0, "presets": 0,
   "ops": 1, "parallel": 1,
   "models": 2, "data": 2, "checkpoint": 2, "optim": 2, "telemetry": 2,
   "systems": 3, "evals": 3, "weights": 3,
-  "train": 4, "eval_loop": 4, "api": 4, "cli": 4,
+  "train": 4, "warm_start": 4, "eval_loop": 4, "api": 4, "cli": 4,
   "main": 5, "evaluate": 5, "generate": 5, "prepare": 5, "encode": 5,
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
@@ -28,7 +28,8 @@ def imports(path):
 
 
 def part(path):
-  return path.relative_to(ROOT).with_suffix("").parts[0]
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return "main" if parts[-1] == "__main__" else parts[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

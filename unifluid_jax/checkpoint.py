@@ -129,7 +129,17 @@ def restore_part(workdir: str, step: int, name: str, like: Any) -> Any:
   Raises:
     CheckpointError: missing, damaged, or of other shapes than `like`.
   """
-  path = epath.Path(workdir).resolve() / "checkpoints" / str(step) / "state"
+  _compare(_state(workdir, step).parent, saved_part(workdir, step, name), like)
+  return read_part(workdir, step, name, like)
+
+
+def saved_part(workdir: str, step: int, name: str) -> Any:
+  """The tree of a part, its leaves with `shape` and `dtype`; reads no array.
+
+  Raises:
+    CheckpointError: missing or damaged.
+  """
+  path = _state(workdir, step)
   if not path.exists():
     raise CheckpointError(f"no checkpoint at {path.parent}")
   saved = _saved_shapes(path)
@@ -137,7 +147,12 @@ def restore_part(workdir: str, step: int, name: str, like: Any) -> Any:
     saved = (saved or {}).get(part)
   if not saved:
     raise CheckpointError(f"{path.parent} holds no {name!r}")
-  _compare(path.parent, saved, like)
+  return saved
+
+
+def read_part(workdir: str, step: int, name: str, like: Any) -> Any:
+  """`restore_part` of some leaves only, whose shapes the caller has checked."""
+  path = _state(workdir, step)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   item = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -159,6 +174,10 @@ def restore_part(workdir: str, step: int, name: str, like: Any) -> Any:
   for part in name.split("/"):
     got = got[part]
   return got
+
+
+def _state(workdir: str, step: int) -> Any:
+  return epath.Path(workdir).resolve() / "checkpoints" / str(step) / "state"
 
 
 def latest_step(workdir: str) -> int:

@@ -5,13 +5,11 @@ the only reader of a ConfigDict, so a misspelt key can never read as a default.
 """
 
 import dataclasses
-import difflib
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from unifluid_jax import presets
+from unifluid_jax import freeze, presets
+from unifluid_jax.freeze import ConfigError
 from unifluid_jax.types import TASKS
 
 
@@ -135,6 +133,29 @@ class OptimConfig:
   clip: float  # global gradient norm; 0: off
   ema: float  # decay; 0: off
   mu_dtype: Literal["float32", "bfloat16"]
+  rates: Mapping[str, float]  # path prefix → factor of the rate; 0 freezes
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+  """Weights a run starts from: a converted directory or another run each.
+
+  A run that loads anything must load or list as `new` everything.
+  """
+
+  all: str = ""  # parts without a path of their own
+  decoder: str = ""
+  vit: str = ""
+  projector: str = ""
+  image: str = ""
+  head: str = ""
+  new: tuple[str, ...] = ()  # path prefixes that start fresh
+
+  @property
+  def paths(self) -> dict[str, str]:
+    """Part → path, where one is given."""
+    named = dataclasses.asdict(self)
+    return {k: v for k, v in named.items() if k != "new" and v}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,16 +233,13 @@ class Config:
   loss: LossConfig
   order: OrderConfig
   vae_loss: VaeLossConfig
+  init: InitConfig | None  # None: every weight from scratch
   optim: OptimConfig
   mesh: MeshConfig
   checkpoint: CheckpointConfig
   log: LogConfig
   sampling: SamplingConfig
   eval: EvalConfig
-
-
-class ConfigError(ValueError):
-  """A configuration that cannot run; the message says how to fix it."""
 
 
 _PRESETS = {
@@ -246,88 +264,10 @@ def resolve(tree: Any) -> Config:
       one another. The message names the key and the fix.
   """
   to_dict = getattr(tree, "to_dict", None)
-  config = _build(Config, to_dict() if to_dict else dict(tree), "config")
+  node = to_dict() if to_dict else dict(tree)
+  config = freeze.build(Config, node, "config", _PRESETS)
   _check(config)
   return config
-
-
-def _build(cls: type, node: Any, path: str) -> Any:
-  """A dataclass from a mapping, field by field."""
-  if not isinstance(node, Mapping):
-    raise ConfigError(f"{path} must hold {cls.__name__} keys, not {node!r}")
-  node = dict(node)
-  fields = {f.name: f for f in dataclasses.fields(cls)}
-  base = None
-  if cls in _PRESETS:
-    base = _preset(cls, node, path)
-    node = {k: v for k, v in node.items() if v is not None}
-  unknown = sorted(set(node) - set(fields))
-  if unknown:
-    near = difflib.get_close_matches(unknown[0], fields, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(
-      f"unknown key {path}.{unknown[0]}{hint} Known: {', '.join(fields)}"
-    )
-  hints = typing.get_type_hints(cls)
-  values = {k: _value(hints[k], v, f"{path}.{k}") for k, v in node.items()}
-  if base is not None:
-    return dataclasses.replace(base, **values)
-  required = [
-    name for name, f in fields.items()
-    if f.default is dataclasses.MISSING and name not in values
-  ]  # fmt: skip
-  if required:
-    raise ConfigError(f"missing key {path}.{required[0]}")
-  return cls(**values)
-
-
-def _preset(cls: type, node: dict, path: str) -> Any:
-  """The preset a node names, removed from it; None without a name."""
-  name = node.pop("preset", None)
-  if not name:
-    return None
-  table = _PRESETS[cls]
-  if name not in table:
-    raise ConfigError(
-      f"{path}.preset={name!r} is unknown. Known: {', '.join(table)}"
-    )
-  return table[name]
-
-
-def _value(hint: Any, value: Any, path: str) -> Any:
-  """`value` as the annotated type; ints widen to floats, lists to tuples."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if dataclasses.is_dataclass(hint):
-    return _build(hint, value, path)
-  if origin is Literal:
-    if value not in args:
-      raise ConfigError(f"{path}={value!r}: choose one of {list(args)}")
-    return value
-  if origin in (typing.Union, types.UnionType):
-    if value is None and type(None) in args:
-      return None
-    (inner,) = [a for a in args if a is not type(None)]
-    return _value(inner, value, path)
-  if origin is tuple:
-    if isinstance(value, str) or not isinstance(value, (list, tuple)):
-      raise ConfigError(f"{path}={value!r}: expected a tuple")
-    return tuple(_value(args[0], v, f"{path}[{i}]")
-                 for i, v in enumerate(value))  # fmt: skip
-  if isinstance(origin, type) and issubclass(origin, Mapping):
-    if not isinstance(value, Mapping):
-      raise ConfigError(f"{path}={value!r}: expected a mapping")
-    return types.MappingProxyType(
-      {k: _value(args[1], v, f"{path}.{k}") for k, v in value.items()}
-    )
-  if hint is Any:
-    return value
-  if hint is float and type(value) is int:
-    return float(value)
-  if type(value) is not hint:
-    raise ConfigError(
-      f"{path}={value!r}: expected {hint.__name__}, got {type(value).__name__}"
-    )
-  return value
 
 
 def _check(c: Config) -> None:

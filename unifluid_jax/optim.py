@@ -5,6 +5,7 @@ MAR: no vectors, no biases, nothing of the diffusion head.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,10 +53,74 @@ def make_optimizer(
     config: the optimizer's settings.
     steps: of the whole run; the cosine schedule ends there.
   """
+  update = _update(config, steps)
+  if config.clip:
+    update = optax.chain(optax.clip_by_global_norm(config.clip), update)
+  rates = {k: v for k, v in config.rates.items() if v != 1.0}
+  if not rates:
+    return update
+  update = optax.chain(update, _scale_by_path(rates))
+  if 0.0 not in rates.values():
+    return update
+  # Frozen parameters have no moments, and their gradient no say in the norm.
+  return optax.partition(
+    {True: update, False: optax.set_to_zero()},
+    lambda params: _by_path(lambda name, _: rate_of(rates, name) > 0, params),
+  )
+
+
+def rate_of(rates: Mapping[str, float], path: str) -> float:
+  """Factor of a parameter's learning rate: that of the longest prefix."""
+  parts = path.split("/")
+  for n in range(len(parts), 0, -1):
+    prefix = "/".join(parts[:n])
+    if prefix in rates:
+      return rates[prefix]
+  return 1.0
+
+
+def check_rates(rates: Mapping[str, float], params: Any) -> None:
+  """Refuses factors of parameters that do not exist.
+
+  Raises:
+    ValueError: a prefix that no parameter's path starts with, although it
+      changes something.
+  """
+  names = [
+    path_str(path) + "/" for path, _ in
+    jax.tree_util.tree_leaves_with_path(params)
+  ]  # fmt: skip
+  for prefix, rate in rates.items():
+    if rate != 1.0 and not any(n.startswith(prefix + "/") for n in names):
+      heads = sorted({n.split("/")[0] for n in names})
+      raise ValueError(
+        f"config.optim.rates: no parameter starts with {prefix!r}; "
+        f"the parts are {', '.join(heads)}"
+      )
+
+
+def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
+  """Multiplies the finished update, decay included."""
+
+  def scale(updates, state, params=None):
+    del params
+    return _by_path(lambda n, u: u * rate_of(rates, n), updates), state
+
+  return optax.GradientTransformation(optax.init_empty_state, scale)
+
+
+def _by_path(fn: Callable[[str, Any], Any], tree: Any) -> Any:
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: fn(path_str(path), x), tree
+  )
+
+
+def _update(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+  """The optimizer alone."""
   factor = learning_rate(config, steps)
   adam_lr = config.lr if config.name == "adamw" else config.adam_lr
   if config.name == "adamw":
-    update = optax.adamw(
+    return optax.adamw(
       lambda step: adam_lr * factor(step),
       b1=config.b1,
       b2=config.b2,
@@ -64,20 +129,16 @@ def make_optimizer(
       weight_decay=config.weight_decay,
       mask=decay_mask,
     )
-  else:
-    update = contrib.muon(
-      lambda step: config.lr * factor(step),
-      weight_decay=config.weight_decay,
-      weight_decay_mask=decay_mask,
-      mu_dtype=config.mu_dtype,
-      adam_b1=config.b1,
-      adam_b2=config.b2,
-      adam_learning_rate=lambda step: adam_lr * factor(step),
-      muon_weight_dimension_numbers=muon_dimensions,
-    )
-  if not config.clip:
-    return update
-  return optax.chain(optax.clip_by_global_norm(config.clip), update)
+  return contrib.muon(
+    lambda step: config.lr * factor(step),
+    weight_decay=config.weight_decay,
+    weight_decay_mask=decay_mask,
+    mu_dtype=config.mu_dtype,
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    adam_learning_rate=lambda step: adam_lr * factor(step),
+    muon_weight_dimension_numbers=muon_dimensions,
+  )
 
 
 def decay_mask(params: Any) -> Any:

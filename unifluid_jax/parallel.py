@@ -54,7 +54,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"head/(block_\d+|final)/(modulation|in|out)/kernel$", ("fsdp", None)),
   (r"head/.*(bias|norm/scale)$", (None,)),
   # Autoencoder and discriminator: convolutions over their output channels.
-  (r"(vae|discriminator)/.*/?kernel$", (None, None, None, "fsdp")),
+  (r"vae/.*/attention(_\d+)?/(q|k|v|out)/kernel$", (None, "fsdp")),
+  (r"(vae|discriminator)/(?!.*attention).*kernel$", (None,) * 3 + ("fsdp",)),
   (r"(vae|discriminator)/.*(bias|scale)$", (None,)),
 )
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unifluid_jax import checkpoint, optim, parallel, telemetry
+from unifluid_jax import checkpoint, optim, parallel, telemetry, warm_start
 from unifluid_jax.config import Config
 from unifluid_jax.types import Metrics, Trainable, TrainState
 
@@ -121,6 +121,7 @@ def make_job(config: Config, system: Trainable, devices: Any = None) -> Job:
   parallel.check_batch(config.batch, config.accumulate, mesh)
   optimizer = optim.make_optimizer(config.optim, config.steps)
   shapes = jax.eval_shape(lambda: init_state(system, optimizer, config))
+  optim.check_rates(config.optim.rates, shapes.params)
   places = parallel.shardings(shapes, shapes.params, mesh)
   shapes = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -140,7 +141,8 @@ def restore_or_init(
   """The state to start from, by the first rung that holds.
 
   1. the newest checkpoint of this workdir;
-  2. fresh parameters from config.seed.
+  2. the weights that config.init names;
+  3. fresh parameters from config.seed.
 
   Returns:
     The state, and a sentence that says which rung fired.
@@ -149,6 +151,9 @@ def restore_or_init(
   if step is not None:
     state, _ = saved.restore(step, job.shapes)
     return state, f"1: resumed from step {step} of this workdir"
+  init = job.config.init
+  if init is not None and init.paths:
+    warm_start.plan(init, job.shapes.params)  # before anything is computed
   # Runs once: on CPU, compiling it well takes longer than running it badly.
   fast = jax.default_backend() != "cpu"
   make = jax.jit(
@@ -156,7 +161,16 @@ def restore_or_init(
     out_shardings=job.shardings,
     compiler_options=None if fast else {"xla_backend_optimization_level": 0},
   )
-  return make(), f"2: fresh parameters, seed {job.config.seed}"
+  state = make()
+  if init is None or not init.paths:
+    return state, (
+      f"3: NO pretrained weights: all parameters fresh, seed {job.config.seed}"
+    )
+  params, notes = warm_start.load(init, state.params, job.shapes.params)
+  # A copy: the step donates both.
+  ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+  state = state._replace(params=params, ema=ema)
+  return state, "2: " + "; ".join(notes)
 
 
 # ------------------------------------------------------------------- The loop
@@ -232,6 +246,11 @@ def startup_rows(job: Job, rung: str) -> list[tuple[str, Any]]:
   rows += [
     (f"parameters, {name}", f"{n:,}")
     for name, n in telemetry.parameter_table(job.shapes.params)
+  ]
+  rows += [
+    (f"learning rate, {prefix}", f"x {rate:g}" if rate else "0: frozen")
+    for prefix, rate in c.optim.rates.items()
+    if rate != 1
   ]
   batch = ", ".join(f"{k} {v}" for k, v in c.batch.items() if v)
   return [

@@ -1,0 +1,72 @@
+"""Learning rates by part, frozen parts; schedules and decay."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unifluid_jax import optim
+from unifluid_jax.config import OptimConfig
+
+BASE = OptimConfig(
+  name="adamw", lr=0.1, warmup=1, schedule="constant", adam_lr=0.1, b1=0.9,
+  b2=0.95, eps=1e-8, weight_decay=0.0, clip=0.0, ema=0.0, mu_dtype="float32",
+  rates={},
+)  # fmt: skip
+
+
+def tree():
+  return {
+    "decoder": {"layers": {"mlp": {"up": jnp.ones((1, 4, 3))}}},
+    "vit": {"norm": {"scale": jnp.ones(3)}, "position": jnp.ones((2, 3))},
+  }
+
+
+def updates(**changes):
+  config = dataclasses.replace(BASE, **changes)
+  params = tree()
+  grads = jax.tree.map(lambda x: 2.0 * x, params)
+  optimizer = optim.make_optimizer(config, 10)
+  state = optimizer.init(params)
+  out, _ = optimizer.update(grads, state, params)
+  return out, state
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_rates_scale_updates_of_their_part(name):
+  plain, _ = updates(name=name)
+  scaled, _ = updates(name=name, rates={"vit": 0.25, "vit/position": 3.0})
+  up = ("decoder", "layers", "mlp", "up")
+  for path, factor in (
+    (up, 1.0), (("vit", "norm", "scale"), 0.25), (("vit", "position"), 3.0),
+  ):  # fmt: skip
+    a, b = plain, scaled
+    for part in path:
+      a, b = a[part], b[part]
+    np.testing.assert_allclose(b, factor * a, rtol=1e-6)
+    assert np.abs(a).max() > 0
+
+
+def test_frozen_parts_stay_and_have_no_moments():
+  out, state = updates(rates={"decoder": 0.0})
+  np.testing.assert_array_equal(out["decoder"]["layers"]["mlp"]["up"], 0)
+  assert np.abs(out["vit"]["position"]).max() > 0
+  shapes = [x.shape for x in jax.tree.leaves(state)]
+  assert (2, 3) in shapes and (1, 4, 3) not in shapes
+
+
+def test_frozen_gradients_do_not_count_in_the_clip():
+  clipped, _ = updates(rates={"decoder": 0.0}, clip=1e-9, eps=1.0)
+  wide = jnp.sqrt(jnp.float32(9))  # the trained part: nine entries
+  want = -0.1 * (1e-9 / wide) / (1e-9 / wide + 1.0)
+  np.testing.assert_allclose(clipped["vit"]["position"], want, rtol=1e-5)
+
+
+def test_a_rate_of_nothing_is_refused():
+  with pytest.raises(ValueError, match=r"'vti'.*decoder, vit"):
+    optim.check_rates({"vti": 0.1}, tree())
+  with pytest.raises(ValueError, match="'vit/pos'"):
+    optim.check_rates({"vit/pos": 0.1}, tree())
+  optim.check_rates({"vit/position": 0.1, "head": 1.0}, tree())

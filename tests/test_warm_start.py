@@ -1,0 +1,113 @@
+"""Starting from converted weights and from another run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.test_train import Toy, go, make
+from unifluid_jax import checkpoint, config, train, warm_start
+from unifluid_jax.config import InitConfig
+
+
+class Two(Toy):
+  """A decoder's table beside the toy's projector."""
+
+  rows = 6
+
+  def init(self, key):
+    table = jax.random.normal(key, (self.rows, 3))
+    return super().init(key) | {"decoder": {"embedder": {"table": table}}}
+
+
+def start(job, workdir):
+  saved = checkpoint.Checkpoints(str(workdir), job.config.checkpoint)
+  with jax.set_mesh(job.mesh):
+    state, rung = train.restore_or_init(job, saved)
+  saved.close()
+  return state, rung
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """The workdir of a finished run, and its parameters."""
+  path = tmp_path_factory.mktemp("trained")
+  return path, go(make(path, Two()), path).params
+
+
+def test_whole_run_and_its_average(trained, tmp_path):
+  path, params = trained
+  job = make(tmp_path, Two(), init__all=str(path), seed=5)
+  state, rung = start(job, tmp_path / "w")
+  for got in (state.params, state.ema):
+    jax.tree.map(np.testing.assert_array_equal, got, params)
+  placed = state.params["projector"]["kernel"].sharding
+  assert placed == job.shardings.params["projector"]["kernel"]
+  assert rung.startswith("2: ") and f"from {path} step 8" in rung
+  assert int(state.step) == 0
+  go(job, tmp_path / "w2")  # both can be donated
+
+
+def test_part_of_a_run_needs_the_rest_listed(trained, tmp_path):
+  path, params = trained
+  job = make(tmp_path, Two(), init__projector=str(path), seed=5)
+  with pytest.raises(config.ConfigError, match=r"not decoder/.*init\.new"):
+    start(job, tmp_path / "a")
+  job = make(
+    tmp_path, Two(), init__projector=str(path), init__new=("decoder",), seed=5
+  )
+  state, rung = start(job, tmp_path / "b")
+  assert "fresh: decoder" in rung
+  got, want = state.params["projector"], params["projector"]
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  a = state.params["decoder"]["embedder"]["table"]
+  assert not np.array_equal(a, params["decoder"]["embedder"]["table"])
+
+
+@pytest.mark.parametrize("rows", [4, 9])
+def test_vocabulary_rows_are_cut_or_added(trained, tmp_path, rows):
+  path, params = trained
+  toy = Two()
+  toy.rows = rows
+  state, rung = start(make(tmp_path, toy, init__all=str(path)), tmp_path / "w")
+  got = np.asarray(state.params["decoder"]["embedder"]["table"])
+  want = np.asarray(params["decoder"]["embedder"]["table"])
+  n = min(rows, 6)
+  np.testing.assert_array_equal(got[:n], want[:n])
+  assert ("2 vocabulary rows left out" if rows == 4
+          else "3 vocabulary rows fresh") in rung  # fmt: skip
+  if rows == 9:
+    assert 0 < np.abs(got[6:]).max() < 0.1
+
+
+def test_missing_weights_are_an_error(tmp_path):
+  job = make(tmp_path, Two(), init__all=str(tmp_path / "nowhere"))
+  with pytest.raises(checkpoint.CheckpointError, match="nowhere"):
+    start(job, tmp_path / "w")
+
+
+def test_wrong_shapes_and_unknown_parts_are_named(trained, tmp_path):
+  path, _ = trained
+
+  class Wide(Two):
+    def init(self, key):
+      tree = super().init(key)
+      return tree | {"projector": {"kernel": jnp.zeros((8, 4)),
+                                   "bias": jnp.zeros((5,))}}  # fmt: skip
+
+  shapes = jax.eval_shape(Wide().init, jax.random.key(0))
+  wrong = r"projector/bias: there \(4,\), here \(5,\)"
+  with pytest.raises(checkpoint.CheckpointError, match=wrong):
+    warm_start.load(InitConfig(all=str(path)), shapes, shapes)
+  init = InitConfig(all=str(path), new=("hed",))
+  with pytest.raises(config.ConfigError, match="'hed', the model has decoder"):
+    warm_start.plan(init, shapes)
+
+
+def test_none_says_loudly_that_all_is_fresh(tmp_path):
+  job = make(tmp_path, Two())
+  job = job._replace(config=dataclasses.replace(job.config, init=None))
+  _, rung = start(job, tmp_path / "w")
+  assert "NO pretrained weights" in rung

@@ -1,0 +1,184 @@
+"""What a compiled program needs and how long it may take, as one tree.
+
+Time is a band: collectives hidden behind the products as far as they fit, or
+not at all. Neither end is a measurement.
+"""
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from unifluid_jax import telemetry
+from unifluid_jax.aot import advice, hlo, topology
+from unifluid_jax.aot.compiled import Compiled
+from unifluid_jax.aot.lower import Program
+from unifluid_jax.config import Config
+from unifluid_jax.systems import cost
+
+# Networks by the names Flax leaves in the program.
+_PARTS = {
+  "decoder": r"Gemma",
+  "vit": r"\bVit\b",
+  "vae": r"KlVae|Encoder|Decoder",
+  "head": r"DiffusionHead",
+}
+
+
+def report(
+  config: Config,
+  program: Program,
+  compiled: Compiled,
+  place: topology.Topology,
+  memory: int | None = None,
+) -> dict[str, Any]:
+  """Everything that is known of a program on a topology.
+
+  Args:
+    config: the experiment.
+    program: what was compiled.
+    compiled: the compiler's answer.
+    place: the devices.
+    memory: bytes a device has; default the chip's.
+
+  Returns:
+    A tree for JSON; bytes, seconds and FLOPs without prefixes. "fits" is
+    None where no limit is known, times are absent where the compiler
+    estimates no cycles.
+  """
+  limit = memory or (place.chip.memory if place.chip else None)
+  held = {k: _bytes_by_part(k, v) for k, v in program.held.items()}
+  out = {
+    "program": program.name,
+    "config": config.name,
+    "topology": place.name,
+    "chips": topology.count(place) if program.mesh else 1,
+    "devices": program.mesh.size if program.mesh else 1,
+    "mesh": dict(program.mesh.shape) if program.mesh else {},
+    "rows": program.rows,
+    "batch": {k: v for k, v in config.batch.items() if v},
+    "accumulate": config.accumulate,
+    "remat": config.model.remat,
+    "parameters": dict(telemetry.parameter_table(program.held["parameters"])),
+    "bytes_held": {k: sum(v.values()) for k, v in held.items() if v},
+    "parameter_bytes": held["parameters"],
+    "memory": compiled.memory | {"limit": limit},
+    "compile_seconds": compiled.seconds,
+    "versions": compiled.versions,
+  }
+  used = compiled.memory["used"]
+  fits = used <= limit if limit and used is not None else None
+  out["fits"] = fits and compiled.error is None if limit else None
+  if compiled.error:
+    out |= {"fits": False, "error": compiled.error}
+  if compiled.text is not None:
+    module = hlo.parse(compiled.text, out["devices"])
+    out["collectives"] = communication(module, program.mesh, place)
+    if place.chip:
+      out |= _times(config, program, module, place, out["collectives"])
+  out["advice"] = advice.advice(config, program, out)
+  return out
+
+
+def _bytes_by_part(name: str, tree: Any) -> dict[str, int]:
+  """Bytes a device holds of each top-level part of a tree."""
+  parts = tree if isinstance(tree, dict) else {name: tree}
+  return {
+    key: telemetry.bytes_per_device(
+      part, jax.tree.map(lambda x: x.sharding, part)
+    )
+    for key, part in parts.items()
+    if jax.tree.leaves(part)
+  }
+
+
+# --------------------------------------------------------------- communication
+
+
+def communication(
+  module: hlo.Module, mesh: Mesh | None, place: topology.Topology
+) -> list[dict[str, Any]]:
+  """Collectives summed by kind and mesh axes, the costliest first.
+
+  Args:
+    module: the compiled program.
+    mesh: whose devices it numbers; None: one device, no rows.
+    place: gives bandwidths; without a chip, rows carry no seconds.
+  """
+  if mesh is None:
+    return []
+  rows = collections.defaultdict(lambda: np.zeros(4))
+  asynchronous = collections.Counter()
+  devices = list(mesh.devices.flat)
+  for c in hlo.collectives(module):
+    group = c.groups[0]
+    wire = topology.wire_bytes(c.kind, c.bytes, len(group))
+    seconds = 0.0
+    if place.chip:
+      seconds = wire / topology.bandwidth(place, [devices[i] for i in group])
+    key = (c.kind, axes_of(group, mesh))
+    rows[key] += np.array([c.times, c.bytes, wire, seconds]) * (
+      1, c.times, c.times, c.times
+    )  # fmt: skip
+    asynchronous[key] += c.asynchronous * c.bytes * c.times
+  out = [
+    {
+      "kind": kind,
+      "axes": axes,
+      "count": int(count),
+      "bytes": int(size),
+      "wire_bytes": int(wire),
+      "asynchronous_bytes": int(asynchronous[kind, axes]),
+    }
+    | ({"seconds": seconds} if place.chip else {})
+    for (kind, axes), (count, size, wire, seconds) in rows.items()
+  ]
+  return sorted(out, key=lambda row: -row["wire_bytes"])
+
+
+def axes_of(group: Sequence[int], mesh: Mesh) -> str:
+  """Mesh axes along which the members of a group differ, e.g. "fsdp"."""
+  places = np.unravel_index(np.array(group), tuple(mesh.shape.values()))
+  names = [
+    name
+    for name, where in zip(mesh.shape, places, strict=True)
+    if len(set(where.tolist())) > 1
+  ]
+  return " x ".join(names) or "none"
+
+
+# ------------------------------------------------------------------------ time
+
+
+def _times(config, program, module, place, rows) -> dict[str, Any]:
+  """Compute, communication and what follows from both."""
+  cycles = hlo.cycles(module, _PARTS)
+  if not cycles.total:
+    return {}
+  compute = cycles.total / place.chip.clock
+  talk = sum(row["seconds"] for row in rows)
+  band = {"hidden": max(compute, talk), "exposed": compute + talk}
+  seconds = lambda tree: {k: v / place.chip.clock for k, v in tree.items()}
+  out = {
+    "compute_seconds": compute,
+    "compute_by_kind": seconds(cycles.by_kind),
+    "compute_by_part": seconds(cycles.by_part),
+    "kernels_without_estimate": cycles.unknown,
+    "communication_seconds": talk,
+    "communication_model": topology.MODEL,
+    "seconds": band,
+    "rows_per_second": {k: program.rows / s for k, s in band.items()},
+  }
+  if program.mesh is None or config.system == "vae":
+    return out
+  tokens, flops = cost.step_cost(config)
+  peak = place.chip.flops * program.mesh.size
+  return out | {
+    "model_flops": flops,
+    "tokens": tokens,
+    "mfu": {k: flops / s / peak for k, s in band.items()},
+    "tokens_per_second": {k: tokens / s for k, s in band.items()},
+  }
