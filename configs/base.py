@@ -42,6 +42,8 @@ def base() -> ml_collections.ConfigDict:
       heads=placeholder(int),
       kv_heads=placeholder(int),
       head_dim=placeholder(int),
+      rope_base=placeholder(float),
+      rope_base_global=placeholder(float),
       dropout=placeholder(float),
     ),
     vit=dict(

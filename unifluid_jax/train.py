@@ -233,6 +233,9 @@ def run(
     finally:
       log.close()
       saved.close()
+      close = getattr(batches, "close", None)  # worker processes, if any
+      if close is not None:
+        close()
   return state
 
 

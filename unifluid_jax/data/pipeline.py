@@ -35,7 +35,7 @@ _BUILDERS = {
 }
 
 
-class DataError(RuntimeError):
+class DataError(ValueError):
   """Too many records cannot be used; the message names some of them."""
 
 

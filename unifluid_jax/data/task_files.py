@@ -1,0 +1,239 @@
+"""Examples of transfer tasks, and reading the files that hold them.
+
+An example names its images; nothing is decoded here. A file that is missing
+or not laid out as published gives one error with the file and the fix.
+"""
+
+import csv
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from unifluid_jax.data.sources import BadRecord
+
+Box = tuple[float, float, float, float]  # ymin, xmin, ymax, xmax
+
+
+class Example(NamedTuple):
+  """One question, or one image to caption; what a task lacks is empty."""
+
+  id: str  # unique within a split
+  images: tuple[str | bytes, ...]  # files in order, or their content
+  question: str = ""
+  answers: tuple[str, ...] = ()  # one per annotator; captions; none if hidden
+  choices: tuple[str, ...] = ()
+  correct: int = -1  # index of the right choice
+  context: str = ""
+  kind: str = ""  # of the question, for scores by kind
+  prefix: str | None = None  # the whole prompt, where the file holds it
+  box: Box | None = None  # to draw, in units of the image's height
+  letters: tuple[tuple[str, Box], ...] = ()  # text to paint over, in pixels
+  turns: int = 0  # counter-clockwise quarter turns that set it upright
+
+  def load(self) -> tuple[bytes, ...]:
+    """The encoded images.
+
+    Raises:
+      BadRecord: a file that cannot be read.
+    """
+    return tuple(i if isinstance(i, bytes) else _read(i) for i in self.images)
+
+
+class Folder:
+  """The folder of one data set, and how its errors call it."""
+
+  def __init__(self, root: str | os.PathLike[str], task: str):
+    """Looks at nothing yet."""
+    self.root = epath.Path(root)
+    self.task = task
+
+  def path(self, *parts: str) -> str:
+    """A path in the folder, whether or not it exists."""
+    return os.path.join(os.fspath(self.root), *parts)
+
+  def find(self, *names: str) -> str:
+    """The first of several names that exists.
+
+    Raises:
+      FileNotFoundError: none does.
+    """
+    for name in names:
+      if epath.Path(self.path(name)).exists():
+        return self.path(name)
+    raise FileNotFoundError(
+      f"{self.task}: no {' or '.join(names)} in {os.fspath(self.root)}: "
+      "download and unpack the data set there, or change the folder"
+    )
+
+  def json(self, *names: str) -> tuple[str, Any]:
+    """The file's path and what it holds.
+
+    Raises:
+      FileNotFoundError: none of the names exists.
+      ValueError: not JSON.
+    """
+    file = self.find(*names)
+    try:
+      return file, json.loads(epath.Path(file).read_text())
+    except ValueError as error:
+      raise ValueError(
+        f"{file} is not JSON ({error}): download it again"
+      ) from error
+
+  def rows(self, name: str, *columns: str) -> tuple[str, list[dict[str, str]]]:
+    """The path and rows of a CSV file with a header.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a column is missing.
+    """
+    file = self.find(name)
+    # A text stream splits no field at the line breaks within its quotes.
+    stream = io.StringIO(epath.Path(file).read_text(), newline="")
+    table = csv.DictReader(stream)
+    if lacking := [c for c in columns if c not in (table.fieldnames or ())]:
+      raise ValueError(
+        f"{file} has columns {table.fieldnames}, not {lacking}: it must be "
+        f"{self.task}'s own file, with its header"
+      )
+    return file, list(table)
+
+  def lines(self, name: str) -> tuple[str, list[str]]:
+    """The path and non-blank lines of a text file, stripped.
+
+    Raises:
+      FileNotFoundError: no such file.
+    """
+    file = self.find(name)
+    lines = epath.Path(file).read_text().splitlines()
+    return file, [line.strip() for line in lines if line.strip()]
+
+  def split(self, split: str, *known: str) -> str:
+    """The split, once it is one of the known ones.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if split not in known:
+      raise ValueError(
+        f"{self.task} has no split {split!r}: use one of {', '.join(known)}"
+      )
+    return split
+
+  def examples(
+    self,
+    file: str,
+    items: Iterable[Any],
+    build: Callable[[Any], Example | None],
+  ) -> list[Example]:
+    """One example an item; those for which `build` gives None are left out.
+
+    Raises:
+      FileNotFoundError: the first example's image is missing.
+      ValueError: an item of another shape, no examples at all, or an id that
+        comes twice.
+    """
+    found: dict[str, Example] = {}
+    for i, item in _numbered(file, items):
+      try:
+        example = build(item)
+      except _MALFORMED as error:
+        raise ValueError(
+          f"{file}: entry {i} is not as {self.task} publishes it ({error!r}): "
+          "download the file again, or convert it to JSONL"
+        ) from error
+      if example is None:
+        continue
+      if example.id in found:
+        raise ValueError(
+          f"{file}: entry {i} repeats the id {example.id!r}: drop one of them"
+        )
+      found[example.id] = example
+    if not found:
+      raise ValueError(f"{file} has no usable entry: is the split the right one?")
+    self._check_image(file, next(iter(found.values())))
+    return list(found.values())
+
+  def _check_image(self, file: str, example: Example) -> None:
+    for image in example.images:
+      if isinstance(image, str) and not epath.Path(image).exists():
+        raise FileNotFoundError(
+          f"{file}: its first example's image {image} is missing: unpack "
+          f"{self.task}'s images there"
+        )
+
+
+_MALFORMED = (
+  KeyError, TypeError, IndexError, ValueError, AttributeError,
+)  # fmt: skip
+
+
+def _numbered(file: str, items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+  """The items with their numbers from 0."""
+  if isinstance(items, str) or not isinstance(items, Iterable):
+    raise ValueError(
+      f"{file} holds {type(items).__name__}, not a list of entries: it must "
+      "be the published file"
+    )
+  return enumerate(items)
+
+
+def member(file: str, content: Any, *keys: str) -> Any:
+  """A value inside a JSON object.
+
+  Raises:
+    ValueError: a key is missing; the message names the file.
+  """
+  for key in keys:
+    if not isinstance(content, dict) or key not in content:
+      raise ValueError(f"{file} has no {key!r}: it must be the published file")
+    content = content[key]
+  return content
+
+
+def grouped(
+  file: str, rows: Iterable[Any], key: str, value: str
+) -> dict[str, list[str]]:
+  """Values of rows by their key's text, in order.
+
+  Raises:
+    ValueError: a row lacks either; the message names the file.
+  """
+  result: dict[str, list[str]] = {}
+  for i, row in _numbered(file, rows):
+    try:
+      result.setdefault(str(row[key]), []).append(str(row[value]))
+    except (KeyError, TypeError) as error:
+      raise ValueError(
+        f"{file}: entry {i} lacks {key!r} or {value!r}: it must be the "
+        "published file"
+      ) from error
+  return result
+
+
+def strings(values: Sequence[Any]) -> tuple[str, ...]:
+  """A list's values as text.
+
+  Raises:
+    TypeError: a single text where a list belongs.
+  """
+  if isinstance(values, str):
+    raise TypeError(f"{values!r} is one string, not a list")
+  return tuple(str(v) for v in values)
+
+
+def share(text: str) -> float:
+  """A number in [0, 1) that depends on the text alone, for hold-outs."""
+  return zlib.crc32(text.encode()) / 2**32
+
+
+def _read(path: str) -> bytes:
+  try:
+    return epath.Path(path).read_bytes()
+  except OSError as error:
+    raise BadRecord(f"unreadable: {error}") from error
