@@ -16,6 +16,7 @@ from etils import epath
 
 from unifluid_jax.data.sources import BadRecord
 
+Root = str | os.PathLike[str]
 Box = tuple[float, float, float, float]  # ymin, xmin, ymax, xmax
 
 
@@ -47,7 +48,7 @@ class Example(NamedTuple):
 class Folder:
   """The folder of one data set, and how its errors call it."""
 
-  def __init__(self, root: str | os.PathLike[str], task: str):
+  def __init__(self, root: Root, task: str):
     """Looks at nothing yet."""
     self.root = epath.Path(root)
     self.task = task
@@ -103,14 +104,15 @@ class Folder:
       )
     return file, list(table)
 
-  def lines(self, name: str) -> tuple[str, list[str]]:
+  def lines(self, *names: str) -> tuple[str, list[str]]:
     """The path and non-blank lines of a text file, stripped.
 
     Raises:
-      FileNotFoundError: no such file.
+      FileNotFoundError: none of the names exists.
     """
-    file = self.find(name)
-    lines = epath.Path(file).read_text().splitlines()
+    file = self.find(*names)
+    # str.splitlines would also break at U+2028, which JSON leaves bare.
+    lines = epath.Path(file).read_text().split("\n")
     return file, [line.strip() for line in lines if line.strip()]
 
   def split(self, split: str, *known: str) -> str:
@@ -128,10 +130,15 @@ class Folder:
   def examples(
     self,
     file: str,
-    items: Iterable[Any],
+    items: Any,
     build: Callable[[Any], Example | None],
   ) -> list[Example]:
     """One example an item; those for which `build` gives None are left out.
+
+    Args:
+      file: what the items come from, for messages.
+      items: an iterable, which is checked: files may hold something else.
+      build: makes an example; a KeyError and the like mean another layout.
 
     Raises:
       FileNotFoundError: the first example's image is missing.
@@ -141,7 +148,7 @@ class Folder:
     found: dict[str, Example] = {}
     for i, item in _numbered(file, items):
       try:
-        example = build(item)
+        example = _typed(build(item))
       except _MALFORMED as error:
         raise ValueError(
           f"{file}: entry {i} is not as {self.task} publishes it ({error!r}): "
@@ -155,7 +162,9 @@ class Folder:
         )
       found[example.id] = example
     if not found:
-      raise ValueError(f"{file} has no usable entry: is the split the right one?")
+      raise ValueError(
+        f"{file} has no usable entry: is the split the right one?"
+      )
     self._check_image(file, next(iter(found.values())))
     return list(found.values())
 
@@ -173,7 +182,17 @@ _MALFORMED = (
 )  # fmt: skip
 
 
-def _numbered(file: str, items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+def _typed(example: Example | None) -> Example | None:
+  """The example, whose texts are text, or a TypeError."""
+  if example is not None:
+    texts = (example.id, example.question, example.context, example.kind)
+    for text in (*texts, *example.answers, *example.choices):
+      if not isinstance(text, str):
+        raise TypeError(f"{text!r} where a text belongs")
+  return example
+
+
+def _numbered(file: str, items: Any) -> Iterator[tuple[int, Any]]:
   """The items with their numbers from 0."""
   if isinstance(items, str) or not isinstance(items, Iterable):
     raise ValueError(
@@ -196,9 +215,21 @@ def member(file: str, content: Any, *keys: str) -> Any:
   return content
 
 
-def grouped(
-  file: str, rows: Iterable[Any], key: str, value: str
-) -> dict[str, list[str]]:
+def pairs(file: str, content: Any) -> list[tuple[str, Any]]:
+  """Keys and values of a file that is one JSON object.
+
+  Raises:
+    ValueError: it is not; the message names the file.
+  """
+  if not isinstance(content, dict):
+    raise ValueError(
+      f"{file} holds {type(content).__name__}, not an object by id: it must "
+      "be the published file"
+    )
+  return list(content.items())
+
+
+def grouped(file: str, rows: Any, key: str, value: str) -> dict[str, list[str]]:
   """Values of rows by their key's text, in order.
 
   Raises:

@@ -11,12 +11,12 @@ and belongs beside every reported score.
 import collections
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from unifluid_jax.evals.pairing import Id, Texts, paired
 
 TOKENIZER = "own PTB-like regex, lower-cased, punctuation dropped"
 
-Id = int | str
-Texts = Mapping[Id, str] | Iterable[tuple[Id, str]]
 
 _ORDERS = 4
 _SIGMA = 6.0
@@ -95,7 +95,7 @@ def cider_d(
     ValueError: ids that are missing, unknown or given twice, and images
       without a reference; the message names them.
   """
-  pairs = _paired(references, predictions)
+  pairs = paired(references, predictions)
   grams = {
     i: ([_ngrams(tokenize(r)) for r in refs], _ngrams(tokenize(prediction)))
     for i, (refs, prediction) in pairs.items()
@@ -133,7 +133,7 @@ def exact_match(
   Raises:
     ValueError: as `cider_d`.
   """
-  pairs = _paired(references, predictions).values()
+  pairs = paired(references, predictions).values()
   hits = [_plain(p) in {_plain(r) for r in refs} for refs, p in pairs]
   return sum(hits) / len(hits)
 
@@ -191,47 +191,3 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
 
 def _plain(text: str) -> str:
   return " ".join(text.lower().split())
-
-
-def _paired(
-  references: Mapping[Id, Sequence[str]], predictions: Texts
-) -> dict[Id, tuple[Sequence[str], str]]:
-  """Each image's references and prediction, after all ids are checked."""
-  if not references:
-    raise ValueError("no references: pass at least one image")
-  theirs = _by_text(references.items(), "references")
-  items = predictions
-  if isinstance(predictions, Mapping):
-    items = predictions.items()
-  ours = _by_text(items, "predictions")
-  missing = [k for k in theirs if k not in ours]
-  unknown = [k for k in ours if k not in theirs]
-  empty = [i for i, refs in references.items() if not refs]
-  if missing:
-    raise ValueError(f"no prediction for image ids {_few(missing)}")
-  if unknown:
-    raise ValueError(f"predictions for unknown image ids {_few(unknown)}")
-  if empty:
-    raise ValueError(f"no reference caption for image ids {_few(empty)}")
-  texts = [i for i, refs in references.items() if isinstance(refs, str)]
-  if texts:
-    raise ValueError(
-      f"references of image ids {_few(texts)} are one string: pass a list"
-    )
-  return {i: (references[i], ours[str(i)]) for i in references}
-
-
-def _by_text(items: Iterable[tuple], name: str) -> dict:
-  result, twice = {}, []
-  for key, value in items:
-    if str(key) in result:
-      twice.append(str(key))
-    result[str(key)] = value
-  if twice:
-    raise ValueError(f"{name} hold image ids more than once: {_few(twice)}")
-  return result
-
-
-def _few(ids: list) -> str:
-  more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-  return ", ".join(repr(i) for i in ids[:10]) + more

@@ -1,0 +1,533 @@
+"""Every reader on a small file set in the layout of its publication."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from unifluid_jax.data import task_caption_readers as captions
+from unifluid_jax.data import task_readers as photographs
+from unifluid_jax.data import task_text_readers as texts
+from unifluid_jax.data import tasks
+from unifluid_jax.data.sources import BadRecord
+from unifluid_jax.data.task_files import Example
+
+
+def write(root, files):
+  """Files by path: text as is, bytes, or anything else as JSON."""
+  for name, content in files.items():
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+      path.write_bytes(content)
+    else:
+      text = content if isinstance(content, str) else json.dumps(content)
+      path.write_text(text)
+  return root
+
+
+def png(mode="RGB"):
+  file = io.BytesIO()
+  Image.new(mode, (2, 3)).save(file, "PNG")
+  return file.getvalue()
+
+
+def relative(root, example):
+  prefix = str(root) + "/"
+  assert all(i.startswith(prefix) for i in example.images)
+  return tuple(i.removeprefix(prefix) for i in example.images)
+
+
+# One file set and what it should give, per reader: a function of the folder.
+
+COCO = {
+  "images": [
+    {"filepath": "val2014", "filename": "COCO_val2014_000000000009.jpg",
+     "split": split, "cocoid": 9 + i,
+     "sentences": [{"raw": "A cat. "}, {"raw": "Cat"}]}
+    for i, split in enumerate(["val", "restval", "val"])
+  ]
+}  # fmt: skip
+
+
+def test_coco_karpathy(tmp_path):
+  image = "val2014/COCO_val2014_000000000009.jpg"
+  root = write(tmp_path, {"dataset_coco.json": COCO, image: b"x"})
+  found = captions.coco_karpathy(root, "val")
+  assert [e.id for e in found] == ["9", "11"]
+  assert found[0].answers == ("A cat.", "Cat")
+  assert relative(root, found[0]) == (image,)
+  assert found[0].load() == (b"x",)
+  assert [e.id for e in captions.coco_karpathy(root, "restval")] == ["10"]
+
+
+def test_coco_captions(tmp_path):
+  content = {
+    "images": [{"id": 3, "file_name": "a.jpg"}, {"id": 4, "file_name": "b"}],
+    "annotations": [
+      {"image_id": 3, "id": 1, "caption": " one"},
+      {"image_id": 3, "id": 2, "caption": "two"},
+    ],
+  }
+  files = {"annotations/captions_val2014.json": content, "val2014/a.jpg": b""}
+  root = write(tmp_path, files)
+  found = captions.coco_captions(root, "val2014")
+  assert [(e.id, e.answers) for e in found] == [
+    ("3", ("one", "two")), ("4", ())
+  ]  # fmt: skip
+  assert relative(root, found[1]) == ("val2014/b",)
+
+
+def test_textcaps(tmp_path):
+  rows = [
+    {"image_id": "ab", "image_name": "ab", "caption_str": "One"},
+    {"image_id": "cd", "image_name": "cd", "caption_str": "Two"},
+    {"image_id": "ab", "image_name": "ab", "caption_str": "Three"},
+  ]
+  bare = [{k: v for k, v in r.items() if k != "caption_str"} for r in rows]
+  files = {"TextCaps_0.1_val.json": {"data": rows},
+           "TextCaps_0.1_test.json": {"data": bare},
+           "train_images/ab.jpg": b"", "test_images/ab.jpg": b""}  # fmt: skip
+  root = write(tmp_path, files)
+  found = captions.textcaps(root, "val")
+  assert [(e.id, e.answers) for e in found] == [
+    ("ab", ("One", "Three")), ("cd", ("Two",))
+  ]  # fmt: skip
+  assert relative(root, found[0]) == ("train_images/ab.jpg",)
+  hidden = captions.textcaps(root, "test")
+  assert [(e.id, e.answers) for e in hidden] == [("ab", ()), ("cd", ())]
+  assert relative(root, hidden[0]) == ("test_images/ab.jpg",)
+
+
+def test_screen2words(tmp_path):
+  files = {
+    "screen_summaries.csv": 'screenId,summary\n12,"a page, blue"\n7,x\n12,b\n',
+    "split/dev_screens.txt": "12\n\n",
+    "combined/12.jpg": b"",
+  }
+  root = write(tmp_path, files)
+  (found,) = captions.screen2words(root, "dev")
+  assert (found.id, found.answers) == ("12", ("a page, blue", "b"))
+  assert relative(root, found) == ("combined/12.jpg",)
+
+
+def test_widgetcap(tmp_path):
+  leaf = {"bounds": [256, 512, 1024, 2560]}
+  tree = {"activity": {"root": {"children": [{}, {"children": [leaf]}]}}}
+  files = {
+    "widget_captions.csv": "screenId,nodeId,captions\n5,0.1.0,go back|return\n"
+    "6,0.9,no\n",
+    "test.txt": "5\n",
+    "combined/5.json": tree,
+    "combined/5.jpg": b"",
+  }
+  root = write(tmp_path, files)
+  (found,) = captions.widgetcap(root, "test")
+  assert (found.id, found.answers) == ("5_0.1.0", ("go back", "return"))
+  assert found.box == (0.2, 0.1, 1.0, 0.4)
+  write(root, {"test.txt": "6\n", "combined/6.json": tree})
+  with pytest.raises(ValueError, match="widget_captions.csv: entry 1 .*Index"):
+    captions.widgetcap(root, "test")
+
+
+def test_okvqa(tmp_path):
+  question = {"question_id": 31, "image_id": 3, "question": "Why?"}
+  given = [{"answer": f"a{i}", "raw_answer": f"as{i}"} for i in range(10)]
+  note = {"question_id": 31, "image_id": 3, "answers": given}
+  image = "val2014/COCO_val2014_000000000003.jpg"
+  files = {
+    "OpenEnded_mscoco_val2014_questions.json": {"questions": [question]},
+    "mscoco_val2014_annotations.json": {"annotations": [note]},
+    image: b"",
+  }
+  root = write(tmp_path, files)
+  (found,) = photographs.okvqa(root, "val")
+  answers = tuple(f"a{i}" for i in range(10))
+  assert (found.id, found.question) == ("31", "Why?")
+  assert (found.answers, relative(root, found)) == (answers, (image,))
+  note["question_id"] = 32
+  write(root, {"mscoco_val2014_annotations.json": {"annotations": [note]}})
+  with pytest.raises(ValueError, match=r"questions.json: entry 0 .*'31'"):
+    photographs.okvqa(root, "val")
+
+
+def test_aokvqa(tmp_path):
+  entry = {
+    "question_id": "22Mx",
+    "image_id": 5,
+    "question": "What?",
+    "choices": ["a", "b", "c", "d"],
+    "difficult_direct_answer": False,
+  }
+  full = {**entry, "correct_choice_idx": 2, "direct_answers": ["x"] * 10,
+          "rationales": ["r"] * 3}  # fmt: skip
+  files = {
+    "aokvqa_v1p0_val.json": [full],
+    "aokvqa_v1p0_test.json": [entry],
+    "val2017/000000000005.jpg": b"",
+    "test2017/000000000005.jpg": b"",
+  }
+  root = write(tmp_path, files)
+  (found,) = photographs.aokvqa(root, "val")
+  assert found[:1] + found[2:6] == (
+    "22Mx", "What?", ("x",) * 10, ("a", "b", "c", "d"), 2
+  )  # fmt: skip
+  assert relative(root, found) == ("val2017/000000000005.jpg",)
+  (hidden,) = photographs.aokvqa(root, "test")
+  assert (hidden.answers, hidden.correct) == ((), -1)
+
+
+def test_gqa(tmp_path):
+  content = {"07": {"imageId": "n1", "question": "Red?", "answer": "yes",
+                    "fullAnswer": "Yes.", "isBalanced": True},
+             "08": {"imageId": "n1", "question": "Is it?"}}  # fmt: skip
+  files = {"testdev_balanced_questions.json": content, "images/n1.jpg": b""}
+  root = write(tmp_path, files)
+  found = photographs.gqa(root, "testdev_balanced")
+  assert [(e.id, e.question, e.answers) for e in found] == [
+    ("07", "Red?", ("yes",)), ("08", "Is it?", ())
+  ]  # fmt: skip
+  assert relative(root, found[0]) == ("images/n1.jpg",)
+
+
+def test_nlvr2(tmp_path):
+  dev = {"identifier": "dev-3-1-0", "sentence": "Two dogs.", "label": "True"}
+  train = {"identifier": "train-9-0-1", "sentence": "A cat.", "label": "False",
+           "directory": 42}  # fmt: skip
+  pair = ("dev/dev-3-1-img0.png", "dev/dev-3-1-img1.png")
+  far = tuple(f"images/train/42/train-9-0-img{i}.png" for i in range(2))
+  files = {"dev.json": json.dumps(dev) + "\n", "data/train.json": train}
+  root = write(tmp_path, {**files, **dict.fromkeys(pair + far, b"")})
+  (found,) = photographs.nlvr2(root, "dev")
+  assert relative(root, found) == pair
+  assert (found.question, found.answers) == ("Two dogs.", ("True",))
+  (found,) = photographs.nlvr2(root, "train")
+  assert (found.id, relative(root, found)) == ("train-9-0-1", far)
+
+
+def test_vizwiz(tmp_path):
+  answers = [{"answer": a, "answer_confidence": "yes"} for a in ("x", "", "y")]
+  entry = {"image": "VizWiz_val_00000012.jpg", "question": "What?",
+           "answers": answers, "answerable": 1}  # fmt: skip
+  hidden = {"image": "VizWiz_test_00000003.jpg", "question": "What?"}
+  files = {"annotations/val.json": [entry], "Annotations/test.json": [hidden],
+           "val/VizWiz_val_00000012.jpg": b"",
+           "test/VizWiz_test_00000003.jpg": b""}  # fmt: skip
+  root = write(tmp_path, files)
+  (found,) = photographs.vizwiz(root, "val")
+  assert (found.id, found.answers) == ("12", ("x", "y"))
+  assert relative(root, found) == ("val/VizWiz_val_00000012.jpg",)
+  (found,) = photographs.vizwiz(root, "test")
+  assert (found.id, found.answers) == ("3", ())
+
+
+def test_tallyqa(tmp_path):
+  entry = {
+    "image": "VG_100K/1.jpg",
+    "image_id": 1,
+    "question": "How many?",
+    "question_id": 5,
+    "answer": 3,
+    "data_source": "imported_vqa",
+  }
+  again = {**entry, "image": "val2014/2.jpg", "image_id": 2}
+  files = {"train.json": [entry],
+           "test.json": [{**entry, "issimple": True},
+                         {**again, "issimple": False}],
+           "VG_100K/1.jpg": b""}  # fmt: skip
+  root = write(tmp_path, files)
+  found = photographs.tallyqa(root, "test")
+  assert [(e.id, e.kind) for e in found] == [
+    ("1/5", "simple"), ("2/5", "complex")
+  ]  # fmt: skip
+  assert relative(root, found[1]) == ("val2014/2.jpg",)
+  assert (found[0].answers, photographs.tallyqa(root, "train")[0].kind) == (
+    ("3",), ""
+  )  # fmt: skip
+
+
+def test_countbench(tmp_path):
+  images = [{"bytes": png(), "path": None}, None, {"bytes": png("L")},
+            {"bytes": png()}]  # fmt: skip
+  table = pa.table(
+    {"image": images, "number": [4, 5, 6, 7], "text": list("t" * 4)}
+  )
+  pa.parquet.write_table(table, tmp_path / "train-0.parquet")
+  questions = [{"question": f"How many {c}?"} for c in "abcd"]
+  root = write(tmp_path, {"countbench_paired_questions.json": questions})
+  found = photographs.countbench(root, "test")
+  assert [(e.id, e.question, e.answers) for e in found] == [
+    ("0", "How many a?", ("4",)), ("3", "How many d?", ("7",))
+  ]  # fmt: skip
+  assert found[0].load() == (png(),)
+  write(root, {"countbench_paired_questions.json": questions[:2]})
+  with pytest.raises(ValueError, match="has 2 questions, .* 4 rows"):
+    photographs.countbench(root, "test")
+  write(root, {"train-0.parquet": b"no"})
+  with pytest.raises(ValueError, match="download it again"):
+    photographs.countbench(root, "test")
+  (root / "train-0.parquet").unlink()
+  with pytest.raises(FileNotFoundError, match="holds 0 parquet files"):
+    photographs.countbench(root, "test")
+
+
+@pytest.mark.parametrize("below", ["", "ai2d/"])
+def test_ai2d(tmp_path, below):
+  def asked(name, label):
+    entry = {"abcLabel": label, "answerTexts": ["A", "Frog"],
+             "correctAnswer": 1, "questionId": f"{name}.png-0"}  # fmt: skip
+    return {"imageName": f"{name}.png", "questions": {"Which?": entry}}
+
+  note = {"text": {"T0": {"rectangle": [[1, 2], [30, 40]], "value": "eye",
+                          "replacementText": "A"}}}  # fmt: skip
+  files = {"ai2d_test_ids.csv": "8\n"}
+  for name, label in ("7", False), ("8", True), ("9", False):
+    files[f"{below}questions/{name}.png.json"] = asked(name, label)
+    files[f"{below}images/{name}.png"] = b""
+  files[f"{below}questions/10.png.json"] = {"imageName": "10", "questions": {}}
+  files[f"{below}annotations/8.png.json"] = note
+  root = write(tmp_path, files)
+  (found,) = texts.ai2d(root, "test")
+  assert found == Example(
+    "8.png-0", (f"{root}/{below}images/8.png",), "Which?", ("Frog",),
+    ("A", "Frog"), 1, letters=(("A", (2.0, 1.0, 40.0, 30.0)),),
+  )  # fmt: skip
+  train = texts.ai2d(root, "train")
+  assert [e.id for e in train] == ["7.png-0", "9.png-0"]
+  assert train[0].letters == ()
+  write(root, {"ai2d_test_ids.csv": "\n"})
+  with pytest.raises(ValueError, match="has no test questions"):
+    texts.ai2d(root, "test")
+
+
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_science_qa(tmp_path, below):
+  entry = {"question": "Which?", "choices": ["x", "y"], "answer": 1,
+           "hint": "H", "image": "image.png", "split": "test"}  # fmt: skip
+  content = {"3": entry, "4": {**entry, "image": None},
+             "5": {**entry, "split": "train"}}  # fmt: skip
+  image = f"{below}test/3/image.png"
+  root = write(tmp_path, {"problems.json": content, image: b""})
+  (found,) = texts.science_qa(root, "test")
+  assert found == Example(
+    "3", (f"{root}/{image}",), "Which?", ("y",), ("x", "y"), 1, "H"
+  )  # fmt: skip
+
+
+RSVQA = [
+  ("LR_split_val", "Images_LR/4.tif", texts.rsvqa_lr, "val"),
+  ("USGS_split_test_phili", "Data/4.png", texts.rsvqa_hr, "test_phili"),
+]
+
+
+@pytest.mark.parametrize(("stem", "image", "reader", "split"), RSVQA)
+def test_rsvqa(tmp_path, stem, image, reader, split):
+  def question(key, kind):
+    return {"id": key, "img_id": 4, "type": kind, "question": f"q{key}",
+            "answers_ids": [key + 90], "active": True}  # fmt: skip
+
+  questions = [question(0, "comp"), {"id": 1, "active": False},
+               question(2, "count"), question(3, "presence")]  # fmt: skip
+  answers = [{"id": 90 + i, "question_id": i, "answer": a, "active": True}
+             for i, a in ((3, "No"), (0, "yes"), (2, 5))]  # fmt: skip
+  files = {f"{stem}_questions.json": {"questions": questions},
+           f"{stem}_answers.json": {"answers": [*answers, {"active": False}]},
+           image: b""}  # fmt: skip
+  root = write(tmp_path, files)
+  found = reader(root, split)
+  assert [(e.id, e.kind, e.answers) for e in found] == [
+    ("0", "comp", ("yes",)), ("3", "presence", ("No",))
+  ]  # fmt: skip
+  assert relative(root, found[0]) == (image,)
+
+
+def test_chartqa(tmp_path):
+  rows = [{"imgname": f"{i}.png", "query": f"q{i}", "label": "5%"}
+          for i in range(2)]  # fmt: skip
+  files = {"test/test_human.json": rows, "test/png/0.png": b""}
+  root = write(tmp_path, files)
+  found = texts.chartqa(root, "test_human")
+  assert [(e.id, e.kind, e.answers) for e in found] == [
+    ("human/0", "human", ("5%",)), ("human/1", "human", ("5%",))
+  ]  # fmt: skip
+  assert relative(root, found[1]) == ("test/png/1.png",)
+  with pytest.raises(ValueError, match="no split 'test'.* test_human"):
+    texts.chartqa(root, "test")
+
+
+def test_textvqa(tmp_path):
+  entry = {"question_id": 1, "image_id": "ab", "question": "What?",
+           "answers": ["x"] * 10}  # fmt: skip
+  files = {
+    "TextVQA_0.5.1_val.json": {"data": [entry]},
+    "TextVQA_0.5.1_test.json": {"data": [{**entry, "answers": []}]},
+    "train_images/ab.jpg": b"",
+    "test_images/ab.jpg": b"",
+    "train_images/rotation.csv": "ImageID,X,Rotation\nab,,270.0\nc,,\n",
+  }
+  root = write(tmp_path, files)
+  (found,) = texts.textvqa(root, "val")
+  assert (found.id, found.answers, found.turns) == ("1", ("x",) * 10, 3)
+  assert relative(root, found) == ("train_images/ab.jpg",)
+  (found,) = texts.textvqa(root, "test")
+  assert (found.answers, found.turns) == ((), 0)
+  write(root, {"train_images/rotation.csv": "ImageID,Rotation\nab,left\n"})
+  with pytest.raises(ValueError, match="rotation.csv: .*degrees"):
+    texts.textvqa(root, "val")
+
+
+def test_docvqa(tmp_path):
+  entry = {"questionId": 337, "question": "Date?", "image": "documents/a.png",
+           "answers": ["1/8/93", "1/8"]}  # fmt: skip
+  bare = {k: v for k, v in entry.items() if k != "answers"}
+  files = {
+    "val_v1.0_withQT.json": {"data": [entry]},
+    "test_v1.0.json": {"data": [bare]},
+    "val/documents/a.png": b"",
+    "test/documents/a.png": b"",
+  }
+  root = write(tmp_path, files)
+  (found,) = texts.docvqa(root, "val")
+  assert (found.id, found.answers) == ("337", ("1/8/93", "1/8"))
+  assert relative(root, found) == ("val/documents/a.png",)
+  assert texts.docvqa(root, "test")[0].answers == ()
+
+
+def test_infovqa(tmp_path):
+  entry = {"questionId": 6, "question": "Who?", "image_local_name": "3.jpeg",
+           "answers": ["a, b", "C"]}  # fmt: skip
+  files = {"infographicsVQA_train_v1.0.json": {"data": [entry]},
+           "infographicsVQA_val_v1.0_withQT.json": {"data": [entry]},
+           "images/3.jpeg": b""}  # fmt: skip
+  root = write(tmp_path, files)
+  assert texts.infovqa(root, "train")[0].answers == ("a, b", "C")
+  (found,) = texts.infovqa(root, "val")
+  assert (found.id, found.answers) == ("6", ("a, b", "b, a", "C"))
+  assert relative(root, found) == ("images/3.jpeg",)
+
+
+def test_stvqa(tmp_path):
+  names = [f"coco-text/COCO_train2014_{i}.jpg" for i in range(40)] + ["icdar/x"]
+  rows = [{"question_id": i, "file_path": name, "question": "What?",
+           "answers": ["Stop"]} for i, name in enumerate(names)]  # fmt: skip
+  files = {"train_task_3.json": {"data": rows}}
+  files |= {f"train_images/{name}": b"" for name in names}
+  root = write(tmp_path, files)
+  train, val = texts.stvqa(root, "train"), texts.stvqa(root, "val")
+  ids = sorted(int(e.id) for e in train + val)
+  assert ids == list(range(41))
+  assert 1 <= len(val) <= 10
+  listed = write(root, {"pseudo_val_images.txt": "icdar/x\n"})
+  (held,) = texts.stvqa(listed, "val")
+  assert relative(root, held) == ("train_images/icdar/x",)
+  write(root, {f"train2014/COCO_train2014_{i}.jpg": b"" for i in range(40)})
+  assert relative(root, texts.stvqa(root, "train")[0]) == (
+    "train2014/COCO_train2014_0.jpg",
+  )
+  bare = {k: v for k, v in rows[-1].items() if k != "answers"}
+  write(root, {"test_task_3.json": {"data": [bare]},
+               "test_task3_images/icdar/x": b""})  # fmt: skip
+  (hidden,) = texts.stvqa(root, "test")
+  assert hidden.answers == ()
+  assert relative(root, hidden) == ("test_task3_images/icdar/x",)
+
+
+def test_jsonl(tmp_path):
+  lines = [
+    {"image": "a/1.png", "prefix": "answer en q", "suffix": "yes"},
+    {"image": "a/2.png", "suffix": "a\u2028dog", "kind": "k"},
+  ]
+  text = "\n".join(json.dumps(x, ensure_ascii=False) for x in lines) + "\n\n"
+  root = write(tmp_path, {"train.jsonl": text, "a/1.png": b""})
+  found = photographs.jsonl(root, "train")
+  assert [(e.id, e.prefix, e.answers, e.kind) for e in found] == [
+    ("0", "answer en q", ("yes",), ""), ("1", "", ("a\u2028dog",), "k")
+  ]  # fmt: skip
+  row = tasks.rows("gqa")[0]
+  assert tasks.prompt(row, found[0]) == "answer en q"
+  for bad, message in (
+    ('{"image": "http://x/1.png", "suffix": "a"}', "URL: download"),
+    ('{"image": "a/1.png", "suffix": " "}', "suffix must be a text"),
+    ('{"image": "a/1.png"}', "'suffix'"),
+    ("{", "Expecting"),
+    ("[]", "list indices"),
+  ):
+    write(root, {"bad.jsonl": bad})
+    with pytest.raises(ValueError, match=f"bad.jsonl: entry 0 .*{message}"):
+      photographs.jsonl(root, "bad")
+
+
+# Errors that every reader shares
+
+
+READERS = {row.name: row for row in tasks.ROWS}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_empty_folder_is_named_with_the_fix(tmp_path, name):
+  row = READERS[name]
+  splits = {s for mix in row.train + row.final for s in mix.split("+")}
+  if name == "countbenchqa":
+    splits = set()
+  for split in splits | {row.split}:
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: download"):
+      row.reader(tmp_path, split)
+
+
+@pytest.mark.parametrize("name", [n for n in READERS if n != "gqa"])
+def test_an_unknown_split_lists_the_known_ones(tmp_path, name):
+  with pytest.raises(ValueError, match="no split 'x': use one of .*t"):
+    READERS[name].reader(tmp_path, "x")
+
+
+def test_faulty_files_are_named(tmp_path):
+  name = "dataset_coco.json"
+  for content, message in (
+    ("{", "is not JSON .*: download it again"),
+    ({"pictures": []}, "has no 'images': it must be the published"),
+    ({"images": 3}, "holds int, not a list"),
+    ({"images": []}, "has no usable entry"),
+    ({"images": [{"split": "val"}]}, "entry 0 is not as COCO captions .*JSONL"),
+    ({"images": COCO["images"][:1] * 2}, "entry 1 repeats the id '9'"),
+  ):
+    write(tmp_path, {name: content})
+    with pytest.raises(ValueError, match=f"{name}:? {message}"):
+      captions.coco_karpathy(tmp_path, "val")
+
+
+def test_values_that_are_no_text_are_refused(tmp_path):
+  row = {"questionId": 1, "question": None, "image": "a", "answers": ["x"]}
+  write(tmp_path, {"val_v1.0.json": {"data": [row]}})
+  with pytest.raises(ValueError, match="entry 0 .*None where a text belongs"):
+    texts.docvqa(tmp_path, "val")
+  row |= {"question": "q", "answers": "x"}
+  write(tmp_path, {"val_v1.0.json": {"data": [row]}})
+  with pytest.raises(ValueError, match="entry 0 .*one string, not a list"):
+    texts.docvqa(tmp_path, "val")
+
+
+def test_a_missing_image_is_named(tmp_path):
+  write(tmp_path, {"dataset_coco.json": COCO})
+  with pytest.raises(FileNotFoundError, match="000009.jpg is missing: unpack"):
+    captions.coco_karpathy(tmp_path, "val")
+  with pytest.raises(BadRecord, match="unreadable"):
+    Example("1", (str(tmp_path / "none.jpg"),)).load()
+
+
+def test_a_table_without_its_columns_is_named(tmp_path):
+  write(tmp_path, {"screen_summaries.csv": "screen,summary\n1,x\n"})
+  with pytest.raises(ValueError, match="screen_summaries.csv has .*'screenId'"):
+    captions.screen2words(tmp_path, "test")
+
+
+def test_an_object_where_a_list_belongs_is_named(tmp_path):
+  write(tmp_path, {"testdev_questions.json": []})
+  with pytest.raises(ValueError, match="holds list, not an object by id"):
+    photographs.gqa(tmp_path, "testdev")
+  rows = [{"image_id": "a"}]
+  write(tmp_path, {"TextCaps_0.1_val.json": {"data": rows}})
+  with pytest.raises(ValueError, match="entry 0 lacks .*'caption_str'"):
+    captions.textcaps(tmp_path, "val")
