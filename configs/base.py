@@ -84,7 +84,7 @@ def base() -> ml_collections.ConfigDict:
     text_weight=0.005,  # lambda
     draws=4,
     prompt_dropout=0.1,  # open
-    vocab_chunk=8,
+    vocab_chunk=64,
   )
   c.order = dict(random_until=300_000, raster_from=600_000)
   c.vae_loss = dict(

@@ -22,7 +22,7 @@ def get_config(arg: str = ""):
   c.data.world = dict(train=200, validation=32, held_out=16, seed=0)
   c.text.tokenizer = f"{ROOT}/data/tokenizer.model"
   m = c.model
-  m.decoder.update(width=32, depth=2, mlp=64, heads=2, head_dim=16)
+  m.decoder.update(width=32, depth=2, mlp=64, heads=2, kv_heads=1, head_dim=16)
   m.vit.update(width=32, depth=1, mlp=64, heads=2)
   m.head.update(width=32, depth=1)
   m.vae.update(base=32)

@@ -10,7 +10,19 @@ from unifluid_jax import optim, parallel
 from unifluid_jax.config import ConfigError, MeshConfig, OptimConfig
 
 OPTIM = OptimConfig(
-  "adamw", 1e-3, 1, "constant", 1e-3, 0.9, 0.95, 1e-8, 0.0, 1.0, 0.0, "float32"
+  "adamw",
+  1e-3,
+  1,
+  "constant",
+  1e-3,
+  0.9,
+  0.95,
+  1e-8,
+  0.0,
+  1.0,
+  0.0,
+  "float32",
+  {},
 )
 
 

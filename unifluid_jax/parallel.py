@@ -5,6 +5,7 @@ parameter's) matches exactly one row of `RULES`; nothing large is ever
 replicated because a rule was forgotten.
 """
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -201,11 +202,37 @@ def constrain(x: Any, letters: str) -> Any:
   return jax.lax.with_sharding_constraint(x, P(*axes))
 
 
-def gather(x: Any) -> Any:
-  """Collects a sharded array whole on every device, once, before loops."""
-  if _current() is None:
+def gather(x: Any, *axes: str | None) -> Any:
+  """Collects a sharded array whole on every device, once, before loops.
+
+  Args:
+    x: the array.
+    *axes: mesh axis of each of its dimensions; the gradient is summed into
+      that layout (a reduce-scatter), not into a whole copy (an all-reduce).
+
+  Returns:
+    `x`, replicated; unchanged where no mesh is set.
+  """
+  mesh = _current()
+  if mesh is None:
     return x
+  split = all(
+    not axis or size % mesh.shape[axis] == 0
+    for size, axis in zip(x.shape, axes, strict=False)
+  )
+  return _gather(x, P(*axes) if split else P())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x, spec):
+  del spec
   return jax.lax.with_sharding_constraint(x, P())
+
+
+_gather.defvjp(
+  lambda x, spec: (_gather(x, spec), None),
+  lambda spec, _, g: (jax.lax.with_sharding_constraint(g, spec),),
+)
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:

@@ -14,7 +14,9 @@ def tiny(**changes):
   c = shapes.get_config()
   c.batch = dict(t2i=8, i2t=8, edit=0, text=0)
   m = c.model
-  m.decoder.update(vocab=24, width=32, depth=2, mlp=48, heads=2, head_dim=16)
+  m.decoder.update(
+    vocab=24, width=32, depth=2, mlp=48, heads=2, kv_heads=1, head_dim=16
+  )
   m.vit.update(width=16, depth=1, mlp=32, heads=2)
   m.head.update(width=32, depth=1)
   m.vae.update(base=8, groups=4)

@@ -47,7 +47,9 @@ def compile_program(
     try:
       done = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-      return _failed(error, time.monotonic() - start)
+      usage = _newest(Path(folder), "*memory-usage-report.txt")
+      used = out_of_memory(str(error), usage)
+      return _failed(error, used, time.monotonic() - start, place)
     seconds = time.monotonic() - start
     dumped = Path(folder)
     text = _newest(dumped, "*after_codegen.txt") or done.as_text()
@@ -72,16 +74,30 @@ def compile_program(
 
 def heap_bytes(usage: str) -> int | None:
   """Bytes of HBM in a memory usage report; arguments are part of it."""
-  found = re.search(
-    r"Memory Space: default[^\n]*\nTotal bytes: (\d+)", usage
-  )
+  found = re.search(r"Memory Space: default[^\n]*\nTotal bytes: (\d+)", usage)
   return int(found[1]) if found else None
 
 
-def out_of_memory(message: str) -> int | None:
-  """Bytes a program would use, of XLA's message that they are too many."""
-  found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-  return int(float(found[1]) * _UNITS[found[2]]) if found else None
+def out_of_memory(message: str, usage: str | None = None) -> int | None:
+  """Bytes a refused program would use.
+
+  Args:
+    message: XLA's; it may count the temporaries alone.
+    usage: the memory usage report, where one was dumped.
+
+  Returns:
+    The larger figure; None when there is none.
+  """
+  found = re.search(
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm"
+    r"|required for [\w ]+ \(([\d.]+)([KMGT]?)\) exceeds",
+    message,
+  )
+  sizes = [heap_bytes(usage) or 0] if usage else []
+  if found:
+    number, unit = (g for g in found.groups() if g is not None)
+    sizes.append(int(float(number) * _UNITS[unit]))
+  return max(sizes, default=0) or None
 
 
 def versions(place: Topology) -> dict[str, str]:
@@ -99,14 +115,12 @@ def _newest(folder: Path, pattern: str) -> str | None:
   return files[-1].read_text() if files else None
 
 
-def _failed(error: Exception, seconds: float) -> Compiled:
+def _failed(error, used, seconds, place) -> Compiled:
   message = str(error)
-  used = out_of_memory(message)
-  if used is None and "RESOURCE_EXHAUSTED" not in message:
-    if "xla_" in message and ("option" in message or "flag" in message):
+  if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+    if "compile option" in message:
       raise ValueError(f"--option: {message.splitlines()[0]}") from error
     raise error
   logging.info("%s", message)
   short = message.splitlines()[0]
-  memory = {"used": used}
-  return Compiled(None, memory, seconds, {"jax": jax.__version__}, short)
+  return Compiled(None, {"used": used}, seconds, versions(place), short)

@@ -102,7 +102,7 @@ def _call(config, system, name, weights, place, rows, mapped) -> Program:
   def record(function):
     def call(*arrays):
       seen.append((function, arrays))
-      return np.zeros((rows, 1, 1, 3), np.float32)
+      return np.zeros((rows, 1), np.int32)
 
     return call
 

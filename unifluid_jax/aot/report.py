@@ -69,9 +69,7 @@ def report(
     "compile_seconds": compiled.seconds,
     "versions": compiled.versions,
   }
-  used = compiled.memory["used"]
-  fits = used <= limit if limit and used is not None else None
-  out["fits"] = fits and compiled.error is None if limit else None
+  out["fits"] = compiled.memory["used"] <= limit if limit else None
   if compiled.error:
     out |= {"fits": False, "error": compiled.error}
   if compiled.text is not None:
@@ -161,7 +159,10 @@ def _times(config, program, module, place, rows) -> dict[str, Any]:
   compute = cycles.total / place.chip.clock
   talk = sum(row["seconds"] for row in rows)
   band = {"hidden": max(compute, talk), "exposed": compute + talk}
-  seconds = lambda tree: {k: v / place.chip.clock for k, v in tree.items()}
+
+  def seconds(tree):
+    return {k: v / place.chip.clock for k, v in tree.items()}
+
   out = {
     "compute_seconds": compute,
     "compute_by_kind": seconds(cycles.by_kind),

@@ -12,14 +12,14 @@ def table(report: dict[str, Any]) -> str:
   return "\n\n".join(p for p in parts if p)
 
 
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
   for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
     if count >= scale:
       return f"{count / scale:,.2f} {unit}"
   return f"{count / 2**10:,.2f} KiB"
 
 
-def _ms(seconds: float) -> str:
+def _ms(seconds: int | float) -> str:
   return f"{seconds * 1e3:,.1f} ms"
 
 
@@ -67,13 +67,12 @@ def _collectives(r: dict[str, Any]) -> str:
 def _time(r: dict[str, Any]) -> str:
   if "seconds" not in r:
     return ""
+
   def band(tree, form):
     return f"{form(tree['exposed'])} ... {form(tree['hidden'])}"
-  rows = [
-    (f"compute, {k}", _ms(v))
-    for name in ("compute_by_kind", "compute_by_part")
-    for k, v in r[name].items()
-  ]
+
+  rows = [(f"by kind: {k}", _ms(v)) for k, v in r["compute_by_kind"].items()]
+  rows += [(f"by part: {k}", _ms(v)) for k, v in r["compute_by_part"].items()]
   rows += [
     ("compute", _ms(r["compute_seconds"])),
     ("communication", _ms(r["communication_seconds"])),
@@ -88,7 +87,8 @@ def _time(r: dict[str, Any]) -> str:
     ]
   if r["kernels_without_estimate"]:
     rows.append(("kernels without estimate", r["kernels_without_estimate"]))
-  rows.append(("model", r["communication_model"]))
+  if r["mesh"]:
+    rows.append(("model", r["communication_model"]))
   return telemetry.table("the compiler's estimate, not a measurement", rows)
 
 

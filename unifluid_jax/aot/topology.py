@@ -1,8 +1,8 @@
 """Devices that are not there: TPU slices through libtpu, and fake CPUs.
 
-Peaks and memory: Google Cloud's pages on TPU versions. Bandwidth of a link:
-"How to Scale Your Model" (jax-ml.github.io/scaling-book), 2025. Clocks follow
-from a peak and the number and width of its matrix units.
+Peaks: Google Cloud's pages on TPU versions. Memory: libtpu 0.0.42's refusals.
+Bandwidth of a link: "How to Scale Your Model" (jax-ml.github.io/scaling-book,
+2025). Clocks follow from a peak and the number and width of matrix units.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ class Chip(NamedTuple):
 
   name: str  # what libtpu calls it
   flops: float  # peak dense bf16 FLOP/s
-  memory: int  # bytes
+  memory: int  # bytes that the compiler lets a program use
   clock: float  # Hz
   link: float  # bytes/s of one link between chips, one direction
   torus: int  # dimensions of the network
@@ -33,11 +33,11 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-  "v4": Chip("v4", 137.5e12, 16 * GIB, 1.05e9, 45e9, 3, 4, 2),
-  "v5e": Chip("v5e", 197e12, 16 * GIB, 1.5e9, 45e9, 2, 16),
-  "v5p": Chip("v5p", 459e12, 95 * GIB, 1.75e9, 90e9, 3, 4),
-  "v6e": Chip("v6e", 918e12, 32 * GIB, 1.75e9, 90e9, 2, 16),
-  "v7x": Chip("tpu7x", 1153.5e12, 96 * GIB, 2.2e9, 90e9, 3, 4, 2),
+  "v4": Chip("v4", 137.5e12, int(15.25 * GIB), 1.05e9, 45e9, 3, 4, 2),
+  "v5e": Chip("v5e", 197e12, int(15.75 * GIB), 1.5e9, 45e9, 2, 16),
+  "v5p": Chip("v5p", 459e12, int(95.74 * GIB), 1.75e9, 90e9, 3, 4),
+  "v6e": Chip("v6e", 918e12, int(31.25 * GIB), 1.75e9, 90e9, 2, 16),
+  "v7x": Chip("tpu7x", 1153.5e12, int(94.75 * GIB), 2.2e9, 90e9, 3, 4, 2),
 }
 
 

@@ -124,13 +124,14 @@ class UniFluid:
     also carries where the token it predicts will stand (UniFluid §3.2, RAR).
     """
     table = params["image"]
-    tokens = self.embed_tokens(params, x[:, :-1])
-    tokens = tokens + order.current(table["position"], cells)
+    tokens = self.embed_tokens(params, parallel.constrain(x[:, :-1], "BTC"))
+    position = parallel.gather(table["position"], None, "fsdp")
+    tokens = tokens + order.current(position, cells)
     boi = jnp.broadcast_to(table["boi"], (x.shape[0], 1, tokens.shape[-1]))
     inputs = jnp.concatenate([boi.astype(tokens.dtype), tokens], axis=1)
-    return inputs + order.next(table["next_position"], cells).astype(
-      inputs.dtype
-    )
+    coming = parallel.gather(table["next_position"], None, "fsdp")
+    inputs = inputs + order.next(coming, cells).astype(inputs.dtype)
+    return parallel.constrain(inputs, "BTD")
 
   def prompt_parts(
     self, params: Params, frozen: Any, prompts: Prompts
@@ -263,13 +264,18 @@ class UniFluid:
       n, length = target.shape[1], tasks[i].x.shape[1]
       z.append(hidden[i][:, length - n : length])
       x0.append(target)
-    z, x0 = jnp.concatenate(z), jnp.concatenate(x0)
+    z = parallel.constrain(jnp.concatenate(z), "BTD")
+    x0 = parallel.constrain(jnp.concatenate(x0), "BTC")
     draws = self.config.loss.draws
     x0 = jnp.broadcast_to(x0, (draws, *x0.shape))
     k_t, k_noise = jax.random.split(key)
     t = jax.random.randint(k_t, x0.shape[:-1], 0, 1000)
     noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
     x_t = diffusion.q_sample(self.schedule, x0, t, noise)
+    # Said outright: between weights split over fsdp and a batch split over
+    # it, the partitioner would rather split the products' sums.
+    x_t = parallel.constrain(x_t, "_BTC")
+    t = parallel.constrain(t, "_BT")
     out = self.head.apply({"params": params["head"]}, x_t, t, z)
     mse, vb = diffusion.loss_terms(self.schedule, out, x0, x_t, t, noise)
     mse, vb = mse.mean(), vb.mean()
@@ -286,7 +292,9 @@ class UniFluid:
     config = self.config.model.decoder
     # Gathered once, outside the chunk loop: 1.2 GB at 256k rows.
     table = parallel.gather(
-      params["decoder"]["embedder"]["table"].astype(self.decoder.dtype)
+      params["decoder"]["embedder"]["table"].astype(self.decoder.dtype),
+      "fsdp",
+      "tensor",
     )
     nll, hits = chunked_cross_entropy(
       lambda x: gemma.logits(config, table, x),

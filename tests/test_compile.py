@@ -1,0 +1,363 @@
+"""Does it fit, how fast: on fake CPU devices, and on TPUs where libtpu is."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.systems.conftest import examples, tiny
+from unifluid_jax import parallel, systems, telemetry
+from unifluid_jax.aot import (
+  advice,
+  compiled,
+  hlo,
+  lower,
+  report,
+  table,
+  topology,
+)
+from unifluid_jax.config import ConfigError, MeshConfig
+from unifluid_jax.systems import cost
+
+REPO = Path(__file__).parent.parent
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+SLICE = [
+  SimpleNamespace(coords=[x, y, 0]) for x in range(16) for y in range(16)
+]
+V5E = topology.Topology("v5e:16x16", SLICE, topology.CHIPS["v5e"])
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """A tiny train step on eight fake devices: program and compilation."""
+  config = tiny(mesh__data=2, mesh__fsdp=-1, optim__name="adamw")
+  place = topology.get("cpu:8")
+  (program,) = lower.programs(config, "train", place.devices)
+  return config, program, compiled.compile_program(program.lowered, place)
+
+
+# ------------------------------------------------------------------ what it is
+
+
+def test_the_batch_is_the_one_that_trains():
+  config = tiny(batch__edit=8, batch__text=8)
+  made = lower.batch_shapes(config)
+  given = examples(edit=True, text=True)
+  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), made)
+  assert shapes.i2t == jax.tree.map(lambda x: (x.shape, x.dtype), given.i2t)
+  assert shapes.edit == jax.tree.map(lambda x: (x.shape, x.dtype), given.edit)
+  assert shapes.text == jax.tree.map(lambda x: (x.shape, x.dtype), given.text)
+  assert shapes.t2i.moments is None or shapes.t2i.image is None
+  assert shapes.t2i.prompt == ((8, 5), np.int32)
+
+
+def test_frozen_shapes_are_those_of_the_weights():
+  config = tiny()
+  system = systems.build(config)
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+  weights = jax.eval_shape(system.vae.init, jax.random.key(0), images)
+  made = lower.frozen_shapes(config, system)
+  assert made["vae"] == weights["params"]
+  assert made["latent_mean"].shape == made["latent_scale"].shape == ()
+
+
+def test_a_run_without_images_has_no_frozen_weights():
+  config = tiny(batch__t2i=0)
+  assert lower.frozen_shapes(config, systems.build(config)) == {}
+
+
+# --------------------------------------------------------------------- reports
+
+
+def test_report_of_a_train_step(trained):
+  config, program, done = trained
+  place = topology.get("cpu:8")
+  found = report.report(config, program, done, place)
+  assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+  assert found["rows"] == 16 and found["fits"] is None
+  params = program.held["parameters"]
+  assert found["parameters"]["all"] == telemetry.count(params)
+  places = jax.tree.map(lambda x: x.sharding, params)
+  assert found["bytes_held"]["parameters"] == telemetry.bytes_per_device(
+    params, places
+  )
+  assert (
+    sum(found["parameter_bytes"].values())
+    == (found["bytes_held"]["parameters"])
+  )
+  # Both moments, and a few counters.
+  assert (
+    0
+    <= found["bytes_held"]["optimizer"]
+    - 2 * sum(found["parameter_bytes"].values())
+    < 100
+  )
+  axes = {row["axes"] for row in found["collectives"]}
+  assert "fsdp" in axes and axes <= {"data", "fsdp", "data x fsdp"}
+  gathered = sum(
+    row["bytes"] for row in found["collectives"] if row["kind"] == "all-gather"
+  )
+  assert gathered >= found["bytes_held"]["parameters"] * 3
+  assert "seconds" not in found
+  json.dumps(found)
+  assert "train step of shapes on cpu:8" in table.table(found)
+
+
+def test_arguments_are_what_is_held(trained):
+  """XLA's own count: plus the step's 4 bytes, less the VAE, which nobody reads
+  where moments are cached."""
+  config, program, done = trained
+  assert lower.batch_shapes(config).t2i.image is None
+  place = topology.get("cpu:8")
+  held = report.report(config, program, done, place)["bytes_held"]
+  vae = program.held["frozen"]["vae"]
+  unread = telemetry.bytes_per_device(
+    vae, jax.tree.map(lambda x: x.sharding, vae)
+  )
+  assert done.memory["arguments"] == sum(held.values()) + 4 - unread
+
+
+def test_what_does_not_fit_comes_with_changes(trained):
+  config, program, done = trained
+  place = topology.get("cpu:8")
+  limit = done.memory["used"] - 1000
+  found = report.report(config, program, done, place, limit)
+  assert found["fits"] is False
+  text = "\n".join(found["advice"])
+  assert "mesh.fsdp=8" in text and "would fit" in text
+  assert "model.remat=full" in text
+  assert "fits: no" in table.table(found)
+  assert report.report(config, program, done, place, 2**40)["fits"] is True
+
+
+def test_advice_halves_what_is_sharded(trained):
+  config, program, _ = trained
+  found = {
+    "fits": False,
+    "memory": {"used": 1000, "limit": 900},
+    "bytes_held": {"parameters": 100, "optimizer": 200, "frozen": 50},
+  }
+  lines = advice.advice(config, program, found)
+  first = [line for line in lines if line.startswith("mesh.fsdp=8")]
+  assert first and "would fit" in first[0]
+  found["memory"]["limit"] = 700
+  lines = advice.advice(config, program, found)
+  assert any("fsdp" in line and "not enough alone" in line for line in lines)
+
+
+@pytest.mark.parametrize("what, names", [("answer", 1), ("eval", 3)])
+def test_other_programs(what, names):
+  config = tiny(model__decoder__depth=1)
+  place = topology.get("cpu:8")
+  made = lower.programs(config, what, place.devices, rows=2)
+  assert len(made) == names and {p.rows for p in made} == {2}
+  dtypes = {str(x.dtype) for x in jax.tree.leaves(made[0].held["parameters"])}
+  assert dtypes == {"bfloat16" if what == "eval" else "float32"}
+  done = compiled.compile_program(made[-1].lowered, place)
+  found = report.report(config, made[-1], done, place, 2**40)
+  assert found["collectives"] == [] and found["devices"] == 1
+  assert found["fits"] is True
+
+
+def test_an_autoencoder_only_trains():
+  config = dataclasses.replace(tiny(), system="vae")
+  with pytest.raises(ConfigError, match="only trains"):
+    lower.programs(config, "generate", jax.devices())
+
+
+# ------------------------------------------------------------- model of time
+
+
+def test_a_ring_uses_both_directions_of_the_axes_it_spans():
+  link = V5E.chip.link
+  column = [d for d in SLICE if d.coords[0] == 3]
+  half = column[:8]
+  assert topology.bandwidth(V5E, column) == 2 * link
+  assert topology.bandwidth(V5E, SLICE) == 4 * link
+  assert topology.bandwidth(V5E, half) == link
+
+
+@pytest.mark.parametrize(
+  "kind, bytes_sent",
+  [
+    ("all-gather", 750),
+    ("reduce-scatter", 750),
+    ("all-reduce", 1500),
+    ("collective-permute", 1000),
+    ("all-to-all", 750),
+  ],
+)
+def test_wire_bytes(kind, bytes_sent):
+  assert topology.wire_bytes(kind, 1000, 4) == bytes_sent
+
+
+def test_band_and_mfu(trained):
+  """A program of 3 Gcycles on 256 chips: numbers by hand."""
+  config, program, _ = trained
+  module = hlo.parse(
+    "ENTRY %main (p: f32[1]) -> f32[1] {\n"
+    "  ROOT %f = f32[1]{0} fusion(), backend_config="
+    '{"estimated_cycles":"3000000000"}\n}\n',
+    8,
+  )
+  rows = [{"seconds": 0.5}]
+  found = report._times(config, program, module, V5E, rows)
+  assert found["compute_seconds"] == 2.0
+  assert found["seconds"] == {"hidden": 2.0, "exposed": 2.5}
+  tokens, flops = cost.step_cost(config)
+  assert found["tokens_per_second"]["hidden"] == tokens / 2
+  assert found["mfu"]["exposed"] == pytest.approx(flops / 2.5 / (8 * 197e12))
+  slow = report._times(config, program, module, V5E, [{"seconds": 3.0}])
+  assert slow["seconds"] == {"hidden": 3.0, "exposed": 5.0}
+
+
+def test_axes_of_a_group():
+  mesh = parallel.make_mesh(MeshConfig(2, 4, 1))
+  assert report.axes_of((0, 1, 2, 3), mesh) == "fsdp"
+  assert report.axes_of((1, 5), mesh) == "data"
+  assert report.axes_of(tuple(range(8)), mesh) == "data x fsdp"
+
+
+@pytest.mark.parametrize("kind", topology.CHIPS)
+def test_peaks_agree_with_the_units(kind):
+  """Each matrix unit does width^2 multiply-adds a cycle."""
+  chip = topology.CHIPS[kind]
+  macs = chip.flops / chip.clock / 2
+  width = 256 if kind in ("v6e", "v7x") else 128
+  units = macs / width**2
+  assert units == pytest.approx(round(units), rel=0.01)
+
+
+def test_messages_of_the_compiler():
+  text = "RESOURCE_EXHAUSTED: Ran out of memory ... Used 20.50G of 15.75G hbm."
+  assert compiled.out_of_memory(text) == int(20.5 * 2**30)
+  text = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required "
+    "for HLO temporaries (48.00G) exceeds available HBM (15.75G)."
+  )
+  usage = "Memory Space: default (color=0)\nTotal bytes: 123 (1B)\n"
+  assert compiled.out_of_memory(text) == 48 * 2**30
+  assert compiled.out_of_memory("other") is None
+  assert compiled.heap_bytes(usage) == 123
+  assert compiled.out_of_memory("other", usage) == 123
+
+
+# ---------------------------------------------------------------- entry point
+
+
+def run(*args, **env):
+  env = dict(os.environ, PYTHONPATH=str(REPO)) | env
+  return subprocess.run(
+    [sys.executable, "-m", "unifluid_jax.compile",
+     "--config=configs/debug.py", *args],
+    cwd=REPO, env=env, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "name, words",
+  [
+    ("v9:2x2", ["unknown topology 'v9:2x2'", "v5e:16x16", "v7x:4x4x4", "cpu"]),
+    ("v5e", ["unknown topology 'v5e'"]),
+    ("v5p:4x4", ["v5p has 3 dimensions"]),
+    ("cpu:99", ["--xla_force_host_platform_device_count=99"]),
+  ],
+)
+def test_wrong_topologies(name, words):
+  with pytest.raises(topology.TopologyError) as caught:
+    topology.get(name)
+  assert all(word in str(caught.value) for word in words)
+
+
+def test_a_missing_compiler_names_the_extra(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(topology.TopologyError, match=r"unifluid_jax\[tpu\]"):
+    topology.get("v5e:2x2")
+
+
+def test_command_says_no_with_status_one(tmp_path):
+  out = tmp_path / "report.json"
+  done = run(
+    "--topology=cpu:2", "--what=answer", "--rows=1", "--memory_gib=0.0001",
+    f"--out={out}",
+  )  # fmt: skip
+  assert done.returncode == 1, done.stderr[-2000:]
+  assert "fits: no" in done.stdout and "half the rows" in done.stdout
+  (found,) = json.loads(out.read_text())
+  assert found["fits"] is False and found["program"] == "answer"
+
+
+def test_command_errors_are_one_line():
+  done = run("--topology=v5e:2x2", "--option=xla_thing")
+  assert done.returncode == 1
+  assert done.stderr.strip().splitlines()[-1] == (
+    "error: --option=xla_thing: write it as NAME=VALUE"
+  )
+
+
+# ------------------------------------------------------------------------ TPU
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu (extra tpu) is missing")
+@pytest.mark.slow
+def test_a_tpu_step_compiles_with_cycles_and_collectives():
+  config = tiny(mesh__data=1, mesh__fsdp=-1, model__decoder__depth=3)
+  place = topology.get("v5e:2x2")
+  (program,) = lower.programs(config, "train", place.devices)
+  done = compiled.compile_program(program.lowered, place)
+  found = report.report(config, program, done, place)
+  assert found["fits"] is True
+  assert 0 < found["mfu"]["exposed"] <= found["mfu"]["hidden"] < 1
+  assert found["memory"]["used"] < 2**30
+  assert {row["axes"] for row in found["collectives"]} == {"fsdp"}
+  assert found["compute_by_part"]["decoder"] > 0
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu (extra tpu) is missing")
+@pytest.mark.parametrize(
+  "name, devices",
+  [("v4:2x2x1", 8), ("v5p:2x2x1", 4), ("v6e:2x2", 4), ("v7x:2x2x1", 8)],
+)
+def test_every_kind_of_tpu_is_known(name, devices):
+  place = topology.get(name)
+  assert len(place.devices) == devices
+  assert topology.count(place) == 4
+
+
+def on_one(place, function, *shape):
+  sharding = jax.sharding.SingleDeviceSharding(place.devices[0])
+  array = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
+  return jax.jit(function).lower(array)
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu (extra tpu) is missing")
+@pytest.mark.parametrize(
+  "name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v7x:2x2x1"]
+)
+def test_limits_are_those_of_the_compiler(name):
+  """It names what is available when it refuses a program of that size."""
+  place = topology.get(name)
+  rows = place.chip.memory // 4096
+  lowered = on_one(place, lambda x: jnp.sin(x)[::2] * 2, rows, 1024)
+  done = compiled.compile_program(lowered, place)
+  available = re.search(r"available HBM \(([\d.]+)G\)", done.error)
+  assert float(available[1]) * 2**30 == pytest.approx(place.chip.memory, abs=9)
+  assert done.text is None and done.memory["used"] > place.chip.memory
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu (extra tpu) is missing")
+def test_unknown_options_are_refused():
+  place = topology.get("v5e:2x2")
+  lowered = on_one(place, lambda x: x + 1, 8)
+  with pytest.raises(ValueError, match="xla_no_such"):
+    compiled.compile_program(lowered, place, {"xla_no_such": "1"})
