@@ -16,6 +16,7 @@ from unifluid_jax import checkpoint, parallel
 from unifluid_jax.config import ConfigError, InitConfig
 from unifluid_jax.parallel import path_str
 from unifluid_jax.types import Params
+from unifluid_jax.weights.rows import nested
 
 _TABLE = "decoder/embedder/table"
 _NEW_ROW_STD = 0.02  # of vocabulary rows the file lacks (PaliGemma §5.3)
@@ -48,7 +49,7 @@ def load(
     out |= got
     notes.append(note)
   notes += [f"fresh: {prefix}" for prefix in init.new]
-  return _unflat(out), notes
+  return nested(out), notes
 
 
 def plan(init: InitConfig, shapes: Params) -> dict[str, str]:
@@ -108,7 +109,7 @@ def _read(
       f"{shown}. Choose the model's preset, or list what is new in "
       "config.init.new"
     )
-  got = _flat(checkpoint.read_part(path, step, "params", _unflat(like)))
+  got = _flat(checkpoint.read_part(path, step, "params", nested(like)))
   note = f"{', '.join(sorted(parts))} from {path} step {step}"
   if _TABLE in got and got[_TABLE].shape != shapes[_TABLE].shape:
     have, want = got[_TABLE].shape[0], shapes[_TABLE].shape[0]
@@ -149,14 +150,3 @@ def _below(name: str, prefix: str) -> bool:
 def _flat(tree: Any) -> dict[str, Any]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {path_str(path): leaf for path, leaf in leaves}
-
-
-def _unflat(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  tree: dict[str, Any] = {}
-  for name, leaf in leaves.items():
-    *parents, last = name.split("/")
-    node = tree
-    for part in parents:
-      node = node.setdefault(part, {})
-    node[last] = leaf
-  return tree

@@ -29,7 +29,7 @@ def _pair(generation, directory, **rest):
   params, meta = helpers.convert(
     directory / "theirs", gemma.recipe, directory / "ours"
   )
-  config = helpers.gemma_config(meta, **references.OURS[generation])
+  config = helpers.gemma_config(meta, **helpers.OURS[generation])
   return generation, model, config, params["decoder"]
 
 
@@ -63,7 +63,7 @@ def test_what_is_switched_on_binds(pair, off):
   """Each feature of the reference changes the logits by far over 1e-4."""
   generation, model, config, params = pair
   (name,) = off
-  if name not in references.OURS[generation]:
+  if name not in helpers.OURS[generation]:
     pytest.skip("not a feature of this generation")
   tokens = references.tokens(B, T)
   _, want = references.run(model, tokens)

@@ -15,6 +15,19 @@ from unifluid_jax.weights import engine, orbax_files, readers
 from unifluid_jax.weights.rows import Source, nested
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# What the fixtures' tensors do not tell: generation to GemmaConfig fields.
+OURS = {
+  1: {},
+  2: {
+    "query_scale": 5.0**-0.5, "attn_softcap": 2.0, "final_softcap": 1.5,
+    "post_norms": True, "window": 3, "pattern": ("local", "global"),
+  },
+  3: {
+    "query_scale": 5.0**-0.5, "post_norms": True, "qk_norm": True,
+    "window": 3, "pattern": ("local", "local", "global"),
+    "rope_base_global": 1e6, "rope_scale_global": 8.0,
+  },
+}  # fmt: skip
 
 
 def convert(path, recipe_of, directory):

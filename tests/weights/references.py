@@ -9,20 +9,6 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-# What the tensors do not tell, for ours: (generation) to GemmaConfig fields.
-OURS = {
-  1: {},
-  2: {
-    "query_scale": 5.0**-0.5, "attn_softcap": 2.0, "final_softcap": 1.5,
-    "post_norms": True, "window": 3, "pattern": ("local", "global"),
-  },
-  3: {
-    "query_scale": 5.0**-0.5, "post_norms": True, "qk_norm": True,
-    "window": 3, "pattern": ("local", "local", "global"),
-    "rope_base_global": 1e6, "rope_scale_global": 8.0,
-  },
-}  # fmt: skip
-
 
 def gemma_config(generation, **rest):
   """transformers' configuration: N * H != D, two queries a key."""

@@ -18,19 +18,6 @@ from unifluid_jax.weights.rows import WeightsError, nested
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 HIDDEN, LOGITS = 1e-5, 1e-4
-# What the tensors do not tell: the fixtures' configurations (references.py).
-OURS = {
-  1: {},
-  2: {
-    "query_scale": 5.0**-0.5, "attn_softcap": 2.0, "final_softcap": 1.5,
-    "post_norms": True, "window": 3, "pattern": ("local", "global"),
-  },
-  3: {
-    "query_scale": 5.0**-0.5, "post_norms": True, "qk_norm": True,
-    "window": 3, "pattern": ("local", "local", "global"),
-    "rope_base_global": 1e6, "rope_scale_global": 8.0,
-  },
-}  # fmt: skip
 
 
 # ------------------------------------------ agreement with transformers
@@ -43,7 +30,7 @@ def fixture(request, tmp_path_factory):
   params, meta = helpers.convert(
     at, gemma.recipe, tmp_path_factory.mktemp("x") / "ours"
   )
-  config = helpers.gemma_config(meta, **OURS[request.param])
+  config = helpers.gemma_config(meta, **helpers.OURS[request.param])
   return config, params["decoder"], dict(np.load(at / "expected.npz"))
 
 
