@@ -41,8 +41,9 @@ smoke: setup
 	$(PY) -m unifluid_jax.generate --workdir=runs/debug --prompt="a red circle" --out=runs/debug/sample.png
 	$(PY) -m unifluid_jax.generate --workdir=runs/debug --image=runs/debug/sample.png --question="what colour is the circle"
 
+# One process a core: most of the time is compilation, on one thread.
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 test-parity: setup
 	$(PY) -m pip install --quiet --constraint requirements.lock -e ".[test,parity]"
