@@ -15,7 +15,7 @@ LAYER = {
   "systems": 3, "evals": 3, "weights": 3,
   "train": 4, "warm_start": 4, "aot": 4, "eval_loop": 4, "api": 4, "cli": 4,
   "main": 5, "evaluate": 5, "generate": 5, "prepare": 5, "encode": 5,
-  "compile": 5,
+  "compile": 5, "experiments": 5,
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -10,8 +10,10 @@ from absl import app, flags, logging
 USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
 
 
-def run(entry: Callable[[list[str]], Any]) -> None:
+def run(entry: Callable[[list[str]], Any], positional: int = 0) -> None:
   """Runs an entry point under absl; user errors are one line, status 1.
+
+  Arguments that are no flags are refused beyond `positional` of them.
 
   Libraries may warn; --verbosity=0 lets them inform, --verbosity=1 also shows
   the traceback of user errors.
@@ -20,8 +22,9 @@ def run(entry: Callable[[list[str]], Any]) -> None:
   def guarded(argv):
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-      raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    if len(argv) > 1 + positional:
+      unknown = " ".join(argv[1 + positional :])
+      raise app.UsageError(f"unknown arguments: {unknown}")
     try:
       return entry(argv)
     except USER_ERRORS as error:

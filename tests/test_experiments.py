@@ -1,0 +1,88 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from configs import shapes
+from unifluid_jax import config, experiments
+from unifluid_jax.evals import paper_tables
+
+ARMS = {a.name: a for t in paper_tables.TABLES.values() for a in t.arms}
+
+
+def resolved(arm, steps=600):
+  """The configuration that a run's flags describe."""
+  head, *rest = experiments.arguments(arm, "configs/shapes.py", steps)
+  assert head.startswith("--config=configs/shapes.py")
+  tree = shapes.get_config(head.partition(".py")[2].removeprefix(":"))
+  for flag in rest:
+    key, _, value = flag.removeprefix("--config.").partition("=")
+    old = tree
+    for part in key.split(".")[:-1]:
+      old = old[part]
+    kind = type(old[key.split(".")[-1]])
+    value = value if kind is str else json.loads(
+      value.replace("(", "[").replace(",)", "]").replace(")", "]")
+      .replace("'", '"')
+    )  # fmt: skip
+    tree.update_from_flattened_dict({key: kind(value)})
+  return config.resolve(tree)
+
+
+@pytest.mark.parametrize("name", sorted(ARMS))
+def test_every_arm_is_a_configuration(name):
+  c = resolved(ARMS[name])
+  assert c.steps == 600
+  assert bool(c.batch["t2i"]) == ("geneval" in c.eval.metrics)
+  assert bool(c.batch["i2t"]) == ("vqa" in c.eval.metrics)
+
+
+def test_arms_differ_in_what_they_are_named_for():
+  usual = resolved(ARMS["unified"])
+  assert (usual.order.random_until, usual.order.raster_from) == (100, 250)
+  assert resolved(ARMS["raster"]).order.raster_from == 0
+  assert resolved(ARMS["lambda_0.05"]).loss.text_weight == 0.05
+  gemma1 = resolved(ARMS["gemma1"]).model.decoder
+  assert usual.model.decoder.post_norms and not gemma1.post_norms
+  assert usual.model.decoder.attn_softcap and not gemma1.attn_softcap
+  assert gemma1.width == usual.model.decoder.width
+
+
+def test_a_scored_run_is_not_run_again(tmp_path):
+  called = []
+
+  def call(command):
+    called.append(command[0])
+    if command[0] == "evaluate":
+      assert "--step=7" in command
+      rows = [
+        {"step": 7, "metric": m, "value": 1.0}
+        for c, m in paper_tables.COLUMNS.items()
+        if c in ("FID", "GenEval")
+      ]
+      path = tmp_path / "t2i_only/metrics_eval.jsonl"
+      path.parent.mkdir()
+      path.write_text("\n".join(map(json.dumps, rows)))
+
+  for _ in range(2):
+    experiments.run(ARMS["t2i_only"], "c.py", str(tmp_path), 7, call)
+  assert called == ["main", "evaluate"]
+
+
+@pytest.mark.parametrize(
+  "args, message",
+  [
+    ([], "choose one of table1"),
+    (["table9"], "choose one of table1"),
+    (["table1", "--budget=0"], "at least 1 step"),
+    (["table1", "table2"], "unknown arguments: table2"),
+  ],
+)
+def test_unusable_commands(args, message):
+  done = subprocess.run(
+    [sys.executable, "-m", "unifluid_jax.experiments", *args],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode != 0
+  assert message in done.stdout + done.stderr

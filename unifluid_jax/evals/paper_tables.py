@@ -1,0 +1,211 @@
+"""The paper's controlled experiments: which runs each needs, and its table.
+
+UniFluid (arXiv 2503.13436) tables 1 to 4 and figure 3. In the embedded world
+the columns are its own figures of the same kind, so only trends compare.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+# Column of a table → metric of the embedded world that stands for it.
+COLUMNS = {
+  "FID": "fid/generated",
+  "GenEval": "geneval/overall",
+  "CIDEr": "captions/cider_d",
+  "QA": "vqa/all",
+}
+_DRAWS, _READS = ("geneval", "fid"), ("captions", "vqa")
+
+
+class Arm(NamedTuple):
+  """One run of an experiment; arms of the same name are the same run."""
+
+  name: str  # of its folder
+  title: str  # as the table's row begins
+  argument: str = ""  # of the configuration file, see configs.base.ablate
+  flags: tuple[str, ...] = ()  # further changes, as of the command line
+  metrics: tuple[str, ...] = _DRAWS + _READS
+  published: Mapping[str, float] = {}  # column → the paper's number
+
+
+class Table(NamedTuple):
+  """One table of the paper."""
+
+  title: str
+  columns: tuple[str, ...]
+  arms: tuple[Arm, ...]
+  sizes: str  # of the models that the paper's numbers belong to
+
+
+def _weighed(weight: float, **published: float) -> Arm:
+  return Arm(
+    f"lambda_{weight:g}",
+    f"Unified, λ = {weight:g}",
+    f"lambda={weight:g}",
+    published=published,
+  )
+
+
+TABLES: Mapping[str, Table] = {
+  "table1": Table(
+    "Unified training against text-to-image alone",
+    ("FID", "GenEval"),
+    (
+      Arm("t2i_only", "T2I only", "t2i_only", metrics=_DRAWS,
+          published={"FID": 7.88, "GenEval": 0.59}),
+      Arm("unified", "Unified",
+          published={"FID": 7.20, "GenEval": 0.59}),
+    ),
+    "2B",
+  ),
+  "table2": Table(
+    "The backbone's generation",
+    ("FID", "GenEval"),
+    (
+      Arm("gemma1", "Gemma-1",
+          flags=("--config.model.decoder.preset=gemma1_2b",),
+          published={"FID": 9.73, "GenEval": 0.52}),
+      Arm("unified", "Gemma-2",
+          published={"FID": 7.20, "GenEval": 0.59}),
+    ),
+    "2B",
+  ),
+  "table3": Table(
+    "Weight of the text loss",
+    ("FID", "CIDEr", "QA"),
+    (
+      Arm("i2t_only", "I2T only", "i2t_only", metrics=_READS,
+          published={"CIDEr": 125.05, "QA": 65.95}),
+      _weighed(2.0, FID=54.02, CIDEr=125.80, QA=65.88),
+      _weighed(1.0, FID=47.89, CIDEr=126.25, QA=65.64),
+      _weighed(0.2, FID=28.60, CIDEr=123.65, QA=65.17),
+      _weighed(0.1, FID=17.90, CIDEr=121.68, QA=61.87),
+      _weighed(0.05, FID=12.48, CIDEr=121.18, QA=61.48),
+      _weighed(0.01, FID=9.65, CIDEr=120.25, QA=61.37),
+      _weighed(0.005, FID=8.39, CIDEr=120.25, QA=60.29),
+    ),
+    "0.7B; Cap Avg and QA Avg of the transfers",
+  ),
+  "table4": Table(
+    "Order of the image tokens in training",
+    ("FID", "GenEval", "CIDEr"),
+    (
+      Arm("raster", "Raster order", "raster",
+          published={"FID": 8.28, "GenEval": 0.59, "CIDEr": 45.57}),
+      Arm("unified", "Random, annealed to raster",
+          published={"FID": 7.20, "GenEval": 0.59, "CIDEr": 40.91}),
+    ),
+    "2B",
+  ),
+}  # fmt: skip
+
+
+def scores(workdir: str, step: int) -> dict[str, float]:
+  """A run's figures by column, of one step; later rows replace earlier ones.
+
+  A figure that was not measured is missing.
+  """
+  path = epath.Path(workdir) / "metrics_eval.jsonl"
+  if not path.exists():
+    return {}
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  found = {
+    row["metric"]: row["value"]
+    for row in rows
+    if row["step"] == step and "value" in row
+  }
+  return {c: found[m] for c, m in COLUMNS.items() if m in found}
+
+
+def render(table: Table, results: Sequence[Mapping[str, float]]) -> str:
+  """The table in Markdown: ours, and the paper's number in brackets.
+
+  Args:
+    table: one of TABLES.
+    results: `scores` of its arms, in their order.
+  """
+  head = [table.title, *table.columns]
+  lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+  for arm, found in zip(table.arms, results, strict=True):
+    cells = [
+      f"{_number(found.get(c))} [{_number(arm.published.get(c))}]"
+      for c in table.columns
+    ]
+    lines.append(" | ".join([arm.title, *cells]))
+  lines = [f"| {line} |" for line in lines]
+  note = f"In brackets the paper's, on its own data ({table.sizes})."
+  return "\n".join([*lines, "", note, ""])
+
+
+def _number(value: float | None) -> str:
+  return (
+    "–" if value is None else f"{value:.3g}" if value < 10 else f"{value:.1f}"
+  )
+
+
+def weight_figure(
+  weights: Sequence[float], results: Sequence[Mapping[str, float]]
+) -> str:
+  """Figure 3: a panel a column over λ on a log axis, as one SVG.
+
+  Args:
+    weights: λ of each run, positive.
+    results: their `scores`.
+
+  Raises:
+    ValueError: fewer than two weights.
+  """
+  if len(weights) < 2:
+    raise ValueError("a curve over λ needs two runs at least")
+  columns = [
+    c for c in TABLES["table3"].columns if all(c in r for r in results)
+  ]
+  panels = [
+    f'<g transform="translate({i * _WIDE},0)">'
+    + _panel(c, weights, [r[c] for r in results])
+    + "</g>"
+    for i, c in enumerate(columns)
+  ]
+  size = f'viewBox="0 0 {max(len(columns), 1) * _WIDE} {_HIGH}"'
+  style = 'font-family="sans-serif" font-size="11" fill="#333"'
+  return (
+    f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>'
+    f'<rect width="100%" height="100%" fill="white"/>{"".join(panels)}</svg>\n'
+  )
+
+
+_WIDE, _HIGH, _EDGE = 280, 220, 42
+
+
+def _panel(name: str, weights: Sequence[float], values: Sequence[float]) -> str:
+  """One curve with a mark, a weight and a value at every run."""
+  logs = [math.log(w) for w in weights]
+  low, high = min(values), max(values)
+  span, reach = high - low or 1.0, max(logs) - min(logs)
+  points = sorted(
+    (
+      _EDGE + (x - min(logs)) / reach * (_WIDE - 2 * _EDGE),
+      _HIGH - _EDGE - (v - low) / span * (_HIGH - 2 * _EDGE),
+      w,
+      v,
+    )
+    for x, v, w in zip(logs, values, weights, strict=True)
+  )
+  line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
+  marks = "".join(
+    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#2a6fdb"/>'
+    f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{_number(v)}'
+    "</text>"
+    f'<text x="{x:.1f}" y="{_HIGH - 22}" text-anchor="middle">{w:g}</text>'
+    for x, y, w, v in points
+  )
+  return (
+    f'<text x="{_WIDE / 2}" y="16" text-anchor="middle" font-weight="bold">'
+    f'{name}</text><polyline points="{line}" fill="none" stroke="#2a6fdb" '
+    f'stroke-width="2"/>{marks}'
+    f'<text x="{_WIDE / 2}" y="{_HIGH - 6}" text-anchor="middle">λ</text>'
+  )

@@ -1,0 +1,122 @@
+"""The paper's controlled experiments on the embedded world, a command each.
+
+  python -m unifluid_jax.experiments table3 --budget=600
+
+table1: unified against text-to-image alone; table2: Gemma-1 against Gemma-2;
+table3: weight of the text loss, with figure 3; table4: raster against random
+order. Each run trains for --budget steps (default: the configuration's own)
+and is scored once; tables share runs. The same command goes on where it was
+interrupted. Needs the data and autoencoder that `make demo` makes first.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from etils import epath
+
+from unifluid_jax import cli
+from unifluid_jax.evals import paper_tables
+from unifluid_jax.evals.paper_tables import Arm
+
+_CONFIG = flags.DEFINE_string(
+  "config", "configs/shapes.py", "Experiment that the runs vary."
+)
+_ROOT = flags.DEFINE_string("root", "runs/experiments", "Where runs are kept.")
+_BUDGET = flags.DEFINE_integer(
+  "budget", 2400, "Steps of each run; its order schedule shrinks along."
+)
+
+_FULL = 2400  # steps that the schedule below is for, as configs/shapes.py
+_RANDOM_UNTIL, _RASTER_FROM = 400, 1000
+
+Call = Callable[[Sequence[str]], None]
+
+
+def main(argv: list[str]) -> None:
+  """Runs what is missing of one table, then prints it."""
+  name = argv[1] if len(argv) > 1 else ""
+  if name not in paper_tables.TABLES:
+    raise ValueError(
+      f"experiment {name!r}: choose one of {', '.join(paper_tables.TABLES)}"
+    )
+  if _BUDGET.value < 1:
+    raise ValueError(f"--budget={_BUDGET.value}: at least 1 step")
+  say, table = cli.speaker(), paper_tables.TABLES[name]
+  root = epath.Path(_ROOT.value) / f"steps_{_BUDGET.value}"
+  results = []
+  for i, arm in enumerate(table.arms, 1):
+    say(f"{name}: run {i} of {len(table.arms)}: {arm.title}")
+    run(arm, _CONFIG.value, str(root), _BUDGET.value, call)
+    results.append(paper_tables.scores(str(root / arm.name), _BUDGET.value))
+  text = paper_tables.render(table, results)
+  (root / f"{name}.md").write_text(text)
+  say(f"{text}{root / name}.md")
+  if name == "table3":
+    swept = [(a, r) for a, r in zip(table.arms, results, strict=True)
+             if a.argument.startswith("lambda=")]  # fmt: skip
+    weights = [float(a.argument.removeprefix("lambda=")) for a, _ in swept]
+    figure = paper_tables.weight_figure(weights, [r for _, r in swept])
+    (root / "figure3.svg").write_text(figure)
+    say(f"{root}/figure3.svg")
+
+
+def run(arm: Arm, config: str, root: str, steps: int, call: Call) -> None:
+  """Trains and scores one arm, unless its scores are there already.
+
+  Args:
+    arm: which.
+    config: file that it varies.
+    root: folder of all arms' workdirs.
+    steps: to train for.
+    call: runs a module of this package with arguments.
+  """
+  workdir = f"{root}/{arm.name}"
+  wanted = {
+    column
+    for column, metric in paper_tables.COLUMNS.items()
+    if metric.split("/")[0] in arm.metrics
+  }
+  if wanted <= set(paper_tables.scores(workdir, steps)):
+    return
+  flags_of_arm = arguments(arm, config, steps)
+  call(["main", f"--workdir={workdir}", *flags_of_arm])
+  call(["evaluate", f"--workdir={workdir}", f"--step={steps}", *flags_of_arm])
+
+
+def arguments(arm: Arm, config: str, steps: int) -> list[str]:
+  """Flags that both the training and the scoring of an arm take."""
+  out = [
+    f"--config={config}" + (f":{arm.argument}" if arm.argument else ""),
+    f"--config.steps={steps}",
+    f"--config.checkpoint.every={steps}",
+    f"--config.eval.metrics={arm.metrics!r}",
+  ]
+  if arm.argument != "raster":
+    out += [
+      f"--config.order.random_until={_RANDOM_UNTIL * steps // _FULL}",
+      f"--config.order.raster_from={_RASTER_FROM * steps // _FULL}",
+    ]
+  return [*out, *arm.flags]
+
+
+def call(command: Sequence[str]) -> None:
+  """Runs `python -m unifluid_jax.…`, its output on this terminal.
+
+  Raises:
+    ValueError: it failed; its own message stands above.
+  """
+  module, *rest = command
+  done = subprocess.run(
+    [sys.executable, "-m", f"unifluid_jax.{module}", *rest], check=False
+  )
+  if done.returncode:
+    raise ValueError(
+      f"unifluid_jax.{module} {' '.join(rest)} ended with status "
+      f"{done.returncode}, see above; the same command goes on from there"
+    )
+
+
+if __name__ == "__main__":
+  cli.run(main, positional=1)
