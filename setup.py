@@ -45,6 +45,7 @@ setup(
       "diffusers==0.42.1",
       "safetensors==0.8.0",
     ],
+    "geneval": ["torch==2.13.0", "transformers==5.23.0", "safetensors==0.8.0"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "gcs": ["gcsfs"],

@@ -29,6 +29,7 @@ def base() -> ml_collections.ConfigDict:
     max_bad_share=0.001,
     caption_prefix="caption en",
     world={},
+    images=1,
   )
   c.text = dict(tokenizer="", train_vocab=0, prompt=64, prefix=64, suffix=64)
 
@@ -85,6 +86,9 @@ def base() -> ml_collections.ConfigDict:
     draws=4,
     prompt_dropout=0.1,  # open
     vocab_chunk=64,
+    label_smoothing=0.0,
+    text_mean="tokens",
+    image_dropout=0.0,
   )
   c.order = dict(random_until=300_000, raster_from=600_000)
   c.vae_loss = dict(
@@ -113,6 +117,7 @@ def base() -> ml_collections.ConfigDict:
     b2=0.95,
     eps=1e-8,
     weight_decay=0.02,
+    decay="adamw",
     clip=1.0,
     ema=0.0,
     mu_dtype="float32",
@@ -134,6 +139,7 @@ def base() -> ml_collections.ConfigDict:
     top_p=1.0,
     beams=2,
     seed=0,
+    image_cfg=1.0,
   )
   c.eval = dict(
     metrics=("captions", "vqa"),
@@ -157,6 +163,10 @@ def source(path: str, **changes) -> dict:
     weight=1.0,
     limit=0,
     moments="",
+    image="image",
+    text="text",
+    score="",
+    min_score=0.0,
   )
   return whole | changes
 

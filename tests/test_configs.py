@@ -11,10 +11,17 @@ import pytest
 
 from unifluid_jax import config, parallel, systems, train, types
 from unifluid_jax.config import MeshConfig
+from unifluid_jax.data import tasks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "base")
-ARGS = {"vae": ("", "shapes", "folder"), "debug": ("", "vae", "raster")}
+ARGS = {
+  "vae": ("", "shapes", "folder"),
+  "debug": ("", "vae", "raster"),
+  "edit": ("", "shapes"),
+  "aesthetic": ("",),
+  "transfer": tuple(row.name for row in tasks.ROWS),
+}
 ABLATIONS = ("", "t2i_only", "i2t_only", "raster", "lambda=0.1")
 
 
@@ -36,6 +43,50 @@ def test_config_resolves(name, arg):
   assert "python -m" in doc or "make" in doc or name.startswith("unified_")
 
 
+def test_transfer_takes_its_settings_from_the_row():
+  def of(arg, **changes):
+    tree, _ = load("transfer", arg)
+    tree.update_from_flattened_dict(changes)
+    return config.resolve(tree)
+
+  c = of("cococap")
+  # 5 epochs of 113,287 images, 256 a step; a twentieth of it warms up.
+  assert (c.steps, c.optim.warmup, c.batch["i2t"]) == (2212, 110, 256)
+  assert (c.optim.lr, c.optim.weight_decay, c.optim.decay) == (
+    1e-5, 1e-6, "paligemma"
+  )  # fmt: skip
+  assert (c.sampling.text, c.sampling.beams, c.text.suffix) == ("beam", 2, 32)
+  c = of("screen2words")
+  assert (c.model.decoder.dropout, c.loss.label_smoothing) == (0.3, 0.2)
+  assert (c.sampling.text, c.loss.text_mean) == ("greedy", "answers")
+  c = of("science_qa")
+  assert (c.optim.rates["vit"], c.optim.rates["head"]) == (0, 0)
+  assert of("gqa").optim.rates["vit"] == 1 and of("nlvr2").data.images == 2
+  # 34,602 questions of train: those of val are for scoring.
+  assert of("textvqa").steps == 5 * 34_602 // 256
+  c = of("chartqa_aug")
+  mixed = {s.split: s.weight for s in c.data.train.values()}
+  assert mixed == {
+    "train_human+val_human": 7398, "train_augmented+val_augmented": 20_901
+  }  # fmt: skip
+  assert set(c.data.eval) == {"chartqa_human", "chartqa_aug"}
+  c = of("cococap", **{"batch.i2t": 64})
+  assert (c.steps, c.optim.warmup) == (8850, 442)
+  assert of("cococap", steps=40).optim.warmup == 2
+
+
+def test_transfer_starts_from_the_base_it_is_told():
+  c = config.resolve(load("transfer", "gqa,debug")[0])
+  assert (c.model.decoder.width, c.init.all) == (32, "runs/debug")
+  for arg, message in (
+    ("gqq", "no transfer task 'gqq': use one of cococap, textcaps"),
+    ("", "no transfer task ''"),
+    ("gqa,vae", "no base 'vae': use one of unified_2b,"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      load("transfer", arg)
+
+
 def batch_of(c):
   """Shapes of one global batch."""
 
@@ -48,7 +99,7 @@ def batch_of(c):
   def pixels(rows):
     return spec((rows, m.image_size, m.image_size, 3), jnp.float32)
 
-  t2i = i2t = None
+  t2i = i2t = edit = None
   if n.get("t2i"):
     prompt = spec((n["t2i"], t.prompt), jnp.int32)
     t2i = types.TextToImage(prompt, image=pixels(n["t2i"]))
@@ -58,7 +109,14 @@ def batch_of(c):
       spec((n["i2t"], t.prefix), jnp.int32),
       spec((n["i2t"], t.suffix), jnp.int32),
     )
-  return types.Batch(t2i, i2t)
+  if n.get("edit"):
+    edit = types.Edit(
+      spec((n["edit"], *side), jnp.float32),
+      spec((n["edit"], t.prompt), jnp.int32),
+      pixels(n["edit"]),
+      pixels(n["edit"]),
+    )
+  return types.Batch(t2i, i2t, edit)
 
 
 def frozen_of(c):
@@ -75,7 +133,8 @@ def frozen_of(c):
 
 
 @pytest.mark.parametrize(
-  "name", ["unified_2b", "unified_2b_gemma1", "unified_700m", "vae", "folder"]
+  "name",
+  ["unified_2b", "unified_2b_gemma1", "unified_700m", "vae", "folder", "edit"],
 )
 def test_full_size_loss_has_a_shape(name):
   c = config.resolve(load(name)[0])

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from unifluid_jax import optim
@@ -62,6 +63,36 @@ def test_frozen_gradients_do_not_count_in_the_clip():
   wide = jnp.sqrt(jnp.float32(9))  # the trained part: nine entries
   want = -0.1 * (1e-9 / wide) / (1e-9 / wide + 1.0)
   np.testing.assert_allclose(clipped["vit"]["position"], want, rtol=1e-5)
+
+
+def test_decay_as_paligemma_is_absolute_and_touches_kernels_alone():
+  """Two steps on one gradient, after which Adam's moments are g and g^2."""
+  kernel, table = np.float32([[2.0, -4.0]]), np.float32([[3.0]])
+  params = {"vit": {"kernel": kernel}, "decoder": {"table": table}}
+  config = dataclasses.replace(
+    BASE, lr=0.01, warmup=2, schedule="cosine", weight_decay=0.1,
+    decay="paligemma",
+  )  # fmt: skip
+  optimizer = optim.make_optimizer(config, 4)
+  state = optimizer.init(params)
+  # Warm-up over two of four steps: factors 1/2, 1; its decay is not times lr.
+  for factor in (0.5, 1.0):
+    grads = jax.tree.map(np.ones_like, params)
+    out, state = optimizer.update(grads, state, params)
+    kernel = kernel - factor * (0.01 * 1.0 + 0.1 * kernel)
+    table = table - factor * 0.01 * 1.0
+    params = optax.apply_updates(params, out)
+  np.testing.assert_allclose(params["vit"]["kernel"], kernel, rtol=1e-6)
+  np.testing.assert_allclose(params["decoder"]["table"], table, rtol=1e-6)
+
+
+def test_cosine_falls_to_zero_after_a_linear_rise():
+  config = dataclasses.replace(BASE, warmup=5, schedule="cosine")
+  factor = optim.learning_rate(config, 105)
+  steps = [0, 4, 5, 55, 105]
+  np.testing.assert_allclose(
+    [float(factor(s)) for s in steps], [0.2, 1.0, 1.0, 0.5, 0.0], atol=1e-6
+  )
 
 
 def test_a_rate_of_nothing_is_refused():

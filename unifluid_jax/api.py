@@ -150,7 +150,7 @@ class Model:
   ) -> Image.Image:
     """Changes an image as told; needs a run that was trained with edits."""
     options = self._sampling(sampling)
-    out = self.images([instruction], [seed], options, [as_array(image)])
+    out = self.edits([as_array(image)], [instruction], [seed], options)
     return Image.fromarray(out[0])
 
   def _sampling(self, changes: dict[str, Any]) -> SamplingConfig:
@@ -178,9 +178,25 @@ class Model:
     arrays = [rows, np.asarray(seeds, np.uint32)]
     if sources is not None:
       self._need("edit")
+      if sampling.image_cfg != 1 and not self.config.loss.image_dropout:
+        raise ValueError(
+          f"image_cfg={sampling.image_cfg} guides away from edits without a "
+          "source, which this run never saw (config.loss.image_dropout=0): "
+          "use image_cfg=1"
+        )
       arrays.append(_pixels(sources, m.vit.image_size))
       arrays.append(_crops(sources, m.image_size))
     return to_uint8(self._map("_generate", sampling)(*arrays))
+
+  def edits(
+    self,
+    images: Sequence[np.ndarray],
+    instructions: Sequence[str],
+    seeds: Sequence[int],
+    sampling: SamplingConfig | None = None,
+  ) -> np.ndarray:
+    """uint8 [n, H, W, 3]: n images, each changed as its instruction says."""
+    return self.images(instructions, seeds, sampling, images)
 
   def answers(
     self,

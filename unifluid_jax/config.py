@@ -17,13 +17,20 @@ from unifluid_jax.types import TASKS
 class SourceConfig:
   """One data set on disk."""
 
-  format: Literal["array_record", "jsonl", "coco"]
-  path: str  # joined with data.root
+  format: Literal[
+    "array_record", "jsonl", "coco", "transfer",
+    "hq_edit", "ultra_edit", "parquet",
+  ]  # fmt: skip
+  path: str  # joined with data.root; of "transfer" the task's name
   split: str = "train"
   tasks: tuple[str, ...] = ("t2i", "i2t")
   weight: float = 1.0
   limit: int = 0  # first records only; 0: all
   moments: str = ""  # array_record of cached VAE moments, joined with root
+  image: str = "image"  # parquet: column of encoded images
+  text: str = "text"  # parquet: column of captions
+  score: str = ""  # parquet, jsonl: column or key that records are kept by
+  min_score: float = 0.0  # the least score that is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,7 @@ class DataConfig:
   max_bad_share: float  # unreadable records tolerated before the run stops
   caption_prefix: str  # question that stands for "describe the image"
   world: Mapping[str, Any]  # procedural data set to write; empty: none
+  images: int = 1  # that an i2t example has; of every record alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +100,10 @@ class LossConfig:
   draws: int  # noise draws per image token
   prompt_dropout: float
   vocab_chunk: int  # answer positions whose logits exist at once
+  label_smoothing: float = 0.0  # of answers
+  # Answers of a batch weigh by their tokens, or alike (PaliGemma).
+  text_mean: Literal["tokens", "answers"] = "tokens"
+  image_dropout: float = 0.0  # of edits: the source goes unseen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +146,9 @@ class OptimConfig:
   ema: float  # decay; 0: off
   mu_dtype: Literal["float32", "bfloat16"]
   rates: Mapping[str, float]  # path prefix → factor of the rate; 0 freezes
+  # What decays by how much: matrices, times rate and schedule (adamw), or the
+  # encoder's and projector's kernels, times the schedule alone (paligemma).
+  decay: Literal["adamw", "paligemma"] = "adamw"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +217,7 @@ class SamplingConfig:
   top_p: float  # 1: off
   beams: int
   seed: int
+  image_cfg: float = 1.0  # of edits, towards their source; 1: none of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,6 +308,12 @@ def _check(c: Config) -> None:
       not size or has or c.system == "vae",
       f"batch.{task}={size}, but no data.train source lists task {task!r}",
     )
+  for name, source in (*c.data.train.items(), *c.data.eval.items()):
+    need(
+      not source.score or source.format in ("parquet", "jsonl"),
+      f"data source {name!r}: score={source.score!r} needs format='parquet' "
+      f"or 'jsonl', {source.format!r} knows no scores",
+    )
   cell = m.vae.factor * m.patch
   need(
     m.image_size % cell == 0,
@@ -321,12 +343,28 @@ def _check(c: Config) -> None:
   )
   need(c.loss.text_weight >= 0, "loss.text_weight (lambda) is negative")
   need(0 <= c.loss.prompt_dropout < 1, "loss.prompt_dropout must be in [0, 1)")
+  need(
+    0 <= c.loss.image_dropout <= 0.5, "loss.image_dropout must be in [0, 0.5]"
+  )
+  smoothing = c.loss.label_smoothing
+  need(0 <= smoothing < 1, f"loss.label_smoothing={smoothing}: in [0, 1)")
+  need(
+    c.optim.decay == "adamw" or c.optim.name == "adamw",
+    f"optim.decay={c.optim.decay!r} needs optim.name='adamw'",
+  )
   need(c.loss.draws >= 1, "loss.draws must be at least 1")
   need(1 <= c.sampling.steps <= 1000, "sampling.steps must be in 1..1000")
   need(
     c.sampling.cfg == 1 or c.loss.prompt_dropout > 0 or not c.batch.get("t2i"),
     "sampling.cfg != 1 needs a null condition: set loss.prompt_dropout > 0 "
     "or sampling.cfg=1",
+  )
+  need(
+    c.sampling.image_cfg == 1
+    or c.loss.image_dropout
+    or not c.batch.get("edit"),
+    "sampling.image_cfg != 1 needs edits without their source: set "
+    "loss.image_dropout > 0 or sampling.image_cfg=1",
   )
   need(
     not c.data.eval or c.eval.split in c.data.eval,

@@ -19,7 +19,13 @@ from flax import jax_utils
 from unifluid_jax import api, checkpoint, systems
 from unifluid_jax.config import Config
 from unifluid_jax.data import text
-from unifluid_jax.evals import report_data, text_suite, world_suite
+from unifluid_jax.evals import (
+  edit_suite,
+  report_data,
+  text_suite,
+  transfers,
+  world_suite,
+)
 from unifluid_jax.evals.bench import Bench, Outcome, Subject
 
 METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
@@ -28,6 +34,8 @@ METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
   "geneval": world_suite.geneval,
   "fid": world_suite.frechet,
   "tokenizer": world_suite.tokenizer,
+  "edits": edit_suite.edits,
+  transfers.METRIC: transfers.transfer,
 }
 RESULTS = "metrics_eval.jsonl"
 REPORT = "report.html"
@@ -73,6 +81,15 @@ def pmapped(
     return call
 
   return mapper
+
+
+def load_model(config: Config, workdir: str, step: int) -> api.Model:
+  """The model of one checkpoint, mapped over all local devices."""
+  system = systems.build(config)
+  tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
+  params = api.read_params(config, system, workdir, step, None)
+  mapper = pmapped(params, system.load_frozen(), config.eval.batch)
+  return api.Model(config, system, tokenizer, mapper)
 
 
 class Evaluator:

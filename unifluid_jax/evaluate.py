@@ -1,33 +1,146 @@
-"""Evaluates a run's checkpoints, beside or after training.
+"""Evaluates a run's checkpoints, and images in files.
 
   python -m unifluid_jax.evaluate --config=configs/shapes.py \
       --workdir=runs/shapes
 
-Waits for new checkpoints until the last one is scored; --once scores what is
+waits for new checkpoints until the last one is scored; --once scores what is
 there and leaves, --step=N one step. Results: metrics_eval.jsonl and
 report.html in the workdir. The exit status is 1 if any metric failed.
+
+With --metrics, one published metric of files (INCEPTION is what python -m
+unifluid_jax.weights --from=inception:FILE wrote; REF a folder of images, a
+COCO .json or .json:IMAGEDIR, a prepared data set, or a stored .npz):
+
+  python -m unifluid_jax.evaluate --metrics=fid --images=DIR \
+      --reference=REF --weights=INCEPTION [--save_reference=REF.npz]
+  python -m unifluid_jax.evaluate --metrics=coco_fid --config=CONFIG \
+      --workdir=RUN --prompts=captions_train2014.json:train2014 \
+      --weights=INCEPTION [--count=30000] [--reference=REF]
+  python -m unifluid_jax.evaluate --metrics=mjhq_fid --config=CONFIG \
+      --workdir=RUN --prompts=meta_data.json --reference=DIR \
+      --weights=INCEPTION
+
+GenEval draws, detects and scores apart, in the layout and the result format
+of its own code; --prompts with a field "rewritten" a line are drawn from it:
+
+  python -m unifluid_jax.evaluate --metrics=geneval_draw --config=CONFIG \
+      --workdir=RUN --prompts=evaluation_metadata.jsonl --images=DIR
+  python -m unifluid_jax.evaluate --metrics=geneval_detect --images=DIR \
+      --weights=MASK2FORMER --clip=CLIP --detections=FILE.json
+  python -m unifluid_jax.evaluate --metrics=geneval_score --images=DIR \
+      --detections=FILE.json
+  python -m unifluid_jax.evaluate --metrics=clip_score --images=DIR --clip=CLIP
+
+(MASK2FORMER and CLIP are local directories in Hugging Face's format; both
+need the extra `geneval`.)
+
+Images that are drawn go to --images (default: below the workdir) and are
+kept: the same command goes on where it was interrupted.
 """
 
+import dataclasses
+import json
+import os
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
-from unifluid_jax import cli, eval_loop
-from unifluid_jax.config import resolve
+from unifluid_jax import checkpoint, cli, eval_loop, parallel
+from unifluid_jax.config import Config, resolve
+from unifluid_jax.evals import (
+  clip_score,
+  drawn_images,
+  geneval_detector,
+  geneval_files,
+  inception_features,
+  inception_net,
+  published,
+  published_prompts,
+  torch_networks,
+  transfers,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment: the file the run was trained with."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.")
 _ONCE = flags.DEFINE_bool("once", False, "Score what is there, then leave.")
-_STEP = flags.DEFINE_integer("step", None, "Score this checkpoint alone.")
+_STEP = flags.DEFINE_integer(
+  "step", None, "Score this checkpoint alone; with --metrics: default newest."
+)
+_IMAGES = flags.DEFINE_string("images", None, "Folder of generated images.")
+_REFERENCE = flags.DEFINE_string(
+  "reference", "", "Real images; coco_fid: default those of the captions."
+)
+_SPLIT = flags.DEFINE_string(
+  "reference_split", "train", "Of a prepared data set."
+)
+_SAVE_REFERENCE = flags.DEFINE_string(
+  "save_reference", "", "Store the reference's statistics in this .npz."
+)
+_WEIGHTS = flags.DEFINE_string("weights", None, "Converted network.")
+_CONVENTION = flags.DEFINE_enum(
+  "convention", "clean-fid", list(inception_features.CONVENTIONS),
+  "How images become the network's input; numbers differ between them.",
+)  # fmt: skip
+_CROP = flags.DEFINE_integer(
+  "crop", None, "Central squares of this side; coco_fid: default the run's, "
+  "else whole images (0).",
+)  # fmt: skip
+_BATCH = flags.DEFINE_integer("batch", 32, "Images a device, of the network.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "The benchmark's prompts.")
+_COUNT = flags.DEFINE_integer(
+  "count", None, "Prompts; default 30000 (coco_fid), all (mjhq_fid)."
+)
+_SEED = flags.DEFINE_integer("sample_seed", 0, "Of prompts and noise.")
+_SAMPLES = flags.DEFINE_integer(
+  "samples", geneval_files.SAMPLES, "Images a prompt (GenEval)."
+)
+_DETECTIONS = flags.DEFINE_string(
+  "detections", None, "JSON of what was found in GenEval's images."
+)
+_CLIP = flags.DEFINE_string("clip", None, "CLIP in Hugging Face's format.")
+_TORCH_DEVICE = flags.DEFINE_string(
+  "torch_device", "", "Of the PyTorch networks; default a GPU if there is one."
+)
+_OUT = flags.DEFINE_string("out", None, "File for the result.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0, or auto on a TPU pod."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process.")
+
+_SUITE = flags.DEFINE_enum(
+  "suite", None, ["transfers"], "Gathers what runs have scored in one table."
+)
+_ROOT = flags.DEFINE_string("root", None, "Folder of the suite's workdirs.")
+_WORKDIRS = flags.DEFINE_list("workdirs", [], "The suite's workdirs.")
+
+Say = Callable[[str], None]
 
 
 def main(_: list[str]) -> None:
-  """Scores checkpoints, then says where to look."""
-  config = resolve(_CONFIG.value)
-  say, workdir = cli.speaker(), _WORKDIR.value
+  """Scores checkpoints, or one metric of files."""
+  if _SUITE.value:
+    print(transfers.summary(_WORKDIRS.value, _ROOT.value))
+    return
+  if _METRICS.value is None:
+    _watch(cli.speaker())
+    return
+  parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  _FILE_METRICS[_METRICS.value](cli.speaker())
+
+
+def _watch(say: Say) -> None:
+  """The evaluation job; then says where to look."""
+  if _COORDINATOR.value:
+    raise ValueError("--coordinator needs --metrics: the job is one process")
+  config, workdir = _experiment()
   say(f"unifluid_jax.evaluate: {config.name} in {workdir}")
   evaluator = eval_loop.Evaluator(config, workdir, say)
   errors = eval_loop.watch(evaluator, _ONCE.value, _STEP.value)
@@ -42,6 +155,148 @@ def main(_: list[str]) -> None:
     sys.exit(f"error: {len(errors)} metrics failed: {errors[0]!r}")
 
 
+def _fid(say: Say) -> None:
+  result = published.folder_fid(
+    _network(), _given("images", _IMAGES.value), _against(0), say
+  )
+  _store(result, say)
+
+
+def _coco_fid(say: Say) -> None:
+  count = 30_000 if _COUNT.value is None else _COUNT.value
+  path = _given("prompts", _PROMPTS.value)
+  prompts = published_prompts.coco(path, count, _SEED.value)
+  net, (config, _) = _network(), _experiment()
+  against = _against(config.model.image_size)
+  _store(published.coco_fid(net, _run("coco"), prompts, against, say), say)
+
+
+def _mjhq_fid(say: Say) -> None:
+  against = _against(0)
+  prompts = published_prompts.mjhq(
+    _given("prompts", _PROMPTS.value),
+    _given("reference", against.path),
+    _COUNT.value or 0,
+    _SEED.value,
+  )
+  if against.save:
+    raise ValueError("--save_reference has no meaning for mjhq_fid")
+  net = _network()
+  result = published.mjhq_fid(net, _run("mjhq"), prompts, against.crop, say)
+  _store(result, say)
+
+
+def _geneval_draw(say: Say) -> None:
+  prompts = geneval_files.read_prompts(_given("prompts", _PROMPTS.value))
+  kind = geneval_files.kind_of(prompts, _PROMPTS.value)
+  run = _run(f"geneval_{kind}")
+  drawings = geneval_files.drawings(prompts, _SAMPLES.value, _SEED.value)
+  drawn_images.draw(
+    run.painter, drawings, run.folder, run.rows, run.made_by, say
+  )
+  geneval_files.write_metadata(run.folder, prompts)
+  say(f"{kind} prompts drawn: {run.folder}")
+
+
+def _geneval_detect(say: Say) -> None:
+  folder = _given("images", _IMAGES.value)
+  path, device = _given("detections", _DETECTIONS.value), _TORCH_DEVICE.value
+  segmenter = torch_networks.Mask2Former(
+    _given("weights", _WEIGHTS.value), device
+  )
+  clip = torch_networks.HfClip(_given("clip", _CLIP.value), device)
+  found = geneval_detector.detect_folder(folder, segmenter, clip, say)
+  geneval_files.write_detections(path, found)
+  say(f"detections: {path}")
+
+
+def _clip_score(say: Say) -> None:
+  folder = _given("images", _IMAGES.value)
+  clip = torch_networks.HfClip(_given("clip", _CLIP.value), _TORCH_DEVICE.value)
+  _store(clip_score.score(folder, clip, say), say)
+
+
+def _geneval_score(say: Say) -> None:
+  folder = _given("images", _IMAGES.value)
+  found = geneval_files.read_detections(_given("detections", _DETECTIONS.value))
+  _store(geneval_files.score(folder, found, say), say)
+  say(f"verdicts: {folder}/{geneval_files.RESULTS}")
+
+
+_FILE_METRICS: Mapping[str, Callable[[Say], None]] = {
+  "fid": _fid,
+  "coco_fid": _coco_fid,
+  "mjhq_fid": _mjhq_fid,
+  "geneval_draw": _geneval_draw,
+  "geneval_detect": _geneval_detect,
+  "geneval_score": _geneval_score,
+  "clip_score": _clip_score,
+}
+_METRICS = flags.DEFINE_enum(
+  "metrics", None, list(_FILE_METRICS), "A published metric of files."
+)
+
+
+def _given(name: str, value: str | None) -> str:
+  """A flag's value, which the chosen metric needs."""
+  if not value:
+    metric = f" for --metrics={_METRICS.value}" if _METRICS.value else ""
+    raise ValueError(f"--{name} is missing{metric}; --help shows examples")
+  return value
+
+
+def _experiment() -> tuple[Config, str]:
+  if _CONFIG.value is None:
+    _given("config", None)
+  return resolve(_CONFIG.value), _given("workdir", _WORKDIR.value)
+
+
+def _network() -> inception_net.InceptionNet:
+  path = _given("weights", _WEIGHTS.value)
+  params = inception_net.load(path)
+  return inception_net.InceptionNet(
+    params, _CONVENTION.value, path, _BATCH.value
+  )
+
+
+def _against(crop: int) -> published.Against:
+  return published.Against(
+    path=_REFERENCE.value,
+    split=_SPLIT.value,
+    save=_SAVE_REFERENCE.value,
+    crop=crop if _CROP.value is None else _CROP.value,
+  )
+
+
+def _run(name: str) -> published.Run:
+  """The model of a checkpoint, and the folder for what it draws."""
+  config, workdir = _experiment()
+  step = _STEP.value
+  step = checkpoint.latest_step(workdir) if step is None else step
+  sampling = dataclasses.asdict(config.sampling)
+  drawing = ("steps", "cfg", "cfg_schedule", "temperature", "clip", "order")
+  return published.Run(
+    painter=eval_loop.load_model(config, workdir, step),
+    folder=_IMAGES.value or f"{workdir}/drawn/{name}_{step}",
+    rows=config.eval.batch * jax.local_device_count(),
+    made_by={
+      "run": config.name,
+      "workdir": os.fspath(epath.Path(workdir).resolve()),
+      "step": step,
+      "ema": config.eval.use_ema,
+      "sample_seed": _SEED.value,
+      **{key: sampling[key] for key in drawing},
+    },
+  )
+
+
+def _store(result: Mapping[str, Any], say: Say) -> None:
+  """Writes the result where --out says, from process 0."""
+  if _OUT.value and jax.process_index() == 0:
+    text = json.dumps(result, indent=2) + "\n"
+    drawn_images.replace(epath.Path(_OUT.value), text.encode())
+    say(f"result: {_OUT.value}")
+
+
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
   cli.run(main)

@@ -1,7 +1,8 @@
 """Optimizers: AdamW as the paper trains, Muon for small budgets.
 
 Paper: UniFluid §4.1 (AdamW, constant rate after warm-up). What decays follows
-MAR: no vectors, no biases, nothing of the diffusion head.
+MAR: no vectors, no biases, nothing of the diffusion head. Fine-tuning follows
+PaliGemma (arXiv 2407.07726, appendix J; big_vision optax.py).
 """
 
 import re
@@ -17,6 +18,7 @@ from unifluid_jax.config import OptimConfig
 from unifluid_jax.parallel import path_str
 
 _NO_DECAY = re.compile(r"(bias|scale|boi)$|(^|/)head/")
+_KERNEL = re.compile(r"(^|/)kernel$")  # of encoder and projector, not of Gemma
 
 # Matrices Muon orthogonalises: path → (input axes, output axes); the rest
 # are batch axes. Embeddings, positions and output layers stay with Adam.
@@ -116,9 +118,21 @@ def _by_path(fn: Callable[[str, Any], Any], tree: Any) -> Any:
 
 
 def _update(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-  """The optimizer alone."""
+  """The optimizer alone.
+
+  PaliGemma's decay is absolute: times the schedule, not times the rate.
+  """
   factor = learning_rate(config, steps)
   adam_lr = config.lr if config.name == "adamw" else config.adam_lr
+  if config.decay == "paligemma":
+    return optax.chain(
+      optax.scale_by_adam(
+        config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype
+      ),
+      optax.scale(config.lr),
+      optax.add_decayed_weights(config.weight_decay, kernel_mask),
+      optax.scale_by_schedule(lambda step: -factor(step)),
+    )
   if config.name == "adamw":
     return optax.adamw(
       lambda step: adam_lr * factor(step),
@@ -147,6 +161,11 @@ def decay_mask(params: Any) -> Any:
     lambda path, x: x.ndim > 1 and not _NO_DECAY.search(path_str(path)),
     params,
   )
+
+
+def kernel_mask(params: Any) -> Any:
+  """True for what decays when PaliGemma is fine-tuned."""
+  return _by_path(lambda name, _: bool(_KERNEL.search(name)), params)
 
 
 def muon_dimensions(params: Any) -> Any:

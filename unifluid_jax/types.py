@@ -39,7 +39,8 @@ class TextToImage(NamedTuple):
 class ImageToText(NamedTuple):
   """Understanding examples: image and question in, answer out."""
 
-  image: Any  # f32[B, H, W, 3] at the vision encoder's size
+  # At the vision encoder's size; F images that a question is about, if several
+  image: Any  # f32[B, H, W, 3] or f32[B, F, H, W, 3]
   prefix: Any  # i32[B, P] BOS + question + "\n", right-aligned
   suffix: Any  # i32[B, A] answer + EOS, left-aligned, then pads
 

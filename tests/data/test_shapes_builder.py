@@ -37,6 +37,8 @@ def test_files_round_trip(tmp_path):
       target = np.asarray(Image.open(put["edit"]["target"]))
       np.testing.assert_array_equal(edit["target"], target)
       assert (target != row["image"]).any()
+      after = shapes.scene_from_json(edit["scene"])
+      np.testing.assert_array_equal(target, shapes.draw(WORLD, after))
   raw = builder.as_data_source(
     "train", decoders={"image": tfds.decode.SkipDecoding()}
   )
@@ -53,6 +55,16 @@ def test_a_finished_build_is_reused_and_another_refused(tmp_path, monkeypatch):
     shapes_builder.build(path, WORLD, {"train": 3}, seed=1)
   with pytest.raises(ValueError, match="another sizes"):
     shapes_builder.build(path, WORLD, {"train": 4})
+  # Earlier minor versions hold the same scenes, later majors others.
+  recipe, text = path / "recipe.json", (path / "recipe.json").read_text()
+  for version, same in (("1.0.0", True), ("2.0.0", False)):
+    recipe.write_text(text.replace(shapes_builder.VERSION, version))
+    if same:
+      shapes_builder.build(path, WORLD, {"train": 3})
+    else:
+      with pytest.raises(ValueError, match="another version"):
+        shapes_builder.build(path, WORLD, {"train": 3})
+  recipe.write_text(text)
   other = shapes.World(jitter=0.5)
   with pytest.raises(ValueError, match="another world"):
     shapes_builder.build(path, other, {"train": 3})

@@ -64,7 +64,7 @@ def world(tmp_path_factory):
     prompts=feature.Sequence(text),
     captions=feature.Sequence(text),
     questions=feature.Sequence(dict(question=text, answer=text, kind=text)),
-    edit=dict(instruction=text, target=image),
+    edit=dict(instruction=text, target=image, scene=text),
     scene=text,
   )
 
@@ -79,8 +79,9 @@ def world(tmp_path_factory):
         edit=dict(
           instruction="make it red" if i else "",
           target=io.BytesIO(png(100 + i)),
+          scene=f"after {i}",
         ),
-        scene="{}",
+        scene=f"before {i}",
       )
 
   root = tmp_path_factory.mktemp("world")
@@ -98,6 +99,7 @@ def test_array_record_fields(world):
   assert three.captions == ("caption 3",)
   assert three.questions == (("how many", "3"),) * 2
   assert three.edit == ("make it red", png(103))
+  assert (three.scene, three.edit_scene) == ("before 3", "after 3")
   assert three.moments is None
   assert records["train0"].prompts == () and records["train0"].edit is None
   assert source.indices("edit").tolist() == [0, 1, 2, 3, 4]

@@ -1,136 +1,16 @@
-"""Every reader on a small file set in the layout of its publication."""
+"""The question readers on small file sets in the layout of publication."""
 
-import io
 import json
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from PIL import Image
 
-from unifluid_jax.data import task_caption_readers as captions
+from tests.task_sets import png, relative, write
 from unifluid_jax.data import task_readers as photographs
 from unifluid_jax.data import task_text_readers as texts
 from unifluid_jax.data import tasks
-from unifluid_jax.data.sources import BadRecord
 from unifluid_jax.data.task_files import Example
-
-
-def write(root, files):
-  """Files by path: text as is, bytes, or anything else as JSON."""
-  for name, content in files.items():
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-      path.write_bytes(content)
-    else:
-      text = content if isinstance(content, str) else json.dumps(content)
-      path.write_text(text)
-  return root
-
-
-def png(mode="RGB"):
-  file = io.BytesIO()
-  Image.new(mode, (2, 3)).save(file, "PNG")
-  return file.getvalue()
-
-
-def relative(root, example):
-  prefix = str(root) + "/"
-  assert all(i.startswith(prefix) for i in example.images)
-  return tuple(i.removeprefix(prefix) for i in example.images)
-
-
-# One file set and what it should give, per reader: a function of the folder.
-
-COCO = {
-  "images": [
-    {"filepath": "val2014", "filename": "COCO_val2014_000000000009.jpg",
-     "split": split, "cocoid": 9 + i,
-     "sentences": [{"raw": "A cat. "}, {"raw": "Cat"}]}
-    for i, split in enumerate(["val", "restval", "val"])
-  ]
-}  # fmt: skip
-
-
-def test_coco_karpathy(tmp_path):
-  image = "val2014/COCO_val2014_000000000009.jpg"
-  root = write(tmp_path, {"dataset_coco.json": COCO, image: b"x"})
-  found = captions.coco_karpathy(root, "val")
-  assert [e.id for e in found] == ["9", "11"]
-  assert found[0].answers == ("A cat.", "Cat")
-  assert relative(root, found[0]) == (image,)
-  assert found[0].load() == (b"x",)
-  assert [e.id for e in captions.coco_karpathy(root, "restval")] == ["10"]
-
-
-def test_coco_captions(tmp_path):
-  content = {
-    "images": [{"id": 3, "file_name": "a.jpg"}, {"id": 4, "file_name": "b"}],
-    "annotations": [
-      {"image_id": 3, "id": 1, "caption": " one"},
-      {"image_id": 3, "id": 2, "caption": "two"},
-    ],
-  }
-  files = {"annotations/captions_val2014.json": content, "val2014/a.jpg": b""}
-  root = write(tmp_path, files)
-  found = captions.coco_captions(root, "val2014")
-  assert [(e.id, e.answers) for e in found] == [
-    ("3", ("one", "two")), ("4", ())
-  ]  # fmt: skip
-  assert relative(root, found[1]) == ("val2014/b",)
-
-
-def test_textcaps(tmp_path):
-  rows = [
-    {"image_id": "ab", "image_name": "ab", "caption_str": "One"},
-    {"image_id": "cd", "image_name": "cd", "caption_str": "Two"},
-    {"image_id": "ab", "image_name": "ab", "caption_str": "Three"},
-  ]
-  bare = [{k: v for k, v in r.items() if k != "caption_str"} for r in rows]
-  files = {"TextCaps_0.1_val.json": {"data": rows},
-           "TextCaps_0.1_test.json": {"data": bare},
-           "train_images/ab.jpg": b"", "test_images/ab.jpg": b""}  # fmt: skip
-  root = write(tmp_path, files)
-  found = captions.textcaps(root, "val")
-  assert [(e.id, e.answers) for e in found] == [
-    ("ab", ("One", "Three")), ("cd", ("Two",))
-  ]  # fmt: skip
-  assert relative(root, found[0]) == ("train_images/ab.jpg",)
-  hidden = captions.textcaps(root, "test")
-  assert [(e.id, e.answers) for e in hidden] == [("ab", ()), ("cd", ())]
-  assert relative(root, hidden[0]) == ("test_images/ab.jpg",)
-
-
-def test_screen2words(tmp_path):
-  files = {
-    "screen_summaries.csv": 'screenId,summary\n12,"a page, blue"\n7,x\n12,b\n',
-    "split/dev_screens.txt": "12\n\n",
-    "combined/12.jpg": b"",
-  }
-  root = write(tmp_path, files)
-  (found,) = captions.screen2words(root, "dev")
-  assert (found.id, found.answers) == ("12", ("a page, blue", "b"))
-  assert relative(root, found) == ("combined/12.jpg",)
-
-
-def test_widgetcap(tmp_path):
-  leaf = {"bounds": [256, 512, 1024, 2560]}
-  tree = {"activity": {"root": {"children": [{}, {"children": [leaf]}]}}}
-  files = {
-    "widget_captions.csv": "screenId,nodeId,captions\n5,0.1.0,go back|return\n"
-    "6,0.9,no\n",
-    "test.txt": "5\n",
-    "combined/5.json": tree,
-    "combined/5.jpg": b"",
-  }
-  root = write(tmp_path, files)
-  (found,) = captions.widgetcap(root, "test")
-  assert (found.id, found.answers) == ("5_0.1.0", ("go back", "return"))
-  assert found.box == (0.2, 0.1, 1.0, 0.4)
-  write(root, {"test.txt": "6\n", "combined/6.json": tree})
-  with pytest.raises(ValueError, match="widget_captions.csv: entry 1 .*Index"):
-    captions.widgetcap(root, "test")
 
 
 def test_okvqa(tmp_path):
@@ -483,21 +363,6 @@ def test_an_unknown_split_lists_the_known_ones(tmp_path, name):
     READERS[name].reader(tmp_path, "x")
 
 
-def test_faulty_files_are_named(tmp_path):
-  name = "dataset_coco.json"
-  for content, message in (
-    ("{", "is not JSON .*: download it again"),
-    ({"pictures": []}, "has no 'images': it must be the published"),
-    ({"images": 3}, "holds int, not a list"),
-    ({"images": []}, "has no usable entry"),
-    ({"images": [{"split": "val"}]}, "entry 0 is not as COCO captions .*JSONL"),
-    ({"images": COCO["images"][:1] * 2}, "entry 1 repeats the id '9'"),
-  ):
-    write(tmp_path, {name: content})
-    with pytest.raises(ValueError, match=f"{name}:? {message}"):
-      captions.coco_karpathy(tmp_path, "val")
-
-
 def test_values_that_are_no_text_are_refused(tmp_path):
   row = {"questionId": 1, "question": None, "image": "a", "answers": ["x"]}
   write(tmp_path, {"val_v1.0.json": {"data": [row]}})
@@ -509,25 +374,7 @@ def test_values_that_are_no_text_are_refused(tmp_path):
     texts.docvqa(tmp_path, "val")
 
 
-def test_a_missing_image_is_named(tmp_path):
-  write(tmp_path, {"dataset_coco.json": COCO})
-  with pytest.raises(FileNotFoundError, match="000009.jpg is missing: unpack"):
-    captions.coco_karpathy(tmp_path, "val")
-  with pytest.raises(BadRecord, match="unreadable"):
-    Example("1", (str(tmp_path / "none.jpg"),)).load()
-
-
-def test_a_table_without_its_columns_is_named(tmp_path):
-  write(tmp_path, {"screen_summaries.csv": "screen,summary\n1,x\n"})
-  with pytest.raises(ValueError, match="screen_summaries.csv has .*'screenId'"):
-    captions.screen2words(tmp_path, "test")
-
-
 def test_an_object_where_a_list_belongs_is_named(tmp_path):
   write(tmp_path, {"testdev_questions.json": []})
   with pytest.raises(ValueError, match="holds list, not an object by id"):
     photographs.gqa(tmp_path, "testdev")
-  rows = [{"image_id": "a"}]
-  write(tmp_path, {"TextCaps_0.1_val.json": {"data": rows}})
-  with pytest.raises(ValueError, match="entry 0 lacks .*'caption_str'"):
-    captions.textcaps(tmp_path, "val")

@@ -89,6 +89,39 @@ def test_steps_of_an_epoch_count():
   assert row.epochs * row.train_size // row.batch == 4199
 
 
+def test_a_row_is_found_by_its_name_or_its_runs():
+  assert tasks.named("chartqa_aug").split == "test_augmented"
+  assert tasks.named("chartqa") is BY_NAME["chartqa_human"]
+  assert tasks.named("cococap") is BY_NAME["cococap"]
+  with pytest.raises(ValueError, match="no transfer task 'coco'.* cococap, "):
+    tasks.named("coco")
+
+
+def test_what_is_held_out_of_the_published_training_sets():
+  """The sizes of the validation splits, as their sets publish them."""
+  assert {r.name: r.held for r in tasks.ROWS if r.held} == {
+    "aokvqa_mc": 1145, "aokvqa_da": 1145, "vizwizvqa": 4319, "textvqa": 5000,
+    "docvqa": 5349, "infovqa": 2801, "stvqa": 2628,
+  }  # fmt: skip
+  assert all(bool(r.held) == bool(r.final) for r in tasks.ROWS)
+
+
+@pytest.mark.parametrize(
+  ("name", "changes", "answered"),
+  [
+    ("okvqa", dict(answers=("", "x")), True),
+    ("okvqa", dict(answers=("", " ")), False),
+    ("okvqa", dict(answers=()), False),
+    ("ai2d", dict(correct=2), True),
+    ("ai2d", dict(correct=3), False),
+    ("science_qa", dict(correct=-1), False),
+    ("science_qa", dict(correct=-1, prefix="given"), True),
+  ],
+)
+def test_answered(name, changes, answered):
+  assert tasks.answered(BY_NAME[name], CHOICES._replace(**changes)) == answered
+
+
 def test_rows_of_a_run():
   names = [row.name for row in tasks.rows("tallyqa")]
   assert names == ["tallyqa_simple", "tallyqa_complex", "countbenchqa"]

@@ -228,6 +228,8 @@ def test_two_processes_equal_one(space, tmp_path):
      "unknown arguments: extra"),
     ("evaluate", ["--config=configs/debug.py", "--workdir=/nowhere"],
      "error: "),
+    ("evaluate", [], "--config is missing"),
+    ("evaluate", ["--suite=transfers"], "root"),
     ("generate", ["--workdir=/nowhere", "--prompt=a", "--out=/tmp/a.png"],
      "no complete checkpoint under /nowhere/checkpoints"),
     ("generate", ["--workdir=/nowhere"], "nothing to do"),

@@ -252,6 +252,64 @@ def test_guided_sampling_against_reference():
   np.testing.assert_allclose(got, x, rtol=1e-3, atol=1e-3)
 
 
+@functools.cache
+def editor():
+  def run(params, z, z_null, z_none, k, cfg, image_cfg):
+    return sample_tokens(
+      HEAD_, params, SCHEDULE, z, z_null, k, cfg, 1.0,
+      z_none=z_none, image_cfg=image_cfg,
+    )  # fmt: skip
+
+  return jax.jit(run)
+
+
+def test_two_scales_against_reference():
+  """One step from known noise: what sampling does with three predictions."""
+  params, k = random_params(scale=0.3), keys(3)
+  z, z_null, z_none = (normal(s, (3, Z)) for s in (4, 5, 6))
+  one = diffusion.respace(1)
+
+  @jax.jit
+  def run(p, image_cfg):
+    return sample_tokens(
+      HEAD_, p, one, z, z_null, k, 2.5, 0.0, z_none=z_none, image_cfg=image_cfg
+    )
+
+  gain = np.asarray(one.c1 * one.recip + one.c2, np.float64)
+  x = run(jax.tree.map(jnp.zeros_like, params), 1.5) / gain[0]
+  t = np.full(3, one.timesteps[0])
+  full, source, null = (
+    reference(params, x, t, c)[:, :C] for c in (z, z_null, z_none)
+  )
+  bar = np.float64(one.alphas_bar[0])
+  for image_cfg in (0.0, 1.5):
+    eps = null + image_cfg * (source - null) + 2.5 * (full - source)
+    clean = (x - np.sqrt(1 - bar) * eps) / np.sqrt(bar)
+    expected = one.c1[0] * clean + one.c2[0] * x
+    got = run(params, image_cfg)
+    error = np.abs(got - expected).max() / np.abs(expected).max()
+    assert error < 2e-3, image_cfg
+
+
+def test_equal_scales_are_guidance_against_neither():
+  params, k = random_params(), keys(3)
+  z, z_null, z_none = (normal(s, (3, Z)) for s in (4, 5, 6))
+  got = editor()(params, z, z_null, z_none, k, 2.0, 2.0)
+  plain = draw(params, z, z_none, k, 2.0)
+  np.testing.assert_allclose(got, plain, rtol=2e-3, atol=2e-3)
+  other = editor()(params, z, z_null, z_none, k, 2.0, 3.0)
+  assert abs(other - plain).max() > 0.1
+
+
+def test_image_scale_one_is_guidance_against_the_source():
+  params, k = random_params(), keys(3)
+  z, z_null, z_none = (normal(s, (3, Z)) for s in (4, 5, 6))
+  got = editor()(params, z, z_null, z_none, k, 2.0, 1.0)
+  np.testing.assert_allclose(
+    got, draw(params, z, z_null, k, 2.0), rtol=2e-3, atol=2e-3
+  )
+
+
 STEP_BYTES = 6 * (3 * DEPTH + 2) * W * 4  # of a guided batch of 3
 
 

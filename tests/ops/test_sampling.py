@@ -24,6 +24,25 @@ def test_guide():
   np.testing.assert_array_equal(sampling.guide(cond, cond, 7.0), cond)
 
 
+def test_guide_edit():
+  full, source, null = (jnp.asarray([[x]]) for x in (7.0, 3.0, 1.0))
+
+  def guided(scale, image_scale):
+    return sampling.guide_edit(full, source, null, scale, image_scale).item()
+
+  # 1 + s_I (3 - 1) + s_T (7 - 3), InstructPix2Pix §3.2.1.
+  assert guided(7.5, 1.5) == 1 + 3 + 30
+  assert guided(0.0, 0.0) == 1 and guided(0.0, 1.0) == 3
+  assert guided(1.0, 1.0) == 7
+  for scale in (0.5, 2.0, 7.0):
+    np.testing.assert_array_equal(
+      guided(scale, scale), sampling.guide(full, null, scale)[0, 0]
+    )
+    np.testing.assert_array_equal(
+      guided(scale, 1.0), sampling.guide(full, source, scale)[0, 0]
+    )
+
+
 def test_cfg_scale():
   linear = [float(sampling.cfg_scale("linear", 3.0, i, 4)) for i in range(4)]
   assert linear == [1.5, 2.0, 2.5, 3.0]

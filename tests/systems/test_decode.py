@@ -15,7 +15,7 @@ from unifluid_jax.models.diffusion_head import sample_tokens
 from unifluid_jax.models.kl_vae import from_latents
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops.attention import block_causal_mask
-from unifluid_jax.systems import packing
+from unifluid_jax.systems import packing, unifluid_decode
 from unifluid_jax.types import BOS, EOS, PAD, Batch, Prompts
 
 SAMPLING = SamplingConfig(
@@ -41,29 +41,36 @@ def draw(model):
   return plain
 
 
-def recomputed(model, text, row_keys, cells):
-  """The same images with a full forward pass for every token."""
-  s, params, b, n = model.system, model.params, len(text), 16
-  prompts = Prompts(jnp.concatenate([text, packing.null_prompt(text)]))
-  head = s.prompt_parts(params, model.frozen, prompts)
+def recomputed(model, conditions, row_keys, cells, image_cfg=1.0):
+  """The same images with full forward passes for every token.
+
+  `conditions` are prompts: with text, without, and of edits without a source.
+  """
+  s, params, (b, n) = model.system, model.params, cells.shape
+  heads = [s.prompt_parts(params, model.frozen, p) for p in conditions]
   schedule = diffusion.respace(SAMPLING.steps)
   token_keys = jax.vmap(lambda k: jax.random.split(k, 2)[1])(row_keys)
 
   @jax.jit
   def hidden_of(x):
-    both = jnp.concatenate([x, x])
-    tail = s.embed_image(params, both, jnp.concatenate([cells, cells]))
-    packed = packing.join([head, packing.causal(tail, packing.all_valid(tail))])
-    return s._backbone(params, [packed], None)[0]
+    tail = s.embed_image(params, x, cells)
+    tail = packing.causal(tail, packing.all_valid(tail))
+    return [
+      s._backbone(params, [packing.join([head, tail])], None)[0][:, -n:]
+      for head in heads
+    ]
 
   x = jnp.zeros((b, n, 16))
   for i in range(n):
-    z = hidden_of(x)[:, 5 + i]
-    scale = 1 + (SAMPLING.cfg - 1) * (i + 1) / n
+    z, z_null, *z_none = (h[:, i] for h in hidden_of(x))
+    scale, image_scale = (
+      1 + (c - 1) * (i + 1) / n for c in (SAMPLING.cfg, image_cfg)
+    )
     token = sample_tokens(
-      s.head, params["head"], schedule, z[:b], z[b:],
+      s.head, params["head"], schedule, z, z_null,
       jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(token_keys),
       scale, SAMPLING.temperature,
+      z_none=z_none[0] if z_none else None, image_cfg=image_scale,
     )  # fmt: skip
     x = x.at[:, i].set(token)
   z = patches.unpatchify(order.put_tokens(x, cells), 2, 4)
@@ -72,11 +79,15 @@ def recomputed(model, text, row_keys, cells):
   return jnp.clip(images, -1, 1)
 
 
+def plain_and_null(text):
+  return Prompts(text), Prompts(packing.null_prompt(text))
+
+
 def test_generation_equals_full_recomputation(model, draw):
   text, k = jnp.asarray(TEXT), keys(3, 4, 5)
   raster = order.raster_orders(3, 16)
   np.testing.assert_allclose(
-    draw(text, k), recomputed(model, text, k, raster), atol=2e-4
+    draw(text, k), recomputed(model, plain_and_null(text), k, raster), atol=2e-4
   )
 
 
@@ -89,7 +100,9 @@ def test_any_order_equals_full_recomputation(model):
       model.params, model.frozen, Prompts(text), k, SAMPLING, cells
     )
   )()
-  np.testing.assert_allclose(got, recomputed(model, text, k, cells), atol=2e-4)
+  np.testing.assert_allclose(
+    got, recomputed(model, plain_and_null(text), k, cells), atol=2e-4
+  )
 
 
 def test_an_image_depends_on_its_own_seed_and_prompt_only(model, draw):
@@ -175,8 +188,16 @@ def test_beam_of_one_is_greedy_and_more_beams_score_no_worse(model):
   assert ended.all()
 
 
-def test_edit_prompts_see_the_source_image(model):
-  m = Tiny(batch__edit=4, model__edit_latents=True)
+@pytest.fixture(scope="module")
+def editor():
+  return Tiny(
+    batch__edit=4, model__edit_latents=True, loss__prompt_dropout=0.1,
+    loss__image_dropout=0.1,
+  )  # fmt: skip
+
+
+def test_edit_prompts_see_the_source_image(editor):
+  m = editor
   image = examples().i2t.image[:2]
   text = jnp.asarray(TEXT[:2])
   draw = jax.jit(
@@ -187,6 +208,118 @@ def test_edit_prompts_see_the_source_image(model):
   a, b = draw(image), draw(image[::-1])
   assert a.shape == (2, 32, 32, 3)
   assert np.abs(a - b).max() > 1e-3
+
+
+def edited(m, **changes):
+  """Two edits; also as generation, from the same prompts without sources."""
+  image, text = examples().i2t.image[:2], jnp.asarray(TEXT[:2])
+  config = dataclasses.replace(SAMPLING, **changes)
+
+  def run(prompts):
+    return jax.jit(
+      lambda: m.system.generate(m.params, m.frozen, prompts, keys(1, 2), config)
+    )()
+
+  return lambda: run(Prompts(text, image, image)), lambda: run(Prompts(text))
+
+
+def test_a_hidden_source_leaves_a_prompt_that_never_had_one(editor):
+  """Hidden states, and so all predictions, are those of plain generation."""
+  s, params = editor.system, editor.params
+  image, text = examples().i2t.image[:2], jnp.asarray(TEXT[:2])
+  whole = jax.jit(s.prompt_parts)(
+    params, editor.frozen, Prompts(text, image, image)
+  )
+  hidden = packing.hide_source(whole, 5, jnp.asarray([True, False]))
+  plain = s.prompt_parts(params, editor.frozen, Prompts(text))
+  assert whole.x.shape[1] == 16 + 16 + 5
+  np.testing.assert_array_equal(hidden.valid[1], whole.valid[1])
+  assert not hidden.valid[0, :32].any()
+
+  @jax.jit
+  def states(packed):
+    mask = block_causal_mask(packed.block, packed.valid)
+    out, _ = s.decoder.apply(
+      {"params": params["decoder"]}, packed.x,
+      packing.positions(packed.valid), mask,
+    )  # fmt: skip
+    return out[:, -5:] * packed.valid[:, -5:, None]
+
+  got, want = states(hidden), states(plain)
+  np.testing.assert_allclose(got[0], want[0], atol=1e-5)
+  assert np.abs(got[1] - want[1]).max() > 1e-2
+
+
+def test_two_scales_of_an_edit_equal_full_recomputation(editor):
+  """Against a plain empty prompt: it never had a source to hide."""
+  image, text = examples().i2t.image[:2], jnp.asarray(TEXT[:2])
+  null = packing.null_prompt(text)
+  conditions = (
+    Prompts(text, image, image), Prompts(null, image, image), Prompts(null)
+  )  # fmt: skip
+  expected = recomputed(
+    editor, conditions, keys(1, 2), order.raster_orders(2, 16), 3.0
+  )
+  got, _ = edited(editor, image_cfg=3.0)
+  np.testing.assert_allclose(got(), expected, atol=2e-4)
+
+
+def test_image_scale_one_is_two_way_guidance_bit_by_bit(editor, monkeypatch):
+  """Rows, arguments and images are those of a sampler without the option."""
+  seen = []
+
+  def watched(*args, **options):
+    assert options["z_none"] is None
+    z, z_null = args[3:5]
+    seen.append((z.shape[0], z_null.shape[0]))
+    return sample_tokens(*args, limit=options["limit"])
+
+  def never(*_):
+    raise AssertionError("a source was hidden")
+
+  edit, plain = edited(editor, cfg=2.0, image_cfg=1.0)
+  images = edit(), plain()
+  monkeypatch.setattr(unifluid_decode, "sample_tokens", watched)
+  monkeypatch.setattr(packing, "hide_source", never)
+  np.testing.assert_array_equal(images[0], edit())
+  # Without a source there is nothing to guide towards, whatever the scale.
+  _, scaled = edited(editor, cfg=2.0, image_cfg=5.0)
+  np.testing.assert_array_equal(images[1], scaled())
+  assert set(seen) == {(2, 2)}
+
+
+def test_shares_of_edits_without_source_and_text(editor, monkeypatch):
+  """Of rates 0.1: a twentieth lose each alone, a twentieth both."""
+  rows, texts = 8192, []
+  text = jnp.tile(jnp.asarray([0, BOS, 7, 8, 9]), (rows, 1))
+  parts = packing.prefix(jnp.zeros((rows, 9, 1)), jnp.ones((rows, 9), bool))
+
+  def prompt_parts(params, frozen, prompts):
+    texts.append(prompts.text)
+    return parts
+
+  s = editor.system
+  monkeypatch.setattr(s, "prompt_parts", prompt_parts)
+  monkeypatch.setattr(s, "embed_image", lambda *_: jnp.zeros((rows, 1, 1)))
+  monkeypatch.setattr(s, "encode", lambda *_: jnp.zeros((rows, 1, 1)))
+
+  def pack(prompts):
+    example = examples(rows=1, edit=True).edit
+    packed, _ = s._pack_image({}, {}, prompts, example, jax.random.key(3), 0.0)
+    seen = np.asarray(packed.valid)
+    assert seen[:, 4:].all() and (seen[:, :4].all(1) == seen[:, 0]).all()
+    lost = np.asarray((texts[-1] == packing.null_prompt(text)).all(1))
+    assert (np.asarray(texts[-1] == text).all(1) == ~lost).all()
+    return lost, ~seen[:, 0]
+
+  source = jnp.zeros((rows, 1, 1, 3))
+  lost, hidden = pack(Prompts(text, source))
+  for group in (lost & ~hidden, ~lost & hidden, lost & hidden):
+    assert abs(group.mean() - 0.05) < 0.01
+  # Plain generation loses its prompt at the same rate, nothing is hidden.
+  again, unhidden = pack(Prompts(text))
+  np.testing.assert_array_equal(again, lost)
+  assert not unhidden.any()
 
 
 def test_overfit_regenerates_tokens_and_captions_exactly():

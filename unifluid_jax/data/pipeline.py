@@ -15,7 +15,8 @@ from absl import flags, logging
 
 from unifluid_jax.config import Config
 from unifluid_jax.data import transforms
-from unifluid_jax.data.sources import BadRecord, Record, Source, open_source
+from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.data.sources import Source, open_source
 from unifluid_jax.data.text import Tokenizer
 from unifluid_jax.data.transforms import NoExample, Recipe
 from unifluid_jax.types import TASKS, Batch
@@ -167,6 +168,7 @@ def _recipe(config: Config, tokenizer: Tokenizer | None) -> Recipe:
     caption_prefix=config.data.caption_prefix,
     flip=config.data.flip,
     edit_latents=config.model.edit_latents,
+    images=config.data.images,
   )
 
 
@@ -229,7 +231,7 @@ def _stream(
       )
     indices = grain.MapDataset.range(len(orders[-1]))
     shuffled = indices.shuffle(seed=_seed(config.seed, task, name)).repeat()
-    parts.append(shuffled.map(lambda index, k=k: (k, index)))
+    parts.append(shuffled.map_with_index(_Place(k, len(orders[-1]))))
   weights = [config.data.train[name].weight for name in names]
   load = _Load(
     names, [sources[n] for n in names], orders, _BUILDERS[task], recipe
@@ -259,8 +261,18 @@ def _seed(*parts: Any) -> int:
   return zlib.crc32("/".join(map(str, parts)).encode())
 
 
+class _Place(NamedTuple):
+  """Position of a source's shuffled order → where a record is, and its turn."""
+
+  source: int
+  length: int
+
+  def __call__(self, i: int, position: int) -> tuple[int, int, int]:
+    return self.source, position, i // self.length
+
+
 class _Load:
-  """(source number, position) → _Sample, the next good record's if bad."""
+  """(source, position, turn) → _Sample, the next good record's if bad."""
 
   def __init__(
     self,
@@ -274,15 +286,15 @@ class _Load:
     self._build, self._recipe = build, recipe
 
   def __call__(
-    self, where: tuple[int, int], rng: np.random.Generator
+    self, where: tuple[int, int, int], rng: np.random.Generator
   ) -> _Sample:
-    k, start = where
+    k, start, turn = where
     name, order = self._names[k], self._orders[k]
     faults = []
     for i in range(min(len(order), _TRIES)):
       index = int(order[(start + i) % len(order)])
       try:
-        record = self._sources[k][index]
+        record = self._sources[k].draw(index, turn, rng)
         example = self._build(record, rng, self._recipe)
         return _Sample(example, name, tuple(faults))
       except NoExample:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from unifluid_jax.data import shapes, shapes_text
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"  # minor: fields were added, scenes are the same
 SIZES = {"train": 16_000, "validation": 1024, "held_out": 512}
 
 _RECIPE = "recipe.json"
@@ -91,7 +91,7 @@ def features(canvas: int) -> tfds.features.FeaturesDict:
       "prompts": f.Sequence(f.Text()),
       "captions": f.Sequence(f.Text()),
       "questions": f.Sequence(question),
-      "edit": {"instruction": f.Text(), "target": image},
+      "edit": {"instruction": f.Text(), "target": image, "scene": f.Text()},
       "scene": f.Text(),
     }
   )
@@ -110,8 +110,8 @@ def record(
 
   Returns:
     id; image; prompts, drawn independently, so that some may be equal;
-    captions, the canonical one; questions; edit; and scene, the JSON of
-    `shapes.scene_to_json`.
+    captions, the canonical one; questions; edit, with the scene that it leads
+    to; and scene; scenes are the JSON of `shapes.scene_to_json`.
   """
   rng = np.random.default_rng([seed, shapes.SPLITS.index(split), index])
   scene = shapes.sample_scene(world, rng, split)
@@ -126,6 +126,7 @@ def record(
     "edit": {
       "instruction": edit.instruction,
       "target": _png(shapes.draw(world, edit.target)),
+      "scene": shapes.scene_to_json(edit.target),
     },
     "scene": shapes.scene_to_json(scene),
   }
@@ -154,14 +155,21 @@ def _is_built(target: pathlib.Path, recipe: dict[str, Any]) -> bool:
       f"{target} exists and is no data set of shapes: choose another directory"
     )
   there = json.loads(path.read_text())
-  if there != recipe:
-    keys = [k for k in recipe if there.get(k) != recipe[k]]
+  keys = [k for k in recipe if there.get(k) != recipe[k]]
+  if "version" in keys and _major(there) == _major(recipe):
+    keys.remove("version")
+  if keys:
     raise ValueError(
       f"{target} was built with another {', '.join(keys)}: "
       f"{ {k: there.get(k) for k in keys} } instead of "
       f"{ {k: recipe[k] for k in keys} }; delete it or choose another directory"
     )
   return True
+
+
+def _major(recipe: dict[str, Any]) -> str:
+  """The part of the version that changes with the scenes."""
+  return str(recipe.get("version")).partition(".")[0]
 
 
 def _write(

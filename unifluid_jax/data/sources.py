@@ -1,4 +1,4 @@
-"""Records by index: prepared TFDS sets, JSONL + images, COCO captions.
+"""Records by index: prepared TFDS sets, JSONL, COCO captions, transfer tasks.
 
 A source is random-access and picklable, so that any process can read any
 record; nothing is decoded here. Cached VAE moments are read and written too.
@@ -8,7 +8,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -20,28 +20,11 @@ from jaxtyping import Float16, Int64
 from tensorflow_datasets.proto import tf_example_pb2
 
 from unifluid_jax.config import SourceConfig
+from unifluid_jax.data.records import BadRecord, Record
 
 _MAGIC = b"UFM1"
 _HEADER = struct.Struct("<4s3I")  # magic, h, w, 2c
 _LOGGED = 10  # bad lines named in the log, per source
-
-
-class BadRecord(ValueError):
-  """A record that cannot be used: unreadable, corrupt, or blank."""
-
-
-class Record(NamedTuple):
-  """One image with all its texts; what a format lacks is empty."""
-
-  id: str
-  image: bytes  # encoded file; empty for text alone
-  prompts: tuple[str, ...] = ()  # texts to draw it from
-  captions: tuple[str, ...] = ()
-  questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
-  edit: tuple[str, bytes] | None = None  # (instruction, encoded target)
-  moments: Any = None  # f16[h, w, 2c] of the VAE's posterior
-  kinds: tuple[str, ...] = ()  # of the questions, where the set names them
-  scene: str = ""  # what the image was drawn from, for evaluation
 
 
 class Source:
@@ -76,6 +59,17 @@ class Source:
       return record
     return record._replace(moments=self.moments[i])
 
+  def draw(self, i: int, turn: int, rng: np.random.Generator) -> Record:
+    """Record i as training shows it for the `turn`-th time, from 0.
+
+    Args:
+      i: its index.
+      turn: passes over the source before this one.
+      rng: of this example.
+    """
+    del turn, rng  # what is chosen anew each time, `transforms` chooses
+    return self[i]
+
   def indices(self, task: str) -> Int64[np.ndarray, "R"]:
     """Records that can serve a task, as far as the index of the set tells."""
     mask = self._reader.mask(task)
@@ -96,7 +90,9 @@ def open_source(
   Args:
     config: format, path and split. `path` may hold "{split}". For "coco" it
       is "annotations.json" or "annotations.json:imagedir", the latter
-      relative to the JSON file's folder, as file names in JSONL are.
+      relative to the JSON file's folder, as file names in JSONL are. For
+      "transfer" it is the name of a task of `tasks.ROWS`, for Parquet
+      formats a file or a folder of them.
     root: what `path` and `moments` are relative to.
     caption_prefix: a JSONL prefix that only asks for a caption.
     key: the source's place in the configuration, for messages.
@@ -107,15 +103,24 @@ def open_source(
     ValueError: not of that format, an unknown split, or moments of another
       data set.
   """
+  if config.format == "transfer":
+    from unifluid_jax.data import task_source  # which builds on this module
+
+    return task_source.TaskSource(config, root, key)
   path = config.path.replace("{split}", config.split)
   if config.format == "array_record":
     reader: Any = _TfdsReader(_found(root, path, key), config.split)
   elif config.format == "jsonl":
-    reader = _JsonlReader(_found(root, path, key), caption_prefix)
-  else:
+    reader = _JsonlReader(_found(root, path, key), caption_prefix,
+                          config.score, config.min_score)  # fmt: skip
+  elif config.format == "coco":
     stem, colon, folder = path.partition(".json:")
     file = stem + ".json" if colon else path
     reader = _CocoReader(_found(root, file, key), folder)
+  else:
+    from unifluid_jax.data import parquet  # slow to load
+
+    reader = parquet.open_rows(config, _found(root, path, key))
   for entry in reader.bad[:_LOGGED]:
     logging.warning("%s: %d bad; skipped %s", key, len(reader.bad), entry)
   if not moments or not config.moments:
@@ -189,6 +194,7 @@ class _TfdsReader:
       edit=edit,
       kinds=texts("questions/kind"),
       scene="".join(texts("scene")),
+      edit_scene="".join(texts("edit/scene")),
     )
 
 
@@ -211,22 +217,29 @@ class _JsonlReader:
   """Lines {"image": path, "prefix": str, "suffix": str}.
 
   The index holds offsets; a line is parsed again when it is read. A line
-  without an image serves text-only training.
+  without an image serves text-only training. With `score` only lines whose
+  number of that key is at least `min_score` are there.
   """
 
-  def __init__(self, path: str, caption_prefix: str):
+  def __init__(
+    self, path: str, caption_prefix: str, score: str, min_score: float
+  ):
     self._file = epath.Path(path)
     self._caption_prefix = caption_prefix.strip()
+    self._score, self._min_score = score, min_score
     index, bad, offset = [], [], 0
     with self._file.open("rb") as lines:
       for number, line in enumerate(lines, 1):
         if line.strip():
           try:
-            image, prefix, _ = self._parse(line)
-            index.append((offset, number, bool(image), not prefix))
+            image, prefix, _, good = self._parse(line)
+            if good:
+              index.append((offset, number, bool(image), not prefix))
           except BadRecord as error:
             bad.append(f"{path}:{number}: {error}")
         offset += len(line)
+    if score and not index:
+      raise ValueError(f"{path}: no line has {score} >= {min_score}")
     self.bad = tuple(bad)
     table = np.asarray(index, np.int64).reshape(-1, 4)
     self._lines = table[:, :2]
@@ -246,15 +259,15 @@ class _JsonlReader:
     offset, number = map(int, self._lines[i])
     with self._file.open("rb") as lines:
       lines.seek(offset)
-      image, prefix, suffix = self._parse(lines.readline())
+      image, prefix, suffix, _ = self._parse(lines.readline())
     name = f"{self._file}:{number}"
     data = _read(self._file.parent / image) if image else b""
     if prefix:
       return Record(name, data, questions=((prefix, suffix),))
     return Record(name, data, captions=(suffix,))
 
-  def _parse(self, line: bytes) -> tuple[str, str, str]:
-    """Image path, question ("" for a caption) and answer of a line."""
+  def _parse(self, line: bytes) -> tuple[str, str, str, bool]:
+    """Image path, question ("" for a caption), answer; whether it is kept."""
     try:
       entry = json.loads(line)
     except ValueError as error:
@@ -267,7 +280,11 @@ class _JsonlReader:
     image, prefix, suffix = (v.strip() for v in values)
     if not suffix:
       raise BadRecord("no suffix")
-    return image, "" if prefix == self._caption_prefix else prefix, suffix
+    score = entry.get(self._score) if self._score else self._min_score
+    if type(score) not in (int, float):
+      raise BadRecord(f"no number {self._score!r} to keep it by")
+    question = "" if prefix == self._caption_prefix else prefix
+    return image, question, suffix, score >= self._min_score
 
 
 class _CocoReader:

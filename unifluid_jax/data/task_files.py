@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from unifluid_jax.data.sources import BadRecord
+from unifluid_jax.data.records import BadRecord, Box
 
 Root = str | os.PathLike[str]
-Box = tuple[float, float, float, float]  # ymin, xmin, ymax, xmax
 
 
 class Example(NamedTuple):

@@ -49,6 +49,8 @@ class Row(NamedTuple):
   lr: float
   metric: str  # a name of evals.answers.METRICS
   train_size: int  # published examples (captions: images) of `final`
+  held: int = 0  # of these, in what `train` leaves out of `final`
+  images: int = 1  # that a question is about
   target: str = "cycle"  # an answer by turns; "random" one; "choice"; "letter"
   lower: bool = False  # lower-case the answers to train on
   weight_decay: float = 0.0
@@ -129,14 +131,14 @@ ROWS: tuple[Row, ...] = (
     reader=photographs.aokvqa, train=("train",), split="val",
     final=("train+val",), server="test", prefix=CHOOSE, target="choice",
     length=128, epochs=15, batch=128, lr=5e-6, lr2=3e-6, metric="exact",
-    train_size=18_201, folder="aokvqa",
+    train_size=18_201, held=1145, folder="aokvqa",
   ),
   Row(
     name="aokvqa_da", title="AOKVQA-DA", run="aokvqa_da",
     reader=photographs.aokvqa, train=("train",), split="val",
     final=("train+val",), server="test", prefix=ASK, length=32, epochs=10,
     batch=128, lr=5e-6, lr2=3e-6, metric="vqa_simple", train_size=18_201,
-    folder="aokvqa",
+    held=1145, folder="aokvqa",
   ),
   Row(
     name="gqa", title="GQA", run="gqa", reader=photographs.gqa,
@@ -148,7 +150,7 @@ ROWS: tuple[Row, ...] = (
     name="nlvr2", title="NLVR2", run="nlvr2", reader=photographs.nlvr2,
     train=("train+dev",), split="test1", prefix=ASK, length=64, epochs=3,
     batch=256, lr=1e-5, weight_decay=1e-6, lr2=6e-6, metric="exact",
-    train_size=93_355,
+    train_size=93_355, images=2,
   ),
   Row(
     name="ai2d", title="AI2D", run="ai2d", reader=texts.ai2d,
@@ -181,6 +183,7 @@ ROWS: tuple[Row, ...] = (
     reader=photographs.vizwiz, train=("train",), split="val",
     final=("train+val",), server="test", prefix=ASK, length=48, epochs=10,
     batch=256, lr=1e-5, lr2=1e-5, metric="vqa_simple", train_size=24_842,
+    held=4319,
   ),
   _TALLYQA,
   _TALLYQA._replace(
@@ -194,29 +197,43 @@ ROWS: tuple[Row, ...] = (
     name="textvqa", title="TextVQA", run="textvqa", reader=texts.textvqa,
     train=("train",), split="val", final=("train+val",), server="test",
     prefix=ASK, length=32, epochs=5, batch=256, lr=3e-6, lr2=3e-6,
-    metric="vqa_v2", train_size=39_602,
+    metric="vqa_v2", train_size=39_602, held=5000,
   ),
   Row(
     name="docvqa", title="DocVQA", run="docvqa", reader=texts.docvqa,
     train=("train",), split="val", final=("train+val",), server="test",
     prefix=PLAIN, target="random", length=32, epochs=10, batch=256, lr=1e-5,
     weight_decay=1e-6, lr2=6e-6, metric="anls", train_size=44_812,
+    held=5349,
   ),
   Row(
     name="infovqa", title="InfoVQA", run="infovqa", reader=texts.infovqa,
     train=("train",), split="val", final=("train+val",), server="test",
     prefix=ASK, lower=True, length=48, epochs=3, batch=256, lr=1e-5,
     weight_decay=1e-6, smoothing=0.4, lr2=3e-6, metric="anls",
-    train_size=26_747,
+    train_size=26_747, held=2801,
   ),
   Row(
     name="stvqa", title="ST-VQA", run="stvqa", reader=texts.stvqa,
     train=("train",), split="val", final=("train+val",), server="test",
     prefix=ASK, lower=True, length=48, epochs=3, batch=256, lr=1e-5,
     weight_decay=1e-6, smoothing=0.1, lr2=6e-6, metric="anls",
-    train_size=26_074,
+    train_size=26_074, held=2628,
   ),
 )  # fmt: skip
+
+
+def named(name: str) -> Row:
+  """The row of a name, or the first one of the fine-tuning run so named.
+
+  Raises:
+    ValueError: neither; the message names the rows.
+  """
+  for row in ROWS:
+    if name in (row.name, row.run):
+      return row
+  known = ", ".join(row.name for row in ROWS)
+  raise ValueError(f"no transfer task {name!r}: use one of {known}")
 
 
 def rows(run: str) -> tuple[Row, ...]:
@@ -316,6 +333,13 @@ def targets(
   if row.lower:
     return tuple(a.lower() for a in example.answers)
   return example.answers
+
+
+def answered(row: Row, example: Example) -> bool:
+  """Whether `targets` gives at least one text that is not blank."""
+  if row.target in ("choice", "letter") and example.prefix is None:
+    return 0 <= example.correct < len(example.choices)
+  return any(a.strip() for a in example.answers)
 
 
 def _order(example: Example, order: Sequence[int]) -> Sequence[int]:

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unifluid_jax.data.sources import BadRecord, Record
+from unifluid_jax.data import paint
+from unifluid_jax.data.records import BadRecord, Marks, Record
 from unifluid_jax.data.text import Tokenizer
 from unifluid_jax.types import Edit, ImageToText, TextOnly, TextToImage
 
@@ -53,6 +54,7 @@ class Recipe:
   caption_prefix: str  # the question that asks for a caption
   flip: bool = False
   edit_latents: bool = False  # edits carry the source at the VAE's size too
+  images: int = 1  # of an understanding example
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
@@ -118,25 +120,53 @@ def centre_crop_resize(
 
 
 def squash_resize(
-  image: UInt8[np.ndarray, "H W 3"], size: int
-) -> UInt8[np.ndarray, "S S 3"]:
+  image: UInt8[np.ndarray, "*F H W 3"], size: int
+) -> UInt8[np.ndarray, "*F S S 3"]:
   """The whole image as a square, aspect not kept, for the vision encoder.
 
   Differs: always antialiased; PaliGemma's transfers vary by task.
 
   Args:
-    image: RGB.
+    image: RGB; several on top of one another are resized one by one.
     size: side of the result.
   """
-  if image.shape[:2] == (size, size):
+  if image.shape[-3:-1] == (size, size):
     return image
+  if image.ndim > 3:
+    return np.stack([squash_resize(frame, size) for frame in image])
   picture = Image.fromarray(image)
   return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
 
 
+def view(record: Record, size: int) -> UInt8[np.ndarray, "*F S S 3"]:
+  """What the vision encoder is shown: an image, or several in a stack.
+
+  Args:
+    record: its images, and what is done to them.
+    size: side of the result.
+
+  Raises:
+    BadRecord: a corrupt image.
+  """
+  files = (record.image, *record.more)
+  frames = [_shown(decode_image(f), record.marks, size) for f in files]
+  return np.stack(frames) if record.more else frames[0]
+
+
+def _shown(
+  image: UInt8[np.ndarray, "H W 3"], marks: Marks, size: int
+) -> UInt8[np.ndarray, "S S 3"]:
+  """Letters belong to the image's own pixels, the box to the resized ones."""
+  image = paint.letters(np.rot90(image, marks.turns), marks.letters)
+  square = squash_resize(image, size)
+  if marks.box is None:
+    return square
+  return paint.outline(square, marks.box, image.shape[0] / image.shape[1])
+
+
 def to_float(
-  image: UInt8[np.ndarray, "H W 3"],
-) -> Float32[np.ndarray, "H W 3"]:
+  image: UInt8[np.ndarray, "*F H W 3"],
+) -> Float32[np.ndarray, "*F H W 3"]:
   """Pixels in [-1, 1]."""
   return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
@@ -195,9 +225,12 @@ def to_image_to_text(
     answer = _choose(record.captions, rng, "caption")
   else:
     question, answer = _choose_pair(record.questions, rng)
-  image = squash_resize(decode_image(record.image), recipe.vit_size)
+  if 1 + len(record.more) != recipe.images:
+    raise BadRecord(
+      f"{1 + len(record.more)} images, but data.images={recipe.images}"
+    )
   return ImageToText(
-    to_float(image),
+    to_float(view(record, recipe.vit_size)),
     recipe.tokenizer.prefix_row(question, recipe.prefix),
     recipe.tokenizer.suffix_row(answer, recipe.suffix),
   )

@@ -1,7 +1,7 @@
 """What metrics are given and give back: a subject, data, an outcome.
 
-A subject is a loaded model seen from outside: it draws prompts and answers
-questions.
+A subject is a loaded model seen from outside: it draws prompts, edits images
+and answers questions.
 """
 
 import functools
@@ -24,6 +24,11 @@ class Subject(Protocol):
   def answers(self, images: Any, questions: Sequence[str]) -> list[str]:
     """One decoded answer an image and question."""
 
+  def edits(
+    self, images: Any, instructions: Sequence[str], seeds: Sequence[int]
+  ) -> Any:
+    """uint8 [n, H, W, 3]: the images, changed as told."""
+
   def reconstruct(self, images: Any) -> Any:
     """uint8 [n, H, W, 3] through the tokenizer and back."""
 
@@ -31,12 +36,14 @@ class Subject(Protocol):
 class Shown(NamedTuple):
   """One example for the report."""
 
-  kind: str  # "generated", "caption" or "answer"
-  image: Any  # u8[H, W, 3]
+  kind: str  # "generated", "caption", "answer" or "edit"
+  image: Any  # u8[H, W, 3]; of an edit the result
   prompt: str
   output: str = ""
   truth: str = ""
   correct: bool | None = None
+  source: Any = None  # u8[H, W, 3] of an edit
+  target: Any = None  # u8[H, W, 3] of an edit
 
 
 class Outcome(NamedTuple):

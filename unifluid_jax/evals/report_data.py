@@ -19,6 +19,7 @@ _HEADLINES = {
   "captions/cider_d": "CIDEr-D",
   "vqa/all": "VQA",
   "fid/generated": "Fréchet distance",
+  "edits/success": "Edits done",
 }
 _LOWER = ("fid/generated", "fid/real", "fid/ratio")
 
@@ -68,6 +69,11 @@ def write(
         if s.kind == "generated"
       ),
       understanding=_understanding(shown),
+      edits=tuple(
+        report.EditSample(s.prompt, s.source, s.image, s.target, s.correct)
+        for s in shown
+        if s.kind == "edit"
+      ),
       notes=_notes(good, results, step),
     ),
   )

@@ -202,38 +202,47 @@ def sample_tokens(
   *,
   limit: float = math.inf,
   hoist_bytes: int = HOIST_BYTES,
+  z_none: Float[Array, "B Z"] | None = None,
+  image_cfg: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "B C"]:
   """Draws one token for each row.
 
   Guidance acts on the predicted noise only; the variance is the conditional
-  one, and both predictions see the same noisy token (MAR models/diffloss.py).
+  one, and all predictions see the same noisy token (MAR models/diffloss.py).
 
   Args:
     head: the module.
     params: its parameters, without a collection name.
     schedule: of the sampling steps.
     z: conditions.
-    z_null: conditions of the empty prompt; None is no guidance, at half the
-      work.
+    z_null: conditions of the empty prompt (of an edit, with its source); None
+      is no guidance, at half the work.
     keys: one per row; a row depends on its own key only.
     cfg: guidance scale; 1 is no guidance.
     temperature: of the noise added at each step.
     limit: of predicted clean tokens, see `diffusion.ancestral_sample`.
     hoist_bytes: static; modulations of as many steps as fit in it are
       computed at once. It changes speed and memory, not the result.
+    z_none: conditions of neither prompt nor source, for edits with a scale of
+      their own towards the source; needs z_null.
+    image_cfg: that scale; without z_none it is unused.
   """
   variables = {"params": params}
-  rows = z if z_null is None else jnp.concatenate([z, z_null])
+  given = [c for c in (z, z_null, z_none) if c is not None]
+  rows = jnp.concatenate(given)
 
   def denoise(x, modulations):
-    if z_null is None:
-      return head.apply(variables, x, modulations, method="denoise")
-    both = jnp.concatenate([x, x])
-    out = head.apply(variables, both, modulations, method="denoise")
-    cond, null = jnp.split(out, 2)
-    eps, value = jnp.split(cond, 2, axis=-1)
-    eps = sampling.guide(eps, jnp.split(null, 2, axis=-1)[0], cfg)
-    return jnp.concatenate([eps, value], axis=-1)
+    same = jnp.concatenate([x] * len(given))
+    out = head.apply(variables, same, modulations, method="denoise")
+    if len(given) == 1:
+      return out
+    eps, value = jnp.split(out, 2, axis=-1)
+    cond, *others = jnp.split(eps, len(given))
+    if z_none is None:
+      eps = sampling.guide(cond, *others, cfg)
+    else:
+      eps = sampling.guide_edit(cond, *others, cfg, image_cfg)
+    return jnp.concatenate([eps, value[: len(x)]], axis=-1)
 
   def run_of_steps(x, part):
     modulations = head.apply(

@@ -17,8 +17,13 @@ def chunked_cross_entropy(
   hidden: Float[Array, "B A D"],
   targets: Int[Array, "B A"],
   chunk: int,
+  smoothing: float = 0.0,
 ) -> tuple[Float[Array, "B A"], Float[Array, "B A"]]:
   """Negative log-likelihood and top-1 hits of every position.
+
+  With label smoothing e the target distribution is 1 - e on the id and
+  e / (V - 1) on every other (big_vision's weighted_softmax_xent); the loss is
+  the cross entropy with it, so that it does not reach 0.
 
   Args:
     logits_of: hidden [..., D] → float32 logits [..., V].
@@ -26,9 +31,10 @@ def chunked_cross_entropy(
     targets: ids to predict there.
     chunk: positions of the answer axis computed at once; the batch axis stays
       whole, so its sharding does too.
+    smoothing: e, in [0, 1).
 
   Returns:
-    nll in nats, and 1.0 where the largest logit is the target.
+    The loss in nats, and 1.0 where the largest logit is the target.
   """
   b, a, d = hidden.shape
   chunk = min(chunk, a)
@@ -42,6 +48,9 @@ def chunked_cross_entropy(
     logits = logits_of(h)
     picked = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
     nll = jax.nn.logsumexp(logits, axis=-1) - picked
+    if smoothing:  # else the other logits need not be summed
+      others = (logits.sum(axis=-1) - picked) / (logits.shape[-1] - 1)
+      nll = nll + smoothing * (picked - others)
     hits = (jnp.argmax(logits, axis=-1) == t).astype(jnp.float32)
     return nll, hits
 

@@ -1,7 +1,8 @@
 """Rules of inference: guidance, token picking, text decoding, beam search.
 
 Text rules are those of PaliGemma (big_vision trainers/proj/paligemma
-predict_fns.py); guidance is Ho and Salimans' (arXiv 2207.12598).
+predict_fns.py); guidance is Ho and Salimans' (arXiv 2207.12598), of edits
+InstructPix2Pix's (arXiv 2211.09800 §3.2.1).
 """
 
 from collections.abc import Callable
@@ -25,6 +26,28 @@ def guide(
 ) -> Float[Array, "*rows C"]:
   """Guided prediction null + scale (cond - null); scale 1 is no guidance."""
   return null + scale * (cond - null)
+
+
+def guide_edit(
+  cond: Float[Array, "*rows C"],
+  source: Float[Array, "*rows C"],
+  null: Float[Array, "*rows C"],
+  scale: float | Float[Array, ""],
+  image_scale: float | Float[Array, ""],
+) -> Float[Array, "*rows C"]:
+  """Guided prediction of an edit.
+
+  null + image_scale (source - null) + scale (cond - source): with equal scales
+  `guide` between cond and null, with image_scale 1 between cond and source.
+
+  Args:
+    cond: given source image and instruction.
+    source: given the source image alone.
+    null: given neither.
+    scale: towards the instruction.
+    image_scale: towards the source image.
+  """
+  return guide(source, null, image_scale) + scale * (cond - source)
 
 
 def cfg_scale(

@@ -55,6 +55,22 @@ def null_prompt(text: Int[Array, "B P"]) -> Int[Array, "B P"]:
   return jnp.full_like(text, PAD).at[:, -1].set(BOS)
 
 
+def hide_source(prompts: Packed, text: int, hidden: Bool[Array, "B"]) -> Packed:
+  """Prompts with an unseen source image: the null condition of edits.
+
+  The source's slots become invalid. No query sees them and positions do not
+  count them, so what is left equals a prompt that never had a source.
+
+  Args:
+    prompts: source parts, then the slot of the instruction.
+    text: P, width of that slot.
+    hidden: rows whose source is hidden.
+  """
+  slots = jnp.arange(prompts.x.shape[1])
+  source = slots < prompts.x.shape[1] - text
+  return prompts._replace(valid=prompts.valid & ~(hidden[:, None] & source))
+
+
 def positions(valid: Bool[Array, "B T"]) -> Int[Array, "B T"]:
   """Sequence positions that count valid tokens only; pads repeat one."""
   counted = jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1

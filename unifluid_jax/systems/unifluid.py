@@ -100,11 +100,16 @@ class UniFluid:
     )
 
   def embed_pixels(
-    self, params: Params, images: Float[Array, "B H W 3"]
+    self, params: Params, images: Float[Array, "B *F H W 3"]
   ) -> Float[Array, "B n D"]:
-    """Vision features, projected; not scaled, as in PaliGemma."""
-    features = self.vit.apply({"params": params["vit"]}, images)
-    return self.project.apply({"params": params["projector"]}, features)
+    """Vision features, projected; not scaled, as in PaliGemma.
+
+    Features of F images follow one another, with nothing between them.
+    """
+    frames = images.reshape(-1, *images.shape[-3:])
+    features = self.vit.apply({"params": params["vit"]}, frames)
+    x = self.project.apply({"params": params["projector"]}, features)
+    return x.reshape(images.shape[0], -1, x.shape[-1])
 
   def embed_tokens(
     self, params: Params, x: Float[Array, "B n C"]
@@ -221,9 +226,14 @@ class UniFluid:
     b, n, _ = x.shape
     cells = order.sample_orders(k_order, b, n, r)
     x = order.take_tokens(x, cells)
-    drop = jax.random.bernoulli(k_drop, c.loss.prompt_dropout, (b, 1))
-    text = jnp.where(drop, packing.null_prompt(prompts.text), prompts.text)
+    # One draw for both: with equal rates p of edits, p/2 lose their text
+    # alone, p/2 their source alone, p/2 both, as InstructPix2Pix trains.
+    u, p = jax.random.uniform(k_drop, (b, 1)), c.loss.prompt_dropout
+    text = jnp.where(u < p, packing.null_prompt(prompts.text), prompts.text)
     head = self.prompt_parts(params, frozen, prompts._replace(text=text))
+    if prompts.source is not None and c.loss.image_dropout:
+      hidden = (u >= p / 2) & (u < p / 2 + c.loss.image_dropout)
+      head = packing.hide_source(head, text.shape[1], hidden[:, 0])
     tail = self.embed_image(params, x, cells)
     packed = packing.join([head, packing.causal(tail, packing.all_valid(tail))])
     return packed, x
@@ -282,11 +292,12 @@ class UniFluid:
     return mse + vb, {"loss_visual": mse + vb, "mse": mse, "vb": vb}
 
   def _text_loss(self, params, tasks, hidden, texts):
-    """Mean NLL of all answer tokens.
+    """Cross entropy of the answers; labels smoothed if configured.
 
-    Differs: PaliGemma averages within each answer first, which gives a word
-    of a long answer less weight; UniFluid does not say. Captions of the
-    embedded world are learned faster this way (docs/results.md).
+    The mean is over all answer tokens, or within each answer first, as
+    PaliGemma's, which gives a word of a long answer less weight. UniFluid
+    does not say; captions of the embedded world are learned faster the first
+    way (docs/results.md), transfers take the second.
     """
     h, suffix = [], []
     for i, target in texts:
@@ -306,10 +317,14 @@ class UniFluid:
       h,
       suffix,
       self.config.loss.vocab_chunk,
+      self.config.loss.label_smoothing,
     )
     mask = (suffix != PAD).astype(jnp.float32)
     count = jnp.maximum(mask.sum(), 1)
     loss, accuracy = (nll * mask).sum() / count, (hits * mask).sum() / count
+    if self.config.loss.text_mean == "answers":
+      lengths = jnp.maximum(mask.sum(axis=1), 1)
+      loss = ((nll * mask).sum(axis=1) / lengths).mean()
     return loss, {"loss_text": loss, "text_accuracy": accuracy}
 
   # ------------------------------------------------------------------ decode
@@ -332,7 +347,7 @@ class UniFluid:
     self,
     params: Params,
     frozen: Any,
-    images: Float[Array, "B H W 3"] | None,
+    images: Float[Array, "B *F H W 3"] | None,
     prefix: Int[Array, "B P"],
     sampling: Any,
   ) -> Int[Array, "B A"]:

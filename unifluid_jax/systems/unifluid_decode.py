@@ -2,6 +2,7 @@
 
 Paper: UniFluid §4.2. The prompt is prefilled once; then one scan over the
 image tokens (or text positions), conditional and null rows in one batch.
+Edits may have two null conditions, as InstructPix2Pix (arXiv 2211.09800).
 """
 
 import math
@@ -40,7 +41,10 @@ def generate(
     prompts: B rows.
     key: one key, split by row, or one key a row; row i depends on its own
       key only, whatever the batch.
-    config: steps, guidance, temperature, order.
+    config: steps, guidance, temperature, order. With `image_cfg` of 1 the
+      null condition of an edit is its source without instruction; otherwise
+      there is a second, neither of them, which the run must have been trained
+      with (`loss.image_dropout`).
     cells: the order in which cells are drawn; default as `config.order`.
   """
   m = system.config.model
@@ -63,17 +67,18 @@ def generate(
 def _image_tokens(system, params, frozen, prompts, cells, keys, config):
   """Tokens [B, N, C] in the order they were drawn."""
   b, n = cells.shape
-  guided = config.cfg != 1.0
+  thrice = prompts.source is not None and config.image_cfg != 1.0
+  guided = config.cfg != 1.0 or thrice
   schedule = diffusion.respace(config.steps)
   table = params["image"]
-  packed = system.prompt_parts(params, frozen, prompts)
+  conditions = [system.prompt_parts(params, frozen, prompts)]
   if guided:
     null = prompts._replace(text=packing.null_prompt(prompts.text))
-    packed = jax.tree.map(
-      lambda c, u: jnp.concatenate([c, u]),
-      packed,
-      system.prompt_parts(params, frozen, null),
-    )
+    conditions.append(system.prompt_parts(params, frozen, null))
+  if thrice:
+    hidden, width = jnp.ones(b, bool), prompts.text.shape[1]
+    conditions.append(packing.hide_source(conditions[1], width, hidden))
+  packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
   rows = packed.x.shape[0]
   cache, _ = prefill(system, params, packed, n)
   start = packed.x.shape[1]
@@ -105,11 +110,13 @@ def _image_tokens(system, params, frozen, prompts, cells, keys, config):
       params["head"],
       schedule,
       z[:b],
-      z[b:] if guided else None,
+      z[b : 2 * b] if guided else None,
       jax.vmap(lambda k: jax.random.fold_in(k, i))(keys),
       sampling.cfg_scale(config.cfg_schedule, config.cfg, i, n),
       config.temperature,
       limit=config.clip or math.inf,
+      z_none=z[2 * b :] if thrice else None,
+      image_cfg=sampling.cfg_scale(config.cfg_schedule, config.image_cfg, i, n),
     )
     return (cache, token), token
 
@@ -150,7 +157,7 @@ def prefill(system: Any, params: Params, packed: Any, room: int) -> Any:
 def answer(
   system: Any,
   params: Params,
-  images: Float[Array, "B H W 3"] | None,
+  images: Float[Array, "B *F H W 3"] | None,
   prefix: Int[Array, "B P"],
   config: SamplingConfig,
 ) -> Int[Array, "B A"]:

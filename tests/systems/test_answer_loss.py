@@ -1,0 +1,82 @@
+"""The text loss by hand: smoothing, means; several images of a question."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.systems.conftest import tiny
+from unifluid_jax.models import gemma
+from unifluid_jax.systems.unifluid import UniFluid
+from unifluid_jax.types import EOS
+
+RNG = np.random.default_rng(0)
+SUFFIX = np.array([[5, EOS, 0, 0], [7, 8, 9, EOS]], np.int32)
+
+
+def losses(**changes):
+  """The loss of two answers, and the log-probabilities it is made of."""
+  config = tiny(**changes)
+  d = config.model.decoder
+  table = RNG.normal(size=(d.vocab, d.width)).astype(np.float32)
+  hidden = RNG.normal(size=(2, 9, d.width)).astype(np.float32)
+  task = jax.ShapeDtypeStruct((2, 9), jnp.float32)  # length 9, answers last
+
+  class Task:
+    x = task
+
+  loss, metrics = UniFluid(config)._text_loss(
+    {"decoder": {"embedder": {"table": jnp.asarray(table)}}},
+    [Task],
+    [jnp.asarray(hidden)],
+    [(0, jnp.asarray(SUFFIX))],
+  )
+  logits = gemma.logits(d, jnp.asarray(table), jnp.asarray(hidden[:, 5:]))
+  return loss, metrics, np.asarray(jax.nn.log_softmax(logits), np.float64)
+
+
+def nll(log_p, i, j, smoothing=0.0):
+  """Cross entropy of one token with its smoothed target."""
+  row = log_p[i, j]
+  q = np.full(row.size, smoothing / (row.size - 1))
+  q[SUFFIX[i, j]] = 1 - smoothing
+  return -(q * row).sum()
+
+
+def test_mean_over_tokens_or_over_answers():
+  loss, _, p = losses()
+  tokens = [nll(p, 0, j) for j in range(2)] + [nll(p, 1, j) for j in range(4)]
+  np.testing.assert_allclose(loss, np.mean(tokens), rtol=1e-5)
+  loss, metrics, p = losses(loss__text_mean="answers")
+  short = np.mean([nll(p, 0, j) for j in range(2)])
+  long = np.mean([nll(p, 1, j) for j in range(4)])
+  np.testing.assert_allclose(loss, (short + long) / 2, rtol=1e-5)
+  assert metrics["loss_text"] == loss
+
+
+def test_smoothing_comes_from_the_configuration():
+  loss, _, p = losses(loss__label_smoothing=0.3)
+  tokens = [nll(p, 0, j, 0.3) for j in range(2)]
+  tokens += [nll(p, 1, j, 0.3) for j in range(4)]
+  np.testing.assert_allclose(loss, np.mean(tokens), rtol=1e-5)
+
+
+def test_several_images_are_seen_one_after_another():
+  class Rows:
+    """An encoder whose tokens are an image's rows."""
+
+    def apply(self, variables, images):
+      del variables
+      return images.reshape(*images.shape[:2], -1)
+
+  system = UniFluid(tiny())
+  system.vit = Rows()
+  width = system.config.model.decoder.width
+  kernel = RNG.normal(size=(6, width)).astype(np.float32)
+  projector = {"kernel": jnp.asarray(kernel), "bias": jnp.ones(width)}
+  pixels = RNG.uniform(-1, 1, (2, 3, 4, 2, 3)).astype(np.float32)
+  params = {"vit": {}, "projector": projector}
+  seen = system.embed_pixels(params, jnp.asarray(pixels))
+  want = pixels.reshape(2, 12, 6) @ kernel + 1
+  np.testing.assert_allclose(seen, want, rtol=1e-5, atol=1e-5)
+  one = system.embed_pixels(params, jnp.asarray(pixels[:, 1]))
+  np.testing.assert_allclose(one, want[:, 4:8], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,34 @@
+"""What a data set gives: records, and the error of one that cannot be used."""
+
+from typing import Any, NamedTuple
+
+Box = tuple[float, float, float, float]  # ymin, xmin, ymax, xmax
+
+
+class BadRecord(ValueError):
+  """A record that cannot be used: unreadable, corrupt, or blank."""
+
+
+class Marks(NamedTuple):
+  """What is done to an image before the vision encoder sees it."""
+
+  turns: int = 0  # counter-clockwise quarter turns that set it upright
+  letters: tuple[tuple[str, Box], ...] = ()  # painted over texts; pixels
+  box: Box | None = None  # outlined, in units of the image's height
+
+
+class Record(NamedTuple):
+  """One image with all its texts; what a format lacks is empty."""
+
+  id: str
+  image: bytes  # encoded file; empty for text alone
+  prompts: tuple[str, ...] = ()  # texts to draw it from
+  captions: tuple[str, ...] = ()
+  questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
+  edit: tuple[str, bytes] | None = None  # (instruction, encoded target)
+  moments: Any = None  # f16[h, w, 2c] of the VAE's posterior
+  kinds: tuple[str, ...] = ()  # of the questions, where the set names them
+  scene: str = ""  # what the image was drawn from, for evaluation
+  edit_scene: str = ""  # what the edit's target was drawn from
+  more: tuple[bytes, ...] = ()  # further images that the questions speak of
+  marks: Marks = Marks()

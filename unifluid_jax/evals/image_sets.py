@@ -1,0 +1,166 @@
+"""Sets of image files to be scored: folders, COCO, prepared data sets.
+
+A set only names its images and reads their bytes; what is decoded is streamed
+in batches, so that a set may be larger than memory.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from unifluid_jax.config import SourceConfig
+from unifluid_jax.data import sources, transforms
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_THREADS = 16  # that read and decode
+
+
+class ImageSet(NamedTuple):
+  """Encoded images by index."""
+
+  source: str  # what it is, for results
+  names: Sequence[str]  # of every image, for errors
+  read: Callable[[int], bytes]
+
+
+def open_set(path: str, split: str = "train") -> ImageSet:
+  """The images at a path, by what it is.
+
+  Args:
+    path: a folder of images, read recursively; a COCO JSON (captions or
+      instances), "FILE.json" or "FILE.json:IMAGEDIR" with a folder relative
+      to the file's; or a prepared ArrayRecord data set.
+    split: of a prepared data set.
+
+  Raises:
+    FileNotFoundError: nothing there.
+    ValueError: no images in it.
+  """
+  if path.endswith(".json") or ".json:" in path:
+    return coco_set(path)
+  where = epath.Path(path)
+  if not where.is_dir():
+    raise FileNotFoundError(
+      f"no images at {path}: expected a folder of images, a COCO .json or a "
+      "prepared data set"
+    )
+  depths = ("", "*/", "*/*/")
+  if any(list(where.glob(d + "dataset_info.json")) for d in depths):
+    return _prepared_set(path, split)
+  files = sorted(_files_below(where))
+  if not files:
+    raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+  return files_set(path, files)
+
+
+def _files_below(folder: epath.Path) -> Iterator[str]:
+  """Image files; epath's own recursion refuses buckets."""
+  for entry in folder.iterdir():
+    if entry.name.startswith("."):
+      continue
+    if entry.suffix.lower() in SUFFIXES:
+      yield os.fspath(entry)
+    elif entry.is_dir():
+      yield from _files_below(entry)
+
+
+def files_set(source: str, files: Sequence[str]) -> ImageSet:
+  """Image files by their full paths."""
+  return ImageSet(source, files, lambda i: epath.Path(files[i]).read_bytes())
+
+
+def coco_set(path: str) -> ImageSet:
+  """All images that a COCO JSON lists; see `open_set`."""
+  content, folder = read_coco(path)
+  files = [os.fspath(folder / entry["file_name"]) for entry in content]
+  if not files:
+    raise ValueError(f"{path} lists no images")
+  return files_set(path, files)
+
+
+def read_coco(path: str) -> tuple[list[dict], epath.Path]:
+  """The `images` of a COCO JSON, each with its captions, and their folder.
+
+  Args:
+    path: "FILE.json", images beside it, or "FILE.json:IMAGEDIR".
+
+  Returns:
+    {"id", "file_name", "captions": [...]} an image, in the file's order.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: not of that format.
+  """
+  stem, _, folder = path.partition(".json:")
+  file = epath.Path(path if not folder else stem + ".json")
+  if not file.exists():
+    raise FileNotFoundError(f"no COCO file at {file}")
+  try:
+    content = json.loads(file.read_text())
+    images = {
+      e["id"]: {"id": e["id"], "file_name": e["file_name"], "captions": []}
+      for e in content["images"]
+    }
+    for entry in content.get("annotations", ()):
+      if "caption" in entry:
+        images[entry["image_id"]]["captions"].append(entry["caption"].strip())
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{file} is no COCO captions or instances file: {error!r}"
+    ) from error
+  return list(images.values()), file.parent / folder
+
+
+def _prepared_set(path: str, split: str) -> ImageSet:
+  """A data set in ArrayRecord format, as training reads it."""
+  config = SourceConfig(format="array_record", path=path, split=split)
+  try:
+    records = sources.open_source(config, "", "", "--reference")
+  except (KeyError, ValueError) as error:
+    raise ValueError(f"{path}, split {split!r}: {error}") from error
+  names = [f"{path} {split} record {i}" for i in range(len(records))]
+  return ImageSet(f"{path} {split}", names, lambda i: records[i].image)
+
+
+def decode(images: ImageSet, i: int, crop: int) -> UInt8[np.ndarray, "H W 3"]:
+  """One image as RGB.
+
+  Args:
+    images: the set.
+    i: index.
+    crop: side of the central square it is reduced to (ADM's rule, as
+      training images are); 0: the whole image.
+
+  Raises:
+    ValueError: it is missing or damaged; names the file.
+  """
+  try:
+    image = transforms.decode_image(images.read(i))
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"{images.names[i]}: {error}; replace the file, or take it out of the set"
+    ) from error
+  return transforms.centre_crop_resize(image, crop) if crop else image
+
+
+def batches(
+  images: ImageSet, indices: Sequence[int], size: int, crop: int
+) -> Iterator[list[np.ndarray]]:
+  """Decoded images, `size` at a time; threads read the next batch ahead."""
+  chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
+  with ThreadPoolExecutor(_THREADS) as pool:
+
+    def submit(chunk):
+      return [pool.submit(decode, images, i, crop) for i in chunk]
+
+    ahead = submit(chunks[0] if chunks else ())
+    for following in [*chunks[1:], ()]:
+      ready, ahead = ahead, submit(following)
+      if ready:
+        yield [future.result() for future in ready]

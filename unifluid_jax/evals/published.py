@@ -1,0 +1,159 @@
+"""Fréchet Inception distances as papers report them, from files to a result.
+
+Each function returns what is printed and stored; nothing is hidden in it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from unifluid_jax.evals import drawn_images, image_fid, image_sets
+from unifluid_jax.evals.drawn_images import Painter
+from unifluid_jax.evals.image_fid import Features, Measured
+from unifluid_jax.evals.image_sets import ImageSet
+from unifluid_jax.evals.published_prompts import PromptSet
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Against:
+  """What generated images are compared with.
+
+  Attributes:
+    path: see `image_fid.reference`; empty: the prompts' own images.
+    split: of a prepared data set.
+    save: .npz to store the reference's statistics in; empty: nowhere.
+    crop: side of the central squares of both sets; 0: whole images.
+  """
+
+  path: str = ""
+  split: str = "train"
+  save: str = ""
+  crop: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A model that draws, and where.
+
+  Attributes:
+    painter: the model.
+    folder: of its images.
+    rows: images at once.
+    made_by: run, step and sampling options, as JSON.
+  """
+
+  painter: Painter
+  folder: str
+  rows: int
+  made_by: Mapping[str, Any]
+
+
+def folder_fid(
+  net: Features, images: str, against: Against, say: Say
+) -> dict[str, Any]:
+  """Distance of the images at a path to a reference."""
+  if not against.path:
+    raise ValueError("--reference is missing: what should it be compared with?")
+  generated = image_sets.open_set(images, against.split)
+  real = _reference(net, against, None, say)
+  made = image_fid.measure(net, generated, against.crop, say)
+  result = {"metric": "fid", **image_fid.compare(real, made)}
+  say(image_fid.line("fid", result))
+  return result
+
+
+def coco_fid(
+  net: Features, run: Run, prompts: PromptSet, against: Against, say: Say
+) -> dict[str, Any]:
+  """Draws captions and compares: COCO-30K with 30,000 of them."""
+  _draw(run, prompts, say)
+  real = _reference(net, against, prompts, say)
+  made = image_fid.measure(net, _drawn(run, prompts), against.crop, say)
+  result = image_fid.compare(real, made)
+  result = {"metric": "coco_fid", **result, "made_by": dict(run.made_by)}
+  say(image_fid.line("coco_fid", result))
+  return result
+
+
+def mjhq_fid(
+  net: Features, run: Run, prompts: PromptSet, crop: int, say: Say
+) -> dict[str, Any]:
+  """Draws MJHQ-30K's prompts; the distance of all and of each category.
+
+  Categories of a sample with a single image have no distance and are left
+  out; `by_category` names what was compared.
+  """
+  _draw(run, prompts, say)
+  drawn, groups = _drawn(run, prompts), sorted(set(prompts.groups))
+  parts: dict[str, tuple[Measured, Measured]] = {}
+  for group in groups:
+    indices = [i for i, g in enumerate(prompts.groups) if g == group]
+    kind = f"images of the drawn prompts, {group}"
+    parts[group] = (
+      image_fid.measure(net, _some(prompts.real, indices), crop, say, kind),
+      image_fid.measure(net, _some(drawn, indices), crop, say, kind),
+    )
+  real, made = (
+    _joined([pair[side] for pair in parts.values()]) for side in (0, 1)
+  )
+  result = {
+    "metric": "mjhq_fid",
+    **image_fid.compare(real, made),
+    "by_category": {
+      group: image_fid.compare(*pair)
+      for group, pair in parts.items()
+      if pair[0].record.count > 1
+    },
+    "made_by": dict(run.made_by),
+  }
+  for group, found in result["by_category"].items():
+    say(image_fid.line(f"mjhq_fid/{group}", found))
+  say(image_fid.line("mjhq_fid", result))
+  return result
+
+
+def _draw(run: Run, prompts: PromptSet, say: Say) -> None:
+  drawn_images.draw(
+    run.painter, prompts.drawings, run.folder, run.rows, run.made_by, say
+  )
+
+
+def _drawn(run: Run, prompts: PromptSet) -> ImageSet:
+  """The drawings of these prompts alone; the folder may hold more."""
+  files = [os.fspath(epath.Path(run.folder) / d.file) for d in prompts.drawings]
+  return image_sets.files_set(run.folder, files)
+
+
+def _some(images: ImageSet, indices: list[int]) -> ImageSet:
+  names = [images.names[i] for i in indices]
+  return ImageSet(images.source, names, lambda i: images.read(indices[i]))
+
+
+def _reference(
+  net: Features, against: Against, prompts: PromptSet | None, say: Say
+) -> Measured:
+  if prompts is None or against.path:
+    real = image_fid.reference(
+      net, against.path, against.split, against.crop, say
+    )
+  else:
+    kind = "images of the drawn captions"
+    real = image_fid.measure(net, prompts.real, against.crop, say, kind)
+  if against.save:
+    image_fid.save(against.save, real)
+    say(f"reference statistics: {against.save}")
+  return real
+
+
+def _joined(parts: list[Measured]) -> Measured:
+  """All categories as one set."""
+  whole = image_fid.merge_all([m.statistics for m in parts])
+  record = dataclasses.replace(
+    parts[0].record, count=whole.count, kind="images of the drawn prompts"
+  )
+  return Measured(whole, record)
