@@ -79,6 +79,7 @@ def base() -> ml_collections.ConfigDict:
     remat="full",
     scan=True,
     edit_latents=False,
+    latent_std=1.0,
   )
 
   c.loss = dict(

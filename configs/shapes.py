@@ -16,7 +16,7 @@ def get_config(arg: str = ""):
   """`arg`: the ablations of base.ablate, e.g. "t2i_only" or "lambda=1"."""
   c = base()
   c.name = "shapes"
-  c.steps = 2400
+  c.steps = 2000
   c.batch = dict(t2i=32, i2t=24, edit=0, text=0)
 
   c.data.root = f"{ROOT}/data"
@@ -34,17 +34,22 @@ def get_config(arg: str = ""):
   c.text = dict(
     tokenizer=f"{ROOT}/data/tokenizer.model",
     train_vocab=192,
-    prompt=16,
+    prompt=10,
     prefix=10,
     suffix=9,
   )
 
   m = c.model
   m.decoder.update(
-    vocab=192, width=128, depth=4, mlp=256, heads=4, kv_heads=1, head_dim=32
+    vocab=192, width=128, depth=4, mlp=256, heads=4, kv_heads=4, head_dim=32
   )
-  m.vit.update(width=96, depth=2, mlp=384, heads=4, patch=8, image_size=32)
-  m.head.update(width=128, depth=3)
+  # Sequences of 30 tokens: 10,000 would leave most frequencies unused.
+  m.decoder.update(rope_base=100.0, rope_base_global=100.0)
+  # One image token and one feature a cell of the world.
+  m.vit.update(width=96, depth=2, mlp=384, heads=4, patch=16, image_size=32)
+  m.patch = 4
+  m.latent_std = 0.4
+  m.head.update(width=192, depth=3)
   tiny_vae(m.vae)
   m.vae_path = f"{ROOT}/vae"
   m.image_size = 32
@@ -53,8 +58,9 @@ def get_config(arg: str = ""):
   m.scan = False  # a CPU runs four unrolled layers a third faster
 
   c.loss.text_weight = 0.2
+  c.loss.draws = 8
   c.loss.vocab_chunk = 16
-  c.order = dict(random_until=400, raster_from=1000)
+  c.order = dict(random_until=300, raster_from=900)
   c.optim.update(
     name="muon",
     lr=7e-3,
@@ -64,9 +70,9 @@ def get_config(arg: str = ""):
     weight_decay=0.0,
     ema=0.995,
   )
-  c.checkpoint = dict(every=1200, keep=3, keep_every=0)
+  c.checkpoint = dict(every=1000, keep=3, keep_every=0)
   c.log.every = 50
-  c.sampling.update(steps=25, cfg=1.5, clip=4.0)
+  c.sampling.update(steps=25, cfg=3.0, clip=3.0)
   c.eval = dict(
     metrics=("tokenizer", "geneval", "fid", "captions", "vqa"),
     split="validation",

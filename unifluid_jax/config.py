@@ -75,6 +75,10 @@ class ModelConfig:
   remat: Literal["none", "dots", "full"]
   scan: bool
   edit_latents: bool  # edit prefix carries the source's VAE tokens too
+  # Image tokens are latents of about this standard deviation. Below 1, what
+  # to draw is decided at less noisy diffusion steps, where the noise's
+  # prediction shows it (input scaling, arXiv 2301.10972).
+  latent_std: float = 1.0
 
   @property
   def grid(self) -> int:
@@ -346,6 +350,7 @@ def _check(c: Config) -> None:
   need(
     0 <= c.loss.image_dropout <= 0.5, "loss.image_dropout must be in [0, 0.5]"
   )
+  need(m.latent_std > 0, f"model.latent_std={m.latent_std} must be positive")
   smoothing = c.loss.label_smoothing
   need(0 <= smoothing < 1, f"loss.label_smoothing={smoothing}: in [0, 1)")
   need(

@@ -26,6 +26,7 @@ _MATRICES: tuple[tuple[str, tuple[tuple[int, ...], tuple[int, ...]]], ...] = (
   (r"layers/attn/[qkv](/kernel)?$", ((1,), (2, 3))),
   (r"layers/attn/(o|out/kernel)$", ((1, 2), (3,))),
   (r"layers/mlp/(gate|up|down)(/kernel)?$", ((1,), (2,))),
+  (r"vit/patch/kernel$", ((0, 1, 2), (3,))),
   (r"(projector|image/in)/kernel$", ((0,), (1,))),
   (r"head/(cond|time/in|time/out|block_\d+/.*)/kernel$", ((0,), (1,))),
 )

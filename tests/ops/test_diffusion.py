@@ -292,3 +292,16 @@ def test_rows_and_slices_of_steps_stand_alone():
     steps = diffusion.Schedule(*(f[part] for f in s))
     x = sample(steps, denoise, x, k, 1.0)
   np.testing.assert_allclose(x, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("draws", [1, 3, 4])
+def test_steps_of_a_row_cover_the_chain(draws):
+  t = np.asarray(diffusion.sample_steps(jax.random.key(0), draws, (5000, 2)))
+  assert t.shape == (draws, 5000, 2) and t.min() >= 0 and t.max() <= 999
+  # Draw i stays in its stratum, and all of them together are uniform.
+  low = np.floor(np.arange(draws) * 1000 / draws)[:, None, None]
+  high = np.ceil(np.arange(1, draws + 1) * 1000 / draws)[:, None, None]
+  assert (t >= low).all() and (t < high).all()
+  shares = np.histogram(t, bins=10, range=(0, 1000))[0] / t.size
+  np.testing.assert_allclose(shares, 0.1, atol=0.01)
+  assert len(np.unique(t)) == 1000

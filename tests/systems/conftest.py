@@ -17,7 +17,8 @@ def tiny(**changes):
   m.decoder.update(
     vocab=24, width=32, depth=2, mlp=48, heads=2, kv_heads=1, head_dim=16
   )
-  m.vit.update(width=16, depth=1, mlp=32, heads=2)
+  m.vit.update(width=16, depth=1, mlp=32, heads=2, patch=8)
+  m.patch = 2
   m.head.update(width=32, depth=1)
   m.vae.update(base=8, groups=4)
   c.text.update(prompt=5, prefix=5, suffix=4)

@@ -96,6 +96,9 @@ def test_a_system_finds_what_was_imported(tmp_path):
   assert (frozen["latent_mean"], frozen["latent_scale"]) == (0.0, 0.5)
   level = frozen["vae"]["encoder"]["down_1"]
   assert level["attention_0"]["q"]["kernel"].shape == (8, 8)
+  model = model_config(tmp_path / "vae", unknown)
+  half = dataclasses.replace(model, latent_std=0.5)
+  assert frozen_vae.load_vae(half)["latent_scale"] == 0.25
 
 
 def test_older_attention_names(source, params):

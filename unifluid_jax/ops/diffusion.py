@@ -116,6 +116,27 @@ def _from_alphas_bar(alphas_bar: np.ndarray, timesteps: np.ndarray) -> Schedule:
   )
 
 
+def sample_steps(
+  key: Key[Array, ""], draws: int, shape: tuple[int, ...], steps: int = 1000
+) -> Int[Array, "draws *rows"]:
+  """Uniform steps 0 .. T-1 for several noise draws of each row.
+
+  Differs: MAR draws them independently; here draw i of n lies in the i-th n-th
+  of the chain. Each row's mean over its draws keeps its expectation and loses
+  most of its variance, for the loss of a row depends on the step above all.
+
+  Args:
+    key: of all draws.
+    draws: n, for each row.
+    shape: of the rows.
+    steps: T.
+  """
+  u = jax.random.uniform(key, (draws, *shape))
+  stratum = jnp.arange(draws).reshape(draws, *(1 for _ in shape))
+  t = jnp.floor((stratum + u) * (steps / draws)).astype(jnp.int32)
+  return jnp.minimum(t, steps - 1)  # u * steps / draws may round up
+
+
 def q_sample(
   schedule: Schedule,
   x0: Float[Array, "*rows C"],

@@ -17,6 +17,9 @@ STATS = "latents.json"
 def load_vae(model: ModelConfig) -> dict[str, Any]:
   """Weights and latent statistics of `config.model.vae_path`.
 
+  The scale is the VAE's, which gives latents of about unit variance, times
+  `config.model.latent_std`.
+
   Returns:
     {"vae": params, "latent_mean": f32[], "latent_scale": f32[]}
 
@@ -28,7 +31,7 @@ def load_vae(model: ModelConfig) -> dict[str, Any]:
   return {
     "vae": vae_weights(model),
     "latent_mean": jnp.float32(mean),
-    "latent_scale": jnp.float32(scale),
+    "latent_scale": jnp.float32(scale * model.latent_std),
   }
 
 

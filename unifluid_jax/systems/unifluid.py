@@ -279,7 +279,7 @@ class UniFluid:
     draws = self.config.loss.draws
     x0 = jnp.broadcast_to(x0, (draws, *x0.shape))
     k_t, k_noise = jax.random.split(key)
-    t = jax.random.randint(k_t, x0.shape[:-1], 0, 1000)
+    t = diffusion.sample_steps(k_t, draws, x0.shape[1:-1])
     noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
     x_t = diffusion.q_sample(self.schedule, x0, t, noise)
     # Said outright: between weights split over fsdp and a batch split over
