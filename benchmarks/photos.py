@@ -1,7 +1,7 @@
 """Photographs with captions, as a folder that configs/folder.py trains on.
 
   pip install scikit-image scikit-learn
-  python benchmarks/photos.py runs/photos
+  python -m benchmarks.photos runs/photos
 
 Copies eighteen pictures that scikit-image and scikit-learn ship, and writes
 their captions twice: captions.jsonl, and annotations.json as COCO does.

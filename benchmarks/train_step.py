@@ -1,6 +1,6 @@
 """Times one training step of a configuration, and of variants against it.
 
-  python benchmarks/train_step.py --config=configs/shapes.py \
+  python -m benchmarks.train_step --config=configs/shapes.py \
       --variant=model.scan=True --variant="optim.name='adamw'"
 
 Every variant is built, compiled and timed in this one process; ratios are to

@@ -3,17 +3,20 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from configs import shapes
 from unifluid_jax import config, experiments
 from unifluid_jax.evals import paper_tables
 
+ORDER = {"random_until": 100, "raster_from": 250}
 ARMS = {a.name: a for t in paper_tables.TABLES.values() for a in t.arms}
 
 
 def resolved(arm, steps=600):
   """The configuration that a run's flags describe."""
-  head, *rest = experiments.arguments(arm, "configs/shapes.py", steps)
+  head, *rest = experiments.arguments(arm, "configs/shapes.py", steps, ORDER)
   assert head.startswith("--config=configs/shapes.py")
   tree = shapes.get_config(head.partition(".py")[2].removeprefix(":"))
   for flag in rest:
@@ -66,8 +69,24 @@ def test_a_scored_run_is_not_run_again(tmp_path):
       path.write_text("\n".join(map(json.dumps, rows)))
 
   for _ in range(2):
-    experiments.run(ARMS["t2i_only"], "c.py", str(tmp_path), 7, call)
+    experiments.run(ARMS["t2i_only"], "c.py", str(tmp_path), 7, ORDER, call)
   assert called == ["main", "evaluate"]
+
+
+def test_the_order_shrinks_with_the_budget(tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(experiments, "run", lambda *args: seen.append(args))
+  monkeypatch.setattr(paper_tables, "scores", lambda *_: {})
+  full = shapes.get_config()
+  script = (
+    "experiments", "table1", f"--root={tmp_path}", f"--budget={full.steps // 4}"
+  )  # fmt: skip
+  (tmp_path / f"steps_{full.steps // 4}").mkdir()
+  with flagsaver.as_parsed():
+    experiments.main(list(flags.FLAGS(script)))
+  _, config_file, _, steps, order, _ = seen[0]
+  assert (config_file, steps) == ("configs/shapes.py", full.steps // 4)
+  assert order == {k: v // 4 for k, v in full.order.items()}
 
 
 @pytest.mark.parametrize(

@@ -11,25 +11,25 @@ interrupted. Needs the data and autoencoder that `make demo` makes first.
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 from etils import epath
+from ml_collections import config_flags
 
 from unifluid_jax import cli
 from unifluid_jax.evals import paper_tables
 from unifluid_jax.evals.paper_tables import Arm
 
-_CONFIG = flags.DEFINE_string(
+_CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/shapes.py", "Experiment that the runs vary."
 )
 _ROOT = flags.DEFINE_string("root", "runs/experiments", "Where runs are kept.")
 _BUDGET = flags.DEFINE_integer(
-  "budget", 2400, "Steps of each run; its order schedule shrinks along."
-)
-
-_FULL = 2400  # steps that the schedule below is for, as configs/shapes.py
-_RANDOM_UNTIL, _RASTER_FROM = 400, 1000
+  "budget", None,
+  "Steps of each run; its order schedule shrinks along. Default: the "
+  "configuration's.",
+)  # fmt: skip
 
 Call = Callable[[Sequence[str]], None]
 
@@ -41,15 +41,19 @@ def main(argv: list[str]) -> None:
     raise ValueError(
       f"experiment {name!r}: choose one of {', '.join(paper_tables.TABLES)}"
     )
-  if _BUDGET.value < 1:
-    raise ValueError(f"--budget={_BUDGET.value}: at least 1 step")
+  file = config_flags.get_config_filename(flags.FLAGS["config"])
+  tree, steps = _CONFIG.value, _BUDGET.value
+  steps = tree.steps if steps is None else steps
+  if steps < 1:
+    raise ValueError(f"--budget={steps}: at least 1 step")
+  order = {k: v * steps // tree.steps for k, v in tree.order.items()}
   say, table = cli.speaker(), paper_tables.TABLES[name]
-  root = epath.Path(_ROOT.value) / f"steps_{_BUDGET.value}"
+  root = epath.Path(_ROOT.value) / f"steps_{steps}"
   results = []
   for i, arm in enumerate(table.arms, 1):
     say(f"{name}: run {i} of {len(table.arms)}: {arm.title}")
-    run(arm, _CONFIG.value, str(root), _BUDGET.value, call)
-    results.append(paper_tables.scores(str(root / arm.name), _BUDGET.value))
+    run(arm, file, str(root), steps, order, call)
+    results.append(paper_tables.scores(str(root / arm.name), steps))
   text = paper_tables.render(table, results)
   (root / f"{name}.md").write_text(text)
   say(f"{text}{root / name}.md")
@@ -62,7 +66,14 @@ def main(argv: list[str]) -> None:
     say(f"{root}/figure3.svg")
 
 
-def run(arm: Arm, config: str, root: str, steps: int, call: Call) -> None:
+def run(
+  arm: Arm,
+  config: str,
+  root: str,
+  steps: int,
+  order: Mapping[str, int],
+  call: Call,
+) -> None:
   """Trains and scores one arm, unless its scores are there already.
 
   Args:
@@ -70,6 +81,7 @@ def run(arm: Arm, config: str, root: str, steps: int, call: Call) -> None:
     config: file that it varies.
     root: folder of all arms' workdirs.
     steps: to train for.
+    order: keys of config.order, shrunk to so many steps.
     call: runs a module of this package with arguments.
   """
   workdir = f"{root}/{arm.name}"
@@ -80,12 +92,14 @@ def run(arm: Arm, config: str, root: str, steps: int, call: Call) -> None:
   }
   if wanted <= set(paper_tables.scores(workdir, steps)):
     return
-  flags_of_arm = arguments(arm, config, steps)
+  flags_of_arm = arguments(arm, config, steps, order)
   call(["main", f"--workdir={workdir}", *flags_of_arm])
   call(["evaluate", f"--workdir={workdir}", f"--step={steps}", *flags_of_arm])
 
 
-def arguments(arm: Arm, config: str, steps: int) -> list[str]:
+def arguments(
+  arm: Arm, config: str, steps: int, order: Mapping[str, int]
+) -> list[str]:
   """Flags that both the training and the scoring of an arm take."""
   out = [
     f"--config={config}" + (f":{arm.argument}" if arm.argument else ""),
@@ -94,10 +108,7 @@ def arguments(arm: Arm, config: str, steps: int) -> list[str]:
     f"--config.eval.metrics={arm.metrics!r}",
   ]
   if arm.argument != "raster":
-    out += [
-      f"--config.order.random_until={_RANDOM_UNTIL * steps // _FULL}",
-      f"--config.order.raster_from={_RASTER_FROM * steps // _FULL}",
-    ]
+    out += [f"--config.order.{k}={v}" for k, v in order.items()]
   return [*out, *arm.flags]
 
 
