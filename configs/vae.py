@@ -38,7 +38,7 @@ def get_config(arg: str = ""):
 def tiny(c):
   """A recipe for small autoencoders on small images."""
   c.batch = dict(t2i=16, i2t=0, edit=0, text=0)
-  c.steps = 800
+  c.steps = 1000
   c.vae_loss.update(l1=1.0, l2=2.0, kl=1e-3)
   c.optim.update(
     name="adamw",
@@ -50,4 +50,4 @@ def tiny(c):
     weight_decay=0.0,
     ema=0.0,
   )
-  c.checkpoint = dict(every=400, keep=1, keep_every=0)
+  c.checkpoint = dict(every=500, keep=1, keep_every=0)

@@ -1,7 +1,7 @@
 """The evaluation job: watches a workdir and scores every new checkpoint.
 
 It is a process of its own, so that metrics never slow or stop training. All
-of `jax.pmap` sits in `pmapped`; its successor can replace it there.
+of `jax.pmap` sits in `Replicas`; its successor can replace it there.
 """
 
 import json
@@ -41,29 +41,42 @@ RESULTS = "metrics_eval.jsonl"
 REPORT = "report.html"
 
 
-def pmapped(
-  params: Any, frozen: Any, rows: int, devices: Sequence[Any] | None = None
-) -> api.Mapper:
+class Replicas:
   """Runs functions on all local devices: replicated weights, split rows.
 
-  Args:
-    params: weights; floating ones are replicated in bfloat16.
-    frozen: further weights, replicated likewise.
-    rows: per device and call; fewer are padded.
-    devices: default all local ones.
+  An `api.Mapper`. What it has compiled serves the next checkpoint's weights
+  as well.
   """
-  devices = devices or jax.local_devices()
-  count = len(devices)
 
-  def narrow(x):
-    x = jnp.asarray(x)
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(jnp.bfloat16) if floating else x
+  def __init__(self, rows: int, devices: Sequence[Any] | None = None):
+    """Holds no weights yet.
 
-  weights = jax_utils.replicate(jax.tree.map(narrow, (params, frozen)), devices)
+    Args:
+      rows: per device and call; fewer are padded.
+      devices: default all local ones.
+    """
+    self._rows = rows
+    self._devices = devices or jax.local_devices()
+    self._weights: Any = None
 
-  def mapper(function):
-    compiled = jax.pmap(function, devices=devices)
+  def load(self, params: Any, frozen: Any) -> None:
+    """Replaces the weights; floating ones are replicated in bfloat16."""
+
+    def narrow(x):
+      x = jnp.asarray(x)
+      floating = jnp.issubdtype(x.dtype, jnp.floating)
+      return x.astype(jnp.bfloat16) if floating else x
+
+    self._weights = jax_utils.replicate(
+      jax.tree.map(narrow, (params, frozen)), self._devices
+    )
+
+  def __call__(
+    self, function: Callable[..., Any]
+  ) -> Callable[..., np.ndarray]:
+    """`function` on numpy arrays with any number of rows."""
+    compiled = jax.pmap(function, devices=self._devices)
+    count, rows = len(self._devices), self._rows
 
     def call(*arrays):
       total, parts = len(arrays[0]), []
@@ -74,13 +87,11 @@ def pmapped(
           api.pad_rows(a, rows * count).reshape(count, rows, *a.shape[1:])
           for a in part
         ]
-        out = np.asarray(compiled(*weights, *split))
+        out = np.asarray(compiled(*self._weights, *split))
         parts.append(out.reshape(rows * count, *out.shape[2:])[:n])
       return np.concatenate(parts)
 
     return call
-
-  return mapper
 
 
 def load_model(config: Config, workdir: str, step: int) -> api.Model:
@@ -88,8 +99,9 @@ def load_model(config: Config, workdir: str, step: int) -> api.Model:
   system = systems.build(config)
   tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
   params = api.read_params(config, system, workdir, step, None)
-  mapper = pmapped(params, system.load_frozen(), config.eval.batch)
-  return api.Model(config, system, tokenizer, mapper)
+  replicas = Replicas(config.eval.batch)
+  replicas.load(params, system.load_frozen())
+  return api.Model(config, system, tokenizer, replicas)
 
 
 class Evaluator:
@@ -110,9 +122,9 @@ class Evaluator:
     self.config, self.workdir, self._say = config, workdir, say
     self._system = systems.build(config)
     self._frozen = self._system.load_frozen()
-    self._tokenizer = text.Tokenizer.load(
-      str(epath.Path(workdir) / api.TOKENIZER)
-    )
+    tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
+    self._replicas = Replicas(config.eval.batch)
+    self._model = api.Model(config, self._system, tokenizer, self._replicas)
     self._bench = Bench(config, workdir)
 
   def run(self, step: int) -> list[Exception]:
@@ -127,13 +139,12 @@ class Evaluator:
     params = api.read_params(
       self.config, self._system, self.workdir, step, None
     )
-    mapper = pmapped(params, self._frozen, self.config.eval.batch)
-    model = api.Model(self.config, self._system, self._tokenizer, mapper)
+    self._replicas.load(params, self._frozen)
     errors, rows, shown = [], [], []
     for name in self.config.eval.metrics:
       begin = time.monotonic()
       try:
-        outcome = METRICS[name](model, self._bench)
+        outcome = METRICS[name](self._model, self._bench)
       # Whatever a metric throws must not take the others' results along.
       except Exception as error:
         logging.exception("metric %s failed at step %d", name, step)
