@@ -71,9 +71,7 @@ class Replicas:
       jax.tree.map(narrow, (params, frozen)), self._devices
     )
 
-  def __call__(
-    self, function: Callable[..., Any]
-  ) -> Callable[..., np.ndarray]:
+  def __call__(self, function: Callable[..., Any]) -> Callable[..., np.ndarray]:
     """`function` on numpy arrays with any number of rows."""
     compiled = jax.pmap(function, devices=self._devices)
     count, rows = len(self._devices), self._rows

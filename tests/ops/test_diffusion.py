@@ -296,8 +296,8 @@ def test_rows_and_slices_of_steps_stand_alone():
 
 @pytest.mark.parametrize("draws", [1, 3, 4])
 def test_steps_of_a_row_cover_the_chain(draws):
-  t = np.asarray(diffusion.sample_steps(jax.random.key(0), draws, (5000, 2)))
-  assert t.shape == (draws, 5000, 2) and t.min() >= 0 and t.max() <= 999
+  t = np.asarray(diffusion.sample_steps(jax.random.key(0), draws, (20_000, 2)))
+  assert t.shape == (draws, 20_000, 2) and t.min() >= 0 and t.max() <= 999
   # Draw i stays in its stratum, and all of them together are uniform.
   low = np.floor(np.arange(draws) * 1000 / draws)[:, None, None]
   high = np.ceil(np.arange(1, draws + 1) * 1000 / draws)[:, None, None]
