@@ -33,55 +33,7 @@ def base() -> ml_collections.ConfigDict:
   )
   c.text = dict(tokenizer="", train_vocab=0, prompt=64, prefix=64, suffix=64)
 
-  c.model = dict(
-    decoder=dict(
-      preset="gemma2_2b",
-      vocab=placeholder(int),
-      width=placeholder(int),
-      depth=placeholder(int),
-      mlp=placeholder(int),
-      heads=placeholder(int),
-      kv_heads=placeholder(int),
-      head_dim=placeholder(int),
-      rope_base=placeholder(float),
-      rope_base_global=placeholder(float),
-      dropout=placeholder(float),
-    ),
-    vit=dict(
-      preset="so400m_14",
-      width=placeholder(int),
-      depth=placeholder(int),
-      mlp=placeholder(int),
-      heads=placeholder(int),
-      patch=placeholder(int),
-      image_size=placeholder(int),
-    ),
-    head=dict(  # open: "a lightweight MLP"
-      preset="mar_b", width=placeholder(int), depth=placeholder(int)
-    ),
-    vae=dict(
-      preset="sd_f8",
-      base=placeholder(int),
-      multipliers=placeholder(tuple),
-      blocks=placeholder(int),
-      latent=placeholder(int),
-      attention=placeholder(bool),
-      encoder_attention=placeholder(bool),
-      groups=placeholder(int),
-      stem=placeholder(int),
-      latent_mean=placeholder(float),
-      latent_scale=placeholder(float),
-    ),
-    vae_path="",
-    image_size=256,
-    patch=2,
-    dtype="bfloat16",
-    remat="full",
-    scan=True,
-    edit_latents=False,
-    latent_std=1.0,
-  )
-
+  c.model = _model()
   c.loss = dict(
     text_weight=0.005,  # lambda
     draws=4,
@@ -152,6 +104,44 @@ def base() -> ml_collections.ConfigDict:
     use_ema=False,
   )
   return c
+
+
+def _model() -> dict:
+  """A preset for every network; what is set beside it replaces its value."""
+  return dict(
+    decoder=dict(
+      preset="gemma2_2b",
+      **_unset(int, "vocab width depth mlp heads kv_heads head_dim"),
+      **_unset(float, "rope_base rope_base_global dropout"),
+    ),
+    vit=dict(
+      preset="so400m_14",
+      **_unset(int, "width depth mlp heads patch image_size"),
+    ),
+    head=dict(  # open: "a lightweight MLP"
+      preset="mar_b", **_unset(int, "width depth")
+    ),
+    vae=dict(
+      preset="sd_f8",
+      **_unset(int, "base blocks latent groups stem"),
+      **_unset(tuple, "multipliers"),
+      **_unset(bool, "attention encoder_attention"),
+      **_unset(float, "latent_mean latent_scale"),
+    ),
+    vae_path="",
+    image_size=256,
+    patch=2,
+    dtype="bfloat16",
+    remat="full",
+    scan=True,
+    edit_latents=False,
+    latent_std=1.0,
+  )
+
+
+def _unset(kind: type, names: str) -> dict:
+  """Keys of one type that have no value yet and can be set by a flag."""
+  return {name: placeholder(kind) for name in names.split()}
 
 
 def source(path: str, **changes) -> dict:

@@ -44,7 +44,7 @@ def get_config(arg: str = ""):
   m.decoder.update(
     vocab=192, width=128, depth=4, mlp=256, heads=4, kv_heads=4, head_dim=32
   )
-  # Sequences of 30 tokens: 10,000 would leave most frequencies unused.
+  # For sequences of some twenty tokens; 10,000 is for thousands.
   m.decoder.update(rope_base=100.0, rope_base_global=100.0)
   # One image token and one feature a cell of the world.
   m.vit.update(width=96, depth=2, mlp=384, heads=4, patch=16, image_size=32)

@@ -43,6 +43,7 @@ def test_resolved_config_is_frozen():
     ({"batch": {"edit": 4}}, "no data.train source lists task 'edit'"),
     ({"accumulate": 3}, "not divisible by accumulate=3"),
     ({"model__image_size": 250}, "multiple of 16"),
+    ({"model__latent_std": 0.0}, "latent_std=0.0 must be positive"),
     ({"model__decoder__kv_heads": 3}, "multiple of model.decoder.kv_heads"),
     ({"model__decoder__preset": "gemma9"}, "gemma2_2b"),
     ({"model__dtype": "float16"}, "choose one of"),

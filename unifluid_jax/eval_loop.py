@@ -67,6 +67,7 @@ class Replicas:
       floating = jnp.issubdtype(x.dtype, jnp.floating)
       return x.astype(jnp.bfloat16) if floating else x
 
+    self._weights = None  # frees them: two checkpoints may not fit
     self._weights = jax_utils.replicate(
       jax.tree.map(narrow, (params, frozen)), self._devices
     )
