@@ -163,10 +163,10 @@ def _scores(data: ReportData) -> str:
       )
     body += lines
   notes = "".join(f"<li>{escape(note)}</li>" for note in data.notes)
+  bar = ", bar the score this run is meant to reach" * bars
   return (
     '<p class="note">By training step. Arrows say which way is better; '
-    "floor is the score of a model that ignores its input, bar the score "
-    "this run is meant to reach.</p>"
+    f"floor is the score of a model that ignores its input{bar}.</p>"
     '<div class="card scroll"><table><thead><tr><th scope="col">Metric</th>'
     f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     + (f'<ul class="notes">{notes}</ul>' if notes else "")
