@@ -1,8 +1,14 @@
-"""Weights on all devices, rows split over them."""
+"""Weights on all devices, rows split over them; one model for a watch."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 
+from configs import debug
+from unifluid_jax import api, config, eval_loop
 from unifluid_jax.eval_loop import Replicas
+from unifluid_jax.evals.bench import Outcome
 
 
 def test_the_next_checkpoint_needs_no_compilation():
@@ -29,3 +35,39 @@ def test_floating_weights_are_narrow_and_others_are_not():
   np.testing.assert_array_equal(kinds(np.zeros(1, np.float32)), 1.0)
   counted = replicas(lambda p, _, x: p["n"] + x)
   np.testing.assert_array_equal(counted(np.zeros(1, np.int32)), 257)
+
+
+class Brightness:
+  """A system whose images are as bright as its only weight."""
+
+  def __init__(self):
+    self.traced = 0
+
+  def load_frozen(self):
+    return {"offset": np.float32(0.5)}
+
+  def reconstruct(self, frozen, images):
+    self.traced += 1
+    return jnp.full_like(images, frozen["offset"])
+
+
+def test_checkpoints_of_a_watch_share_one_model(tmp_path, monkeypatch):
+  system, seen = Brightness(), []
+
+  def metric(subject, bench):
+    del bench
+    seen.append(
+      int(subject.reconstruct(np.zeros((3, 32, 32, 3), np.uint8))[0, 0, 0, 0])
+    )
+    return Outcome({"m": 1.0}, {}, {})
+
+  c = config.resolve(debug.get_config())
+  c = dataclasses.replace(c, eval=dataclasses.replace(c.eval, metrics=("m",)))
+  monkeypatch.setitem(eval_loop.METRICS, "m", metric)
+  monkeypatch.setattr(eval_loop.systems, "build", lambda _: system)
+  monkeypatch.setattr(eval_loop.text.Tokenizer, "load", lambda _: None)
+  monkeypatch.setattr(eval_loop.report_data, "write", lambda *_: None)
+  monkeypatch.setattr(api, "read_params", lambda *_: {})
+  evaluator = eval_loop.Evaluator(c, str(tmp_path), lambda _: None)
+  assert evaluator.run(1) == evaluator.run(2) == []
+  assert seen == [191, 191] and system.traced == 1
