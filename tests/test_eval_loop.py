@@ -56,9 +56,8 @@ def test_checkpoints_of_a_watch_share_one_model(tmp_path, monkeypatch):
 
   def metric(subject, bench):
     del bench
-    seen.append(
-      int(subject.reconstruct(np.zeros((3, 32, 32, 3), np.uint8))[0, 0, 0, 0])
-    )
+    blank = np.zeros((32, 32, 3), np.uint8)
+    seen.append(int(subject.reconstruct([blank] * 3)[0, 0, 0, 0]))
     return Outcome({"m": 1.0}, {}, {})
 
   c = config.resolve(debug.get_config())

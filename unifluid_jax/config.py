@@ -19,7 +19,7 @@ class SourceConfig:
 
   format: Literal[
     "array_record", "jsonl", "coco", "transfer",
-    "hq_edit", "ultra_edit", "parquet",
+    "hq_edit", "ultra_edit", "parquet", "big_vision",
   ]  # fmt: skip
   path: str  # joined with data.root; of "transfer" the task's name
   split: str = "train"
@@ -27,8 +27,8 @@ class SourceConfig:
   weight: float = 1.0
   limit: int = 0  # first records only; 0: all
   moments: str = ""  # array_record of cached VAE moments, joined with root
-  image: str = "image"  # parquet: column of encoded images
-  text: str = "text"  # parquet: column of captions
+  image: str = "image"  # parquet, big_vision: column or key of images
+  text: str = "text"  # parquet, big_vision: column or key of captions
   score: str = ""  # parquet, jsonl: column or key that records are kept by
   min_score: float = 0.0  # the least score that is kept
 

@@ -92,7 +92,7 @@ def open_source(
       is "annotations.json" or "annotations.json:imagedir", the latter
       relative to the JSON file's folder, as file names in JSONL are. For
       "transfer" it is the name of a task of `tasks.ROWS`, for Parquet
-      formats a file or a folder of them.
+      formats a file or a folder of them, for "big_vision" see there.
     root: what `path` and `moments` are relative to.
     caption_prefix: a JSONL prefix that only asks for a caption.
     key: the source's place in the configuration, for messages.
@@ -108,8 +108,12 @@ def open_source(
 
     return task_source.TaskSource(config, root, key)
   path = config.path.replace("{split}", config.split)
-  if config.format == "array_record":
-    reader: Any = _TfdsReader(_found(root, path, key), config.split)
+  if config.format == "big_vision":
+    from unifluid_jax.data import big_vision  # which needs TensorFlow
+
+    reader: Any = big_vision.BigVisionReader(config, key)
+  elif config.format == "array_record":
+    reader = _TfdsReader(_found(root, path, key), config.split)
   elif config.format == "jsonl":
     reader = _JsonlReader(_found(root, path, key), caption_prefix,
                           config.score, config.min_score)  # fmt: skip
