@@ -40,6 +40,7 @@ def base() -> ml_collections.ConfigDict:
     prompt_dropout=0.1,  # open
     vocab_chunk=64,
     label_smoothing=0.0,
+    word_dropout=0.0,
     text_mean="tokens",
     image_dropout=0.0,
   )

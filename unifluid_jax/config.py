@@ -105,6 +105,7 @@ class LossConfig:
   prompt_dropout: float
   vocab_chunk: int  # answer positions whose logits exist at once
   label_smoothing: float = 0.0  # of answers
+  word_dropout: float = 0.0  # of answers' words, as input for the next ones
   # Answers of a batch weigh by their tokens, or alike (PaliGemma).
   text_mean: Literal["tokens", "answers"] = "tokens"
   image_dropout: float = 0.0  # of edits: the source goes unseen
@@ -369,8 +370,9 @@ def _check_training(c: Config) -> None:
   _need(
     0 <= c.loss.image_dropout <= 0.5, "loss.image_dropout must be in [0, 0.5]"
   )
-  smoothing = c.loss.label_smoothing
-  _need(0 <= smoothing < 1, f"loss.label_smoothing={smoothing}: in [0, 1)")
+  for name in ("label_smoothing", "word_dropout"):
+    value = getattr(c.loss, name)
+    _need(0 <= value < 1, f"loss.{name}={value}: in [0, 1)")
   _need(
     c.optim.decay == "adamw" or c.optim.name == "adamw",
     f"optim.decay={c.optim.decay!r} needs optim.name='adamw'",

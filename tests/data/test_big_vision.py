@@ -43,5 +43,7 @@ def test_errors_name_the_example():
   reason="big_vision is installed",
 )
 def test_without_big_vision():
-  with pytest.raises(ValueError, match=r"data.train.x.format=.*big_vision.*pip"):
+  with pytest.raises(
+    ValueError, match=r"data.train.x.format=.*big_vision.*pip"
+  ):
     sources.open_source(CONFIG, "", "caption en", "data.train.x")

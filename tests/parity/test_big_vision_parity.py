@@ -18,13 +18,13 @@ pytest.importorskip("big_vision", reason="big_vision is not installed")
 pytest.importorskip("tensorflow", reason="big_vision needs TensorFlow")
 pytest.importorskip("overrides", reason="big_vision's data sets need it")
 
-from big_vision.models import vit as their_vit  # noqa: E402
-from big_vision.models.ppp import gemma as their_gemma  # noqa: E402
+from big_vision.models import vit as their_vit
+from big_vision.models.ppp import gemma as their_gemma
 
-from tests.weights import helpers  # noqa: E402
-from unifluid_jax.config import SourceConfig  # noqa: E402
-from unifluid_jax.data import sources  # noqa: E402
-from unifluid_jax.weights import gemma, siglip  # noqa: E402
+from tests.weights import helpers
+from unifluid_jax.config import SourceConfig
+from unifluid_jax.data import sources
+from unifluid_jax.weights import gemma, siglip
 
 B, T = 2, 9
 GEMMA = dict(

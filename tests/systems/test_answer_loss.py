@@ -7,7 +7,7 @@ import numpy as np
 from tests.systems.conftest import tiny
 from unifluid_jax.models import gemma
 from unifluid_jax.systems.unifluid import UniFluid
-from unifluid_jax.types import EOS
+from unifluid_jax.types import EOS, UNK, TextOnly
 
 RNG = np.random.default_rng(0)
 SUFFIX = np.array([[5, EOS, 0, 0], [7, 8, 9, EOS]], np.int32)
@@ -58,6 +58,37 @@ def test_smoothing_comes_from_the_configuration():
   tokens = [nll(p, 0, j, 0.3) for j in range(2)]
   tokens += [nll(p, 1, j, 0.3) for j in range(4)]
   np.testing.assert_allclose(loss, np.mean(tokens), rtol=1e-5)
+
+
+def fed_words(suffix, seed, share):
+  """What the decoder reads of a question of three words and an answer."""
+  system, seen = UniFluid(tiny(loss__word_dropout=share)), []
+  width = system.config.model.decoder.width
+
+  def embed_text(params, tokens):
+    del params
+    seen.append(np.asarray(tokens))
+    return jnp.zeros((*tokens.shape, width))
+
+  system.embed_text = embed_text
+  prefix = np.full((len(suffix), 3), 6, np.int32)
+  example = TextOnly(jnp.asarray(prefix), jnp.asarray(suffix))
+  system._pack_answer({}, example, jax.random.key(seed))
+  np.testing.assert_array_equal(seen[0][:, :3], prefix)
+  return seen[0][:, 3:]
+
+
+def test_word_dropout_hides_words_of_the_answer_from_the_next():
+  """The share of the words fed back, never a pad; anew in every step."""
+  suffix = np.tile(np.array([7, 8, 9, EOS, 0, 0], np.int32), (400, 1))
+  fed, given = fed_words(suffix, 0, 0.3), suffix[:, :-1]
+  lost = fed == UNK
+  np.testing.assert_array_equal(fed[~lost], given[~lost])
+  # Four standard deviations, in each of the places that hold a word.
+  np.testing.assert_allclose(lost[:, :4].mean(axis=0), 0.3, atol=0.092)
+  assert not lost[:, 4:].any()
+  assert (lost != (fed_words(suffix, 1, 0.3) == UNK)).any()
+  np.testing.assert_array_equal(fed_words(suffix, 0, 0.0), given)
 
 
 def test_several_images_are_seen_one_after_another():

@@ -22,7 +22,7 @@ from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
 from unifluid_jax.systems import cost, packing, unifluid_decode
 from unifluid_jax.systems.frozen_vae import load_vae
-from unifluid_jax.types import PAD, Batch, Metrics, Params, Prompts
+from unifluid_jax.types import PAD, UNK, Batch, Metrics, Params, Prompts
 
 
 class UniFluid:
@@ -200,10 +200,11 @@ class UniFluid:
       packed, target = self._pack_image(params, frozen, prompts, e, keys[1], r)
       images.append((len(tasks), target))
       tasks.append(packed)
-    for example in (batch.i2t, batch.text):
+    for i, example in enumerate((batch.i2t, batch.text)):
       if example is not None:
         texts.append((len(tasks), example.suffix))
-        tasks.append(self._pack_answer(params, example))
+        k = jax.random.fold_in(keys[4], i)
+        tasks.append(self._pack_answer(params, example, k))
     hidden = self._backbone(params, tasks, keys[2])
     metrics, total = {}, jnp.float32(0)
     if images:
@@ -238,13 +239,21 @@ class UniFluid:
     packed = packing.join([head, packing.causal(tail, packing.all_valid(tail))])
     return packed, x
 
-  def _pack_answer(self, params, example):
-    """An understanding or text example: predicts its suffix."""
+  def _pack_answer(self, params, example, key):
+    """An understanding or text example: predicts its suffix.
+
+    With word dropout (arXiv 1511.06349) some words of the answer are unknown
+    to the words after them, which then must be read off the image.
+    """
     parts = []
     if hasattr(example, "image"):
       x = self.embed_pixels(params, example.image)
       parts.append(packing.prefix(x, packing.all_valid(x)))
-    tokens = jnp.concatenate([example.prefix, example.suffix[:, :-1]], axis=1)
+    fed, p = example.suffix[:, :-1], self.config.loss.word_dropout
+    if p:
+      lost = (jax.random.uniform(key, fed.shape) < p) & (fed != PAD)
+      fed = jnp.where(lost, UNK, fed)
+    tokens = jnp.concatenate([example.prefix, fed], axis=1)
     x = self.embed_text(params, tokens)
     p = example.prefix.shape[1]
     valid = packing.text_valid(tokens)
