@@ -24,6 +24,7 @@ def tiny(**changes):
   c.text.update(prompt=5, prefix=5, suffix=4)
   c.order = dict(random_until=0, raster_from=0)
   c.loss.prompt_dropout = 0.2
+  c.loss.word_dropout = 0.0
   c.sampling.steps = 3
   c.update_from_flattened_dict(
     {k.replace("__", "."): v for k, v in changes.items()}
