@@ -49,8 +49,8 @@ setup(
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "gcs": ["gcsfs"],
-    "big_vision": [
-      "big_vision @ git+https://github.com/google-research/big_vision"
-    ],
+    # What its data sets need; big_vision itself has no package: its checkout
+    # (github.com/google-research/big_vision) goes on PYTHONPATH.
+    "big_vision": ["einops", "overrides", "tensorflow"],
   },
 )

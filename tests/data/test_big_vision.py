@@ -44,6 +44,6 @@ def test_errors_name_the_example():
 )
 def test_without_big_vision():
   with pytest.raises(
-    ValueError, match=r"data.train.x.format=.*big_vision.*pip"
+    ValueError, match=r"data.train.x.format=.*PYTHONPATH.*pip"
   ):
     sources.open_source(CONFIG, "", "caption en", "data.train.x")

@@ -2,14 +2,16 @@
 
   config.data.train.mine.format = "big_vision"
   config.data.train.mine.path = "bv:jsonl(fname='train.jsonl',
-      fopen_keys={'image': 'photos'})|copy(inkey='suffix', outkey='text')"
+      fopen_keys={'image': 'photos'})|decode|resize(256)"
+  config.data.train.mine.text = "suffix"
 
 Before the first "|" stands a data set and its arguments, as in big_vision's
 `config.input.data` (without "bv:" a TFDS name), after it a preprocessing
 string. What comes out needs `image`, encoded or as uint8 pixels, and `text`;
 the keys can be renamed by the source's `image` and `text`. A `prefix` that is
-not empty is the question that `text` answers. Needs big_vision and TensorFlow
-(the extra "big_vision"); paths are big_vision's own, not below data.root.
+not empty is the question that `text` answers. Needs the extra "big_vision" and
+a checkout of github.com/google-research/big_vision on PYTHONPATH; paths are
+big_vision's own, not below data.root.
 """
 
 import importlib
@@ -47,8 +49,9 @@ class BigVisionReader:
         importlib.import_module(f"big_vision.pp.{name}")
     except ImportError as error:
       raise ValueError(
-        f"{key}.format='big_vision' needs big_vision and TensorFlow "
-        f'({error}): pip install -e ".[big_vision]" tensorflow overrides'
+        f"{key}.format='big_vision' ({error}): put a checkout of "
+        "github.com/google-research/big_vision on PYTHONPATH, and "
+        'pip install -e ".[big_vision]"'
       ) from error
     name, _, operations = config.path.partition("|")
     set_name, _, rest = name.partition("(")
