@@ -141,7 +141,7 @@ def test_greedy_answers_equal_full_recomputation(model):
   @jax.jit
   def next_token(suffix, length):
     example = batch._replace(suffix=suffix)
-    packed = s._pack_answer(params, example)
+    packed = s._pack_answer(params, example, jax.random.key(0))
     mask = block_causal_mask(packed.block, packed.valid)
     hidden, _ = s.decoder.apply(
       {"params": params["decoder"]}, packed.x,
