@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from unifluid_jax.evals import captions
+from unifluid_jax.evals import captions, ptb
 
 REFERENCES = {
   0: ["a cat sits on a mat", "cat on the mat"],
@@ -14,7 +14,11 @@ REFERENCES = {
 PREDICTIONS = {0: "a cat on a mat", 1: "a dog runs", 2: "red car"}
 
 
-@pytest.mark.parametrize("tokenize", [str.split, captions.tokenize])
+def split(texts):
+  return [text.split() for text in texts]
+
+
+@pytest.mark.parametrize("tokenize", [split, ptb.own, ptb.tokenize])
 def test_golden_values(tokenize):
   score, images = captions.cider_d(REFERENCES, PREDICTIONS, tokenize)
   assert images[0] == pytest.approx(3.73658502, abs=1e-6)
@@ -33,7 +37,7 @@ def test_perfect_long_captions_score_ten():
 def test_empty_prediction_scores_zero():
   _, images = captions.cider_d(REFERENCES, {**PREDICTIONS, 0: ""})
   assert images[0] == 0
-  _, images = captions.cider_d(REFERENCES, {**PREDICTIONS, 0: "?!"})
+  _, images = captions.cider_d(REFERENCES, {**PREDICTIONS, 0: "?,"})
   assert images[0] == 0
 
 
@@ -94,24 +98,6 @@ def test_bad_references_are_refused():
     captions.cider_d({}, {})
   with pytest.raises(ValueError, match="no reference for ids 4"):
     captions.cider_d({4: []}, {4: "a"})
-
-
-@pytest.mark.parametrize(
-  ("text", "tokens"),
-  [
-    ("A Red circle.", "a red circle"),
-    ("Don't hit the dog's (red) t-shirt!", "do n't hit the dog 's red t-shirt"),
-    ("It's 3.5 ft... -- at 10:30 a.m., Mr. Smith cannot",
-     "it 's 3.5 ft at 10:30 a.m. mr. smith can not"),
-    ("\"Hey\" 'you'; ``dogs'' - 1,000\ncats", "hey you dogs 1,000 cats"),
-    ("-LRB- x -RRB- rock & roll: {y}", "x rock & roll y"),
-    ("", ""),
-    (" ?!,;: ", ""),
-    ("Café o’clock 5%", "café o'clock 5 %"),
-  ],
-)  # fmt: skip
-def test_tokenizer(text, tokens):
-  assert captions.tokenize(text) == tokens.split()
 
 
 def test_exact_match_ignores_case_and_space_only():

@@ -1,80 +1,24 @@
 """Caption scores: CIDEr-D as pycocoevalcap computes it, and exact match.
 
-Sources: Vedantam et al. 2015 (CIDEr-D); pycocoevalcap cider/cider_scorer.py
-and tokenizer/ptbtokenizer.py, whose behaviour this follows.
-
-Differs: tokenization is our own, close to the Penn Treebank's, where
-pycocoevalcap runs the Stanford tokenizer 3.4.1 in Java. `TOKENIZER` names it
-and belongs beside every reported score.
+Sources: Vedantam et al. 2015 (CIDEr-D); pycocoevalcap cider/cider_scorer.py,
+whose behaviour this follows. Tokens: `ptb`.
 """
 
 import collections
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from unifluid_jax.evals import ptb
 from unifluid_jax.evals.pairing import Id, Texts, paired
-
-TOKENIZER = "own PTB-like regex, lower-cased, punctuation dropped"
-
 
 _ORDERS = 4
 _SIGMA = 6.0
-
-_DROPPED = frozenset(
-  ["''", "'", "``", "`", "-lrb-", "-rrb-", "-lcb-", "-rcb-", "(", ")", "{"]
-  + ["}", ".", "?", "!", ",", ":", "-", "--", "...", ";", '"', "…", "–", "—"]
-)
-_ABBREVIATIONS = "mr|mrs|ms|dr|prof|st|jr|sr|vs|inc|ltd|corp"
-_TOKEN = re.compile(
-  rf"""
-  \.\.\. | --+
-  | -[lr][rc]b-
-  | (?:[^\W\d_]\.){{2,}}                  # u.s.  a.m.
-  | \b(?:{_ABBREVIATIONS})\.(?=\s+\w)     # mr. smith; not at the end
-  | \d+(?:[.,:/]\d+)+ | \.\d+             # 1,000  3.5  10:30  1/2  .5
-  | \w+(?:['\-&]\w+)*                     # t-shirt  don't  o'clock
-  | '(?:s|m|d|re|ve|ll)\b
-  | ``|'' | \S
-  """,
-  re.VERBOSE,
-)
-_CLITIC = re.compile(r"(.+?)(n't|'s|'m|'d|'re|'ve|'ll)$")
-_MERGED = {
-  "cannot": ("can", "not"),
-  "gonna": ("gon", "na"),
-  "gotta": ("got", "ta"),
-  "wanna": ("wan", "na"),
-  "lemme": ("lem", "me"),
-}
-
-
-def tokenize(text: str) -> list[str]:
-  """Lower-cased tokens of one caption, punctuation dropped.
-
-  Clitics are split as in the Penn Treebank (don't: do n't, dog's: dog 's);
-  hyphenated words, numbers and abbreviations stay whole.
-
-  Args:
-    text: a caption; line breaks count as spaces.
-
-  Returns:
-    Its tokens, possibly none.
-  """
-  tokens = []
-  for token in _TOKEN.findall(text.lower().replace("’", "'")):
-    clitic = _CLITIC.match(token)
-    if clitic:
-      tokens += clitic.groups()
-    else:
-      tokens += _MERGED.get(token, (token,))
-  return [t for t in tokens if t not in _DROPPED]
 
 
 def cider_d(
   references: Mapping[Id, Sequence[str]],
   predictions: Texts,
-  tokenize: Callable[[str], list[str]] = tokenize,
+  tokenize: ptb.Tokenize = ptb.tokenize,
 ) -> tuple[float, dict[Id, float]]:
   """CIDEr-D of one prediction per image; papers print it times 100.
 
@@ -85,7 +29,7 @@ def cider_d(
     references: image id to its reference captions, at least one each.
     predictions: image id to the predicted caption, as mapping or as pairs.
       Ids match by their text: 7 and "7" are the same image.
-    tokenize: text to tokens; `str.split` for text that is tokenized already.
+    tokenize: texts to their tokens.
 
   Returns:
     The mean over images (0 to 10) and each image's own score, by the ids of
@@ -95,10 +39,10 @@ def cider_d(
     ValueError: ids that are missing, unknown or given twice, and images
       without a reference; the message names them.
   """
-  pairs = paired(references, predictions)
+  tokens = ptb.tokenized(paired(references, predictions), tokenize)
   grams = {
-    i: ([_ngrams(tokenize(r)) for r in refs], _ngrams(tokenize(prediction)))
-    for i, (refs, prediction) in pairs.items()
+    i: ([_ngrams(r) for r in refs], _ngrams(prediction))
+    for i, (refs, prediction) in tokens.items()
   }
   frequency = collections.Counter(
     gram for refs, _ in grams.values() for gram in set().union(*refs)

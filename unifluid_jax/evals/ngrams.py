@@ -3,15 +3,15 @@
 Sources: Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE-L); pycocoevalcap
 bleu/bleu_scorer.py and rouge/rouge.py, whose conventions this follows.
 
-Differs: tokens come from `captions.tokenize`, not from Java; a BLEU without
-any match at some order is 0, where the reference adds 1e-15 to each count.
+Tokens: `ptb`. Differs: a BLEU without any match at some order is 0, where the
+reference adds 1e-15 to each count.
 """
 
 import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from unifluid_jax.evals import captions
+from unifluid_jax.evals import ptb
 from unifluid_jax.evals.pairing import Id, References, Texts, paired
 
 _ORDERS = 4
@@ -23,14 +23,14 @@ Tokens = Sequence[str]
 def bleu4(
   references: References,
   predictions: Texts,
-  tokenize: Callable[[str], list[str]] = captions.tokenize,
+  tokenize: ptb.Tokenize = ptb.tokenize,
 ) -> float:
   """Corpus BLEU-4: clipped precisions, brevity against the closest length.
 
   Args:
     references: image id to its reference captions.
     predictions: image id to the predicted caption.
-    tokenize: text to tokens; `str.split` for text that is tokenized already.
+    tokenize: texts to their tokens.
 
   Returns:
     A score in [0, 1]; of the whole corpus, not a mean over images.
@@ -40,8 +40,8 @@ def bleu4(
   """
   right, guessed = [0] * _ORDERS, [0] * _ORDERS
   ours = theirs = 0
-  for given, text in paired(references, predictions).values():
-    candidate, refs = tokenize(text), [tokenize(r) for r in given]
+  pairs = paired(references, predictions)
+  for refs, candidate in ptb.tokenized(pairs, tokenize).values():
     ours += len(candidate)
     # Of two lengths equally near, the shorter.
     theirs += min((abs(len(r) - len(candidate)), len(r)) for r in refs)[1]
@@ -61,7 +61,7 @@ def bleu4(
 def rouge_l(
   references: References,
   predictions: Texts,
-  tokenize: Callable[[str], list[str]] = captions.tokenize,
+  tokenize: ptb.Tokenize = ptb.tokenize,
 ) -> tuple[float, dict[Id, float]]:
   """ROUGE-L: the F-score of longest common subsequences, recall weighing more.
 
@@ -71,7 +71,7 @@ def rouge_l(
   Args:
     references: image id to its reference captions.
     predictions: image id to the predicted caption.
-    tokenize: text to tokens.
+    tokenize: texts to their tokens.
 
   Returns:
     The mean over images, in [0, 1], and each image's score.
@@ -79,9 +79,10 @@ def rouge_l(
   Raises:
     ValueError: ids missing, unknown or given twice, as `pairing.paired`.
   """
+  pairs = paired(references, predictions)
   scores = {
-    i: _rouge_l(tokenize(text), [tokenize(r) for r in given])
-    for i, (given, text) in paired(references, predictions).items()
+    i: _rouge_l(candidate, refs)
+    for i, (refs, candidate) in ptb.tokenized(pairs, tokenize).items()
   }
   return math.fsum(scores.values()) / len(scores), scores
 

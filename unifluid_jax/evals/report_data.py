@@ -158,6 +158,12 @@ def _notes(
       continue
     settings = ", ".join(f"{k}: {v}" for k, v in row["settings"].items() if v)
     notes.append(f"{row['metric'].partition('/')[0]}: {settings}")
+  ways = {r["settings"].get("tokenizer") for r in good} - {None}
+  if len(ways) > 1:
+    notes.append(
+      "captions were tokenized in different ways at different steps: "
+      + "; ".join(sorted(ways))
+    )
   notes += [
     f"{row['metric']} failed at step {row['step']}: {row['error']}"
     for row in rows

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from unifluid_jax.data import transforms
 from unifluid_jax.evals import captions as caption_metrics
+from unifluid_jax.evals import ptb
 from unifluid_jax.evals import vqa as vqa_metrics
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 
@@ -33,7 +34,7 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
       Shown("caption", image, question, p, r.captions[0], p in r.captions)
       for image, p, r in zip(images[:8], predicted, records, strict=False)
     ]
-  settings = {"tokenizer": caption_metrics.TOKENIZER,
+  settings = {"tokenizer": ptb.chosen().name,
               "decode": bench.config.sampling.text}  # fmt: skip
   return Outcome(values, floors, settings, shown)
 

@@ -18,7 +18,7 @@ from unifluid_jax.data import tasks, transforms
 from unifluid_jax.data.task_files import Example
 from unifluid_jax.data.task_source import TaskSource
 from unifluid_jax.evals import answers as answer_metrics
-from unifluid_jax.evals import captions
+from unifluid_jax.evals import ptb
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 
 METRIC = "transfer"
@@ -57,7 +57,7 @@ def transfer(subject: Subject, bench: Bench) -> Outcome:
       "limit": entry.limit,
     }
     if row.metric == "cider_d":
-      settings[row.name]["tokenizer"] = captions.TOKENIZER
+      settings[row.name]["tokenizer"] = ptb.chosen().name
     shown += some
   return Outcome(values, {}, settings, shown)
 
@@ -227,7 +227,7 @@ def table(results: Mapping[str, Result]) -> Table:
   A row counts once it is scored whole, decoded as PaliGemma decodes it, on
   the split that published 3B models are compared on. The averages are plain
   means of 4 captioning and of 20 question-answering numbers; an average that
-  lacks one is not printed.
+  lacks one is not printed, nor one of captions tokenized in different ways.
 
   Args:
     results: by row, as `collect` gives them.
@@ -251,6 +251,7 @@ def table(results: Mapping[str, Result]) -> Table:
     )
     if reason:
       missing.append(row.name)
+  ways = {r.settings.get("tokenizer", "") for r in results.values()} - {""}
   averages = {}
   for group, title in _GROUPS.items():
     rows = [row for row in tasks.ROWS if row.group == group]
@@ -258,13 +259,14 @@ def table(results: Mapping[str, Result]) -> Table:
     text = f"- ({len(rows) - len(lacking)} of {len(rows)} rows count; "
     text += f"missing: {', '.join(lacking)})"
     averages[group] = None
-    if not lacking:
+    if group == "caption" and len(ways) > 1:
+      text = "- (tokenized in several ways, see below: evaluate all in one)"
+    elif not lacking:
       mean = statistics.fmean(results[row.name].value for row in rows)
       averages[group] = 100 * mean
       text = f"{averages[group]:.2f} (mean of {len(rows)})"
     lines.append(f"{title:<8} {text}")
-  ways = {r.settings.get("tokenizer", "") for r in results.values()}
-  lines += [f"CIDEr-D tokenizer: {way}" for way in sorted(ways) if way]
+  lines += [f"CIDEr-D tokenizer: {way}" for way in sorted(ways)]
   return Table("\n".join(lines), *averages.values(), tuple(missing))
 
 
