@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import transfer
+from tests import task_sets
 from tests.systems.conftest import examples, tiny
 from unifluid_jax import parallel, systems, telemetry
 from unifluid_jax.aot import (
@@ -26,7 +28,8 @@ from unifluid_jax.aot import (
   table,
   topology,
 )
-from unifluid_jax.config import ConfigError, MeshConfig
+from unifluid_jax.config import ConfigError, MeshConfig, resolve
+from unifluid_jax.data import pipeline, text
 from unifluid_jax.systems import cost
 
 REPO = Path(__file__).parent.parent
@@ -59,6 +62,28 @@ def test_the_batch_is_the_one_that_trains():
   assert shapes.text == jax.tree.map(lambda x: (x.shape, x.dtype), given.text)
   assert shapes.t2i.moments is None or shapes.t2i.image is None
   assert shapes.t2i.prompt == ((8, 5), np.int32)
+
+
+def test_two_images_a_question_are_lowered_as_the_pipeline_gives_them(tmp_path):
+  root = task_sets.make(tmp_path)
+  tree = transfer.get_config("nlvr2,debug")
+  tree.data.root, tree.batch.i2t = str(root), 8
+  config = resolve(tree)
+  assert config.data.images == 2
+  said = ["answer en both are red", "true false"]
+  tokenizer = text.train(said, tmp_path / "t.model", 24)
+  loader = pipeline.make_loader(config, tokenizer)
+  given = next(loader)
+  loader.close()
+  assert given.i2t.image.shape == (8, 2, 32, 32, 3)
+
+  def described(batch):
+    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), batch)
+
+  assert described(lower.batch_shapes(config)) == described(given)
+  place = topology.get("cpu:8")
+  (answer,) = lower.programs(config, "answer", place.devices, rows=2)
+  assert answer.held["batch"][0].shape == (2, 2, 32, 32, 3)
 
 
 def test_frozen_shapes_are_those_of_the_weights():
@@ -133,9 +158,9 @@ def test_what_does_not_fit_comes_with_changes(trained):
   limit = done.memory["used"] - 1000
   found = report.report(config, program, done, place, limit)
   assert found["fits"] is False
-  text = "\n".join(found["advice"])
-  assert "mesh.fsdp=8" in text and "would fit" in text
-  assert "model.remat=full" in text
+  said = "\n".join(found["advice"])
+  assert "mesh.fsdp=8" in said and "would fit" in said
+  assert "model.remat=full" in said
   assert "fits: no" in table.table(found)
   assert report.report(config, program, done, place, 2**40)["fits"] is True
 
@@ -153,6 +178,15 @@ def test_advice_halves_what_is_sharded(trained):
   found["memory"]["limit"] = 700
   lines = advice.advice(config, program, found)
   assert any("fsdp" in line and "not enough alone" in line for line in lines)
+
+
+def test_advice_counts_every_image_of_a_question():
+  """One image: 16 + 5 + 4 tokens, more than 16 + 5 of a drawing; two: 41."""
+  mesh = parallel.make_mesh(MeshConfig(2, 4, 1))
+  one, two = (
+    advice._saved_by_dots(tiny(data__images=n), mesh) for n in (1, 2)
+  )  # fmt: skip
+  assert two / one == pytest.approx(41 / 25)
 
 
 @pytest.mark.parametrize("what, names", [("answer", 1), ("eval", 3)])
@@ -239,14 +273,14 @@ def test_peaks_agree_with_the_units(kind):
 
 
 def test_messages_of_the_compiler():
-  text = "RESOURCE_EXHAUSTED: Ran out of memory ... Used 20.50G of 15.75G hbm."
-  assert compiled.out_of_memory(text) == int(20.5 * 2**30)
-  text = (
+  said = "RESOURCE_EXHAUSTED: Ran out of memory ... Used 20.50G of 15.75G hbm."
+  assert compiled.out_of_memory(said) == int(20.5 * 2**30)
+  said = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required "
     "for HLO temporaries (48.00G) exceeds available HBM (15.75G)."
   )
   usage = "Memory Space: default (color=0)\nTotal bytes: 123 (1B)\n"
-  assert compiled.out_of_memory(text) == 48 * 2**30
+  assert compiled.out_of_memory(said) == 48 * 2**30
   assert compiled.out_of_memory("other") is None
   assert compiled.heap_bytes(usage) == 123
   assert compiled.out_of_memory("other", usage) == 123

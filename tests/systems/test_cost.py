@@ -37,6 +37,30 @@ def test_generation_and_understanding_samples():
   np.testing.assert_allclose(flops, 5.64e12, rtol=0.01)
 
 
+def test_a_question_about_two_images_costs_its_tokens_and_encodings():
+  """NLVR2: 2 x 256 features before 64 + 63 tokens of text; closed form."""
+  one = resolved(i2t=3)
+  data = dataclasses.replace(one.data, images=2)
+  two = dataclasses.replace(one, data=data)
+  (tokens, flops), (more_tokens, more_flops) = map(cost.step_cost, (one, two))
+  v, text = 256, one.text.prefix + one.text.suffix - 1
+  assert (tokens, more_tokens) == (3 * (v + text), 3 * (2 * v + text))
+  width, heads, mlp = 2304, 256 * (2 * 8 + 2 * 4), 3 * 9216
+  rows = 2 * v + text
+  decoder = 26 * (
+    v * width * (heads + mlp) + 2 * 8 * 256 * (rows**2 - (v + text) ** 2)
+  )
+  layer = 4 * 1152**2 + 2 * 1152 * 4304 + 2 * 1152 * v
+  encoder = v * (27 * layer + 3 * 14**2 * 1152)
+  np.testing.assert_allclose(
+    more_flops - flops, 3 * 3 * 2 * (decoder + encoder)
+  )
+  # Nothing else sees two.
+  rest = dataclasses.replace(two, batch=dict(t2i=1, edit=1, text=1))
+  alone = dataclasses.replace(rest, data=one.data)
+  assert cost.step_cost(rest) == cost.step_cost(alone)
+
+
 def test_cost_scales_with_the_batch_and_the_draws():
   one, two = resolved(t2i=2, i2t=2), resolved(t2i=4, i2t=4)
   assert cost.step_cost(two)[1] == 2 * cost.step_cost(one)[1]

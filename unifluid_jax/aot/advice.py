@@ -73,7 +73,8 @@ def _saved_by_dots(config: Config, mesh: Any) -> float:
   c, t = config.model.decoder, config.text
   length = max(
     config.model.image_tokens + t.prompt,
-    (config.model.vit.image_size // config.model.vit.patch) ** 2
+    config.data.images
+    * (config.model.vit.image_size // config.model.vit.patch) ** 2
     + t.prefix
     + t.suffix,
   )

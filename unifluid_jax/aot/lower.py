@@ -111,7 +111,8 @@ def _call(config, system, name, weights, place, rows, mapped) -> Program:
   if name == "generate":
     model.images([""] * rows, range(rows), sampling)
   elif name == "answer":
-    model.answers([blank] * rows, [""] * rows, sampling)
+    seen_by_one = np.zeros((*_frames(config), 2, 2, 3), np.uint8)
+    model.answers([seen_by_one] * rows, [""] * rows, sampling)
   else:
     model.reconstruct([blank] * rows)
   ((function, arrays),) = seen
@@ -153,8 +154,8 @@ def batch_shapes(config: Config) -> Batch:
   def pixels(task):
     return array(task, f32, m.image_size, m.image_size, 3)
 
-  def seen(task):
-    return array(task, f32, m.vit.image_size, m.vit.image_size, 3)
+  def seen(task, *frames):
+    return array(task, f32, *frames, m.vit.image_size, m.vit.image_size, 3)
 
   out = {}
   if rows.get("t2i") and config.system == "vae":
@@ -169,7 +170,9 @@ def batch_shapes(config: Config) -> Batch:
     out["t2i"] = TextToImage(array("t2i", i32, t.prompt), image, moments)
   if rows.get("i2t"):
     out["i2t"] = ImageToText(
-      seen("i2t"), array("i2t", i32, t.prefix), array("i2t", i32, t.suffix)
+      seen("i2t", *_frames(config)),
+      array("i2t", i32, t.prefix),
+      array("i2t", i32, t.suffix),
     )
   if rows.get("edit"):
     source = pixels("edit") if m.edit_latents else None
@@ -181,6 +184,11 @@ def batch_shapes(config: Config) -> Batch:
       array("text", i32, t.prefix), array("text", i32, t.suffix)
     )
   return Batch(**out)
+
+
+def _frames(config: Config) -> tuple[int, ...]:
+  """The axis of images that a question has several of; else none."""
+  return (config.data.images,) if config.data.images > 1 else ()
 
 
 def frozen_shapes(config: Config, system: Any) -> Any:

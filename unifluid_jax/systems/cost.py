@@ -17,21 +17,22 @@ def step_cost(config: Config) -> tuple[int, float]:
   m, text = config.model, config.text
   n, v = m.image_tokens, (m.vit.image_size // m.vit.patch) ** 2
   edit_prefix = v + (n if m.edit_latents else 0)
-  shapes = {  # task: (sequence, image features, image tokens, answers)
+  seen, answer = config.data.images, text.prefix + text.suffix - 1
+  shapes = {  # task: (sequence, images seen, image tokens, answers)
     "t2i": (text.prompt + n, 0, n, 0),
-    "i2t": (v + text.prefix + text.suffix - 1, v, 0, text.suffix),
-    "edit": (edit_prefix + text.prompt + n, v, n, 0),
-    "text": (text.prefix + text.suffix - 1, 0, 0, text.suffix),
+    "i2t": (seen * v + answer, seen, 0, text.suffix),
+    "edit": (edit_prefix + text.prompt + n, 1, n, 0),
+    "text": (answer, 0, 0, text.suffix),
   }
   tokens, flops = 0, 0.0
   for task, rows in config.batch.items():
-    length, features, images, answers = shapes[task]
+    length, images, drawn, answers = shapes[task]
     tokens += rows * length
     flops += rows * decoder_flops(m.decoder, length)
-    flops += rows * (vit_flops(m.vit) if features else 0)
+    flops += rows * images * vit_flops(m.vit)
     flops += (
       rows
-      * images
+      * drawn
       * config.loss.draws
       * head_flops(m.head, m.decoder.width, m.token_channels)
     )
