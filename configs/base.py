@@ -96,7 +96,7 @@ def base() -> ml_collections.ConfigDict:
     image_cfg=1.0,
   )
   c.eval = dict(
-    metrics=("captions", "vqa"),
+    metrics=("samples", "captions", "vqa"),
     split="",
     examples=1024,
     prompts_per_task=64,

@@ -1,6 +1,7 @@
 """Weights on all devices, rows split over them; one model for a watch."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,3 +71,15 @@ def test_checkpoints_of_a_watch_share_one_model(tmp_path, monkeypatch):
   evaluator = eval_loop.Evaluator(c, str(tmp_path), lambda _: None)
   assert evaluator.run(1) == evaluator.run(2) == []
   assert seen == [191, 191] and system.traced == 1
+
+
+def test_metrics_of_files_do_not_count_as_an_evaluation(tmp_path):
+  rows = [
+    {"step": 1, "metric": "vqa/all", "value": 0.5},
+    {"step": 2, "metric": "coco_fid/distance", "value": 9.0, "by": "coco_fid"},
+    {"step": 3, "metric": "vqa/all", "value": 0.5},
+    {"step": 3, "metric": "fid", "error": "no"},
+  ]
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / eval_loop.RESULTS).write_text(text)
+  assert eval_loop.evaluated(str(tmp_path)) == {1}

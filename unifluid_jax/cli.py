@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
+from unifluid_jax import freeze
+
 # What a user can mend; anything else is a bug and shows its traceback.
 USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
 
@@ -44,18 +46,9 @@ def speaker() -> Callable[[str], None]:
 
 def differences(tree: dict[str, Any], default: dict[str, Any]) -> list[str]:
   """Leaves of `tree` that `default` has not, or has with another value."""
-  old, new = _flat(default), _flat(tree)
+  old, new = freeze.leaves(default), freeze.leaves(tree)
   return [
     f"{key} = {value!r}"
     for key, value in sorted(new.items())
     if key not in old or old[key] != value
   ]
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-  if not isinstance(tree, dict) or not tree:
-    return {path: tree}
-  out = {}
-  for key, value in tree.items():
-    out |= _flat(value, f"{path}.{key}" if path else key)
-  return out

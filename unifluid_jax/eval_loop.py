@@ -22,6 +22,7 @@ from unifluid_jax.data import text
 from unifluid_jax.evals import (
   edit_suite,
   report_data,
+  samples,
   text_suite,
   transfers,
   world_suite,
@@ -35,6 +36,7 @@ METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
   "fid": world_suite.frechet,
   "tokenizer": world_suite.tokenizer,
   "edits": edit_suite.edits,
+  "samples": samples.draw,
   transfers.METRIC: transfers.transfer,
 }
 RESULTS = "metrics_eval.jsonl"
@@ -153,13 +155,27 @@ class Evaluator:
         continue
       rows += as_rows(step, outcome)
       shown += outcome.shown
-      self._say(scores(step, outcome) + f"  ({time.monotonic() - begin:.0f} s)")
-    path = epath.Path(self.workdir) / RESULTS
-    with path.open("a") as f:
-      f.write("".join(json.dumps(row) + "\n" for row in rows))
-    report = epath.Path(self.workdir) / REPORT
-    report_data.write(report, self.config, self.workdir, step, shown)
+      lines = scores(step, outcome) or f"step {step}  {name}"
+      self._say(f"{lines}  ({time.monotonic() - begin:.0f} s)")
+    samples.write(self.workdir, step, shown)
+    record(self.config, self.workdir, rows)
     return errors
+
+
+def record(
+  config: Config, workdir: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
+  """Appends rows to a workdir's results and rewrites its report.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    rows: as `as_rows` and `file_results.rows` make them.
+  """
+  folder = epath.Path(workdir)
+  with (folder / RESULTS).open("a") as f:
+    f.write("".join(json.dumps(row) + "\n" for row in rows))
+  report_data.write(folder / REPORT, config, workdir)
 
 
 def as_rows(step: int, outcome: Outcome) -> list[dict[str, Any]]:
@@ -187,11 +203,15 @@ def scores(step: int, outcome: Outcome) -> str:
 
 
 def evaluated(workdir: str) -> set[int]:
-  """Steps that have results without errors."""
+  """Steps that this job has scored without errors.
+
+  A published metric of files, which names itself in "by", is another job.
+  """
   path = epath.Path(workdir) / RESULTS
   if not path.exists():
     return set()
   rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+  rows = [r for r in rows if "by" not in r]
   failed = {r["step"] for r in rows if "error" in r}
   return {r["step"] for r in rows} - failed
 

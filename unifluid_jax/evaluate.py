@@ -35,7 +35,12 @@ of its own code; --prompts with a field "rewritten" a line are drawn from it:
 need the extra `geneval`.)
 
 Images that are drawn go to --images (default: below the workdir) and are
-kept: the same command goes on where it was interrupted.
+kept: the same command goes on where it was interrupted. The result goes to
+--out and, with --workdir, into that run's metrics_eval.jsonl and report.html.
+
+Two evaluated runs on one page, at --step=N or the newest step of each:
+
+  python -m unifluid_jax.evaluate --compare=RUN_A,RUN_B --out=compare.html
 """
 
 import dataclasses
@@ -54,7 +59,9 @@ from unifluid_jax import checkpoint, cli, eval_loop, parallel
 from unifluid_jax.config import Config, resolve
 from unifluid_jax.evals import (
   clip_score,
+  comparison,
   drawn_images,
+  file_results,
   geneval_detector,
   geneval_files,
   inception_features,
@@ -120,14 +127,20 @@ _SUITE = flags.DEFINE_enum(
 )
 _ROOT = flags.DEFINE_string("root", None, "Folder of the suite's workdirs.")
 _WORKDIRS = flags.DEFINE_list("workdirs", [], "The suite's workdirs.")
+_COMPARE = flags.DEFINE_list("compare", [], "Two workdirs, RUN_A,RUN_B.")
 
 Say = Callable[[str], None]
 
 
 def main(_: list[str]) -> None:
-  """Scores checkpoints, or one metric of files."""
+  """Scores checkpoints, or one metric of files, or gathers what was scored."""
   if _SUITE.value:
     print(transfers.summary(_WORKDIRS.value, _ROOT.value))
+    return
+  if _COMPARE.value:
+    out = _given("out", _OUT.value)
+    comparison.write(out, _COMPARE.value, _STEP.value)
+    print(f"comparison: {out}")
     return
   if _METRICS.value is None:
     _watch(cli.speaker())
@@ -156,10 +169,9 @@ def _watch(say: Say) -> None:
 
 
 def _fid(say: Say) -> None:
-  result = published.folder_fid(
-    _network(), _given("images", _IMAGES.value), _against(0), say
-  )
-  _store(result, say)
+  images = _given("images", _IMAGES.value)
+  by = _drawn_by(images)
+  _store(published.folder_fid(_network(), images, _against(0), say), by, say)
 
 
 def _coco_fid(say: Say) -> None:
@@ -167,8 +179,9 @@ def _coco_fid(say: Say) -> None:
   path = _given("prompts", _PROMPTS.value)
   prompts = published_prompts.coco(path, count, _SEED.value)
   net, (config, _) = _network(), _experiment()
-  against = _against(config.model.image_size)
-  _store(published.coco_fid(net, _run("coco"), prompts, against, say), say)
+  against, run = _against(config.model.image_size), _run("coco")
+  result = published.coco_fid(net, run, prompts, against, say)
+  _store(result, run.made_by, say)
 
 
 def _mjhq_fid(say: Say) -> None:
@@ -181,9 +194,9 @@ def _mjhq_fid(say: Say) -> None:
   )
   if against.save:
     raise ValueError("--save_reference has no meaning for mjhq_fid")
-  net = _network()
-  result = published.mjhq_fid(net, _run("mjhq"), prompts, against.crop, say)
-  _store(result, say)
+  net, run = _network(), _run("mjhq")
+  result = published.mjhq_fid(net, run, prompts, against.crop, say)
+  _store(result, run.made_by, say)
 
 
 def _geneval_draw(say: Say) -> None:
@@ -212,14 +225,16 @@ def _geneval_detect(say: Say) -> None:
 
 def _clip_score(say: Say) -> None:
   folder = _given("images", _IMAGES.value)
+  by = _drawn_by(folder)
   clip = torch_networks.HfClip(_given("clip", _CLIP.value), _TORCH_DEVICE.value)
-  _store(clip_score.score(folder, clip, say), say)
+  _store(clip_score.score(folder, clip, say), by, say)
 
 
 def _geneval_score(say: Say) -> None:
   folder = _given("images", _IMAGES.value)
+  by = _drawn_by(folder)
   found = geneval_files.read_detections(_given("detections", _DETECTIONS.value))
-  _store(geneval_files.score(folder, found, say), say)
+  _store(geneval_files.score(folder, found, say), by, say)
   say(f"verdicts: {folder}/{geneval_files.RESULTS}")
 
 
@@ -290,12 +305,39 @@ def _run(name: str) -> published.Run:
   )
 
 
-def _store(result: Mapping[str, Any], say: Say) -> None:
-  """Writes the result where --out says, from process 0."""
-  if _OUT.value and jax.process_index() == 0:
+def _drawn_by(images: str) -> dict[str, Any]:
+  """What drew a folder, where --workdir asks for it; checked before work."""
+  if not _WORKDIR.value:
+    return {}
+  return file_results.made_by(images, _WORKDIR.value, _STEP.value)
+
+
+def _store(result: Mapping[str, Any], by: Mapping[str, Any], say: Say) -> None:
+  """Writes the result from process 0: to --out, and to the run of --workdir.
+
+  Args:
+    result: of images.
+    by: what drew them; empty without --workdir.
+    say: takes the places.
+  """
+  if jax.process_index():
+    return
+  if _OUT.value:
     text = json.dumps(result, indent=2) + "\n"
     drawn_images.replace(epath.Path(_OUT.value), text.encode())
     say(f"result: {_OUT.value}")
+  if by:
+    rows = file_results.rows(result, by)
+    eval_loop.record(_config_of(_WORKDIR.value), _WORKDIR.value, rows)
+    say(f"report: {_WORKDIR.value}/{eval_loop.REPORT}")
+
+
+def _config_of(workdir: str) -> Config:
+  """The given configuration, or that of the run's newest checkpoint."""
+  if _CONFIG.value is not None:
+    return resolve(_CONFIG.value)
+  step = checkpoint.latest_step(workdir)
+  return resolve(checkpoint.read_meta(workdir, step)["config"])
 
 
 if __name__ == "__main__":

@@ -60,6 +60,16 @@ def build(
   return cls(**values)
 
 
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+  """Values of a nested mapping by dotted path; an empty mapping is one."""
+  if not isinstance(tree, Mapping) or not tree:
+    return {path: tree}
+  out = {}
+  for key, value in tree.items():
+    out |= leaves(value, f"{path}.{key}" if path else key)
+  return out
+
+
 def _preset(table: Mapping[str, Any], node: dict, path: str) -> Any:
   """The preset a node names, removed from it; None without a name."""
   name = node.pop("preset", None)

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.evals import test_geneval_files as geneval_case
+from unifluid_jax import eval_loop
+
 REPO = Path(__file__).parent.parent.parent
 FLAGS = "--xla_backend_optimization_level=0 "
 ENV = dict(
@@ -104,7 +107,10 @@ def test_evaluate_writes_results_and_report(space):
   assert all(np.isfinite(r["value"]) for r in results)
   page = (space.run / "report.html").read_text()
   assert "<svg" in page and "data:image/png;base64" in page
+  assert 'id="captions"' in page and 'id="questions"' in page
   assert "report.html" in done.stdout
+  kept = rows(space.run / "samples" / "20.jsonl")
+  assert {s["kind"] for s in kept} == {"generated", "caption", "answer"}
   again = command("evaluate", *space.config(), f"--workdir={space.run}",
                   "--once")  # fmt: skip
   assert rows(space.run / "metrics_eval.jsonl") == results
@@ -124,6 +130,30 @@ def test_a_failing_metric_leaves_the_others_and_status_1(space, tmp_path):
   found = rows(copy / "metrics_eval.jsonl")
   assert {r["metric"] for r in found if "error" in r} == {"fid"}
   assert "tokenizer/psnr" in {r["metric"] for r in found}
+
+
+def test_scores_of_files_join_the_run_and_runs_are_compared(space, tmp_path):
+  copy, images = tmp_path / "copy", tmp_path / "images"
+  shutil.copytree(space.run, copy)
+  (copy / "metrics_eval.jsonl").unlink(missing_ok=True)
+  by = {"run": "debug", "workdir": str(copy.resolve()), "step": 20, "cfg": 2.0}
+  geneval_case.draw(images, by=by)
+  geneval_case.detections(tmp_path / "found.json")
+  score = ["--metrics=geneval_score", f"--images={images}",
+           f"--detections={tmp_path}/found.json"]  # fmt: skip
+  command("evaluate", *score, f"--workdir={copy}")
+  found = {r["metric"]: r for r in rows(copy / "metrics_eval.jsonl")}
+  overall = found["geneval_raw/overall"]
+  assert overall["value"] == pytest.approx(5 / 12)
+  assert overall["step"] == 20 and overall["settings"]["cfg"] == 2.0
+  page = (copy / "report.html").read_text()
+  assert "The benchmark&#x27;s own prompts" in page and "0.417" in page
+  assert eval_loop.evaluated(str(copy)) == set()  # the job's work is to come
+  wrong = command("evaluate", *score, f"--workdir={space.run}", check=False)
+  assert wrong.returncode == 1 and "not by" in wrong.stderr
+  out = tmp_path / "compare.html"
+  command("evaluate", f"--compare={copy},{copy}", f"--out={out}")
+  assert "0.417" in out.read_text() and ">0.000<" in out.read_text()
 
 
 def test_generate_answer_and_python_api(space, tmp_path):
@@ -230,6 +260,9 @@ def test_two_processes_equal_one(space, tmp_path):
      "error: "),
     ("evaluate", [], "--config is missing"),
     ("evaluate", ["--suite=transfers"], "root"),
+    ("evaluate", ["--compare=/nowhere,/no"], "--out is missing"),
+    ("evaluate", ["--compare=/nowhere,/no", "--out=/tmp/x.html"],
+     "evaluate this run first"),
     ("generate", ["--workdir=/nowhere", "--prompt=a", "--out=/tmp/a.png"],
      "no complete checkpoint under /nowhere/checkpoints"),
     ("generate", ["--workdir=/nowhere"], "nothing to do"),

@@ -14,7 +14,7 @@ from unifluid_jax.config import ConfigError
 from unifluid_jax.data import shapes, shapes_builder
 from unifluid_jax.data.records import Record
 from unifluid_jax.data.shapes import Item, Scene
-from unifluid_jax.evals import edit_suite, report_data
+from unifluid_jax.evals import edit_suite, report_data, samples
 from unifluid_jax.evals.bench import Bench, Subject
 from unifluid_jax.evals.edit_suite import Task, Verdict
 from unifluid_jax.evals.shapes_detector import ShapesDetector
@@ -171,18 +171,20 @@ def test_the_metric_on_the_world():
 def test_shown_edits_reach_the_report(tmp_path, monkeypatch):
   rows = records(6)
   shown = edit_suite.edits(Knowing(rows), bench(rows)).shown
+  samples.write(str(tmp_path), 1, shown)
   pages = []
   monkeypatch.setattr(
     report_data.report, "write_report", lambda path, data: pages.append(data)
   )
   path = epath.Path(tmp_path / "report.html")
-  report_data.write(path, tiny(), str(tmp_path), 1, shown)
+  report_data.write(path, tiny(), str(tmp_path))
   (page,) = pages
   assert len(page.edits) == len(shown) > 1
   for sample, s in zip(page.edits, shown, strict=True):
     assert sample.instruction == s.prompt and sample.correct is s.correct
-    assert sample.source is s.source and sample.result is s.image
-    assert sample.target is s.target
+    np.testing.assert_array_equal(sample.source, s.source)
+    np.testing.assert_array_equal(sample.result, s.image)
+    np.testing.assert_array_equal(sample.target, s.target)
 
 
 def test_a_model_is_a_subject_and_refuses_what_it_never_saw():

@@ -66,9 +66,9 @@ def quiet(_):
   pass
 
 
-def draw(folder, prompts=PROMPTS, samples=2):
+def draw(folder, prompts=PROMPTS, samples=2, by=None):
   drawings = geneval_files.drawings(prompts, samples)
-  drawn_images.draw(Painter(), drawings, str(folder), 5, {}, quiet)
+  drawn_images.draw(Painter(), drawings, str(folder), 5, by or {}, quiet)
   geneval_files.write_metadata(str(folder), prompts)
   return str(folder)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.evals import report
+from unifluid_jax.evals import report, report_charts
 
 _VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -84,11 +84,25 @@ def _data():
       report.Generation("two crosses", _image(1), False, "single"),
       report.Generation("free prompt", _image(2)),
     ),
-    understanding=(
-      report.Understanding(
-        _image(3), "<script>alert('x')</script>", ("a \"red\" circle",), False,
-        (report.Answer("how many?", "", "2 & more", False),),
-      ),
+    progress=(
+      report.Chart("Distance", (report.Curve("", (1, 2), (9.0, 8.0)),), 6.5,
+                   "real & true"),
+      report.Chart("Once", (report.Curve("", (1,), (9.0,)),)),
+    ),
+    sample_steps=(1300, 2600),
+    samples=(
+      report.SampleRow("a red circle <i>", (
+        None, report.Generation("a red circle <i>", _image(9), True),
+      )),
+    ),
+    captions=(
+      report.Caption(_image(3), "<script>alert('x')</script>",
+                     ("a \"red\" circle", "another"), 1.234, False, "seen"),
+    ),
+    answers=(
+      report.Answer(_image(10), "how many?", "", "2 & more", False, "count"),
+      report.Answer(_image(11), "how many more?", "3", "3", True, "count"),
+      report.Answer(_image(12), "is it <u>red</u>?", "no", "no", True, "y/n"),
     ),
     edits=(
       report.EditSample("make it <b>green</b>", _image(4), _image(5)),
@@ -106,12 +120,13 @@ def test_page_holds_everything_given(data):
     "0.500", "0.090", "0.700", "12.2", "11.0", "L_visual", "L_text",
     "position", "0.63", "mean", "floor: unrelated images", "a red circle",
     "two crosses", "1 of 2 correct", "free prompt", "how many?", "2 & more",
-    'a "red" circle', "make it <b>green</b>", "move left", "target",
-    "rank-deficient: biased high",
+    'a "red" circle', "another", "1.23", "make it <b>green</b>", "move left",
+    "target",
+    "rank-deficient: biased high", "real & true", "is it <u>red</u>?",
   ):  # fmt: skip
     assert expected in text, expected
-  assert page.tags.count("img") == 3 + 1 + 2 + 3
-  assert "L_none" not in text
+  assert page.tags.count("img") == 3 + 1 + 1 + 3 + 2 + 3
+  assert "L_none" not in text and "Once" not in text
   assert text.index("mean") < text.index("position")  # overall leads
 
 
@@ -120,9 +135,27 @@ def test_images_are_the_given_pixels(data):
   sources = page.values("img", "src")
   head = "data:image/png;base64,"
   assert all(s.startswith(head) for s in sources)
-  first = Image.open(io.BytesIO(base64.b64decode(sources[0][len(head) :])))
-  assert first.size == (384, 384)
-  np.testing.assert_array_equal(np.asarray(first)[::48, ::48], _image(0))
+  shown = [
+    np.asarray(Image.open(io.BytesIO(base64.b64decode(s[len(head) :]))))
+    for s in sources
+  ]
+  # The grid over steps first, its missing cell without an image.
+  seeds = [9, 0, 1, 2, 3, 10, 11, 12, 4, 5, 6, 7, 8]
+  for pixels, seed in zip(shown, seeds, strict=True):
+    assert pixels.shape == (384, 384, 3)
+    np.testing.assert_array_equal(pixels[::48, ::48], _image(seed))
+
+
+def test_large_images_are_a_quarter_megapixel_at_most(data):
+  photo = np.asarray(Image.fromarray(_image(0)).resize((400, 300)))
+  data = report.ReportData("run", 0, "today", generations=(
+    report.Generation("a photo", photo),
+  ))  # fmt: skip
+  (source,) = _Page(report.render_report(data)).values("img", "src")
+  head, _, code = source.partition(",")
+  assert head == "data:image/jpeg;base64"
+  found = Image.open(io.BytesIO(base64.b64decode(code)))
+  assert found.size == (256, 192)
 
 
 def test_page_needs_nothing_from_elsewhere(data):
@@ -139,7 +172,8 @@ def test_model_output_is_escaped(data):
   html = report.render_report(data)
   assert "<script" not in html
   assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in html
-  assert "<b>green" not in html
+  assert "<b>green" not in html and "<u>red" not in html
+  assert "circle <i>" not in html
 
 
 def test_missing_values_are_dashes(data):
@@ -184,6 +218,9 @@ def test_wrong_data_is_refused_by_name(data):
   row = report.ScoreRow("overall", (1.0,))
   with pytest.raises(ValueError, match="'overall' has 1 values for 2"):
     report.render_report(dataclasses.replace(data, scores=(row,)))
+  short = report.SampleRow("a cross", (None,))
+  with pytest.raises(ValueError, match="'a cross' has 1 images for 2 steps"):
+    report.render_report(dataclasses.replace(data, samples=(short,)))
   floats = report.Generation("x", np.zeros((4, 4, 3), np.float32))
   with pytest.raises(ValueError, match="uint8"):
     report.render_report(dataclasses.replace(data, generations=(floats,)))
@@ -209,6 +246,113 @@ def test_curve_falls_where_the_loss_falls(data):
   assert list(xs) == sorted(xs)
   assert ys[0] < ys[-1]  # SVG's y points down
   assert "log scale" in html  # falls by a factor of a hundred
+
+
+def _between(html, start, end):
+  _, _, tail = html.partition(start)
+  part, found, _ = tail.partition(end)
+  assert found, f"no {start} ... {end}"
+  return part
+
+
+def test_samples_over_steps_stand_in_their_columns(data):
+  html = _between(report.render_report(data), 'class="grid"', "</table>")
+  assert re.findall(r'scope="col">([^<]*)<', html) == ["Prompt", "1,300",
+                                                       "2,600"]  # fmt: skip
+  cells = re.findall(r"<td>(.*?)</td>", html)
+  assert [("<img" in c, "–" in c) for c in cells] == [
+    (False, True), (True, False)
+  ]  # fmt: skip
+  assert 'class="mark yes"' in cells[1]
+
+
+def test_captions_of_a_group_are_sorted_by_their_score():
+  captions = [
+    report.Caption(_image(0), text, score=score, group=group)
+    for text, score, group in (
+      ("good", 9.5, "a"), ("unscored", None, "a"), ("bad", 0.0, "a"),
+      ("other", 0.0, "b"), ("middling", 3.25, "a"),
+    )
+  ]  # fmt: skip
+  data = report.ReportData("run", 0, "today", captions=tuple(captions))
+  text = " ".join(_Page(report.render_report(data)).text)
+  order = ["bad", "middling", "good", "unscored", "other"]
+  assert sorted(order, key=text.index) == order
+  assert re.findall(r"CIDEr-D\s+(\d\S*)", text) == ["0.00", "3.25", "9.50",
+                                                    "0.00"]  # fmt: skip
+
+
+def test_questions_stand_by_kind_with_their_marks(data):
+  html = report.render_report(data)
+  html = html[html.index('id="questions"') :]
+  count = _between(html, "<h3>count", "<h3>")
+  assert count.index("how many?") < count.index("how many more?")
+  assert "<small>1 of 2 correct</small>" in count
+  marks = re.findall(r"<img|aria-label=\"(\w+)\"", count)
+  assert marks == ["", "incorrect", "", "correct"]
+  assert "is it" not in count
+
+
+def _points(svg):
+  """Of each line, what it is drawn through."""
+  return [
+    [tuple(map(float, p.split())) for p in path.split("L")]
+    for path in re.findall(r'class="smooth" d="M([^"]*)"', svg)
+  ]
+
+
+def test_score_chart_is_to_scale():
+  curve = report.Curve("", (10, 20, 40), (0.25, math.nan, 0.75))
+  chart = report.Chart("x", (curve,), floor=0.5)
+  svg = report_charts.score_svg(chart, limits=(0.0, 1.0))
+  ((a, b),) = _points(svg)  # the value that is missing is left out
+  assert (a[0], b[0]) == (46, 500 - 14)
+  floor = float(re.search(r'class="floor".*?y1="([^"]*)"', svg)[1])
+  low, high = 250 - 30, 8  # the axis' ends
+  assert a[1] == pytest.approx(low + 0.25 * (high - low), abs=0.06)
+  assert b[1] == pytest.approx(low + 0.75 * (high - low), abs=0.06)
+  assert floor == pytest.approx((low + high) / 2, abs=0.06)
+  assert svg.count('class="dot"') == 2
+  assert report_charts.score_svg(report.Chart("x", ())) == ""
+
+
+def test_two_runs_share_one_axis():
+  a = report.Curve("", (100, 200), (4.0, 2.0))
+  b = report.Curve("", (200, 300), (3.0, 2.0))
+  for svg in (
+    report_charts.loss_svg([a, b]),
+    report_charts.score_svg(report.Chart("x", (a, b))),
+  ):
+    (a0, a1), (b0, b1) = _points(svg)
+    assert a1 != b1 and a1[0] == b0[0]  # both at step 200
+    assert a1[1] == b1[1]  # both at a value of 2
+    assert a0[1] < b0[1] < a1[1]  # 4 above 3 above 2
+    assert svg.index('class="s0"') < svg.index('class="s1"')
+  # A run without the loss keeps the other's colour.
+  alone = report_charts.loss_svg([report.Curve("", (), ()), b])
+  assert 'class="s1"' in alone and 'class="s0"' not in alone
+
+
+def test_geneval_by_task_over_steps(data):
+  curve = report.Curve("", (1, 2), (0.0, 1.0))
+  bars = (
+    report.TaskBar("counting", 1.0, 0.5, curve=curve),
+    report.TaskBar("overall", 1.0, overall=True, curve=curve),
+    report.TaskBar("colors", 0.1, group="Raw & own"),
+  )
+  html = report.render_report(
+    dataclasses.replace(data, geneval=bars, progress=())
+  )
+  html = _between(html, 'id="geneval"', "</section>")
+  assert html.count('class="bars card"') == 2
+  assert "<h3>Raw &amp; own<small>" in html
+  facets = _between(html, 'class="facets card"', "<h3>")
+  assert re.findall(r"<figcaption>(.*?)<", facets) == ["counting"]
+  ((low, high),) = _points(facets)
+  assert (low[1], high[1]) == (130 - 30, 8)  # the scale is 0 to 1
+  # The key to the floors belongs to bars that have one.
+  assert html.index('class="key"') < html.index("Raw &amp; own")
+  assert html.count('class="key"') == 1
 
 
 def test_contact_sheet_places_images_and_captions():

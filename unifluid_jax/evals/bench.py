@@ -44,6 +44,10 @@ class Shown(NamedTuple):
   correct: bool | None = None
   source: Any = None  # u8[H, W, 3] of an edit
   target: Any = None  # u8[H, W, 3] of an edit
+  references: tuple[str, ...] = ()  # of a caption
+  score: float | None = None  # of a caption: CIDEr-D of this image
+  task: str = ""  # examples of a task stand together under its name
+  seed: int | None = None  # of a generated image
 
 
 class Outcome(NamedTuple):

@@ -4,46 +4,62 @@
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from unifluid_jax import telemetry
 from unifluid_jax.config import Config
-from unifluid_jax.evals import report
+from unifluid_jax.evals import geneval as geneval_rules
+from unifluid_jax.evals import report, samples
 from unifluid_jax.evals.bench import Shown
 
-_HEADLINES = {
+HEADLINES = {
   "geneval/overall": "GenEval overall",
+  "geneval_raw/overall": "GenEval",
+  "geneval_rewritten/overall": "GenEval, rewritten",
   "captions/cider_d": "CIDEr-D",
   "vqa/all": "VQA",
   "fid/generated": "Fréchet distance",
+  "coco_fid/distance": "COCO FID",
+  "mjhq_fid/distance": "MJHQ FID",
+  "folder_fid/distance": "FID of a folder",
   "edits/success": "Edits done",
 }
-_LOWER = ("fid/generated", "fid/real", "fid/ratio")
+LOSSES = {
+  "loss_visual": "L_visual (MSE + VB)",
+  "loss_text": "L_text (nats)",
+}
+_GENEVAL = {  # group of metrics → name of its bars
+  "geneval": "",
+  "geneval_raw": "The benchmark's own prompts",
+  "geneval_rewritten": "Rewritten prompts",
+}
+_TITLES = {"cider_d": "CIDEr-D", "psnr": "PSNR"}
+_COLUMNS = 8  # of samples over steps
+_PROMPTS = 6
+
+Row = Mapping[str, Any]
+Found = Mapping[str, Mapping[int, Row]]  # metric → step → its last row
 
 
-def write(
-  path: epath.Path,
-  config: Config,
-  workdir: str,
-  step: int,
-  shown: Sequence[Shown],
-) -> None:
-  """Writes report.html.
+def write(path: epath.Path, config: Config, workdir: str) -> None:
+  """Writes report.html of the newest step that was evaluated.
 
   Args:
     path: of the page.
     config: of the run.
-    workdir: holds metrics.jsonl and metrics_eval.jsonl.
-    step: the checkpoint that `shown` belongs to.
-    shown: samples.
+    workdir: holds metrics.jsonl, metrics_eval.jsonl and samples/.
   """
   train = telemetry.read_metrics(f"{workdir}/metrics.jsonl")
-  results = telemetry.read_metrics(f"{workdir}/metrics_eval.jsonl")
-  good = [r for r in results if "value" in r]
-  steps = tuple(sorted({r["step"] for r in good}))
+  rows = telemetry.read_metrics(f"{workdir}/metrics_eval.jsonl")
+  found = by_metric(rows)
+  steps = tuple(sorted({step for each in found.values() for step in each}))
+  step = max((r["step"] for r in rows), default=0)
+  kept = samples.steps(workdir)
+  shown = samples.read(workdir, kept[-1]) if kept else []
+  sample_steps, grid = _over_steps(workdir, kept)
   report.write_report(
     path,
     report.ReportData(
@@ -52,31 +68,88 @@ def write(
       date=datetime.date.today().isoformat(),
       config=_summary(config),
       checkpoints=steps,
-      scores=_scores(good, steps),
+      scores=_scores(found, steps, step),
       curves=tuple(
         report.curve_from_rows(train, key, title)
-        for key, title in (
-          ("loss_visual", "L_visual (MSE + VB)"),
-          ("loss_text", "L_text (nats)"),
+        for key, title in LOSSES.items()
+      ),
+      progress=tuple(
+        report.Chart(
+          title,
+          (curve(found, name),),
+          *_reference(found, name),
         )
-        if any(key in row for row in train)
+        for name, title in HEADLINES.items()
       ),
-      geneval=_bars(good, step),
+      geneval=_bars(found, step),
       floor_name="floor: unrelated real images",
-      generations=tuple(
-        report.Generation(s.prompt, s.image, s.correct, s.truth)
+      sample_steps=sample_steps,
+      samples=grid,
+      generations=tuple(generation(s) for s in shown if s.kind == "generated"),
+      captions=tuple(
+        report.Caption(
+          s.image, s.output, s.references, s.score, s.correct, s.task
+        )
         for s in shown
-        if s.kind == "generated"
+        if s.kind == "caption"
       ),
-      understanding=_understanding(shown),
+      answers=tuple(
+        report.Answer(s.image, s.prompt, s.output, s.truth, s.correct, s.task)
+        for s in shown
+        if s.kind == "answer"
+      ),
       edits=tuple(
         report.EditSample(s.prompt, s.source, s.image, s.target, s.correct)
         for s in shown
         if s.kind == "edit"
       ),
-      notes=_notes(good, results, step),
+      notes=_notes(rows, found, step, kept[-1] if kept else step),
     ),
   )
+
+
+def by_metric(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
+  """Rows that have a value, by metric and step; of several the last."""
+  found: dict[str, dict[int, Row]] = {}
+  for row in rows:
+    if "value" in row:
+      found.setdefault(row["metric"], {})[row["step"]] = row
+  return found
+
+
+def curve(found: Found, name: str) -> report.Curve:
+  """One metric over steps, under its name on the page."""
+  each = found.get(name, {})
+  steps = tuple(sorted(each))
+  return report.Curve(
+    HEADLINES.get(name, name), steps, tuple(each[s]["value"] for s in steps)
+  )
+
+
+def titled(name: str) -> tuple[str, str]:
+  """Group and title of a metric."""
+  group, _, rest = name.partition("/")
+  title = HEADLINES.get(name) or _TITLES.get(rest, rest.replace("_", " "))
+  return group.replace("_", " "), title
+
+
+def lower_is_better(name: str) -> bool:
+  """Whether a metric is a distance."""
+  return name.partition("/")[0].endswith("fid")
+
+
+def drawn(workdir: str, step: int) -> dict[tuple[str, int | None], Shown]:
+  """A step's generated images, by what two must share to be compared."""
+  shown = samples.read(workdir, step)
+  return {(s.prompt, s.seed): s for s in shown if s.kind == "generated"}
+
+
+def generation(example: Shown | None) -> report.Generation | None:
+  """A generated image as the page shows it; none for none."""
+  if example is None:
+    return None
+  task = example.task.replace("_", " ")
+  return report.Generation(example.prompt, example.image, example.correct, task)
 
 
 def _summary(config: Config) -> dict[str, str]:
@@ -93,80 +166,116 @@ def _summary(config: Config) -> dict[str, str]:
 
 
 def _scores(
-  rows: list[dict[str, Any]], steps: tuple[int, ...]
+  found: Found, steps: Sequence[int], step: int
 ) -> tuple[report.ScoreRow, ...]:
-  """One row a metric; a step scored twice shows its last result."""
-  table: dict[str, dict[int, dict]] = {}
-  for row in rows:
-    table.setdefault(row["metric"], {})[row["step"]] = row
+  """One row a metric.
+
+  What another command scored at some step only heads the page of that step.
+  """
   out = []
-  for name, found in table.items():
-    group, _, rest = name.partition("/")
-    latest = found[max(found)]
+  for name, each in found.items():
+    group, title = titled(name)
+    latest = each[max(each)]
     out.append(
       report.ScoreRow(
-        name=_HEADLINES.get(name, rest),
-        values=tuple(found.get(s, {}).get("value") for s in steps),
-        group=group.replace("_", " "),
-        lower_is_better=name in _LOWER,
+        name=title,
+        values=tuple(each.get(s, {}).get("value") for s in steps),
+        group=group,
+        lower_is_better=lower_is_better(name),
         floor=latest.get("floor"),
-        headline=name in _HEADLINES,
+        headline=name in HEADLINES and ("by" not in latest or step in each),
       )
     )
   return tuple(out)
 
 
-def _bars(rows: list[dict[str, Any]], step: int) -> tuple[report.TaskBar, ...]:
-  prefix = "geneval/"
+def _reference(found: Found, name: str) -> tuple[float | None, str]:
+  """The dashed line of a metric's chart, and its name."""
+  name = "fid/real" if name == "fid/generated" else name
+  each = found.get(name, {})
+  if not each:
+    return None, ""
+  latest = each[max(each)]
+  if name == "fid/real":
+    return latest["value"], "real images"
+  return latest.get("floor"), "floor"
+
+
+def _bars(found: Found, step: int) -> tuple[report.TaskBar, ...]:
+  """GenEval at one step, its tasks in the benchmark's order."""
   return tuple(
     report.TaskBar(
-      name=row["metric"].removeprefix(prefix).replace("_", " "),
-      score=row["value"],
-      floor=row["floor"],
-      overall=row["metric"] == "geneval/overall",
+      name=tag.replace("_", " "),
+      score=found[name][step]["value"],
+      floor=found[name][step]["floor"],
+      overall=tag == "overall",
+      group=title,
+      curve=curve(found, name),
     )
-    for row in rows
-    if row["step"] == step and row["metric"].startswith(prefix)
+    for group, title in _GENEVAL.items()
+    for tag in ("overall", *geneval_rules.TAGS)
+    if step in found.get(name := f"{group}/{tag}", {})
   )
 
 
-def _understanding(
-  shown: Sequence[Shown],
-) -> tuple[report.Understanding, ...]:
-  """Captions and answers of one image on one card."""
-  cards: dict[bytes, dict[str, Any]] = {}
-  for s in shown:
-    if s.kind not in ("caption", "answer"):
-      continue
-    card = cards.setdefault(
-      s.image.tobytes(), {"image": s.image, "answers": ()}
+def _over_steps(
+  workdir: str, kept: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[report.SampleRow, ...]]:
+  """The newest step's first prompts of each task, at the steps before it too.
+
+  Nothing with a single step: the page shows its samples anyway.
+  """
+  steps = _spread(kept, _COLUMNS)
+  columns = [drawn(workdir, s) for s in steps]
+  rows = [
+    report.SampleRow(
+      prompt=key[0], drawn=tuple(generation(c.get(key)) for c in columns)
     )
-    if s.kind == "caption":
-      card |= dict(caption=s.output, references=(s.truth,), correct=s.correct)
-    else:
-      answer = report.Answer(s.prompt, s.output, s.truth, s.correct)
-      card["answers"] += (answer,)
-  return tuple(report.Understanding(**card) for card in cards.values())
+    for key in _first_of_each_task(columns[-1] if columns else {})
+  ]
+  rows = [r for r in rows if sum(d is not None for d in r.drawn) > 1]
+  return (tuple(steps), tuple(rows)) if rows else ((), ())
+
+
+def _first_of_each_task(drawn: Mapping[Any, Shown]) -> list[Any]:
+  """A few examples' keys: one of each task, then a second of each, ..."""
+  seen: dict[str, int] = {}
+  ranked = []
+  for key, example in drawn.items():
+    seen[example.task] = seen.get(example.task, 0) + 1
+    ranked.append((seen[example.task], key))
+  return [key for _, key in sorted(ranked, key=lambda r: r[0])][:_PROMPTS]
+
+
+def _spread(steps: Sequence[int], count: int) -> list[int]:
+  """At most `count` of them, the first and the last among these."""
+  if len(steps) <= count:
+    return list(steps)
+  last = len(steps) - 1
+  return [steps[round(i * last / (count - 1))] for i in range(count)]
 
 
 def _notes(
-  good: list[dict[str, Any]], rows: list[dict[str, Any]], step: int
+  rows: Sequence[Row], found: Found, step: int, shown_step: int
 ) -> tuple[str, ...]:
   notes = []
-  for row in good:
-    if row["step"] != step:
-      continue
-    settings = ", ".join(f"{k}: {v}" for k, v in row["settings"].items() if v)
-    notes.append(f"{row['metric'].partition('/')[0]}: {settings}")
-  ways = {r["settings"].get("tokenizer") for r in good} - {None}
+  for name, each in found.items():
+    if step in each:
+      settings = each[step]["settings"].items()
+      text = ", ".join(f"{k}: {v}" for k, v in settings if v)
+      notes.append(f"{name.partition('/')[0]}: {text}".removesuffix(": "))
+  scored = [row for each in found.values() for row in each.values()]
+  ways = {row["settings"].get("tokenizer") for row in scored} - {None}
   if len(ways) > 1:
     notes.append(
       "captions were tokenized in different ways at different steps: "
       + "; ".join(sorted(ways))
     )
   notes += [
-    f"{row['metric']} failed at step {row['step']}: {row['error']}"
+    f"{row['metric']} failed at step {step}: {row['error']}"
     for row in rows
     if "error" in row and row["step"] == step
   ]
-  return tuple(dict.fromkeys(n.removesuffix(": ") for n in notes))
+  if shown_step != step:
+    notes.append(f"the newest samples are of step {shown_step}")
+  return tuple(dict.fromkeys(notes))

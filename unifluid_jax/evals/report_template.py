@@ -5,6 +5,7 @@ STYLE = """
   color-scheme: light dark;
   --page: #f6f6f3; --card: #fff; --ink: #1a1b1f; --soft: #5f6069;
   --line: #e3e3dd; --accent: #3652c9; --tint: #eaeefc; --track: #ecece7;
+  --second: #b4560f;
   --good: #17794a; --bad: #c03a2b; --good-tint: #e1f3e8; --bad-tint: #fbe6e3;
   --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
 }
@@ -12,6 +13,7 @@ STYLE = """
   :root {
     --page: #101115; --card: #191b20; --ink: #ecedf0; --soft: #9fa1ac;
     --line: #2b2d35; --accent: #8fa6ff; --tint: #232a47; --track: #292b32;
+    --second: #f0a35e;
     --good: #56cb92; --bad: #ff8478; --good-tint: #17382a; --bad-tint: #46231f;
   }
 }
@@ -86,19 +88,40 @@ td.ref { color: var(--soft); }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; }
 .panel { padding: 1.1rem 1.25rem .75rem; }
-.panel figcaption { display: flex; justify-content: space-between;
-  align-items: baseline; margin-bottom: .5rem; font-weight: 600; }
+.panel figcaption { display: flex; flex-wrap: wrap; gap: 0 1rem;
+  justify-content: space-between; align-items: baseline; margin-bottom: .5rem;
+  font-weight: 600; }
 .panel figcaption span { color: var(--soft); font-size: .825rem;
-  font-weight: 400; }
+  font-weight: 400; white-space: nowrap; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font: 12.5px Inter, ui-sans-serif, system-ui,
   sans-serif; }
 svg .tag { paint-order: stroke; stroke: var(--card); stroke-width: 10px; }
+.s0 { --series: var(--accent); } .s1 { --series: var(--second); }
 svg .grid { stroke: var(--line); }
-svg .raw { fill: none; stroke: var(--accent); opacity: .28; }
-svg .smooth { fill: none; stroke: var(--accent); stroke-width: 2;
+svg .floor { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4; }
+svg .raw { fill: none; stroke: var(--series); opacity: .28; }
+svg .smooth { fill: none; stroke: var(--series); stroke-width: 2;
   stroke-linejoin: round; stroke-linecap: round; }
-svg .dot { fill: var(--accent); stroke: var(--card); stroke-width: 2; }
+svg .dot { fill: var(--series); stroke: var(--card); stroke-width: 2; }
+.panel .dash { display: inline-block; width: 1.2rem; margin-right: .35rem;
+  border-top: 2px dashed var(--soft); vertical-align: .25em; }
+.swatch { flex: none; width: .7rem; height: .7rem; border-radius: 3px;
+  background: var(--series); }
+.run { display: inline-flex; align-items: center; gap: .45rem; }
+.panel .run + .run { margin-left: 1rem; }
+.panel .run span { color: var(--ink); }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.25rem; }
+.run span { overflow-wrap: anywhere; }
+h1.runs { font-size: clamp(1.5rem, 4vw, 2.1rem); }
+h1 .run { display: flex; gap: .7rem; margin-top: .5rem; }
+h1 .swatch { width: 1rem; height: 1rem; }
+h1 small { color: var(--soft); font-size: 1rem; font-weight: 400;
+  letter-spacing: 0; white-space: nowrap; }
+.facets { display: grid; gap: 1.25rem; margin-top: 1rem;
+  padding: 1.1rem 1.25rem; grid-template-columns: repeat(3, 1fr); }
+.facets figcaption { margin-bottom: .35rem; font-size: .875rem;
+  font-weight: 500; }
 .bars { padding: 1.1rem 1.25rem; }
 .bar { display: grid; grid-template-columns: 9.5rem 1fr 3.5rem; gap: 1rem;
   align-items: center; padding: .4rem 0; font-size: .925rem; }
@@ -117,6 +140,24 @@ svg .dot { fill: var(--accent); stroke: var(--card); stroke-width: 2; }
 .key i { width: 2px; height: 1rem; background: var(--ink); }
 .gallery { display: grid; gap: 1.25rem 1rem;
   grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+.fit { width: fit-content; max-width: 100%; }
+.grid td { padding: .6rem; }
+.grid td > * { width: 7rem; }
+.grid tbody th { width: 11rem; white-space: normal; overflow-wrap: anywhere; }
+.grid thead th + th { text-align: center; }
+.grid .none, .pairs .none { display: grid; place-items: center;
+  aspect-ratio: 1; color: var(--soft); }
+.pairs { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }
+.pairs figure { padding: .9rem; }
+.pairs .two { display: grid; gap: .75rem;
+  grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.pairs small { display: block; margin-top: .35rem; padding-top: .3rem;
+  border-top: 2px solid var(--series); color: var(--soft);
+  font-size: .75rem; overflow: hidden; text-overflow: ellipsis;
+  white-space: nowrap; }
+.pairs figcaption { margin-top: .6rem; font-size: .875rem; line-height: 1.4;
+  overflow-wrap: anywhere; }
 .frame { position: relative; }
 img { display: block; width: 100%; height: auto; border-radius: 8px;
   background: var(--track); box-shadow: 0 0 0 1px var(--line); }
@@ -129,6 +170,7 @@ img { display: block; width: 100%; height: auto; border-radius: 8px;
 .mark.no { background: var(--bad-tint); color: var(--bad); }
 .frame .mark { position: absolute; top: -.4rem; right: -.4rem;
   box-shadow: 0 0 0 2px var(--page); }
+.card .frame .mark { box-shadow: 0 0 0 2px var(--card); }
 .cards { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); }
 .seen { display: grid; grid-template-columns: 7.5rem minmax(0, 1fr);
@@ -136,10 +178,12 @@ img { display: block; width: 100%; height: auto; border-radius: 8px;
 .seen p, .edit p { margin: 0; overflow-wrap: anywhere; }
 .said { display: flex; gap: .6rem; justify-content: space-between; }
 .said > span:first-child { font-weight: 550; }
-.truth { color: var(--soft); font-size: .875rem; }
-.qa { padding-top: .6rem; margin-top: .6rem;
-  border-top: 1px solid var(--line); }
-.qa .q { color: var(--soft); font-size: .875rem; }
+.truth, .score, .q { color: var(--soft); font-size: .875rem; }
+.score { padding-top: .4rem; }
+.score b { color: var(--ink); font-weight: 600; }
+.config td { white-space: normal; overflow-wrap: anywhere; }
+.delta { background: var(--tint); font-weight: 650; }
+.delta.good { color: var(--good); } .delta.bad { color: var(--bad); }
 .edit { padding: 1.1rem; }
 .edit .row { display: grid; grid-template-columns: 1fr auto 1fr 1fr;
   gap: .75rem; align-items: center; margin-top: .9rem; }
@@ -163,7 +207,20 @@ footer { margin-top: 4rem; padding-top: 1.25rem; padding-bottom: 3rem;
   .tile svg { display: none; }
   th, td { padding: .5rem .7rem; }
   .bar { grid-template-columns: 6.5rem 1fr 2.75rem; gap: .75rem; }
-  .gallery { grid-template-columns: repeat(3, 1fr); gap: 1rem .75rem; }
+  svg text { font-size: 18px; }
+  .facets { grid-template-columns: 1fr 1fr; padding: .9rem; }
+  .facets svg text { font-size: 20px; }
+  .grid td { padding: .4rem; }
+  .grid td > * { width: 5.5rem; }
+  .grid tbody th { min-width: 6rem; font-size: .85rem; }
+  .versus { font-size: .85rem; }
+  .versus th, .versus td { padding: .5rem .4rem; }
+  .versus th:first-child { padding-left: .7rem; }
+  .versus .run span, .versus .ref { display: none; }
+  .pairs { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem; }
+  .pairs figure { padding: .6rem; }
+  .pairs .two { gap: .5rem; }
+  .gallery { grid-template-columns: 1fr 1fr; gap: 1rem .75rem; }
   .gallery figcaption { font-size: .78rem; }
   .seen { grid-template-columns: 5.5rem minmax(0, 1fr); gap: 1rem; }
   dl.config { grid-template-columns: 1fr 1fr; }

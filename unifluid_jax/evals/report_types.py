@@ -1,4 +1,4 @@
-"""What an evaluation report shows, as plain values."""
+"""What the report pages show, as plain values."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -21,11 +21,21 @@ class ScoreRow:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-  """One training loss; see `curve_from_rows`."""
+  """One number over training steps; see `curve_from_rows`."""
 
   title: str
   steps: tuple[int, ...]
   values: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+  """Scores on one axis: a line a run, points at the checkpoints."""
+
+  title: str
+  curves: tuple[Curve, ...]  # one or two
+  floor: float | None = None  # a dashed line
+  floor_name: str = "floor"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +46,8 @@ class TaskBar:
   score: float | None  # in [0, 1]
   floor: float | None = None
   overall: bool = False
+  group: str = ""  # bars of a group share a card under its name
+  curve: Curve | None = None  # the score over steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +61,35 @@ class Generation:
 
 
 @dataclasses.dataclass(frozen=True)
+class SampleRow:
+  """One prompt drawn several times from one seed, a column each."""
+
+  prompt: str
+  drawn: tuple[Generation | None, ...]  # None: not drawn there
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+  """An image with what the model says it shows."""
+
+  image: Any  # u8[H, W, 3]
+  text: str
+  references: tuple[str, ...] = ()
+  score: float | None = None  # CIDEr-D of this image, 0 to 10
+  correct: bool | None = None
+  group: str = ""  # captions of a group stand together, lowest score first
+
+
+@dataclasses.dataclass(frozen=True)
 class Answer:
   """A question about an image, the model's answer and the true one."""
 
+  image: Any  # u8[H, W, 3]
   question: str
   answer: str
   truth: str = ""
   correct: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Understanding:
-  """An image with what the model says about it."""
-
-  image: Any  # u8[H, W, 3]
-  caption: str | None = None
-  references: tuple[str, ...] = ()
-  correct: bool | None = None  # of the caption
-  answers: tuple[Answer, ...] = ()
+  task: str = ""  # questions of a kind stand together under its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +114,45 @@ class ReportData:
   checkpoints: tuple[int, ...] = ()  # columns of `scores`, ascending
   scores: tuple[ScoreRow, ...] = ()
   curves: tuple[Curve, ...] = ()
+  progress: tuple[Chart, ...] = ()
   geneval: tuple[TaskBar, ...] = ()
   floor_name: str = "floor: images that ignore the prompt"
+  sample_steps: tuple[int, ...] = ()  # columns of `samples`, ascending
+  samples: tuple[SampleRow, ...] = ()
   generations: tuple[Generation, ...] = ()
-  understanding: tuple[Understanding, ...] = ()
+  captions: tuple[Caption, ...] = ()
+  answers: tuple[Answer, ...] = ()
   edits: tuple[EditSample, ...] = ()
   notes: tuple[str, ...] = ()  # caveats: tokenizer, rank-deficient distances
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRow:
+  """One metric of two runs."""
+
+  name: str
+  values: tuple[float | None, float | None]
+  group: str = ""
+  digits: int = 3
+  lower_is_better: bool = False
+  floor: float | None = None
+  objection: str = ""  # why the two cannot be compared; empty: they can
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Two runs on one page; empty parts are left out of it."""
+
+  names: tuple[str, str]
+  steps: tuple[int, int]  # the checkpoint of each
+  date: str
+  config: tuple[tuple[str, str, str], ...] = ()  # key, value in each run
+  scores: tuple[PairRow, ...] = ()
+  training: tuple[Chart, ...] = ()  # losses
+  progress: tuple[Chart, ...] = ()  # scores
+  samples: tuple[SampleRow, ...] = ()  # two columns
+  notes: tuple[str, ...] = ()  # about the scores
+  unpaired: str = ""  # which samples have no counterpart, in a sentence
 
 
 def curve_from_rows(

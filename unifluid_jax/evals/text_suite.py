@@ -1,13 +1,17 @@
 """Metrics of what the model says: captions and answers."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from unifluid_jax.data import transforms
+from unifluid_jax.data.records import Record
 from unifluid_jax.evals import captions as caption_metrics
 from unifluid_jax.evals import ptb
 from unifluid_jax.evals import vqa as vqa_metrics
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
+
+_SHOWN = 4  # captions of each part of the ranking, questions of each kind
 
 
 def captions(subject: Subject, bench: Bench) -> Outcome:
@@ -20,7 +24,7 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
     predicted = subject.answers(images, [question] * len(images))
     references = {r.id: list(r.captions) for r in records}
     pairs = [(r.id, p) for r, p in zip(records, predicted, strict=True)]
-    score, _ = caption_metrics.cider_d(references, pairs)
+    score, each = caption_metrics.cider_d(references, pairs)
     name = bench.name("captions", split)
     values[f"{name}/exact"] = caption_metrics.exact_match(references, pairs)
     values[f"{name}/cider_d"] = score
@@ -30,13 +34,44 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
     same = [(r.id, common) for r in records]
     floors[f"{name}/exact"] = caption_metrics.exact_match(references, same)
     floors[f"{name}/cider_d"] = caption_metrics.cider_d(references, same)[0]
-    shown += [
-      Shown("caption", image, question, p, r.captions[0], p in r.captions)
-      for image, p, r in zip(images[:8], predicted, records, strict=False)
-    ]
+    shown += _ranked(split, question, records, images, predicted, each)
   settings = {"tokenizer": ptb.chosen().name,
               "decode": bench.config.sampling.text}  # fmt: skip
   return Outcome(values, floors, settings, shown)
+
+
+def _ranked(
+  split: str,
+  question: str,
+  records: Sequence[Record],
+  images: Sequence[Any],
+  predicted: Sequence[str],
+  scores: Mapping[str, float],
+) -> list[Shown]:
+  """Captions of the lowest, middle and highest CIDEr-D, lowest first."""
+  order = sorted(range(len(records)), key=lambda i: scores[records[i].id])
+  parts = {"": order}
+  if len(order) > 3 * _SHOWN:
+    middle = (len(order) - _SHOWN) // 2
+    parts = {
+      "lowest": order[:_SHOWN],
+      "middle": order[middle : middle + _SHOWN],
+      "highest": order[-_SHOWN:],
+    }
+  return [
+    Shown(
+      "caption",
+      images[i],
+      question,
+      predicted[i],
+      correct=predicted[i] in records[i].captions,
+      references=tuple(records[i].captions),
+      score=scores[records[i].id],
+      task=f"{split}, {part} of {len(order)}" if part else split,
+    )
+    for part, indices in parts.items()
+    for i in indices
+  ]
 
 
 def vqa(subject: Subject, bench: Bench) -> Outcome:
@@ -61,12 +96,10 @@ def vqa(subject: Subject, bench: Bench) -> Outcome:
   floors = {"vqa/all": blind.overall}
   floors |= {f"vqa/{k}": v for k, v in blind.by_kind.items()}
   shown = [
-    Shown("answer", *row)
-    for row in zip(
-      images[:16], questions, predicted, truth,
-      [p == t for p, t in zip(predicted, truth, strict=True)],
-      strict=False,
-    )
+    Shown("answer", images[i], questions[i], predicted[i], truth[i],
+          bool(score.scores[i]), task=kind)
+    for kind in score.by_kind
+    for i in [i for i, k in enumerate(kinds) if k == kind][:_SHOWN]
   ]  # fmt: skip
   return Outcome(values, floors, {"questions": len(asked)}, shown)
 

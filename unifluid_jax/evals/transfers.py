@@ -43,7 +43,7 @@ def transfer(subject: Subject, bench: Bench) -> Outcome:
   values, settings, shown = {}, {}, []
   for entry, source in _sources(bench.config):
     row = source.row
-    said, some = _predict(subject, bench.config, source)
+    said, looks = _predict(subject, bench.config, source)
     found = score(row, source.examples, said)
     name = f"{METRIC}/{row.name}"
     values[name] = found.value
@@ -58,7 +58,7 @@ def transfer(subject: Subject, bench: Bench) -> Outcome:
     }
     if row.metric == "cider_d":
       settings[row.name]["tokenizer"] = ptb.chosen().name
-    shown += some
+    shown += _shown(row, source.examples, said, looks, found)
   return Outcome(values, {}, settings, shown)
 
 
@@ -117,11 +117,11 @@ def _sources(config: Config) -> Iterator[tuple[SourceConfig, TaskSource]]:
 
 def _predict(
   subject: Subject, config: Config, source: TaskSource
-) -> tuple[list[str], list[Shown]]:
-  """One answer an example, and the first of them to look at."""
+) -> tuple[list[str], list[tuple[Any, str]]]:
+  """One answer an example; the first images and prompts, to look at."""
   size = config.model.vit.image_size
   said: list[str] = []
-  shown: list[Shown] = []
+  looks: list[tuple[Any, str]] = []
 
   def look(i: int) -> tuple[Any, str]:
     record = source[i]
@@ -130,22 +130,36 @@ def _predict(
   with ThreadPoolExecutor(max(1, config.data.threads)) as pool:
     for start in range(0, len(source), _CHUNK):
       rows = range(start, min(start + _CHUNK, len(source)))
-      images, prompts = zip(*pool.map(look, rows), strict=True)
+      seen = list(pool.map(look, rows))
+      images, prompts = zip(*seen, strict=True)
       said += subject.answers(images, prompts)
-      if not shown:
-        shown = [
-          Shown(
-            "answer",
-            image if image.ndim == 3 else image[0],
-            prompt,
-            text,
-            "".join(source.examples[i].answers[:1]),
-          )
-          for i, (image, prompt, text) in enumerate(
-            zip(images[:_SHOWN], prompts, said, strict=False)
-          )
-        ]
-  return said, shown
+      looks += seen[: _SHOWN - len(looks)]
+  return said, looks
+
+
+def _shown(
+  row: tasks.Row,
+  examples: Sequence[Example],
+  said: Sequence[str],
+  looks: Sequence[tuple[Any, str]],
+  found: answer_metrics.Scored,
+) -> list[Shown]:
+  """The first examples; an answer is right at full marks, wrong at none."""
+  shown = []
+  for example, text, (image, prompt) in zip(
+    examples, said, looks, strict=False
+  ):
+    one = image if image.ndim == 3 else image[0]
+    points = found.scores.get(example.id)
+    if row.group == "caption":
+      s = Shown("caption", one, prompt, text, references=example.answers,
+                score=points, task=row.title)  # fmt: skip
+    else:
+      truth, right = "".join(example.answers[:1]), {0: False, 1: True}
+      s = Shown("answer", one, prompt, text, truth, right.get(points),
+                task=row.title)  # fmt: skip
+    shown.append(s)
+  return shown
 
 
 def decoding(sampling: SamplingConfig) -> str:

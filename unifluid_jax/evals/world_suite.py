@@ -64,7 +64,7 @@ def geneval(subject: Subject, bench: Bench) -> Outcome:
   picked = [t * n + i for i in range(min(4, n)) for t in range(6)]
   shown = [
     Shown("generated", images[i], prompts[i], correct=judged[i].correct,
-          output=reasons[i], truth=judged[i].tag)
+          output=reasons[i], task=judged[i].tag, seed=i)
     for i in picked
   ]  # fmt: skip
   settings = {"prompts_per_task": n, "detector": "analytic", **_draw(bench)}

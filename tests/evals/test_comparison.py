@@ -1,0 +1,275 @@
+"""Two runs: what is subtracted, what is paired, what is refused."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from tests.evals.test_report import _Page
+from unifluid_jax.evals import comparison, comparison_page, samples
+from unifluid_jax.evals.bench import Shown
+from unifluid_jax.evals.report_types import Comparison, PairRow
+
+
+def row(metric, value, floor=None, step=10, **settings):
+  return {"step": step, "metric": metric, "value": value, "floor": floor,
+          "settings": settings}  # fmt: skip
+
+
+def drawn(prompt, seed, value=0, task="single_object", correct=None):
+  image = np.full((4, 4, 3), value, np.uint8)
+  return Shown("generated", image, prompt, correct=correct, task=task,
+               seed=seed)  # fmt: skip
+
+
+def make(folder, rows, shown=(), losses=(), config=None, step=10):
+  """A run's workdir."""
+  folder.mkdir(parents=True)
+  lines = "".join(json.dumps(r) + "\n" for r in rows)
+  (folder / "metrics_eval.jsonl").write_text(lines)
+  lines = [{"step": s, "loss_text": v} for s, v in losses]
+  (folder / "metrics.jsonl").write_text(
+    "".join(json.dumps(r) + "\n" for r in lines)
+  )
+  if shown:
+    samples.write(str(folder), step, shown)
+  if config:
+    meta = folder / "checkpoints" / str(step) / "meta"
+    meta.mkdir(parents=True)
+    (meta / "metadata").write_text(json.dumps({"config": config}))
+    (meta.parent / "_CHECKPOINT_METADATA").write_text("{}")
+  return str(folder)
+
+
+def compared(a, b, step=None):
+  return comparison.compare(comparison.read(a, step), comparison.read(b, step))
+
+
+def differences(found):
+  return {
+    f"{r.group}/{r.name}": comparison_page.difference(r) for r in found.scores
+  }
+
+
+def test_differences_are_the_second_minus_the_first():
+  def difference(a, b, **more):
+    return comparison_page.difference(PairRow("m", (a, b), **more))
+
+  assert difference(0.25, 0.75) == 0.5
+  assert difference(0.75, 0.25, lower_is_better=True) == -0.5
+  for missing in (None, math.nan, math.inf):
+    assert difference(missing, 1.0) is None
+    assert difference(1.0, missing) is None
+  assert difference(0.25, 0.75, objection="other data") is None
+
+
+def cells(html, name):
+  """Of one metric's row: class and text of each cell."""
+  line = html[html.index(f'<th scope="row">{name}<') :]
+  line = line[: line.index("</tr>")]
+  return [
+    (kind, re.sub(r"<[^>]*>", "", text))
+    for kind, text in re.findall(r'<td(?: class="([^"]*)")?>(.*?)</td>', line)
+  ]
+
+
+def test_colours_say_which_run_is_better():
+  rows = (
+    PairRow("up", (0.5, 0.75), floor=0.125),
+    PairRow("down", (0.75, 0.5)),
+    PairRow("far", (9.0, 7.5), lower_is_better=True),
+    PairRow("farther", (7.5, 9.0), lower_is_better=True),
+    PairRow("same", (0.5, 0.5 - 1e-6)),
+    PairRow("gone", (0.5, None)),
+    PairRow("other", (0.5, 0.75), objection="images 3 against 4"),
+  )
+  html = comparison_page.render(Comparison(("a", "b"), (1, 2), "now",
+                                           scores=rows))  # fmt: skip
+  assert cells(html, "up") == [
+    ("", "0.500"), ("", "0.750"), ("delta good", "+0.250"), ("ref", "0.125")
+  ]  # fmt: skip
+  assert cells(html, "down")[2] == ("delta bad", "-0.250")
+  assert cells(html, "far")[2] == ("delta good", "-1.500")
+  assert cells(html, "farther")[2] == ("delta bad", "+1.500")
+  assert cells(html, "same")[2] == ("delta", "0.000")
+  assert cells(html, "gone") == [
+    ("", "0.500"), ("", "–"), ("delta", "–"), ("ref", "–")
+  ]  # fmt: skip
+  assert cells(html, "other")[2] == ("delta", "≠")
+  assert 'title="images 3 against 4"' in html
+
+
+def test_metrics_of_one_run_are_missing_in_the_other(tmp_path):
+  a = make(tmp_path / "a", [row("vqa/all", 0.5), row("edits/kept", 0.25)])
+  b = make(tmp_path / "b", [row("vqa/all", 0.625),
+                            row("fid/generated", 8.0)])  # fmt: skip
+  found = compared(a, b)
+  assert [(r.group, r.name, r.values) for r in found.scores] == [
+    ("vqa", "VQA", (0.5, 0.625)),
+    ("edits", "kept", (0.25, None)),
+    ("fid", "Fréchet distance", (None, 8.0)),
+  ]
+  assert differences(found) == {
+    "vqa/VQA": 0.125, "edits/kept": None, "fid/Fréchet distance": None
+  }  # fmt: skip
+
+
+def test_what_was_not_measured_alike_is_not_subtracted(tmp_path):
+  gqa = {"gqa": {"split": "testdev", "limit": 0}}
+  a = make(tmp_path / "a", [
+    row("geneval/overall", 0.5, 0.1, prompts_per_task=64, cfg=2.0),
+    row("vqa/all", 0.5, 0.2, questions=512),
+    row("captions/exact", 0.5, 0.3, tokenizer="x", decode="greedy"),
+    row("transfer/gqa", 0.5, **gqa, okvqa={"split": "val"}),
+    row("transfer/okvqa", 0.5, **gqa, okvqa={"split": "val"}),
+  ])  # fmt: skip
+  b = make(tmp_path / "b", [
+    row("geneval/overall", 0.75, 0.1, prompts_per_task=16, cfg=3.0),
+    row("vqa/all", 0.75, 0.25, questions=512),
+    row("captions/exact", 0.75, 0.3, tokenizer="x", decode="beam"),
+    row("transfer/gqa", 0.75, **gqa),
+    row("transfer/okvqa", 0.75, okvqa={"split": "test"}),
+  ])  # fmt: skip
+  found = compared(a, b)
+  assert differences(found) == {
+    "geneval/GenEval overall": None,
+    "vqa/VQA": None,
+    "captions/exact": 0.25,  # decoding is the run's own affair
+    "transfer/gqa": 0.25,  # other tasks of the run do not matter
+    "transfer/okvqa": None,
+  }
+  assert found.scores[0].objection == "prompts_per_task 64 against 16"
+  assert found.scores[1].objection == "other data, since the floors differ"
+  notes = " / ".join(found.notes)
+  assert "geneval: not measured alike" in notes
+  assert "geneval: cfg 2.0 against 3.0" in notes
+  assert "captions: decode greedy against beam" in notes
+  assert "transfer: not measured alike, so no difference: split val" in notes
+  floors = {r.name: r.floor for r in found.scores}
+  assert floors["exact"] == 0.3 and floors["VQA"] is None
+
+
+def test_only_the_same_prompts_and_seeds_are_paired(tmp_path):
+  a = make(tmp_path / "a", [row("m/x", 1.0)], [
+    drawn("one", 0, 1, correct=True), drawn("two", 1, 2), drawn("three", 2, 3),
+    Shown("answer", np.zeros((4, 4, 3), np.uint8), "one", seed=0),
+  ])  # fmt: skip
+  b = make(tmp_path / "b", [row("m/x", 1.0)], [
+    drawn("one", 0, 11, correct=False), drawn("two", 7, 12),
+    drawn("other", 2, 13), drawn("more", 3, 14),
+  ])  # fmt: skip
+  found = compared(a, b)
+  (pair,) = found.samples
+  assert pair.prompt == "one"
+  assert [int(g.image[0, 0, 0]) for g in pair.drawn] == [1, 11]
+  assert [g.correct for g in pair.drawn] == [True, False]
+  assert found.unpaired == (
+    "1 samples have the same prompt and seed in both runs; 2 and 3 have no "
+    "counterpart and are not shown"
+  )
+  html = comparison_page.render(found)
+  assert found.unpaired in html
+  assert "<h3>single object<small>1 of 1 against 0 of 1 correct" in html
+
+
+def test_runs_without_samples_say_so(tmp_path):
+  a = make(tmp_path / "a", [row("m/x", 1.0)], [drawn("one", 0)])
+  b = make(tmp_path / "b", [row("m/x", 1.0)])
+  found = compared(a, b)
+  assert found.samples == ()
+  assert found.unpaired == f"{b} has no samples of step 10"
+  assert found.unpaired in comparison_page.render(found)
+  whole = compared(a, make(tmp_path / "c", [row("m/x", 1.0)],
+                           [drawn("one", 0)]))  # fmt: skip
+  assert len(whole.samples) == 1 and whole.unpaired == ""
+
+
+def test_steps_are_the_newest_or_the_one_asked_for(tmp_path):
+  rows = [row("m/x", 1.0), row("m/x", 2.0, step=20)]
+  a = make(tmp_path / "a", rows)
+  b = make(tmp_path / "b", [row("m/x", 5.0)])
+  assert compared(a, b).steps == (20, 10)
+  assert differences(compared(a, b)) == {"m/x": 3.0}
+  assert differences(compared(a, b, 10)) == {"m/x": 4.0}
+  with pytest.raises(ValueError, match=r"b/.* has no results of step 20; .*10"):
+    compared(a, b, 20)
+  failed = make(tmp_path / "c", [{"step": 1, "metric": "m", "error": "no"}])
+  with pytest.raises(ValueError, match="every metric failed"):
+    compared(a, failed)
+
+
+def test_configurations_and_losses(tmp_path):
+  shared = {"seed": 0, "optim": {"lr": 0.1, "name": "muon"}}
+  a = make(tmp_path / "a", [row("m/x", 1.0)], losses=[(1, 4.0), (2, 2.0)],
+           config=shared | {"loss": {"text_weight": 0.2}})  # fmt: skip
+  b = make(
+    tmp_path / "b",
+    [row("m/x", 1.0)],
+    losses=[(1, 3.0)],
+    config=shared | {"loss": {"text_weight": 1}, "new": "<b>"},
+  )
+  found = compared(a, b)
+  assert found.config == (
+    ("loss.text_weight", "0.2", "1"), ("new", "", "<b>")
+  )  # fmt: skip
+  charts = {c.title: c for c in found.training}
+  assert [c.values for c in charts["L_text (nats)"].curves] == [
+    (4.0, 2.0), (3.0,)
+  ]  # fmt: skip
+  bare = compared(a, make(tmp_path / "c", [row("m/x", 1.0)]))
+  assert bare.config == ()
+  assert bare.notes == (
+    "c: no checkpoint is left, so its configuration is not known",
+  )
+
+
+def test_names_are_what_differs_of_the_paths(tmp_path):
+  for one, two, names in (
+    ("x/a", "x/b/", ("a", "b")),
+    ("x/a", "y/a", ("x/a", "y/a")),
+  ):
+    assert comparison._names(one, two) == names
+
+
+def test_page_is_whole_escaped_and_alone(tmp_path):
+  a = make(tmp_path / "<i>a", [row("vqa/<u>", 1.0), row("vqa/all", 0.5),
+           row("vqa/all", 0.25, step=5)], [drawn("<script>x", 0)],
+           [(1, 4.0), (2, 2.0)], {"k": "<b>"})  # fmt: skip
+  b = make(
+    tmp_path / "b",
+    [row("vqa/<u>", 2.0), row("vqa/all", 0.75)],
+    [drawn("<script>x", 0)],
+    [(1, 3.0), (3, 2.5)],
+    {"k": "2"},
+  )
+  out = tmp_path / "deep" / "compare.html"
+  comparison.write(out, [a, b], None)
+  html = out.read_text()
+  page = _Page(html)
+  for tag in ("i>a", "u>", "b>", "script"):
+    assert f"<{tag}" not in html
+  text = " ".join(page.text)
+  for expected in ("<i>a", "<script>x", "<u>", "<b>", "VQA", "+0.250",
+                   "L_text", "step 10"):  # fmt: skip
+    assert expected in text, expected
+  assert page.tags.count("img") == 2
+  assert not {"script", "link", "iframe"} & set(page.tags)
+  assert "//" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
+  ids = page.values("section", "id")
+  assert ids == ["scores", "configuration", "training", "progress", "samples"]
+  assert [h.removeprefix("#") for h in page.values("a", "href")] == ids
+  # Losses of both; the score's curve has two points of one run, one of two.
+  assert html.count('class="s0"><path class="raw"') == 1
+  assert html.count('class="s1"><path class="raw"') == 1
+
+
+def test_wrong_runs_are_refused(tmp_path):
+  a = make(tmp_path / "a", [row("m/x", 1.0)])
+  for runs in ([a], [a, a, a]):
+    with pytest.raises(ValueError, match="takes two workdirs, RUN_A,RUN_B"):
+      comparison.write(tmp_path / "x.html", runs, None)
+  with pytest.raises(FileNotFoundError, match="evaluate this run first"):
+    comparison.write(tmp_path / "x.html", [a, str(tmp_path)], None)
+  assert not (tmp_path / "x.html").exists()

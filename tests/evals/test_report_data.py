@@ -1,0 +1,167 @@
+"""From the files of a workdir to what its page shows."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+from etils import epath
+
+from tests.systems.conftest import tiny
+from unifluid_jax.evals import report_data, samples
+from unifluid_jax.evals.bench import Shown
+
+
+def row(step, metric, value, floor=None, **more):
+  return {"step": step, "metric": metric, "value": value, "floor": floor,
+          "settings": {"images": 3}} | more  # fmt: skip
+
+
+def drawn(prompt, seed, task="t", value=0, correct=None):
+  image = np.full((4, 4, 3), value, np.uint8)
+  return Shown("generated", image, prompt, correct=correct, task=task,
+               seed=seed)  # fmt: skip
+
+
+@pytest.fixture(name="run")
+def _run(tmp_path, monkeypatch):
+  """A workdir, and what `write` makes of it."""
+  pages = []
+  monkeypatch.setattr(
+    report_data.report, "write_report", lambda path, data: pages.append(data)
+  )
+
+  def results(*rows):
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    (tmp_path / "metrics_eval.jsonl").write_text(text)
+
+  def page():
+    report_data.write(epath.Path(tmp_path / "x.html"), tiny(), str(tmp_path))
+    return pages[-1]
+
+  return types.SimpleNamespace(path=str(tmp_path), results=results, page=page)
+
+
+def pixels(grid):
+  return [
+    [None if d is None else int(d.image[0, 0, 0]) for d in line.drawn]
+    for line in grid
+  ]
+
+
+def test_only_the_same_prompt_and_seed_share_a_row(run):
+  run.results(row(10, "geneval/overall", 0.5), row(20, "geneval/overall", 0.6))
+  samples.write(run.path, 10, [
+    drawn("a", 0, value=1), drawn("b", 5, value=2), drawn("c", 2, value=3),
+  ])  # fmt: skip
+  samples.write(run.path, 15, [drawn("a", 0, value=7)])
+  samples.write(run.path, 20, [
+    drawn("a", 0, value=4, correct=True), drawn("b", 1, value=5),
+    drawn("c", 2, "two_object", value=6), drawn("d", 3, value=9),
+  ])  # fmt: skip
+  page = run.page()
+  assert page.sample_steps == (10, 15, 20)
+  assert [line.prompt for line in page.samples] == ["a", "c"]
+  assert pixels(page.samples) == [[1, 7, 4], [3, None, 6]]
+  assert page.samples[0].drawn[2].correct is True
+  # The gallery is the newest step's alone.
+  assert [g.prompt for g in page.generations] == ["a", "b", "c", "d"]
+  assert page.generations[2].task == "two object"
+
+
+def test_a_few_prompts_of_all_tasks_at_a_few_steps(run):
+  steps = [3 * i for i in range(1, 21)]
+  shown = [drawn(f"{t}{i}", i, t) for t in "uvwx" for i in range(4)]
+  for step in steps:
+    samples.write(run.path, step, shown)
+  run.results(row(60, "m", 1.0))
+  page = run.page()
+  assert [line.prompt for line in page.samples] == [
+    "u0", "v0", "w0", "x0", "u1", "v1"
+  ]  # fmt: skip
+  columns = page.sample_steps
+  assert len(columns) == 8 and columns[0] == 3 and columns[-1] == 60
+  assert list(columns) == sorted(set(columns) & set(steps))
+  gaps = np.diff(columns)
+  assert gaps.max() - gaps.min() <= 3  # evenly spread, to one step
+
+
+def test_one_step_has_no_grid(run):
+  run.results(row(10, "m", 1.0))
+  samples.write(run.path, 10, [drawn("a", 0)])
+  page = run.page()
+  assert page.samples == () and page.sample_steps == ()
+  assert len(page.generations) == 1
+
+
+def test_scores_of_files_stand_beside_the_others(run):
+  run.results(
+    row(10, "fid/generated", 9.0),
+    row(10, "fid/real", 6.0),
+    row(10, "coco_fid/distance", 30.0, by="coco_fid"),
+    row(20, "fid/generated", 8.0),
+    row(20, "fid/real", 6.0),
+    row(20, "geneval_raw/colors", 0.75, by="geneval"),
+    row(20, "geneval_raw/overall", 0.5, by="geneval"),
+    row(20, "geneval_raw/correct_images", 0.625, by="geneval"),
+    row(20, "geneval/overall", 0.25, 0.125),
+  )
+  page = run.page()
+  found = {(s.group, s.name): s for s in page.scores}
+  coco = found["coco fid", "COCO FID"]
+  assert coco.values == (30.0, None) and coco.lower_is_better
+  assert not coco.headline  # of another step than the page's
+  own = found["geneval raw", "GenEval"]
+  assert own.values == (None, 0.5) and own.headline
+  assert not own.lower_is_better
+  assert found["fid", "Fréchet distance"].lower_is_better
+  bars = [(b.group, b.name, b.score, b.overall) for b in page.geneval]
+  assert bars == [
+    ("", "overall", 0.25, True),
+    ("The benchmark's own prompts", "overall", 0.5, True),
+    ("The benchmark's own prompts", "colors", 0.75, False),
+  ]
+  charts = {c.title: c for c in page.progress}
+  distance = charts["Fréchet distance"]
+  assert distance.curves[0].values == (9.0, 8.0)
+  assert (distance.floor, distance.floor_name) == (6.0, "real images")
+  assert charts["GenEval overall"].floor == 0.125
+
+
+def test_the_last_result_of_a_step_counts_and_failures_are_told(run):
+  first = row(10, "vqa/all", 0.1, settings={"questions": 5})
+  last = row(10, "vqa/all", 0.2, 0.05, settings={"questions": 9})
+  failed = {"step": 10, "metric": "fid", "error": "ValueError('no')"}
+  run.results(first, failed, last)
+  page = run.page()
+  (score,) = page.scores
+  assert score.values == (0.2,) and score.floor == 0.05
+  assert page.notes == (
+    "vqa: questions: 9", "fid failed at step 10: ValueError('no')"
+  )  # fmt: skip
+  assert page.step == 10
+
+
+def test_samples_of_an_older_step_say_so(run):
+  samples.write(run.path, 10, [drawn("a", 0)])
+  run.results(row(10, "m", 1.0), row(20, "coco_fid/distance", 3.0, by="x"))
+  page = run.page()
+  assert page.step == 20 and len(page.generations) == 1
+  assert page.notes[-1] == "the newest samples are of step 10"
+
+
+def test_captions_and_answers_reach_the_page(run):
+  image = np.zeros((4, 4, 3), np.uint8)
+  samples.write(run.path, 10, [
+    Shown("caption", image, "caption en", "a cat", "", False,
+          references=("a dog", "an animal"), score=2.5, task="held_out"),
+    Shown("answer", image, "how many?", "2", "3", False, task="count"),
+  ])  # fmt: skip
+  run.results(row(10, "m", 1.0))
+  page = run.page()
+  (caption,), (answer,) = page.captions, page.answers
+  assert (caption.text, caption.references, caption.score, caption.correct,
+          caption.group) == ("a cat", ("a dog", "an animal"), 2.5, False,
+                             "held_out")  # fmt: skip
+  assert (answer.question, answer.answer, answer.truth, answer.correct,
+          answer.task) == ("how many?", "2", "3", False, "count")  # fmt: skip
