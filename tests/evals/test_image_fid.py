@@ -240,7 +240,7 @@ def test_commands_say_what_is_missing():
     cwd=REPO, capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 1 and "Traceback" not in done.stderr
-  assert "--weights is missing for --metrics=fid" in done.stderr
+  assert "--images is missing for --metrics=fid" in done.stderr
 
 
 def test_digest_depends_on_every_value():

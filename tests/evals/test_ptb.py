@@ -293,7 +293,7 @@ def test_the_report_says_where_steps_differ(tmp_path, monkeypatch):
     (tmp_path / "metrics_eval.jsonl").write_text(
       "".join(json.dumps(row) + "\n" for row in rows[:count])
     )
-    report_data.write(epath.Path("r.html"), c, str(tmp_path), 2, [])
+    report_data.write(epath.Path("r.html"), c, str(tmp_path))
   alike, mixed = (" ".join(page.notes) for page in pages)
   assert "different ways" not in alike
   assert "different ways at different steps: a; b" in mixed
