@@ -1,6 +1,8 @@
 """What is drawn into images, pixel by pixel."""
 
 import numpy as np
+import pytest
+from PIL import ImageFont
 
 from unifluid_jax.data import paint
 
@@ -38,6 +40,37 @@ def test_letters_are_as_large_as_the_narrower_side_allows():
     out = paint.letters(grey(60, 60), [("A", (0.0, 0.0, 50.0, width))])
     ink.append((out < 60).all(-1).sum())
   assert 0 < 4 * ink[0] < ink[1]
+
+
+def small_font(path):
+  """Pillow's own font with letters of half the size: twice the units an em."""
+  content = bytearray(ImageFont.load_default(9).font_bytes)
+  tables = (content[i : i + 16] for i in range(12, 12 + 16 * content[5], 16))
+  (head,) = (t for t in tables if t[:4] == b"head")
+  at = int.from_bytes(head[8:12]) + 18
+  units = int.from_bytes(content[at : at + 2])
+  content[at : at + 2] = (2 * units).to_bytes(2)
+  path.write_bytes(content)
+  return str(path)
+
+
+def test_letters_are_drawn_in_the_font_that_is_given(tmp_path):
+  image, label = grey(200, 200), ("H", (0.0, 0.0, 199.0, 199.0))
+  heights = []
+  for font in ("", small_font(tmp_path / "small.ttf")):
+    ink = (paint.letters(image, [label], font) < 60).all(-1)
+    heights.append(np.ptp(np.flatnonzero(ink.any(1))))
+  assert heights[1] == pytest.approx(heights[0] / 2, abs=2)
+
+
+def test_a_font_that_is_none_is_an_error_that_names_it(tmp_path):
+  label = ("A", (0.0, 0.0, 9.0, 9.0))
+  broken = tmp_path / "broken.ttf"
+  broken.write_bytes(b"<html>")
+  with pytest.raises(ValueError, match=r"broken.ttf is no TrueType font"):
+    paint.letters(grey(20, 20), [label], str(broken))
+  with pytest.raises(FileNotFoundError, match=r"nowhere.ttf"):
+    paint.letters(grey(20, 20), [label], str(tmp_path / "nowhere.ttf"))
 
 
 def test_a_turned_rectangle_and_no_letters():

@@ -178,6 +178,9 @@ def test_ai2d(tmp_path, below):
   train = texts.ai2d(root, "train")
   assert [e.id for e in train] == ["7.png-0", "9.png-0"]
   assert train[0].letters == ()
+  write(root, {"DMSans-Regular.ttf": b"font"})
+  (drawn,) = texts.ai2d(root, "test")
+  assert drawn == found._replace(font=f"{root}/DMSans-Regular.ttf")
   write(root, {"ai2d_test_ids.csv": "\n"})
   with pytest.raises(ValueError, match="has no test questions"):
     texts.ai2d(root, "test")

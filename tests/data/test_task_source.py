@@ -172,6 +172,14 @@ def test_view_stacks_several_images(root):
     transforms.to_image_to_text(alone, rng, recipe(images=2))
 
 
+def test_letters_are_drawn_in_the_font_beside_the_data(tmp_path):
+  files = task_sets.SETS["ai2d"]() | {"DMSans-Regular.ttf": b"none"}
+  task_sets.write(tmp_path / "ai2d", files)
+  lettered = opened(tmp_path, "ai2d", "test")[0]
+  with pytest.raises(ValueError, match=r"ai2d/DMSans-Regular.ttf is no True"):
+    transforms.view(lettered, 8)
+
+
 def test_a_stack_is_resized_image_by_image():
   rng = np.random.default_rng(0)
   stack = rng.integers(0, 256, (2, 6, 9, 3), np.uint8)

@@ -5,9 +5,11 @@ TensorFlow's draw_bounding_boxes (boxes).
 """
 
 import functools
+import io
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,15 +20,20 @@ _RED = (255, 0, 0)
 
 
 def letters(
-  image: UInt8[np.ndarray, "H W 3"], labels: Sequence[tuple[str, Box]]
+  image: UInt8[np.ndarray, "H W 3"],
+  labels: Sequence[tuple[str, Box]],
+  font: str = "",
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Texts on white boxes, as large as fits, centred at their upper edge.
-
-  Differs: in Pillow's own font; big_vision asks for DM Sans.
 
   Args:
     image: RGB at its own size, on which AI2D's boxes are measured.
     labels: texts with their boxes in pixels; a later one covers an earlier.
+    font: TrueType file; big_vision asks for DM Sans. "": Pillow's own.
+
+  Raises:
+    FileNotFoundError: `font` is missing.
+    ValueError: it is no TrueType font.
   """
   if not labels:
     return image
@@ -36,9 +43,9 @@ def letters(
     left, right = sorted((int(xmin), int(xmax)))
     top, bottom = sorted((int(ymin), int(ymax)))
     pen.rectangle((left, top, right, bottom), fill="white")
-    font, width = _fitting(text, right - left, bottom - top)
+    letter, width = _fitting(text, right - left, bottom - top, font)
     start = left + (right - left - width) // 2
-    pen.text((start, top), text, fill="black", font=font)
+    pen.text((start, top), text, fill="black", font=letter)
   return np.array(picture)
 
 
@@ -64,15 +71,26 @@ def outline(
   return image
 
 
-def _fitting(text: str, width: int, height: int) -> tuple[object, int]:
-  """The largest font in which a text fits, and its width there."""
+def _fitting(
+  text: str, width: int, height: int, font: str
+) -> tuple[ImageFont.FreeTypeFont, int]:
+  """The largest size at which a text fits, and its width there."""
   for size in range(_LARGEST, 1, -1):
-    _, _, right, bottom = _font(size).getbbox(text)
+    _, _, right, bottom = _font(font, size).getbbox(text)
     if right <= width and bottom <= height:
-      return _font(size), int(right)
-  return _font(1), int(_font(1).getbbox(text)[2])
+      return _font(font, size), int(right)
+  return _font(font, 1), int(_font(font, 1).getbbox(text)[2])
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-  return ImageFont.load_default(size)
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+  if not path:
+    return ImageFont.load_default(size)
+  content = epath.Path(path).read_bytes()
+  try:
+    return ImageFont.truetype(io.BytesIO(content), size)
+  except OSError as error:
+    raise ValueError(
+      f"{path} is no TrueType font ({error}): download it again, or remove it "
+      "to have Pillow's own font"
+    ) from error

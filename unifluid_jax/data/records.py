@@ -15,6 +15,7 @@ class Marks(NamedTuple):
   turns: int = 0  # counter-clockwise quarter turns that set it upright
   letters: tuple[tuple[str, Box], ...] = ()  # painted over texts; pixels
   box: Box | None = None  # outlined, in units of the image's height
+  font: str = ""  # TrueType file of the letters; Pillow's own if empty
 
 
 class Record(NamedTuple):

@@ -33,6 +33,7 @@ class Example(NamedTuple):
   prefix: str | None = None  # the whole prompt, where the file holds it
   box: Box | None = None  # to draw, in units of the image's height
   letters: tuple[tuple[str, Box], ...] = ()  # text to paint over, in pixels
+  font: str = ""  # TrueType file of the letters; Pillow's own if empty
   turns: int = 0  # counter-clockwise quarter turns that set it upright
 
   def load(self) -> tuple[bytes, ...]:

@@ -117,5 +117,5 @@ def _record(example: Example, questions: tuple[tuple[str, str], ...]) -> Record:
     questions=questions,
     kinds=(example.kind,) * len(questions),
     more=tuple(more),
-    marks=Marks(example.turns, example.letters, example.box),
+    marks=Marks(example.turns, example.letters, example.box, example.font),
   )

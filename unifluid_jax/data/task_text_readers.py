@@ -21,6 +21,7 @@ from unifluid_jax.data.task_files import (
   strings,
 )
 
+_FONT = "DMSans-Regular.ttf"  # of AI2D's letters
 _PSEUDO_VAL = 2628 / 26074  # of ST-VQA's training questions
 
 
@@ -29,7 +30,10 @@ def ai2d(root: Root, split: str) -> list[Example]:
 
   Files: ai2d_test_ids.csv; questions/, annotations/ and images/, here or in
   ai2d/. Where a question speaks of letters (abcLabel), `letters` holds what
-  is to be painted over the diagram's texts.
+  is to be painted over the diagram's texts: in DM Sans, as big_vision does,
+  if DMSans-Regular.ttf is there.
+
+  Differs: without that file, in Pillow's own font.
 
   Raises:
     FileNotFoundError: a file, or the first image, is missing.
@@ -41,6 +45,7 @@ def ai2d(root: Root, split: str) -> list[Example]:
   tests = frozenset(listed)
   base = os.path.dirname(folder.find("questions", "ai2d/questions"))
   below = Folder(base, "AI2D")
+  font = folder.path(_FONT) if epath.Path(folder.path(_FONT)).exists() else ""
   found: list[Example] = []
   for path in sorted(epath.Path(base).glob("questions/*.json")):
     if (path.name.split(".")[0] in tests) != (split == "test"):
@@ -63,6 +68,7 @@ def ai2d(root: Root, split: str) -> list[Example]:
         choices,
         int(entry["correctAnswer"]),
         letters=_letters(texts) if entry["abcLabel"] else (),
+        font=font,
       )
 
     if asked:  # some diagrams have no questions

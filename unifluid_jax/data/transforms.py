@@ -157,7 +157,8 @@ def _shown(
   image: UInt8[np.ndarray, "H W 3"], marks: Marks, size: int
 ) -> UInt8[np.ndarray, "S S 3"]:
   """Letters belong to the image's own pixels, the box to the resized ones."""
-  image = paint.letters(np.rot90(image, marks.turns), marks.letters)
+  upright = np.rot90(image, marks.turns)
+  image = paint.letters(upright, marks.letters, marks.font)
   square = squash_resize(image, size)
   if marks.box is None:
     return square
