@@ -18,7 +18,7 @@ COCO .json or .json:IMAGEDIR, a prepared data set, or a stored .npz):
       --weights=INCEPTION [--count=30000] [--reference=REF]
   python -m unifluid_jax.evaluate --metrics=mjhq_fid --config=CONFIG \
       --workdir=RUN --prompts=meta_data.json --reference=DIR \
-      --weights=INCEPTION
+      --weights=INCEPTION [--save_reference=REF.npz]
 
 GenEval draws, detects and scores apart, in the layout and the result format
 of its own code; --prompts with a field "rewritten" a line are drawn from it:
@@ -26,9 +26,9 @@ of its own code; --prompts with a field "rewritten" a line are drawn from it:
   python -m unifluid_jax.evaluate --metrics=geneval_draw --config=CONFIG \
       --workdir=RUN --prompts=evaluation_metadata.jsonl --images=DIR
   python -m unifluid_jax.evaluate --metrics=geneval_detect --images=DIR \
-      --weights=MASK2FORMER --clip=CLIP --detections=FILE.json
+      --weights=MASK2FORMER --clip=CLIP --detections=FILE.jsonl
   python -m unifluid_jax.evaluate --metrics=geneval_score --images=DIR \
-      --detections=FILE.json
+      --detections=FILE.jsonl
   python -m unifluid_jax.evaluate --metrics=clip_score --images=DIR --clip=CLIP
 
 (MASK2FORMER and CLIP are local directories in Hugging Face's format; both
@@ -62,6 +62,7 @@ from unifluid_jax.evals import (
   comparison,
   drawn_images,
   file_results,
+  geneval_detections,
   geneval_detector,
   geneval_files,
   inception_features,
@@ -88,8 +89,10 @@ _SPLIT = flags.DEFINE_string(
   "reference_split", "train", "Of a prepared data set."
 )
 _SAVE_REFERENCE = flags.DEFINE_string(
-  "save_reference", "", "Store the reference's statistics in this .npz."
-)
+  "save_reference", "",
+  "Keeps the reference's statistics: measured once, then read; mjhq_fid: a "
+  "file a category, REF_<category>.npz.",
+)  # fmt: skip
 _WEIGHTS = flags.DEFINE_string("weights", None, "Converted network.")
 _CONVENTION = flags.DEFINE_enum(
   "convention", "clean-fid", list(inception_features.CONVENTIONS),
@@ -109,7 +112,7 @@ _SAMPLES = flags.DEFINE_integer(
   "samples", geneval_files.SAMPLES, "Images a prompt (GenEval)."
 )
 _DETECTIONS = flags.DEFINE_string(
-  "detections", None, "JSON of what was found in GenEval's images."
+  "detections", None, "JSON lines of what was found in GenEval's images."
 )
 _CLIP = flags.DEFINE_string("clip", None, "CLIP in Hugging Face's format.")
 _TORCH_DEVICE = flags.DEFINE_string(
@@ -192,10 +195,8 @@ def _mjhq_fid(say: Say) -> None:
     _COUNT.value or 0,
     _SEED.value,
   )
-  if against.save:
-    raise ValueError("--save_reference has no meaning for mjhq_fid")
   net, run = _network(), _run("mjhq")
-  result = published.mjhq_fid(net, run, prompts, against.crop, say)
+  result = published.mjhq_fid(net, run, prompts, against, say)
   _store(result, run.made_by, say)
 
 
@@ -212,14 +213,15 @@ def _geneval_draw(say: Say) -> None:
 
 
 def _geneval_detect(say: Say) -> None:
+  if jax.process_count() > 1:
+    raise ValueError("geneval_detect is one process: leave out --coordinator")
   folder = _given("images", _IMAGES.value)
   path, device = _given("detections", _DETECTIONS.value), _TORCH_DEVICE.value
   segmenter = torch_networks.Mask2Former(
     _given("weights", _WEIGHTS.value), device
   )
   clip = torch_networks.HfClip(_given("clip", _CLIP.value), device)
-  found = geneval_detector.detect_folder(folder, segmenter, clip, say)
-  geneval_files.write_detections(path, found)
+  geneval_detector.detect_folder(folder, path, segmenter, clip, say)
   say(f"detections: {path}")
 
 
@@ -233,7 +235,7 @@ def _clip_score(say: Say) -> None:
 def _geneval_score(say: Say) -> None:
   folder = _given("images", _IMAGES.value)
   by = _drawn_by(folder)
-  found = geneval_files.read_detections(_given("detections", _DETECTIONS.value))
+  found = geneval_detections.read(_given("detections", _DETECTIONS.value))
   _store(geneval_files.score(folder, found, say), by, say)
   say(f"verdicts: {folder}/{geneval_files.RESULTS}")
 
@@ -275,10 +277,13 @@ def _network() -> inception_net.InceptionNet:
 
 
 def _against(crop: int) -> published.Against:
+  save = _SAVE_REFERENCE.value
+  if save and not save.endswith(".npz"):
+    raise ValueError(f"--save_reference={save} must end in .npz")
   return published.Against(
     path=_REFERENCE.value,
     split=_SPLIT.value,
-    save=_SAVE_REFERENCE.value,
+    save=save,
     crop=crop if _CROP.value is None else _CROP.value,
   )
 

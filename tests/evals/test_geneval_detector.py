@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.evals import geneval_detector, geneval_files
+from unifluid_jax.evals import (
+  geneval_detections,
+  geneval_detector,
+  geneval_files,
+)
 from unifluid_jax.evals.geneval import Detection
-from unifluid_jax.evals.geneval_files import COLOURS
+from unifluid_jax.evals.geneval_detections import COLOURS
 
 NAMES = ("cow", "cup", "bench")
 
@@ -210,34 +214,141 @@ def test_only_the_best_objects_that_are_asked_for_get_colours():
   assert not clip.asked and all(d.colour is None for d in found)
 
 
-def test_a_folder_is_detected_and_scored(tmp_path):
-  for i, colour in enumerate(["pink", "blue"]):
-    where = tmp_path / f"{i:05d}/samples"
+def folder_of(root, colours):
+  """A pink cow's image a colour; whether it is right is the prompt's."""
+  for i, colour in enumerate(colours):
+    where = root / f"{i:05d}/samples"
     where.mkdir(parents=True)
     Image.fromarray(scene()).save(where / "00000.png")
     clause = {"class": "cow", "count": 1, "color": colour}
     (where.parent / "metadata.jsonl").write_text(
       json.dumps(COLOURED | {"include": [clause]})
     )
-  said = []
-  found = geneval_detector.detect_folder(
-    str(tmp_path), FakeSegmenter(), FakeClip(), said.append, NAMES
-  )
-  assert found.detector == "fake detector; colours by fake CLIP"
-  assert "2/2 (100 %)" in said[-1]
-  path = str(tmp_path / "found.json")
-  geneval_files.write_detections(path, found)
-  result = geneval_files.score(
-    str(tmp_path), geneval_files.read_detections(path), said.append
-  )
-  assert result["scores"]["colors"] == 0.5
+  return str(root)
 
+
+def detect(folder, path, segmenter=None, clip=None, names=NAMES):
+  said = []
+  geneval_detector.detect_folder(
+    folder, str(path), segmenter or FakeSegmenter(), clip or FakeClip(),
+    said.append, names,
+  )  # fmt: skip
+  return said
+
+
+def test_a_folder_is_detected_and_scored(tmp_path):
+  folder = folder_of(tmp_path / "images", ["pink", "blue"])
+  path = tmp_path / "found.jsonl"
+  said = detect(folder, path)
+  assert "0 of 2 images" in said[0] and "2/2 (100 %)" in said[-1]
+  found = geneval_detections.read(str(path))
+  assert found.made_by == {
+    "detector": "fake detector; colours by fake CLIP", "min_score": 0.3,
+    "min_score_counting": 0.9, "max_per_class": 16, "max_instances": 100,
+  }  # fmt: skip
+  result = geneval_files.score(folder, found, said.append)
+  assert result["scores"]["colors"] == 0.5
+  assert result["detector"] == "fake detector; colours by fake CLIP"
+  assert result["made_by"] == {}  # images that something else drew
+
+
+def test_other_classes_images_and_folders_are_named(tmp_path):
+  folder = folder_of(tmp_path / "images", ["pink"])
+  path = tmp_path / "found.jsonl"
   with pytest.raises(ValueError, match="'cow', which is none of the detector"):
-    geneval_detector.detect_folder(
-      str(tmp_path), FakeSegmenter(), FakeClip(), said.append, ("cup",)
-    )
-  (tmp_path / "00001/samples/00000.png").write_bytes(b"half")
-  with pytest.raises(ValueError, match=r"00001/samples/00000\.png: .*again"):
-    geneval_detector.detect_folder(
-      str(tmp_path), FakeSegmenter(), FakeClip(), said.append, NAMES
-    )
+    detect(folder, path, names=("cup",))
+  with pytest.raises(ValueError, match="holds no images in GenEval's layout"):
+    detect(str(tmp_path), path)
+  assert not path.exists()
+  (tmp_path / "images/00000/samples/00000.png").write_bytes(b"half")
+  with pytest.raises(ValueError, match=r"00000/samples/00000\.png: .*again"):
+    detect(folder, path)
+
+
+class Dying(FakeSegmenter):
+  """Is killed at an image; counts those before it."""
+
+  def __init__(self, at=99):
+    self.at, self.seen = at, 0
+
+  def logits(self, image):
+    if self.seen == self.at:
+      raise KeyboardInterrupt
+    self.seen += 1
+    return super().logits(image)
+
+
+def test_a_killed_detector_goes_on_where_it_was(tmp_path):
+  colours = ["pink", "blue", "red", "pink", "black"]
+  folder, path = folder_of(tmp_path / "images", colours), tmp_path / "d.jsonl"
+  whole = tmp_path / "whole.jsonl"
+  detect(folder, whole)
+  with pytest.raises(KeyboardInterrupt):
+    detect(folder, path, Dying(at=2))
+  lines = whole.read_text().splitlines(keepends=True)
+  assert path.read_text() == "".join(lines[:3])
+  with pytest.raises(ValueError, match=r"no detections of 00002.* and 2 more"):
+    found = geneval_detections.read(str(path))
+    geneval_files.score(folder, found, lambda _: None)
+  path.write_text(path.read_text() + lines[3][:-9])  # torn as it was written
+  segmenter = Dying()
+  said = detect(folder, path, segmenter)
+  assert segmenter.seen == 3 and "2 of 5 images are detected" in said[0]
+  assert path.read_bytes() == whole.read_bytes()
+  segmenter = Dying()
+  said = detect(folder, path, segmenter)
+  assert segmenter.seen == 0 and "5 of 5 images are detected" in said[-1]
+
+
+def test_more_images_add_to_fewer(tmp_path):
+  path = tmp_path / "d.jsonl"
+  folder = folder_of(tmp_path / "images", ["pink"])
+  detect(folder, path)
+  more = tmp_path / "images/00000/samples/00001.png"
+  Image.fromarray(scene()[:, ::-1]).save(more)
+  segmenter = Dying()
+  detect(folder, path, segmenter)
+  assert segmenter.seen == 1
+  names = [f"00000/samples/{k:05d}.png" for k in range(2)]
+  assert list(geneval_detections.read(str(path)).images) == names
+
+
+def test_detections_of_something_else_are_never_added_to(tmp_path, monkeypatch):
+  folder = folder_of(tmp_path / "images", ["pink", "blue"])
+  path = tmp_path / "d.jsonl"
+  detect(folder, path)
+  before, clip = path.read_bytes(), FakeClip()
+  clip.name = "another CLIP"
+  with pytest.raises(
+    ValueError,
+    match="detector 'fake detector; colours by fake CLIP', now 'fake "
+    "detector; colours by another CLIP'. Choose another --detections",
+  ):
+    detect(folder, path, clip=clip)
+  with monkeypatch.context() as patch:
+    patch.setattr(geneval_detector.geneval, "MIN_SCORE", 0.2)
+    with pytest.raises(ValueError, match=r"min_score 0\.3, now 0\.2"):
+      detect(folder, path)
+  fewer = folder_of(tmp_path / "fewer", ["pink"])
+  with pytest.raises(ValueError, match="without image: 00001/samples/00000"):
+    detect(fewer, path)
+  assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["image", "prompt"])
+def test_an_image_that_was_drawn_anew_is_noticed(tmp_path, change):
+  folder = folder_of(tmp_path / "images", ["pink", "blue"])
+  path = tmp_path / "d.jsonl"
+  detect(folder, path)
+  if change == "image":
+    where = tmp_path / "images/00001/samples/00000.png"
+    Image.fromarray(scene()[::-1, ::-1]).save(where)
+  else:
+    where = tmp_path / "images/00001/metadata.jsonl"
+    where.write_text(where.read_text().replace("blue", "green"))
+  found = geneval_detections.read(str(path))
+  message = r"00001/samples/00000\.png is not the image that was detected"
+  with pytest.raises(ValueError, match=message):
+    geneval_files.score(folder, found, lambda _: None)
+  with pytest.raises(ValueError, match=message):
+    detect(folder, path)

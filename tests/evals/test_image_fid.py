@@ -70,8 +70,9 @@ def test_moments_are_those_of_all_images(tmp_path):
   np.testing.assert_allclose(got.statistics.mean, x.mean(0))
   np.testing.assert_allclose(fid.covariance(got.statistics), np.cov(x.T))
   assert "11/11 (100 %)" in said[-1] and "ETA" in said[-1]
+  digest = image_sets.fingerprint(image_sets.open_set(where))
   assert got.record == image_fid.Record(
-    where, "all images", 11, "clean-fid", 0, "none", "w", "d1"
+    where, "all images", 11, digest, "clean-fid", 0, "none", "w", "d1"
   )
 
 
@@ -131,6 +132,71 @@ def test_distance_in_closed_form_with_everything_said(tmp_path):
   assert again.seen == 9  # the reference was not read again
   assert second["fid"] == result["fid"]
   assert second["reference"] == result["reference"]
+
+
+def keep(net, where, path, crop=0, kind="all images"):
+  said = []
+  images = image_sets.open_set(where)
+  got = image_fid.kept(net, images, crop, str(path), said.append, kind)
+  return got, said
+
+
+def test_what_is_kept_is_measured_once(tmp_path):
+  where, path = folder(tmp_path / "a", 7), tmp_path / "sub/ref.npz"
+  net = MeanColour()
+  first, said = keep(net, where, path)
+  assert net.seen == 7 and said[-1] == f"reference statistics: {path}"
+  (tmp_path / "a").rename(tmp_path / "moved")  # wherever the set lies
+  again, said = keep(net, str(tmp_path / "moved"), path)
+  assert net.seen == 7 and said == [f"{said[0][:-17]}, measured before"]
+  assert again.record == first.record
+  for mine, theirs in zip(again.statistics, first.statistics, strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+  keep(net, str(tmp_path / "moved"), "")
+  keep(net, str(tmp_path / "moved"), "")
+  assert net.seen == 21
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [("more", "count 7, now 8"), ("name", "images '"), ("pixels", "images '"),
+   ("kind", "kind 'all images', now 'some'"), ("crop", "crop 0, now 4")],
+)  # fmt: skip
+def test_another_set_under_the_same_name_is_refused(tmp_path, change, words):
+  where, path = folder(tmp_path / "a", 7), tmp_path / "ref.npz"
+  keep(MeanColour(), where, path)
+  options, first = {}, tmp_path / "a/000.png"
+  if change == "more":
+    folder(tmp_path / "b", 1)
+    (tmp_path / "b/000.png").rename(tmp_path / "a/more.png")
+  elif change == "name":
+    first.rename(first.with_name("0000.png"))
+  elif change == "pixels":
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(first)
+  else:
+    options = {"kind": {"kind": "some"}, "crop": {"crop": 4}}[change]
+  net, before = MeanColour(), path.read_bytes()
+  with pytest.raises(ValueError, match=rf"ref\.npz .*{words}.*_reference"):
+    keep(net, where, path, **options)
+  assert net.seen == 0 and path.read_bytes() == before
+
+
+def test_a_killed_process_leaves_no_half_of_a_file(tmp_path, monkeypatch):
+  where, path = folder(tmp_path / "a", 3), tmp_path / "ref.npz"
+
+  def stop(file, **_):
+    file.write(b"PK")
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(np, "savez", stop)
+  with pytest.raises(KeyboardInterrupt):
+    keep(MeanColour(), where, path)
+  assert not path.exists()
+  monkeypatch.undo()
+  keep(MeanColour(), where, path)
+  path.write_bytes(path.read_bytes()[:-200])
+  with pytest.raises(ValueError, match="no statistics with a record"):
+    keep(MeanColour(), where, path)
 
 
 def test_a_reference_made_otherwise_is_refused(tmp_path):

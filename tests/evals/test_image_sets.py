@@ -63,6 +63,43 @@ def test_crop_is_the_rule_of_training_images(tmp_path):
   np.testing.assert_array_equal(got, want)
 
 
+def fake_set(names, folder="a", other=()):
+  def read(i):
+    return b"other" if i in other else names[i].encode()
+
+  full = [f"{folder}/{name}" for name in names]
+  return image_sets.ImageSet(folder, full, read)
+
+
+@pytest.mark.parametrize("count", [0, 2, 32, 33, 70, 1000])
+def test_fingerprints_tell_sets_apart(count):
+  names = [f"{i:04d}.png" for i in range(count)]
+  first = image_sets.fingerprint(fake_set(names))
+  assert len(first) == 16
+  assert image_sets.fingerprint(fake_set(names, "b/c")) == first
+  backwards = fake_set(names[::-1])
+  assert image_sets.fingerprint(backwards) == first
+  found = {first, image_sets.fingerprint(fake_set([*names, "x.png"]))}
+  if count:
+    found |= {
+      image_sets.fingerprint(fake_set(["x.png", *names[1:]])),
+      image_sets.fingerprint(fake_set(names, other=range(count))),
+      image_sets.fingerprint(fake_set(names, other=[0])),
+    }
+  assert len(found) == (5 if count else 2)
+  if 0 < count <= 32:
+    last = image_sets.fingerprint(fake_set(names, other=[count - 1]))
+    assert last != first
+
+
+def test_a_fingerprint_reads_a_few_images():
+  read = []
+  names = [f"{i}" for i in range(1000)]
+  images = image_sets.ImageSet("", names, lambda i: read.append(i) or b"")
+  image_sets.fingerprint(images)
+  assert 16 < len(set(read)) == len(read) <= 32
+
+
 @pytest.mark.parametrize("damage", [b"", b"no image", None])
 def test_a_damaged_file_is_named(tmp_path, damage):
   for i in range(3):

@@ -105,16 +105,25 @@ def test_other_files_are_no_mjhq(tmp_path):
   path = tmp_path / "x.json"
   with pytest.raises(FileNotFoundError, match="no MJHQ-30K prompts"):
     published_prompts.mjhq(str(path), "", 0)
+  path.write_text("{}")
+  with pytest.raises(FileNotFoundError, match=r"no folder of .*ref\.npz"):
+    published_prompts.mjhq(str(path), str(tmp_path / "ref.npz"), 0)
   for content in ([1], {"a": {"prompt": "p"}}, {"a": 3}):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"no meta_data\.json"):
-      published_prompts.mjhq(str(path), "", 0)
+      published_prompts.mjhq(str(path), str(tmp_path), 0)
 
 
 class MeanColour:
+  """Features: the mean of each channel. Counts the images it has seen."""
+
   convention, weights, digest, width, rows = "clean-fid", "w", "d1", 3, 4
 
+  def __init__(self):
+    self.seen = 0
+
   def features(self, images):
+    self.seen += len(images)
     return np.stack([image.mean((0, 1)) for image in images])
 
 
@@ -198,7 +207,9 @@ def test_mjhq_fid_of_all_and_of_each_category(tmp_path):
   meta, images = write_mjhq(tmp_path)
   prompts = published_prompts.mjhq(meta, images, 0)
   run = published.Run(Painter(), str(tmp_path / "drawn"), 4, BY)
-  result = published.mjhq_fid(MeanColour(), run, prompts, 0, quiet)
+  result = published.mjhq_fid(
+    MeanColour(), run, prompts, published.Against(), quiet
+  )
   drawn = painted(prompts.drawings)
   x = real(prompts.real, range(11), 0)
   np.testing.assert_allclose(result["fid"], distance(x, drawn), rtol=1e-9)
@@ -213,6 +224,61 @@ def test_mjhq_fid_of_all_and_of_each_category(tmp_path):
   json.dumps(result)
 
 
+def test_mjhq_references_are_measured_once(tmp_path):
+  meta, images = write_mjhq(tmp_path)
+  prompts = published_prompts.mjhq(meta, images, 0)
+  against = published.Against(save=f"{tmp_path}/ref.npz", crop=5)
+
+  def score(prompts, folder="drawn"):
+    net = MeanColour()
+    run = published.Run(Painter(), str(tmp_path / folder), 4, BY)
+    return net, published.mjhq_fid(net, run, prompts, against, quiet)
+
+  net, first = score(prompts)
+  assert net.seen == 22
+  kept = sorted(path.name for path in tmp_path.glob("*.npz"))
+  assert kept == ["ref_animals.npz", "ref_food.npz"]
+  net, again = score(prompts)
+  assert net.seen == 11 and again == first
+  # The same images in another order.
+  net, other = score(published_prompts.mjhq(meta, images, 0, seed=1), "other")
+  assert net.seen == 11 and other["reference"] == first["reference"]
+  with pytest.raises(ValueError, match=r"ref_animals\.npz holds another set"):
+    score(published_prompts.mjhq(meta, images, 6), "never")
+  assert not (tmp_path / "never").exists()  # said before hours of drawing
+  # Killed between two categories: only the second is measured.
+  (tmp_path / "ref_food.npz").unlink()
+  net, again = score(prompts)
+  assert net.seen == 11 + 5 and again == first
+  # A category's file is a reference of its own.
+  stored = published.Against(path=f"{tmp_path}/ref_food.npz", crop=5)
+  found = published.folder_fid(
+    MeanColour(), str(tmp_path / "drawn/food"), stored, quiet
+  )
+  np.testing.assert_allclose(
+    found["fid"], first["by_category"]["food"]["fid"], rtol=1e-9
+  )
+
+
+def test_a_coco_reference_is_measured_once(tmp_path):
+  path = write_coco(tmp_path)
+  prompts = published_prompts.coco(path, 9)
+  run = published.Run(Painter(), str(tmp_path / "drawn"), 4, BY)
+  against, seen = published.Against(save=f"{tmp_path}/ref.npz"), []
+  for _ in range(2):
+    net = MeanColour()
+    published.coco_fid(net, run, prompts, against, quiet)
+    seen.append(net.seen)
+  assert seen == [18, 9]
+  with pytest.raises(ValueError, match=r"count 9, now 8"):
+    published.coco_fid(
+      MeanColour(), run, published_prompts.coco(path, 8), against, quiet
+    )
+  stored = published.Against(path=against.save, save=against.save)
+  with pytest.raises(ValueError, match="leave out --save_reference"):
+    published.coco_fid(MeanColour(), run, prompts, stored, quiet)
+
+
 def test_mjhq_categories_of_one_image_have_no_distance(tmp_path):
   meta, images = write_mjhq(tmp_path)
   prompts = published_prompts.mjhq(meta, images, 0)
@@ -224,6 +290,8 @@ def test_mjhq_categories_of_one_image_have_no_distance(tmp_path):
     [prompts.groups[i] for i in keep],
   )
   run = published.Run(Painter(), str(tmp_path / "drawn"), 4, BY)
-  result = published.mjhq_fid(MeanColour(), run, cut, 0, quiet)
+  result = published.mjhq_fid(
+    MeanColour(), run, cut, published.Against(), quiet
+  )
   assert list(result["by_category"]) == ["animals"]
   assert result["generated"]["count"] == len(keep)

@@ -125,6 +125,21 @@ def read_manifest(folder: str) -> dict[str, Any]:
   return json.loads(path.read_text())
 
 
+def drawn_by(folder: str) -> dict[str, Any]:
+  """What drew a folder's images; {} where that is not known."""
+  there = (epath.Path(folder) / MANIFEST).exists()
+  return read_manifest(folder)["by"] if there else {}
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Entries that differ, each with both values: "step 3, now 4"."""
+  return [
+    f"{key} {old.get(key)!r}, now {new.get(key)!r}"
+    for key in sorted({*old, *new})
+    if old.get(key) != new.get(key)
+  ]
+
+
 def _claim(
   root: epath.Path, drawings: Sequence[Drawing], made_by: dict[str, Any]
 ) -> None:
@@ -135,11 +150,7 @@ def _claim(
   if (root / MANIFEST).exists():
     found = read_manifest(os.fspath(root))
     images = found["images"]
-    other = [
-      f"{key} {found['by'].get(key)!r}, now {made_by.get(key)!r}"
-      for key in sorted({*found["by"], *made_by})
-      if found["by"].get(key) != made_by.get(key)
-    ] + [
+    other = changed(found["by"], made_by) + [
       f"{file} from {images[file]}, now {wanted[file]}"
       for file in wanted
       if file in images and images[file] != wanted[file]

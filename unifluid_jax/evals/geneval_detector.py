@@ -18,9 +18,9 @@ from PIL import Image
 
 from unifluid_jax import telemetry
 from unifluid_jax.data import transforms
-from unifluid_jax.evals import geneval, geneval_files
+from unifluid_jax.evals import geneval, geneval_detections, geneval_files
 from unifluid_jax.evals.geneval import Detection
-from unifluid_jax.evals.geneval_files import COLOURS, Detections
+from unifluid_jax.evals.geneval_detections import COLOURS, Found
 
 # COCO's 80 classes in their order, three of them as GenEval spells them.
 NAMES = tuple(
@@ -199,33 +199,62 @@ def detect(
 
 def detect_folder(
   folder: str,
+  path: str,
   segmenter: Segmenter,
   clip: Clip,
   say: Callable[[str], None],
   names: Sequence[str] = NAMES,
-) -> Detections:
-  """Detections of all images in GenEval's layout.
+) -> None:
+  """Detects all images in GenEval's layout that a file has nothing of yet.
+
+  Args:
+    folder: of the images.
+    path: of the file, in `geneval_detections.py`'s format; what is found is
+      kept there image by image.
+    segmenter: finds objects.
+    clip: names their colours.
+    say: takes progress lines.
+    names: classes that the segmenter knows.
 
   Raises:
-    ValueError: a damaged image, or a class that the detector does not know.
+    ValueError: no images, a damaged one, a class that the detector does not
+      know, or a file that something else made or of other images.
   """
-  images = list(geneval_files.images_below(folder))
-  for name, metadata in images:
+  images = dict(geneval_files.images_below(folder))
+  if not images:
+    raise ValueError(f"{folder} holds no images in GenEval's layout")
+  for name, metadata in images.items():
     for clause in (*metadata["include"], *metadata.get("exclude", ())):
       if clause["class"] not in names:
         raise ValueError(
           f"{folder}: {name} is about {clause['class']!r}, which is none of "
           "the detector's classes"
         )
-  colours, out = ColourNamer(clip), {}
-  progress = telemetry.Progress("detected", 0, len(images))
-  for count, (name, metadata) in enumerate(images, 1):
+  there = geneval_detections.begin(path, _made_by(segmenter, clip))
+  geneval_detections.check(there, folder, images)
+  missing = [name for name in images if name not in there.images]
+  say(f"{path}: {len(there.images)} of {len(images)} images are detected")
+  colours = ColourNamer(clip)
+  progress = telemetry.Progress("detected", 0, len(missing))
+  for count, name in enumerate(missing, 1):
+    data = (epath.Path(folder) / name).read_bytes()
     try:
-      data = (epath.Path(folder) / name).read_bytes()
       image = transforms.decode_image(data)
     except (OSError, ValueError) as error:
       raise ValueError(f"{folder}/{name}: {error}; draw it again") from error
-    out[name] = detect(image, metadata, segmenter, colours, names)
-    if count % _SAY_EVERY == 1 or count == len(images):
+    objects = detect(image, images[name], segmenter, colours, names)
+    digest = geneval_detections.digest_of(data, images[name])
+    geneval_detections.add(path, name, Found(objects, digest))
+    if count % _SAY_EVERY == 1 or count == len(missing):
       say(progress.line(count)[0])
-  return Detections(f"{segmenter.name}; colours by {clip.name}", out)
+
+
+def _made_by(segmenter: Segmenter, clip: Clip) -> dict[str, Any]:
+  """All that decides what is found."""
+  return {
+    "detector": f"{segmenter.name}; colours by {clip.name}",
+    "min_score": geneval.MIN_SCORE,
+    "min_score_counting": geneval.MIN_SCORE_COUNTING,
+    "max_per_class": geneval.MAX_PER_CLASS,
+    "max_instances": _INSTANCES,
+  }

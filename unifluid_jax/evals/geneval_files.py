@@ -4,17 +4,6 @@ Layout, results and summary are those of the benchmark's own code (Ghosh et
 al., GenEval, arXiv 2310.11513), so that either side can be exchanged:
 <folder>/<00000>/metadata.jsonl and <folder>/<00000>/samples/<00000>.png.
 
-What a detector found is a JSON file of its own, so that it may run anywhere:
-
-  {"detector": "what found it",
-   "images": {"00000/samples/00000.png": [
-     {"class": "bench", "score": 0.97, "box": [x0, y0, x1, y1],
-      "colour": "red"}, ...], ...}}
-
-with classes as the prompts spell them, boxes in pixels (y down), and a colour
-wherever the prompt asks for that class's. Objects at or below a score of 0.3
-may be left out. Every image of the folder has an entry, empty or not.
-
 Prompts that were rewritten by a language model are another benchmark: a file
 whose lines have a field "rewritten" beside the metadata is drawn from it, and
 the result says so.
@@ -23,31 +12,21 @@ the result says so.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from etils import epath
 
-from unifluid_jax.evals import geneval
+from unifluid_jax.evals import drawn_images, geneval, geneval_detections
 from unifluid_jax.evals.drawn_images import Drawing, replace, seed_of
 from unifluid_jax.evals.geneval import Detection
+from unifluid_jax.evals.geneval_detections import Detections
 
-COLOURS = (
-  "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
-  "black", "white",
-)  # fmt: skip
 SAMPLES = 4  # images a prompt
 RESULTS = "results.jsonl"
 _IMAGES = 553 * SAMPLES
 
 Metadata = Mapping[str, Any]
-
-
-class Detections(NamedTuple):
-  """A file of detections."""
-
-  detector: str
-  images: Mapping[str, Sequence[Detection]]
 
 
 def read_prompts(path: str) -> list[dict[str, Any]]:
@@ -136,58 +115,6 @@ def write_metadata(folder: str, prompts: Sequence[Metadata]) -> None:
       )
 
 
-def read_detections(path: str) -> Detections:
-  """What a detector wrote.
-
-  Raises:
-    FileNotFoundError: no such file.
-    ValueError: not of the format above; names the entry.
-  """
-  if not epath.Path(path).exists():
-    raise FileNotFoundError(f"no detections at {path}")
-  try:
-    content = json.loads(epath.Path(path).read_text())
-    detector, images = str(content["detector"]), dict(content["images"])
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
-      f'{path} holds no detections, "detector" and "images": {error!r}'
-    ) from error
-  out = {}
-  for name, found in images.items():
-    try:
-      out[name] = [_detection(entry) for entry in found]
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(
-        f"{path}: {name}: expected objects of class, score, box [x0, y0, x1, "
-        f"y1] and colour: {error!r}"
-      ) from error
-  return Detections(detector, out)
-
-
-def _detection(entry: Any) -> Detection:
-  x0, y0, x1, y1 = (float(x) for x in entry["box"])
-  score, colour = float(entry["score"]), entry.get("colour")
-  if not (x0 <= x1 and y0 <= y1 and 0 <= score <= 1):
-    raise ValueError(f"box {entry['box']}, score {score}")
-  if colour is not None and colour not in COLOURS:
-    raise ValueError(f"colour {colour!r}, known: {', '.join(COLOURS)}")
-  return Detection(str(entry["class"]), score, (x0, y0, x1, y1), colour)
-
-
-def write_detections(path: str, found: Detections) -> None:
-  """Writes the format above."""
-  images = {
-    name: [
-      {"class": d.name, "score": d.score, "box": list(d.box),
-       "colour": d.colour}
-      for d in objects
-    ]
-    for name, objects in found.images.items()
-  }  # fmt: skip
-  text = json.dumps({"detector": found.detector, "images": images})
-  replace(epath.Path(path), text.encode())
-
-
 def images_below(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Image files of a folder in GenEval's layout, and their metadata.
 
@@ -230,9 +157,9 @@ def score(
   """
   images = dict(images_below(folder))
   kind = kind_of(list(images.values()), folder)
-  _check_same(folder, images.keys(), found.images.keys())
+  _check_same(folder, images, found)
   rows = [
-    judged(os.path.join(folder, name), metadata, found.images[name])
+    judged(os.path.join(folder, name), metadata, found.images[name].objects)
     for name, metadata in images.items()
   ]
   text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -247,7 +174,8 @@ def score(
     "scores": scores,
     "images": len(rows),
     "distinct_prompts": len({row["metadata"] for row in rows}),
-    "detector": found.detector,
+    "detector": found.made_by["detector"],
+    "made_by": drawn_images.drawn_by(folder),
     "warning": _warning(rows),
   }
   for line in lines(result):
@@ -255,18 +183,18 @@ def score(
   return result
 
 
-def _check_same(folder: str, images: Any, detected: Any) -> None:
+def _check_same(
+  folder: str, images: Mapping[str, Metadata], found: Detections
+) -> None:
   if not images:
     raise ValueError(f"{folder} holds no images in GenEval's layout")
-  for what, names in (
-    ("no detections of", sorted(images - detected)),
-    ("detections without image:", sorted(detected - images)),
-  ):
-    if names:
-      raise ValueError(
-        f"{folder}: {what} {names[0]} and {len(names) - 1} more: run the "
-        "detector on this very folder"
-      )
+  geneval_detections.check(found, folder, images)
+  missing = sorted(images.keys() - found.images.keys())
+  if missing:
+    raise ValueError(
+      f"{folder}: no detections of {missing[0]} and {len(missing) - 1} more: "
+      "run the detector on this very folder"
+    )
 
 
 def judged(

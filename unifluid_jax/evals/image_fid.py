@@ -7,8 +7,10 @@ like. Every process measures every k-th image; moments are merged exactly.
 
 import dataclasses
 import functools
+import io
 import json
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -19,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from unifluid_jax import telemetry
 from unifluid_jax.evals import fid, image_sets
+from unifluid_jax.evals.drawn_images import changed, replace
 from unifluid_jax.evals.fid import Statistics
 from unifluid_jax.evals.image_sets import ImageSet
 
@@ -48,6 +51,7 @@ class Record:
     source: the set's path.
     kind: what it is: "all images", or which of them.
     count: images.
+    images: which ones, see `image_sets.fingerprint`.
     convention: of the network's input.
     crop: side in pixels of the central squares; 0: whole images.
     crop_rule: how they were cut.
@@ -58,6 +62,7 @@ class Record:
   source: str
   kind: str
   count: int
+  images: str
   convention: str
   crop: int
   crop_rule: str
@@ -104,8 +109,8 @@ def measure(
   whole = merge_all(_exchange(part))
   rule = _CROP_RULE if crop else "none"
   record = Record(
-    images.source, kind, whole.count, net.convention, crop, rule,
-    net.weights, net.digest,
+    images.source, kind, whole.count, image_sets.fingerprint(images),
+    net.convention, crop, rule, net.weights, net.digest,
   )  # fmt: skip
   return Measured(whole, record)
 
@@ -146,17 +151,15 @@ def save(path: str, measured: Measured) -> None:
   """Writes statistics and their record to an .npz, from process 0."""
   if jax.process_index():
     return
-  s = measured.statistics
-  where = epath.Path(path)
-  where.parent.mkdir(parents=True, exist_ok=True)
-  with where.open("wb") as f:
-    np.savez(
-      f,
-      count=s.count,
-      mean=s.mean,
-      scatter=s.scatter,
-      record=json.dumps(dataclasses.asdict(measured.record)),
-    )
+  s, file = measured.statistics, io.BytesIO()
+  np.savez(
+    file,
+    count=s.count,
+    mean=s.mean,
+    scatter=s.scatter,
+    record=json.dumps(dataclasses.asdict(measured.record)),
+  )
+  replace(epath.Path(path), file.getvalue())
 
 
 def load(path: str, net: Features, crop: int) -> Measured:
@@ -173,44 +176,65 @@ def load(path: str, net: Features, crop: int) -> Measured:
       data = np.load(f, allow_pickle=False)
       record = Record(**json.loads(str(data["record"])))
       found = Statistics(int(data["count"]), data["mean"], data["scatter"])
-  except (KeyError, ValueError, TypeError, OSError) as error:
+  except (
+    KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile
+  ) as error:  # fmt: skip
     raise ValueError(
       f"{path} holds no statistics with a record of how they were made "
       f"({error}): measure the reference again with --save_reference"
     ) from error
   now = {"convention": net.convention, "crop": crop, "digest": net.digest}
-  wrong = [
-    f"{key} {getattr(record, key)!r}, now {value!r}"
-    for key, value in now.items()
-    if getattr(record, key) != value
-  ]
+  wrong = changed({key: getattr(record, key) for key in now}, now)
   if wrong:
     raise ValueError(
       f"{path} cannot be compared: it was made with {'; '.join(wrong)}. Use "
-      "the same, or measure the reference again with --save_reference"
+      "the same, or measure the reference again with another --save_reference"
     )
   return Measured(found, record)
 
 
-def reference(
+def kept(
   net: Features,
-  path: str,
-  split: str,
+  images: ImageSet,
   crop: int,
+  path: str,
   say: Callable[[str], None],
+  kind: str = "all images",
 ) -> Measured:
-  """Statistics of a reference: stored ones, or those of its images.
+  """Statistics of a set that are measured once, then read.
 
   Args:
     net: the network.
-    path: an .npz of `save`, or what `image_sets.open_set` reads.
-    split: of a prepared data set.
+    images: the set.
     crop: see `Record`.
+    path: .npz that keeps them; empty: they are measured at every call.
     say: takes progress lines.
+    kind: see `Record`.
+
+  Raises:
+    ValueError: the file holds another set, or was made in another way.
   """
-  if path.endswith(".npz"):
-    return load(path, net, crop)
-  return measure(net, image_sets.open_set(path, split), crop, say)
+  if not path:
+    return measure(net, images, crop, say, kind)
+  if not epath.Path(path).exists():
+    found = measure(net, images, crop, say, kind)
+    save(path, found)
+    say(f"reference statistics: {path}")
+    return found
+  found = load(path, net, crop)
+  now = {
+    "kind": kind,
+    "count": len(images.names),
+    "images": image_sets.fingerprint(images),
+  }
+  other = changed({key: getattr(found.record, key) for key in now}, now)
+  if other:
+    raise ValueError(
+      f"{path} holds another set than {images.source}: {'; '.join(other)}. "
+      "Choose another --save_reference"
+    )
+  say(f"reference statistics: {path}, measured before")
+  return found
 
 
 def compare(real: Measured, generated: Measured) -> dict[str, Any]:

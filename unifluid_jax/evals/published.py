@@ -24,9 +24,10 @@ class Against:
   """What generated images are compared with.
 
   Attributes:
-    path: see `image_fid.reference`; empty: the prompts' own images.
+    path: what `image_sets.open_set` reads, or an .npz of `image_fid.save`;
+      empty: the prompts' own images.
     split: of a prepared data set.
-    save: .npz to store the reference's statistics in; empty: nowhere.
+    save: .npz that keeps the reference's statistics; empty: none does.
     crop: side of the central squares of both sets; 0: whole images.
   """
 
@@ -71,8 +72,8 @@ def coco_fid(
   net: Features, run: Run, prompts: PromptSet, against: Against, say: Say
 ) -> dict[str, Any]:
   """Draws captions and compares: COCO-30K with 30,000 of them."""
-  _draw(run, prompts, say)
   real = _reference(net, against, prompts, say)
+  _draw(run, prompts, say)
   made = image_fid.measure(net, _drawn(run, prompts), against.crop, say)
   result = image_fid.compare(real, made)
   result = {"metric": "coco_fid", **result, "made_by": dict(run.made_by)}
@@ -81,33 +82,36 @@ def coco_fid(
 
 
 def mjhq_fid(
-  net: Features, run: Run, prompts: PromptSet, crop: int, say: Say
+  net: Features, run: Run, prompts: PromptSet, against: Against, say: Say
 ) -> dict[str, Any]:
   """Draws MJHQ-30K's prompts; the distance of all and of each category.
 
   Categories of a sample with a single image have no distance and are left
-  out; `by_category` names what was compared.
+  out; `by_category` names what was compared. Each keeps its reference's
+  statistics in a file of its own, see `category_file`.
   """
+  rows = {
+    group: [i for i, g in enumerate(prompts.groups) if g == group]
+    for group in sorted(set(prompts.groups))
+  }
+  crop, reals, mades = against.crop, {}, {}
+  for group, indices in rows.items():
+    real = _some(prompts.real, indices)
+    file = category_file(against.save, group)
+    reals[group] = image_fid.kept(net, real, crop, file, say, _of(group))
   _draw(run, prompts, say)
-  drawn, groups = _drawn(run, prompts), sorted(set(prompts.groups))
-  parts: dict[str, tuple[Measured, Measured]] = {}
-  for group in groups:
-    indices = [i for i, g in enumerate(prompts.groups) if g == group]
-    kind = f"images of the drawn prompts, {group}"
-    parts[group] = (
-      image_fid.measure(net, _some(prompts.real, indices), crop, say, kind),
-      image_fid.measure(net, _some(drawn, indices), crop, say, kind),
+  drawn = _drawn(run, prompts)
+  for group, indices in rows.items():
+    mades[group] = image_fid.measure(
+      net, _some(drawn, indices), crop, say, _of(group)
     )
-  real, made = (
-    _joined([pair[side] for pair in parts.values()]) for side in (0, 1)
-  )
   result = {
     "metric": "mjhq_fid",
-    **image_fid.compare(real, made),
+    **image_fid.compare(_joined(reals, prompts.real), _joined(mades, drawn)),
     "by_category": {
-      group: image_fid.compare(*pair)
-      for group, pair in parts.items()
-      if pair[0].record.count > 1
+      group: image_fid.compare(reals[group], mades[group])
+      for group, indices in rows.items()
+      if len(indices) > 1
     },
     "made_by": dict(run.made_by),
   }
@@ -134,26 +138,40 @@ def _some(images: ImageSet, indices: list[int]) -> ImageSet:
   return ImageSet(images.source, names, lambda i: images.read(indices[i]))
 
 
+def category_file(path: str, group: str) -> str:
+  """Where a category's statistics are kept: of REF.npz, REF_<category>.npz."""
+  return f"{path.removesuffix('.npz')}_{group}.npz" if path else ""
+
+
 def _reference(
   net: Features, against: Against, prompts: PromptSet | None, say: Say
 ) -> Measured:
-  if prompts is None or against.path:
-    real = image_fid.reference(
-      net, against.path, against.split, against.crop, say
-    )
-  else:
-    kind = "images of the drawn captions"
-    real = image_fid.measure(net, prompts.real, against.crop, say, kind)
-  if against.save:
-    image_fid.save(against.save, real)
-    say(f"reference statistics: {against.save}")
-  return real
+  path, save = against.path, against.save
+  if path.endswith(".npz"):
+    if save:
+      raise ValueError(
+        f"--reference={path} is stored already: leave out --save_reference"
+      )
+    return image_fid.load(path, net, against.crop)
+  if prompts is None or path:
+    images = image_sets.open_set(path, against.split)
+    return image_fid.kept(net, images, against.crop, save, say)
+  kind = "images of the drawn captions"
+  return image_fid.kept(net, prompts.real, against.crop, save, say, kind)
 
 
-def _joined(parts: list[Measured]) -> Measured:
-  """All categories as one set."""
-  whole = image_fid.merge_all([m.statistics for m in parts])
+def _joined(parts: Mapping[str, Measured], images: ImageSet) -> Measured:
+  """All categories as one set, which these images are."""
+  found = list(parts.values())
+  whole = image_fid.merge_all([m.statistics for m in found])
   record = dataclasses.replace(
-    parts[0].record, count=whole.count, kind="images of the drawn prompts"
+    found[0].record,
+    count=whole.count,
+    kind=_of(),
+    images=image_sets.fingerprint(images),
   )
   return Measured(whole, record)
+
+
+def _of(group: str = "") -> str:
+  return "images of the drawn prompts" + (f", {group}" if group else "")

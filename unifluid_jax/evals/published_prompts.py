@@ -72,12 +72,17 @@ def mjhq(path: str, images: str, count: int, seed: int = 0) -> PromptSet:
     Drawings <category>/<id>.png.
 
   Raises:
-    FileNotFoundError: no such file.
+    FileNotFoundError: no such file or folder.
     ValueError: not of that format, or fewer prompts than `count`.
   """
   file = epath.Path(path)
   if not file.exists():
     raise FileNotFoundError(f"no MJHQ-30K prompts at {path}")
+  if not epath.Path(images).is_dir():
+    raise FileNotFoundError(
+      f"no folder of MJHQ-30K's images at {images}: --reference holds "
+      "<category>/<id>.jpg, also where --save_reference has their statistics"
+    )
   try:
     content = {
       key: (str(entry["category"]), str(entry["prompt"]))

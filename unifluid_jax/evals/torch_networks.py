@@ -4,6 +4,7 @@ The extra `geneval` brings torch and transformers; nothing else needs them,
 and nothing is downloaded.
 """
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -69,7 +70,7 @@ class Mask2Former:
     self._device = device_of(self._torch, device)
     network = kind.from_pretrained(path, local_files_only=True)
     self._net = network.eval().to(self._device)
-    self.name = f"Mask2Former {path}"
+    self.name = f"Mask2Former {path} ({digest_of(network)})"
 
   def logits(
     self, image: UInt8[np.ndarray, "H W 3"]
@@ -133,7 +134,7 @@ class HfClip:
     self._tokenize = transformers.CLIPTokenizer.from_pretrained(
       path, local_files_only=True
     )
-    self.name = f"CLIP {path}"
+    self.name = f"CLIP {path} ({digest_of(network)})"
 
   def texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "B D"]:
     """Embeddings of texts; what exceeds the context is cut off."""
@@ -186,6 +187,15 @@ def clip_pixels(
   x = np.asarray(picture, np.float32) / 255
   x = (x - np.float32(clip_vit.MEAN)) / np.float32(clip_vit.STD)
   return np.ascontiguousarray(x.transpose(2, 0, 1))
+
+
+def digest_of(network: Any) -> str:
+  """Sixteen digits of names and float32 values of a torch module's weights."""
+  found = hashlib.sha256()
+  for name, tensor in sorted(network.state_dict().items()):
+    found.update(name.encode())
+    found.update(tensor.float().cpu().numpy().tobytes())
+  return found.hexdigest()[:16]
 
 
 def check_directory(path: str) -> None:
