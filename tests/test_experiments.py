@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -10,6 +11,7 @@ from configs import shapes
 from unifluid_jax import config, experiments
 from unifluid_jax.evals import paper_tables
 
+REPO = Path(__file__).parent.parent
 ORDER = {"random_until": 100, "raster_from": 250}
 ARMS = {a.name: a for t in paper_tables.TABLES.values() for a in t.arms}
 
@@ -89,9 +91,69 @@ def test_the_order_shrinks_with_the_budget(tmp_path, monkeypatch):
   assert order == {k: v // 4 for k, v in full.order.items()}
 
 
+def run_on_coco(monkeypatch, *script):
+  """The commands that would run, and what is said."""
+  called, said = [], []
+  monkeypatch.setattr(experiments, "call", called.append)
+  monkeypatch.setattr(experiments.cli, "speaker", lambda: said.append)
+  with flagsaver.as_parsed():
+    args = ["experiments", *script, "--world=coco", "--budget=7"]
+    monkeypatch.setattr(sys, "argv", args)
+    experiments.main(list(flags.FLAGS(args)))
+  return called, said
+
+
+@pytest.mark.parametrize("name", sorted(paper_tables.TABLES))
+def test_on_coco_the_papers_models_run(tmp_path, monkeypatch, name):
+  root = tmp_path / "steps_7"
+  root.mkdir()
+  called, said = run_on_coco(monkeypatch, name, f"--root={tmp_path}")
+  arms = paper_tables.TABLES[name].arms
+  trained = [c for c in called if c[0] == "main"]
+  assert [c[1] for c in trained] == [f"--workdir={root}/{a.name}" for a in arms]
+  size = "700m" if name == "table3" else "2b"
+  for command, arm in zip(trained, arms, strict=True):
+    config_file = command[2].removeprefix("--config=").partition(":")[0]
+    own = "_gemma1" if arm.name == "gemma1" else ""
+    assert config_file == f"configs/unified_{size}{own}.py"
+    assert (REPO / config_file).exists()
+    captions = name in ("table3", "table4") and "captions" in arm.metrics
+    scored = ["evaluate", *command[1:2], "--step=7", *command[2:]]
+    assert (scored in called) == captions
+    assert f"--config.eval.metrics={('captions',) * captions!r}" in command
+    missing = [x for x in said if f"of {arm.title} is missing" in x]
+    assert len(missing) == len({"FID", "GenEval"} & {*arm.published}
+                               & {*paper_tables.TABLES[name].coco})  # fmt: skip
+    for line in missing:
+      file = "coco_fid" if line.startswith("FID") else "geneval"
+      assert f"--out={root}/{arm.name}/{file}.json" in line
+  if name != "table2":
+    assert not any("preset" in x for c in called for x in c)
+  text = (root / f"{name}.md").read_text()
+  assert text.count("– [") and "QA" not in text
+
+
+def test_on_coco_a_given_model_is_varied(tmp_path, monkeypatch):
+  root = tmp_path / "steps_7"
+  root.mkdir()
+  # Trained elsewhere: only what has no checkpoint is trained here.
+  done = root / "unified/checkpoints/7"
+  done.mkdir(parents=True)
+  (done / "_CHECKPOINT_METADATA").touch()
+  called, _ = run_on_coco(
+    monkeypatch, "table2", "--config=configs/debug.py", f"--root={tmp_path}"
+  )
+  (command,) = called
+  assert command[:2] == ["main", f"--workdir={root}/gemma1"]
+  assert command[2] == "--config=configs/debug.py"
+  assert command[-1] == "--config.model.decoder.preset=gemma1_2b"
+  assert "--config.order.random_until=2" in command  # 8 of 20 steps, at 7
+
+
 @pytest.mark.parametrize(
   "args, message",
   [
+    (["table1", "--config.seed=1"], "write a file for --config"),
     ([], "choose one of table1"),
     (["table9"], "choose one of table1"),
     (["table1", "--budget=0"], "at least 1 step"),

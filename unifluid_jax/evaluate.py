@@ -35,7 +35,8 @@ of its own code; --prompts with a field "rewritten" a line are drawn from it:
 need the extra `geneval`.)
 
 Images that are drawn go to --images (default: below the workdir) and are
-kept: the same command goes on where it was interrupted. The result goes to
+kept, as is what was detected and, with --save_reference, measured of real
+images: the same command goes on where it was interrupted. The result goes to
 --out and, with --workdir, into that run's metrics_eval.jsonl and report.html.
 
 Two evaluated runs on one page, at --step=N or the newest step of each:

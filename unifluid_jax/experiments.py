@@ -1,4 +1,4 @@
-"""The paper's controlled experiments on the embedded world, a command each.
+"""The paper's controlled experiments, a command each.
 
   python -m unifluid_jax.experiments table3 --budget=600
 
@@ -7,22 +7,33 @@ table3: weight of the text loss, with figure 3; table4: raster against random
 order. Each run trains for --budget steps (default: the configuration's own)
 and is scored once; tables share runs. The same command goes on where it was
 interrupted. Needs the data and autoencoder that `make demo` makes first.
+
+  python -m unifluid_jax.experiments table1 --world=coco
+
+runs the paper's models (configs/unified_700m.py for table 3, else
+unified_2b.py and unified_2b_gemma1.py; --config=FILE: variations of that one).
+CIDEr of COCO captions comes from the evaluation job, FID and GenEval from
+coco_fid.json and geneval.json in each run's workdir; where one is missing, the
+command is shown that writes it. Runs that a pod has trained are only scored.
 """
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from unifluid_jax import cli
+from unifluid_jax import checkpoint, cli
 from unifluid_jax.evals import paper_tables
-from unifluid_jax.evals.paper_tables import Arm
+from unifluid_jax.evals.paper_tables import Arm, Table
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/shapes.py", "Experiment that the runs vary."
+)
+_WORLD = flags.DEFINE_enum(
+  "world", "shapes", ["shapes", "coco"], "What the runs are judged on."
 )
 _ROOT = flags.DEFINE_string("root", "runs/experiments", "Where runs are kept.")
 _BUDGET = flags.DEFINE_integer(
@@ -41,20 +52,32 @@ def main(argv: list[str]) -> None:
     raise ValueError(
       f"experiment {name!r}: choose one of {', '.join(paper_tables.TABLES)}"
     )
-  file = config_flags.get_config_filename(flags.FLAGS["config"])
-  tree, steps = _CONFIG.value, _BUDGET.value
+  table, coco = paper_tables.TABLES[name], _WORLD.value == "coco"
+  flag, steps = flags.FLAGS["config"], _BUDGET.value
+  if config_flags.get_override_values(flag):
+    raise ValueError("--config.KEY=VALUE: write a file for --config instead")
+  if coco:
+    table = paper_tables.on_coco(table, own=not flag.present)
+    if not flag.present:
+      flag.parse(table.config)
+  file, tree = config_flags.get_config_filename(flag), _CONFIG.value
   steps = tree.steps if steps is None else steps
   if steps < 1:
     raise ValueError(f"--budget={steps}: at least 1 step")
   order = {k: v * steps // tree.steps for k, v in tree.order.items()}
-  say, table = cli.speaker(), paper_tables.TABLES[name]
-  root = epath.Path(_ROOT.value) / f"steps_{steps}"
-  results = []
+  say, root = cli.speaker(), epath.Path(_ROOT.value) / f"steps_{steps}"
+  results, notes = [], set()
   for i, arm in enumerate(table.arms, 1):
     say(f"{name}: run {i} of {len(table.arms)}: {arm.title}")
     run(arm, file, str(root), steps, order, call)
     results.append(paper_tables.scores(str(root / arm.name), steps))
-  text = paper_tables.render(table, results)
+    if coco:
+      found = paper_tables.coco_scores(str(root / arm.name), steps)
+      results[-1] = {column: value for column, (value, _) in found.items()}
+      notes |= {f"{column}: {basis}." for column, (_, basis) in found.items()}
+      for line in missing(table, arm, str(root / arm.name), found):
+        say(line)
+  text = paper_tables.render(table, results, sorted(notes))
   (root / f"{name}.md").write_text(text)
   say(f"{text}{root / name}.md")
   if name == "table3":
@@ -90,19 +113,21 @@ def run(
     for column, metric in paper_tables.COLUMNS.items()
     if metric.split("/")[0] in arm.metrics
   }
-  if wanted <= set(paper_tables.scores(workdir, steps)):
-    return
+  there = set(paper_tables.scores(workdir, steps))
   flags_of_arm = arguments(arm, config, steps, order)
-  call(["main", f"--workdir={workdir}", *flags_of_arm])
-  call(["evaluate", f"--workdir={workdir}", f"--step={steps}", *flags_of_arm])
+  if not there and steps not in checkpoint.steps(workdir):
+    call(["main", f"--workdir={workdir}", *flags_of_arm])
+  if not wanted <= there:
+    call(["evaluate", f"--workdir={workdir}", f"--step={steps}", *flags_of_arm])
 
 
 def arguments(
   arm: Arm, config: str, steps: int, order: Mapping[str, int]
 ) -> list[str]:
   """Flags that both the training and the scoring of an arm take."""
+  argument = f":{arm.argument}" if arm.argument else ""
   out = [
-    f"--config={config}" + (f":{arm.argument}" if arm.argument else ""),
+    f"--config={arm.config or config}{argument}",
     f"--config.steps={steps}",
     f"--config.checkpoint.every={steps}",
     f"--config.eval.metrics={arm.metrics!r}",
@@ -110,6 +135,19 @@ def arguments(
   if arm.argument != "raster":
     out += [f"--config.order.{k}={v}" for k, v in order.items()]
   return [*out, *arm.flags]
+
+
+def missing(
+  table: Table, arm: Arm, workdir: str, found: Container[str]
+) -> list[str]:
+  """How to find what the evaluation job does not; --help has their flags."""
+  return [
+    f"{column} of {arm.title} is missing: python -m unifluid_jax.evaluate "
+    f"--metrics={', then '.join(metrics)} --out={workdir}/{file}"
+    for column, (file, metrics) in paper_tables.COCO_FILES.items()
+    if column in table.columns and column in arm.published
+    if column not in found
+  ]
 
 
 def call(command: Sequence[str]) -> None:

@@ -23,10 +23,10 @@ ENV = dict(
 )
 
 
-def command(module, *args, devices=1, check=True, **env):
+def command(module, *args, devices=1, check=True, of="unifluid_jax", **env):
   flags = FLAGS + f"--xla_force_host_platform_device_count={devices}"
   done = subprocess.run(
-    [sys.executable, "-m", f"unifluid_jax.{module}", *args],
+    [sys.executable, "-m", f"{of}.{module}", *args],
     cwd=REPO, env=dict(ENV, XLA_FLAGS=flags, **env),
     capture_output=True, text=True, check=False,
   )  # fmt: skip

@@ -236,9 +236,7 @@ def test_small_sets_are_warned_of(tmp_path):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-  with pytest.MonkeyPatch.context() as patch:
-    for name, value in tiny_inception.SMALL.items():
-      patch.setattr(inception, name, value)
+  with tiny_inception.small():
     directory = tmp_path_factory.mktemp("inception") / "ours"
     tiny_inception.write(directory)
     yield str(directory)
@@ -281,7 +279,7 @@ def test_command_scores_folders_with_converted_weights(weights, tmp_path):
   args = ["--metrics=fid", f"--images={a}", f"--weights={weights}",
           "--convention=tf1", "--batch=1", f"--out={out}"]  # fmt: skip
   done = subprocess.run(
-    [sys.executable, "-m", "tests.evals.tiny_inception", *args,
+    [sys.executable, "-m", "tests.evals.tiny_inception", "evaluate", *args,
      f"--reference={b}", f"--save_reference={stored}"],
     cwd=REPO, capture_output=True, text=True, check=False,
   )  # fmt: skip

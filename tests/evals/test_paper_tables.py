@@ -28,6 +28,57 @@ def test_scores_are_of_the_step_and_the_latest(tmp_path):
   assert paper_tables.scores(str(tmp_path / "none"), 9) == {}
 
 
+FID = {
+  "fid": 8.25, "convention": "clean-fid", "generated": {"count": 30_000},
+  "reference": {"count": 29_000, "kind": "all images"},
+}  # fmt: skip
+GENEVAL = {
+  "scores": {"overall": 0.5}, "images": 2212, "prompts": "raw",
+  "detector": "Mask2Former X",
+}  # fmt: skip
+
+
+def test_figures_on_coco_are_of_the_step_with_what_they_rest_on(tmp_path):
+  write(tmp_path, [
+    {"step": 9, "metric": "captions/cider_d", "value": 0.41,
+     "settings": {"images": 1024, "decode": "greedy"}},
+    {"step": 9, "metric": "fid/generated", "value": 1.0, "settings": {}},
+  ])  # fmt: skip
+  by = {"made_by": {"step": 9, "workdir": str(tmp_path), "cfg": 3.0}}
+  (tmp_path / "coco_fid.json").write_text(json.dumps(FID | by))
+  (tmp_path / "geneval.json").write_text(json.dumps(GENEVAL | by))
+  found = paper_tables.coco_scores(str(tmp_path), 9)
+  assert found == {
+    "FID": (8.25, "30000 drawn, clean-fid, all images (29000)"),
+    "GenEval": (0.5, "2212 drawn, raw prompts, Mask2Former X"),
+    "COCO CIDEr": (pytest.approx(41.0), "images 1024, decode greedy"),
+  }
+  with pytest.raises(ValueError, match=r"coco_fid\.json .*step 9, now 8"):
+    paper_tables.coco_scores(str(tmp_path), 8)
+  # Images that nothing here drew belong to no run.
+  (tmp_path / "geneval.json").write_text(json.dumps(GENEVAL | {"made_by": {}}))
+  with pytest.raises(ValueError, match=r"geneval\.json .*workdir None, now '/"):
+    paper_tables.coco_scores(str(tmp_path), 9)
+  assert paper_tables.coco_scores(str(tmp_path / "none"), 9) == {}
+
+
+def test_tables_on_coco_stand_beside_numbers_of_the_same_kind():
+  """The paper's CIDEr of table 3 is an average of transfers, not COCO's."""
+  table = paper_tables.on_coco(TABLES["table3"], own=True)
+  found = [{"FID": 9.0, "COCO CIDEr": 40.0}] * len(table.arms)
+  lines = paper_tables.render(table, found, ["FID: some."]).splitlines()
+  assert lines[0] == "| Weight of the text loss | FID | COCO CIDEr |"
+  assert lines[3] == "| Unified, λ = 2 | 9 [54.0] | 40.0 [–] |"
+  assert lines[-2:] == [
+    "In brackets the paper's, on its own data (0.7B).", "FID: some."
+  ]  # fmt: skip
+  table = paper_tables.on_coco(TABLES["table4"], own=True)
+  found = [{"COCO CIDEr": 1.0}] * 2
+  assert "| – [8.28] | – [0.59] | 1 [45.6] |" in paper_tables.render(
+    table, found
+  )
+
+
 def test_a_table_stands_beside_the_papers():
   text = paper_tables.render(
     TABLES["table1"], [{"FID": 12.34, "GenEval": 0.5}, {"FID": 8.0}]

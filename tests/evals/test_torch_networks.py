@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.evals import tiny_torch
 from unifluid_jax.evals import clip_score, drawn_images, torch_networks
 
 
@@ -114,24 +115,8 @@ def test_drawn_images_are_matched_with_their_own_prompts(tmp_path):
 
 
 def test_clip_equals_transformers(tmp_path):
-  torch = pytest.importorskip("torch")
-  transformers = pytest.importorskip("transformers")
-  torch.manual_seed(0)
-  small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-               num_attention_heads=2)  # fmt: skip
-  words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "c</w>"]
-  vocab = {w: i for i, w in enumerate(words)}
-  (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-  (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-  config = transformers.CLIPConfig(
-    text_config=small | dict(
-      vocab_size=5, max_position_embeddings=6, eos_token_id=1, bos_token_id=0,
-      pad_token_id=1),
-    vision_config=small | dict(image_size=32, patch_size=8),
-    projection_dim=12,
-  )  # fmt: skip
-  model = transformers.CLIPModel(config).eval()
-  model.save_pretrained(tmp_path)
+  torch, _ = tiny_torch.packages()
+  model = tiny_torch.clip(tmp_path)
   clip = torch_networks.HfClip(str(tmp_path), "cpu")
   texts = ["a b", "c", "a b c a b c a b c"]
   ids = torch.tensor([[0, 2, 3, 1, 1, 1], [0, 4, 1, 1, 1, 1],
@@ -151,19 +136,8 @@ def test_clip_equals_transformers(tmp_path):
 
 
 def test_mask2former_returns_logits_at_the_images_size(tmp_path):
-  torch = pytest.importorskip("torch")
-  transformers = pytest.importorskip("transformers")
-  torch.manual_seed(0)
-  config = transformers.Mask2FormerConfig(
-    backbone_config=transformers.SwinConfig(
-      image_size=32, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1],
-      window_size=4, out_features=["stage1", "stage2", "stage3", "stage4"]),
-    feature_size=32, mask_feature_size=32, hidden_dim=32,
-    encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2,
-    num_attention_heads=2, dim_feedforward=16, num_queries=7, num_labels=80,
-  )  # fmt: skip
-  model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
-  model.save_pretrained(tmp_path)
+  torch, _ = tiny_torch.packages()
+  model = tiny_torch.mask2former(tmp_path)
   network = torch_networks.Mask2Former(str(tmp_path), "cpu")
   image = picture(20, 30)
   classes, masks = network.logits(image)
@@ -180,3 +154,18 @@ def test_mask2former_returns_logits_at_the_images_size(tmp_path):
   want = torch.nn.functional.interpolate(whole, size=(20, 30), mode="bilinear")
   assert want.std() > 0.01
   np.testing.assert_allclose(masks, want[0].numpy(), atol=1e-3)
+
+
+def test_names_tell_weights_apart(tmp_path):
+  torch, _ = tiny_torch.packages()
+  names = []
+  for seed in (0, 0, 1):
+    tiny_torch.clip(tmp_path / "clip", seed)
+    names.append(torch_networks.HfClip(str(tmp_path / "clip"), "cpu").name)
+  assert names[0] == names[1] != names[2]
+  assert names[0].startswith(f"CLIP {tmp_path}/clip (")
+  network = torch.nn.Linear(2, 3).to(torch.bfloat16)
+  before = torch_networks.digest_of(network)
+  with torch.no_grad():
+    network.bias[2] += 1
+  assert torch_networks.digest_of(network) != before

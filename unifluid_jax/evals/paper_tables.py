@@ -1,15 +1,19 @@
 """The paper's controlled experiments: which runs each needs, and its table.
 
 UniFluid (arXiv 2503.13436) tables 1 to 4 and figure 3. In the embedded world
-the columns are its own figures of the same kind, so only trends compare.
+the columns are its own figures of the same kind, so only trends compare; on
+COCO they are the paper's.
 """
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
+
+from unifluid_jax.evals.drawn_images import changed
 
 # Column of a table → metric of the embedded world that stands for it.
 COLUMNS = {
@@ -20,6 +24,16 @@ COLUMNS = {
 }
 _DRAWS, _READS = ("geneval", "fid"), ("captions", "vqa")
 
+# Column on COCO → file of the workdir that `python -m unifluid_jax.evaluate`
+# wrote with --out, and the metrics to write it.
+COCO_FILES = {
+  "FID": ("coco_fid.json", ("coco_fid",)),
+  "GenEval": (
+    "geneval.json", ("geneval_draw", "geneval_detect", "geneval_score")
+  ),
+}  # fmt: skip
+_CIDER = "COCO CIDEr"
+
 
 class Arm(NamedTuple):
   """One run of an experiment; arms of the same name are the same run."""
@@ -29,6 +43,7 @@ class Arm(NamedTuple):
   argument: str = ""  # of the configuration file, see configs.base.ablate
   flags: tuple[str, ...] = ()  # further changes, as of the command line
   metrics: tuple[str, ...] = _DRAWS + _READS
+  config: str = ""  # file of its own
   published: Mapping[str, float] = {}  # column → the paper's number
 
 
@@ -39,6 +54,8 @@ class Table(NamedTuple):
   columns: tuple[str, ...]
   arms: tuple[Arm, ...]
   sizes: str  # of the models that the paper's numbers belong to
+  config: str  # of such a model
+  coco: tuple[str, ...] = ("FID", "GenEval")  # columns on COCO
 
 
 def _weighed(weight: float, **published: float) -> Arm:
@@ -60,7 +77,7 @@ TABLES: Mapping[str, Table] = {
       Arm("unified", "Unified",
           published={"FID": 7.20, "GenEval": 0.59}),
     ),
-    "2B",
+    "2B", "configs/unified_2b.py",
   ),
   "table2": Table(
     "The backbone's generation",
@@ -72,7 +89,7 @@ TABLES: Mapping[str, Table] = {
       Arm("unified", "Gemma-2",
           published={"FID": 7.20, "GenEval": 0.59}),
     ),
-    "2B",
+    "2B", "configs/unified_2b.py",
   ),
   "table3": Table(
     "Weight of the text loss",
@@ -88,20 +105,41 @@ TABLES: Mapping[str, Table] = {
       _weighed(0.01, FID=9.65, CIDEr=120.25, QA=61.37),
       _weighed(0.005, FID=8.39, CIDEr=120.25, QA=60.29),
     ),
-    "0.7B; Cap Avg and QA Avg of the transfers",
+    "0.7B; Cap Avg and QA Avg of the transfers", "configs/unified_700m.py",
+    ("FID", _CIDER),
   ),
   "table4": Table(
     "Order of the image tokens in training",
     ("FID", "GenEval", "CIDEr"),
     (
       Arm("raster", "Raster order", "raster",
-          published={"FID": 8.28, "GenEval": 0.59, "CIDEr": 45.57}),
+          published={"FID": 8.28, "GenEval": 0.59, "CIDEr": 45.57,
+                     _CIDER: 45.57}),
       Arm("unified", "Random, annealed to raster",
-          published={"FID": 7.20, "GenEval": 0.59, "CIDEr": 40.91}),
+          published={"FID": 7.20, "GenEval": 0.59, "CIDEr": 40.91,
+                     _CIDER: 40.91}),
     ),
-    "2B",
+    "2B", "configs/unified_2b.py", ("FID", "GenEval", _CIDER),
   ),
 }  # fmt: skip
+
+
+def on_coco(table: Table, own: bool) -> Table:
+  """The same runs, judged on COCO: the evaluation job captions, no more.
+
+  Args:
+    table: one of TABLES.
+    own: arms are the paper's models, not variations of a given one.
+  """
+
+  def on(arm):
+    if own and arm.name == "gemma1":
+      arm = arm._replace(config="configs/unified_2b_gemma1.py", flags=())
+    reads = "captions" in arm.metrics and _CIDER in table.coco
+    return arm._replace(metrics=("captions",) if reads else ())
+
+  arms, sizes = tuple(map(on, table.arms)), table.sizes.partition(";")[0]
+  return table._replace(arms=arms, columns=table.coco, sizes=sizes)
 
 
 def scores(workdir: str, step: int) -> dict[str, float]:
@@ -109,24 +147,64 @@ def scores(workdir: str, step: int) -> dict[str, float]:
 
   A figure that was not measured is missing.
   """
+  found = {name: row["value"] for name, row in _rows(workdir, step).items()}
+  return {c: found[m] for c, m in COLUMNS.items() if m in found}
+
+
+def coco_scores(workdir: str, step: int) -> dict[str, tuple[float, str]]:
+  """`scores` on COCO with what each rests on; CIDEr times 100, as in print.
+
+  Raises:
+    ValueError: a file is of another run or step.
+  """
+  out = {}
+  now = {"step": step, "workdir": os.fspath(epath.Path(workdir).resolve())}
+  for column, (name, _) in COCO_FILES.items():
+    path = epath.Path(workdir) / name
+    if not path.exists():
+      continue
+    found = json.loads(path.read_text())
+    by = {key: found["made_by"].get(key) for key in now}
+    if by != now:
+      raise ValueError(
+        f"{path} is of other images: {'; '.join(changed(by, now))}. Write it "
+        "anew, or move it away"
+      )
+    if column == "FID":
+      made, real = found["generated"], found["reference"]
+      basis = f"{made['count']} drawn, {found['convention']}, {real['kind']}"
+      out[column] = found["fid"], f"{basis} ({real['count']})"
+    else:
+      basis = f"{found['images']} drawn, {found['prompts']} prompts"
+      basis += f", {found['detector']}"
+      out[column] = found["scores"]["overall"], basis
+  row = _rows(workdir, step).get(COLUMNS["CIDEr"])
+  if row:
+    basis = ", ".join(f"{k} {v}" for k, v in row["settings"].items())
+    out[_CIDER] = 100 * row["value"], basis
+  return out
+
+
+def _rows(workdir: str, step: int) -> dict[str, dict]:
+  """The evaluation job's last row with a value of each metric."""
   path = epath.Path(workdir) / "metrics_eval.jsonl"
   if not path.exists():
     return {}
   rows = [json.loads(line) for line in path.read_text().splitlines()]
-  found = {
-    row["metric"]: row["value"]
-    for row in rows
-    if row["step"] == step and "value" in row
-  }
-  return {c: found[m] for c, m in COLUMNS.items() if m in found}
+  return {r["metric"]: r for r in rows if r["step"] == step and "value" in r}
 
 
-def render(table: Table, results: Sequence[Mapping[str, float]]) -> str:
+def render(
+  table: Table,
+  results: Sequence[Mapping[str, float]],
+  notes: Sequence[str] = (),
+) -> str:
   """The table in Markdown: ours, and the paper's number in brackets.
 
   Args:
     table: one of TABLES.
     results: `scores` of its arms, in their order.
+    notes: lines below it.
   """
   head = [table.title, *table.columns]
   lines = [" | ".join(head), " | ".join(["---"] * len(head))]
@@ -138,7 +216,7 @@ def render(table: Table, results: Sequence[Mapping[str, float]]) -> str:
     lines.append(" | ".join([arm.title, *cells]))
   lines = [f"| {line} |" for line in lines]
   note = f"In brackets the paper's, on its own data ({table.sizes})."
-  return "\n".join([*lines, "", note, ""])
+  return "\n".join([*lines, "", note, *notes, ""])
 
 
 def _number(value: float | None) -> str:

@@ -35,8 +35,11 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
     floors[f"{name}/exact"] = caption_metrics.exact_match(references, same)
     floors[f"{name}/cider_d"] = caption_metrics.cider_d(references, same)[0]
     shown += _ranked(split, question, records, images, predicted, each)
-  settings = {"tokenizer": ptb.chosen().name,
-              "decode": bench.config.sampling.text}  # fmt: skip
+  settings = {
+    "images": len(bench.records(bench.splits[0])),
+    "decode": bench.config.sampling.text,
+    "tokenizer": ptb.chosen().name,
+  }
   return Outcome(values, floors, settings, shown)
 
 
