@@ -46,7 +46,6 @@ Two evaluated runs on one page, at --step=N or the newest step of each:
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -302,7 +301,7 @@ def _run(name: str) -> published.Run:
     rows=config.eval.batch * jax.local_device_count(),
     made_by={
       "run": config.name,
-      "workdir": os.fspath(epath.Path(workdir).resolve()),
+      "workdir": drawn_images.home(workdir),
       "step": step,
       "ema": config.eval.use_ema,
       "sample_seed": _SEED.value,

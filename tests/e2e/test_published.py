@@ -147,7 +147,7 @@ def test_coco_fid_goes_on_where_it_was_killed(place, tmp_path):
   )  # fmt: skip
   place.refuses(
     "coco_fid", *args, "--config.sampling.cfg=9",
-    words=("drawn otherwise", "cfg 2.0, now 9.0", "Choose another --images"),
+    words=("drawn otherwise", "cfg 2.5, now 9.0", "Choose another --images"),
   )  # fmt: skip
   place.refuses(
     "fid", f"--images={drawn}", f"--reference={kept}",

@@ -69,7 +69,10 @@ def test_rows_of_mjhq_have_each_category(tmp_path):
   meta, images = fid_case.write_mjhq(tmp_path)
   prompts = published_prompts.mjhq(meta, images, 0)
   run = published.Run(fid_case.Painter(), str(tmp_path / "drawn"), 4, BY)
-  result = published.mjhq_fid(fid_case.MeanColour(), run, prompts, 0, quiet)
+  against = published.Against()
+  result = published.mjhq_fid(
+    fid_case.MeanColour(), run, prompts, against, quiet
+  )
   rows = file_results.rows(result, BY)
   parts = result["by_category"]
   assert by_metric(rows, "mjhq_fid") == {

@@ -125,6 +125,12 @@ def read_manifest(folder: str) -> dict[str, Any]:
   return json.loads(path.read_text())
 
 
+def home(workdir: str) -> str:
+  """A run's folder as manifests name it: one name, whatever leads there."""
+  remote = "://" in workdir
+  return workdir.rstrip("/") if remote else os.path.realpath(workdir)
+
+
 def drawn_by(folder: str) -> dict[str, Any]:
   """What drew a folder's images; {} where that is not known."""
   there = (epath.Path(folder) / MANIFEST).exists()

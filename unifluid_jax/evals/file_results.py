@@ -5,7 +5,6 @@ command in "by", and their groups are no names of that job's metrics: GenEval
 of the embedded world is not GenEval.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +35,7 @@ def made_by(images: str, workdir: str, step: int | None) -> dict[str, Any]:
       )
     return {"step": step}
   by = drawn_images.read_manifest(images)["by"]
-  if by.get("workdir") != os.fspath(epath.Path(workdir).resolve()):
+  if by.get("workdir") != drawn_images.home(workdir):
     raise ValueError(
       f"{images} was drawn by the run {by.get('workdir')}, not by {workdir}: "
       "correct --workdir, or leave it out"

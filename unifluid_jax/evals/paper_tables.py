@@ -7,13 +7,12 @@ COCO they are the paper's.
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
-from unifluid_jax.evals.drawn_images import changed
+from unifluid_jax.evals.drawn_images import changed, home
 
 # Column of a table → metric of the embedded world that stands for it.
 COLUMNS = {
@@ -158,7 +157,7 @@ def coco_scores(workdir: str, step: int) -> dict[str, tuple[float, str]]:
     ValueError: a file is of another run or step.
   """
   out = {}
-  now = {"step": step, "workdir": os.fspath(epath.Path(workdir).resolve())}
+  now = {"step": step, "workdir": home(workdir)}
   for column, (name, _) in COCO_FILES.items():
     path = epath.Path(workdir) / name
     if not path.exists():

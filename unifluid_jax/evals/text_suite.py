@@ -16,9 +16,10 @@ _SHOWN = 4  # captions of each part of the ranking, questions of each kind
 
 def captions(subject: Subject, bench: Bench) -> Outcome:
   """CIDEr-D and exact match of captions, on every evaluation split."""
-  values, floors, shown = {}, {}, []
+  values, floors, shown, count = {}, {}, [], 0
   for split in bench.splits:
     records = [r for r in bench.records(split) if r.captions]
+    count += len(records)
     images = [transforms.decode_image(r.image) for r in records]
     question = bench.config.data.caption_prefix
     predicted = subject.answers(images, [question] * len(images))
@@ -36,7 +37,7 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
     floors[f"{name}/cider_d"] = caption_metrics.cider_d(references, same)[0]
     shown += _ranked(split, question, records, images, predicted, each)
   settings = {
-    "images": len(bench.records(bench.splits[0])),
+    "images": count,
     "decode": bench.config.sampling.text,
     "tokenizer": ptb.chosen().name,
   }
