@@ -79,6 +79,8 @@ class ModelConfig:
   # to draw is decided at less noisy diffusion steps, where the noise's
   # prediction shows it (input scaling, arXiv 2301.10972).
   latent_std: float = 1.0
+  # Of the decoder in training; see ops/attention.attend.
+  attention: Literal["plain", "splash"] = "plain"
 
   @property
   def grid(self) -> int:

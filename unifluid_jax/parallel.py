@@ -178,28 +178,35 @@ def batch_groups(mesh: Mesh | None = None) -> int:
   return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
-_ACTIVATION = {"B": BATCH_AXES, "N": "tensor", "F": "tensor"}
+_ACTIVATION = {"B": BATCH_AXES, "N": "tensor", "K": "tensor", "F": "tensor"}
 
 
-def constrain(x: Any, letters: str) -> Any:
-  """Pins an activation's layout: B over data and fsdp, N and F over tensor.
+def layout(shape: Sequence[int], letters: str) -> P | None:
+  """How an activation is split: B over data and fsdp, N, K, F over tensor.
 
   Args:
-    x: array with one dimension a letter.
-    letters: shape legend of types.py, e.g. "BTD".
+    shape: of the array.
+    letters: of its dimensions, shape legend of types.py, e.g. "BTD".
 
   Returns:
-    `x`; unchanged where no mesh is set.
+    A mesh axis a dimension, none where the size does not divide; None where
+    no mesh is set.
   """
   mesh = _current()
   if mesh is None:
-    return x
+    return None
   axes = [_ACTIVATION.get(letter) for letter in letters]
   for i, axis in enumerate(axes):
     names = (axis,) if isinstance(axis, str) else axis or ()
-    if x.shape[i] % int(np.prod([mesh.shape[n] for n in names])):
+    if shape[i] % int(np.prod([mesh.shape[n] for n in names])):
       axes[i] = None
-  return jax.lax.with_sharding_constraint(x, P(*axes))
+  return P(*axes)
+
+
+def constrain(x: Any, letters: str) -> Any:
+  """Pins an activation to its `layout`; nothing where no mesh is set."""
+  spec = layout(x.shape, letters)
+  return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
 def gather(x: Any, *axes: str | None) -> Any:
@@ -256,6 +263,20 @@ def check_batch(batch: Mapping[str, int], accumulate: int, mesh: Mesh) -> None:
         f"config.batch.{task}={size} must be a multiple of {groups} batch "
         f"shards (mesh data x fsdp) x {accumulate} (config.accumulate)"
       )
+
+
+def check_attention(kernel: str, mesh: Mesh) -> None:
+  """Refuses a kernel that the mesh's devices cannot run.
+
+  Raises:
+    ConfigError: names the devices and the kernel for them.
+  """
+  platform = mesh.devices.flat[0].platform
+  if kernel == "splash" and platform != "tpu":
+    raise ConfigError(
+      f"config.model.attention='splash' is a TPU kernel, these devices are "
+      f"{platform}: set config.model.attention='plain'"
+    )
 
 
 def start_processes(

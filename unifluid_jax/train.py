@@ -119,6 +119,7 @@ def make_job(config: Config, system: Trainable, devices: Any = None) -> Job:
   """Mesh, optimizer, sharded state shapes and the jitted step."""
   mesh = parallel.make_mesh(config.mesh, devices)
   parallel.check_batch(config.batch, config.accumulate, mesh)
+  parallel.check_attention(config.model.attention, mesh)
   optimizer = optim.make_optimizer(config.optim, config.steps)
   shapes = jax.eval_shape(lambda: init_state(system, optimizer, config))
   optim.check_rates(config.optim.rates, shapes.params)

@@ -48,12 +48,14 @@ class Gemma(nn.Module):
       projections) or "full" (everything but each layer's input).
     scan: False unrolls the layers in Python, for debugging; the parameters
       are the same.
+    kernel: of attention without a cache; see `attention.attend`.
   """
 
   config: GemmaConfig
   dtype: Any
   remat: str = "none"
   scan: bool = True
+  kernel: str = "plain"
 
   def setup(self):
     """Declares all parameters, whichever method is called first."""
@@ -117,7 +119,8 @@ class Gemma(nn.Module):
         cache.positions, positions.astype(jnp.int32), (0, index)
       )
     local = _local(self.config, positions, key_positions, mask)
-    call = _Call(positions, mask, local, index, dropout_key)
+    kernel = self.kernel if cache is None else "plain"
+    call = _Call(positions, mask, local, index, dropout_key, kernel)
     k, v = (None, None) if cache is None else (cache.k, cache.v)
     carry = (x.astype(self.dtype), k, v)
     stacked = _stacked(self.config, self.layers)
@@ -170,6 +173,7 @@ class _Call(NamedTuple):
   local_mask: Any  # bool[B, T, S]
   index: Any  # i32[] or None
   dropout_key: Any
+  kernel: str
 
 
 class _Layer(NamedTuple):
@@ -281,6 +285,7 @@ def _attention(config, call: _Call, layer: _Layer, x, k_cache, v_cache):
     jnp.where(layer.is_local, call.local_mask, call.mask),
     softcap=config.attn_softcap,
     scale=config.query_scale or config.head_dim**-0.5,
+    kernel=call.kernel,
   )
   out = jnp.einsum("BTNH,NHD->BTD", out, p["o"].astype(x.dtype))
   return out, k_cache, v_cache

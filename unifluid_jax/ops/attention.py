@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from unifluid_jax.ops import fused_attention
+
 # Finite, so that a row without any visible key gives a mean and not NaN.
 MASKED = -2.3819763e38
 
@@ -116,6 +118,7 @@ def attend(
   *,
   softcap: float,
   scale: float,
+  kernel: str = "plain",
 ) -> Float[Array, "B T N H"]:
   """Grouped-query attention: query head n reads key/value head n // (N/K).
 
@@ -130,11 +133,15 @@ def attend(
       visible key gives finite values without meaning.
     softcap: of the scaled logits, before the mask; 0: none.
     scale: of the logits.
+    kernel: "plain", the reference, or "splash", fused for TPUs, which takes
+      a mask only; see `fused_attention.splash`.
 
   Returns:
     Attended values in the dtype of `q`. From the product's accumulation to
     the end of the softmax everything is float32.
   """
+  if kernel == "splash":
+    return fused_attention.splash(q, k, v, mask, softcap=softcap, scale=scale)
   b, t, n, h = q.shape
   kv = k.shape[2]
   grouped = q.reshape(b, t, kv, n // kv, h)

@@ -33,7 +33,7 @@ class UniFluid:
     m = config.model
     self.config = config
     dtype = jnp.dtype(m.dtype)
-    self.decoder = gemma.Gemma(m.decoder, dtype, m.remat, m.scan)
+    self.decoder = gemma.Gemma(m.decoder, dtype, m.remat, m.scan, m.attention)
     self.vit = Vit(m.vit, dtype, m.remat, m.scan)
     self.head = DiffusionHead(m.head, m.token_channels, dtype)
     self.vae = kl_vae.KlVae(m.vae, dtype)
