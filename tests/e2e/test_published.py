@@ -262,7 +262,7 @@ def test_geneval_is_detected_where_the_detector_was_killed(
     objects = got.images[name].objects
     assert [d.name for d in objects] == ["cow"] * len(want) != []
     assert [d.colour for d in objects] == [d.colour for d in want]
-    assert objects[0].colour
+    assert sum(d.colour is not None for d in objects) == 1
     for mine, theirs in zip(objects, want, strict=True):
       np.testing.assert_allclose(mine.box, theirs.box, atol=1)
       np.testing.assert_allclose(mine.score, theirs.score, rtol=1e-3)
