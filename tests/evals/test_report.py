@@ -146,7 +146,7 @@ def test_images_are_the_given_pixels(data):
     np.testing.assert_array_equal(pixels[::48, ::48], _image(seed))
 
 
-def test_large_images_are_a_quarter_megapixel_at_most(data):
+def test_large_images_are_at_most_256_pixels_a_side(data):
   photo = np.asarray(Image.fromarray(_image(0)).resize((400, 300)))
   data = report.ReportData("run", 0, "today", generations=(
     report.Generation("a photo", photo),
@@ -275,11 +275,16 @@ def test_captions_of_a_group_are_sorted_by_their_score():
     )
   ]  # fmt: skip
   data = report.ReportData("run", 0, "today", captions=tuple(captions))
-  text = " ".join(_Page(report.render_report(data)).text)
+  html = report.render_report(data)
+  text = " ".join(_Page(html).text)
   order = ["bad", "middling", "good", "unscored", "other"]
   assert sorted(order, key=text.index) == order
   assert re.findall(r"CIDEr-D\s+(\d\S*)", text) == ["0.00", "3.25", "9.50",
                                                     "0.00"]  # fmt: skip
+  several = report.Caption(_image(0), "x", ("one <i>", "two"))
+  data = dataclasses.replace(data, captions=(several,))
+  html = report.render_report(data)
+  assert "<ul><li>one &lt;i&gt;</li><li>two</li></ul>" in html
 
 
 def test_questions_stand_by_kind_with_their_marks(data):
@@ -324,7 +329,8 @@ def test_two_runs_share_one_axis():
     report_charts.score_svg(report.Chart("x", (a, b))),
   ):
     (a0, a1), (b0, b1) = _points(svg)
-    assert a1 != b1 and a1[0] == b0[0]  # both at step 200
+    assert (a0[0], b1[0]) == (46, 500 - 14)  # from step 100 to step 300
+    assert a1[0] == b0[0]  # both at step 200
     assert a1[1] == b1[1]  # both at a value of 2
     assert a0[1] < b0[1] < a1[1]  # 4 above 3 above 2
     assert svg.index('class="s0"') < svg.index('class="s1"')

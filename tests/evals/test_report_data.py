@@ -162,6 +162,6 @@ def test_captions_and_answers_reach_the_page(run):
   (caption,), (answer,) = page.captions, page.answers
   assert (caption.text, caption.references, caption.score, caption.correct,
           caption.group) == ("a cat", ("a dog", "an animal"), 2.5, False,
-                             "held_out")  # fmt: skip
+                             "held out")  # fmt: skip
   assert (answer.question, answer.answer, answer.truth, answer.correct,
           answer.task) == ("how many?", "2", "3", False, "count")  # fmt: skip

@@ -1,5 +1,6 @@
 """Captions and questions that the report shows: which, and with what score."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -98,6 +99,16 @@ def test_few_captions_are_all_shown():
   out = text_suite.captions(Speaker(rows, 12), bench(rows))
   assert [s.task for s in out.shown] == ["test"] * 12
   assert len({int(s.image[0, 0, 0]) for s in out.shown}) == 12
+
+
+def test_captions_of_photographs_are_not_right_or_wrong():
+  rows = records(3)
+  made = bench(rows)
+  data = dataclasses.replace(made.config.data, world={})
+  made.config = dataclasses.replace(made.config, data=data)
+  shown = text_suite.captions(Speaker(rows, 3), made).shown
+  assert [s.correct for s in shown] == [None] * 3
+  assert all(s.score > 0 for s in shown)
 
 
 def test_first_questions_of_each_kind_are_shown():

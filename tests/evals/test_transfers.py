@@ -81,6 +81,14 @@ def test_right_answers_score_full_marks_and_wrong_ones_none(root, run):
   shape = (2, 32, 32, 3) if run == "nlvr2" else (32, 32, 3)
   assert {image.shape for image in seer.shown} == {shape}
   assert len(right.shown) == len(said)
+  group = {row.title: row.group for row in rows}
+  for good, bad in zip(right.shown, wrong.shown, strict=True):
+    assert good.image.shape == (32, 32, 3) and good.task in group
+    if group[good.task] == "caption":
+      assert good.kind == "caption" and good.references
+      assert good.score > bad.score == 0 and good.correct is None
+    else:
+      assert (good.kind, good.correct, bad.correct) == ("answer", True, False)
 
 
 def test_half_right_is_half_the_score(root):

@@ -88,7 +88,12 @@ def write(path: epath.Path, config: Config, workdir: str) -> None:
       generations=tuple(generation(s) for s in shown if s.kind == "generated"),
       captions=tuple(
         report.Caption(
-          s.image, s.output, s.references, s.score, s.correct, s.task
+          image=s.image,
+          text=s.output,
+          references=s.references,
+          score=s.score,
+          correct=s.correct,
+          group=s.task.replace("_", " "),
         )
         for s in shown
         if s.kind == "caption"

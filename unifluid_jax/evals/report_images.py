@@ -36,8 +36,9 @@ def over_steps(steps: Sequence[int], rows: Sequence[SampleRow]) -> str:
     body.append(f'<tr><th scope="row">{escape(row.prompt)}</th>{cells}</tr>')
   return (
     "<h3>Over training</h3>"
-    + html.note("The same prompts and seeds at each evaluated checkpoint.")
-    + '<div class="card scroll fit"><table class="grid"><thead><tr>'
+    + html.note("The same prompts and seeds, drawn at several checkpoints.")
+    + '<div class="card scroll fit"><table class="grid" '
+    f'style="--columns: {len(steps)}"><thead><tr>'
     f'<th scope="col">Prompt</th>{head}</tr></thead>'
     f"<tbody>{''.join(body)}</tbody></table></div>"
   )
@@ -100,15 +101,16 @@ def captions(samples: Sequence[Caption]) -> str:
 
 
 def _caption(sample: Caption) -> str:
-  score = ""
+  score, several = "", len(sample.references) > 1
   if not html.missing(sample.score):
     score = f'<p class="score">CIDEr-D <b>{sample.score:.2f}</b></p>'
-  references = "".join(
-    f'<p class="truth">Reference: {escape(text)}</p>'
-    for text in sample.references
-  )
+  lines = [escape(text) for text in sample.references]
+  references = "".join(f'<p class="truth">Reference: {x}</p>' for x in lines)
+  if several:
+    items = "".join(f"<li>{x}</li>" for x in lines)
+    references = f'<div class="truth">References:<ul>{items}</ul></div>'
   return _seen(
-    sample.image, html.said(sample.text, sample.correct) + references + score
+    sample.image, html.said(sample.text, sample.correct) + score + references
   )
 
 

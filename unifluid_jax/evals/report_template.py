@@ -67,7 +67,8 @@ dt { color: var(--soft); font-size: .8rem; }
 dd { margin: 0; font-size: .925rem; font-weight: 500;
   overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .925rem; }
+table { width: 100%; border-collapse: separate; border-spacing: 0;
+  font-size: .925rem; }
 th, td { padding: .55rem 1rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th:first-child { position: sticky; left: 0; text-align: left;
@@ -139,11 +140,12 @@ h1 small { color: var(--soft); font-size: 1rem; font-weight: 400;
   color: var(--soft); font-size: .825rem; }
 .key i { width: 2px; height: 1rem; background: var(--ink); }
 .gallery { display: grid; gap: 1.25rem 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); }
 .fit { width: fit-content; max-width: 100%; }
-.grid td { padding: .6rem; }
-.grid td > * { width: 7rem; }
-.grid tbody th { width: 11rem; white-space: normal; overflow-wrap: anywhere; }
+.grid td { padding: .5rem; }
+.grid td > * { width: clamp(5rem, calc(50rem / var(--columns) - 1rem), 8rem); }
+.grid tbody th { min-width: 11rem; white-space: normal;
+  overflow-wrap: break-word; }
 .grid thead th + th { text-align: center; }
 .grid .none, .pairs .none { display: grid; place-items: center;
   aspect-ratio: 1; color: var(--soft); }
@@ -179,7 +181,7 @@ img { display: block; width: 100%; height: auto; border-radius: 8px;
 .said { display: flex; gap: .6rem; justify-content: space-between; }
 .said > span:first-child { font-weight: 550; }
 .truth, .score, .q { color: var(--soft); font-size: .875rem; }
-.score { padding-top: .4rem; }
+.truth ul { margin: 0; padding-left: 1rem; }
 .score b { color: var(--ink); font-weight: 600; }
 .config td { white-space: normal; overflow-wrap: anywhere; }
 .delta { background: var(--tint); font-weight: 650; }
@@ -210,9 +212,9 @@ footer { margin-top: 4rem; padding-top: 1.25rem; padding-bottom: 3rem;
   svg text { font-size: 18px; }
   .facets { grid-template-columns: 1fr 1fr; padding: .9rem; }
   .facets svg text { font-size: 20px; }
-  .grid td { padding: .4rem; }
-  .grid td > * { width: 5.5rem; }
-  .grid tbody th { min-width: 6rem; font-size: .85rem; }
+  .grid td { padding: .35rem; }
+  .grid td > * { width: 5rem; }
+  .grid tbody th { min-width: 7rem; font-size: .8rem; }
   .versus { font-size: .85rem; }
   .versus th, .versus td { padding: .5rem .4rem; }
   .versus th:first-child { padding-left: .7rem; }

@@ -35,7 +35,10 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
     same = [(r.id, common) for r in records]
     floors[f"{name}/exact"] = caption_metrics.exact_match(references, same)
     floors[f"{name}/cider_d"] = caption_metrics.cider_d(references, same)[0]
-    shown += _ranked(split, question, records, images, predicted, each)
+    ranked = _ranked(split, question, records, images, predicted, each)
+    # Of a scene there is one right caption, of a photograph there are many.
+    world = bool(bench.config.data.world)
+    shown += ranked if world else [s._replace(correct=None) for s in ranked]
   settings = {
     "images": count,
     "decode": bench.config.sampling.text,
