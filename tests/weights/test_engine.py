@@ -139,6 +139,11 @@ def change(name, value):
     (change("block2.bias", X[:2]), "block2.bias .* no place for net/block_2"),
     (change("embed", np.zeros((4, 2))), r"expected \(5, 2\) .*found \(4, 2\)"),
     (change("embed", np.zeros(5)), r"expected \(5, 2\) .*found \(5,\)"),
+    (
+      change("layers.1.up", np.zeros((4, 2), np.int8)),
+      "layers.1.up: expected floating-point numbers, found int8.*unquantised",
+    ),
+    (change("embed", np.zeros((7, 2), bool)), "embed: expected .*found bool"),
   ],
 )
 def test_what_does_not_fit_is_named_in_one_line(mutate, message):
@@ -201,6 +206,15 @@ def test_all_or_nothing(tmp_path):
     (place / "whole").write_text("x")
     assert not target.exists()
   assert [f.name for f in target.iterdir()] == ["whole"]
+  link = tmp_path / "link"
+  link.symlink_to(tmp_path / "gone")
+  for name, message in (
+    ("", "--to is empty: name a directory"),
+    (str(link), "link exists: choose another --to"),
+    (str(target / "whole" / "x"), "x cannot be written: .*whole: .*another"),
+  ):
+    with pytest.raises(WeightsError, match=message), all_or_nothing(name):
+      pass
   with pytest.raises(WeightsError, match="exists: choose another --to"):
     with all_or_nothing(str(target)):
       pass

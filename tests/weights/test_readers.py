@@ -105,14 +105,54 @@ def test_file_cut_while_it_is_read(tmp_path):
 
 def test_damaged_headers(tmp_path):
   path = tmp_path / "x.safetensors"
-  path.write_bytes((9).to_bytes(8, "little") + b"{not json")
-  fails(path, "header is not JSON")
+  for header in (b"{not json", b"\xff\xfe{}     ", b"[]       "):
+    path.write_bytes((9).to_bytes(8, "little") + header)
+    fails(path, "header is not JSON")
   entry = {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}
   write_header(path, {"q": entry}, 1)
   fails(path, "q has dtype F8_E4M3", "unquantised")
   entry = {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}
   write_header(path, {"q": entry}, 8)
   fails(path, "q (3,) F32: expected 12 bytes, found 8")
+
+
+@pytest.mark.parametrize(
+  "entry",
+  [
+    3,
+    {"shape": [1], "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": [1]},
+    {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+    {"dtype": "F32", "shape": [1], "data_offsets": [4]},
+    {"dtype": 32, "shape": [1], "data_offsets": [0, 4]},
+  ],
+)
+def test_damaged_entries_of_headers(tmp_path, entry):
+  path = tmp_path / "x.safetensors"
+  write_header(path, {"q": entry}, 8)
+  fails(path, "damaged: q: expected dtype, shape and data_offsets, found")
+
+
+def test_what_only_bears_the_name_of_safetensors(tmp_path):
+  path = tmp_path / "x.safetensors"
+  path.write_bytes(b"<!DOCTYPE html><html>log in</html>")
+  fails(path, "is no safetensors file", "found b'<!DOCTYP'", "download it")
+  path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:7")
+  fails(path, "Git LFS pointer of 55 bytes", "git lfs pull")
+  path.write_bytes(b"PK\x03\x04 and no more")
+  fails(path, "truncated: no zip directory at its end")
+
+
+def test_safetensors_that_cannot_be_opened(tmp_path):
+  path = tmp_path / "model.safetensors"
+  path.mkdir()
+  text = fails(tmp_path, "cannot be read: Is a directory", "correct --from")
+  assert str(path) in text
+  path.rmdir()
+  path.symlink_to(tmp_path / "gone")
+  text = fails(tmp_path, "cannot be read: No such file or directory")
+  assert str(path) in text
 
 
 def write_header(path, header, data):
@@ -146,14 +186,32 @@ def test_missing_shards(tmp_path):
   fails(tmp_path, "missing shards", "one of 2")
 
 
+def test_one_shard_is_not_the_whole(tmp_path):
+  index = shards(tmp_path)
+  first = tmp_path / "model-00001-of-00002.safetensors"
+  fails(first, "one of 2 and an index is beside it; name the directory")
+  index.unlink()
+  fails(first, "one of 2 and there is no index beside it; download")
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+  index = shards(tmp_path)
+  save(tmp_path / "model-00002-of-00002.safetensors")
+  fails(
+    index, "a/w is in model-00001-of-00002.safetensors and in "
+    "model-00002-of-00002.safetensors, expected it once",
+  )  # fmt: skip
+
+
 def test_shards_without_index_or_tensor(tmp_path):
   index = shards(tmp_path)
   where = json.loads(index.read_text())
   where["weight_map"]["gone"] = "model-00001-of-00002.safetensors"
   index.write_text(json.dumps(where))
   fails(index, "expected gone in model-00001-of-00002.safetensors")
-  index.write_text("{}")
-  fails(index, "expected JSON with a weight_map")
+  for text in ("{}", "[]", '{"weight_map": ["a"]}', "<html>"):
+    index.write_text(text)
+    fails(index, "expected JSON with a weight_map")
   index.unlink()
   fails(tmp_path, "2 safetensors files and no index")
 
@@ -235,6 +293,11 @@ def test_damaged_compressed_npz(tmp_path):
   at = info.header_offset + 30 + len("a.npy") + extra
   path.write_bytes(whole[:at] + b"\x07" + whole[at + 1 :])  # no such block
   fails(path, "a is damaged, expected a .npy header")
+  np.savez(path, a=np.arange(9.0))  # so small that its sum comes along
+  data = bytearray(path.read_bytes())
+  data[data.index(np.arange(9.0).tobytes()) + 9] ^= 1
+  path.write_bytes(data)
+  fails(path, "a is damaged", "agree with their checksum (Bad CRC-32")
 
 
 def test_npz_of_other_things(tmp_path):
@@ -327,8 +390,11 @@ def test_nothing_is_left_when_a_source_breaks(tmp_path):
 
 def test_what_is_nothing_known(tmp_path):
   fails(tmp_path / "gone", "no such file", "correct --from")
-  fails(tmp_path, "is a directory without", "name the file")
+  fails(tmp_path, "is a directory without", "found nothing; name the file")
   (tmp_path / "x.gguf").write_bytes(b"GGUF")
   fails(tmp_path / "x.gguf", "not a format", ".safetensors")
   (tmp_path / "d.safetensors").mkdir()
   fails(tmp_path / "d.safetensors", "is a directory")
+  for name in "abcd":
+    (tmp_path / "d.safetensors" / f"{name}.bin").write_bytes(b"")
+  fails(tmp_path / "d.safetensors", "found a.bin, b.bin, c.bin ...; name")

@@ -27,8 +27,9 @@ _DTYPE = flags.DEFINE_enum(
   "dtype", None, ["float32", "bfloat16"], "Default: as the file has it."
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
-  "image_size", None, "Pixels a side, for positions of another grid."
-)
+  "image_size", None, "Pixels a side, for positions of another grid.",
+  lower_bound=1,
+)  # fmt: skip
 
 
 def main(_: list[str]) -> None:

@@ -5,9 +5,7 @@ without the prefix "vision_model.", are read as well.
 """
 
 import dataclasses
-import json
 import math
-import os
 from typing import Any
 
 import jax
@@ -27,6 +25,7 @@ from unifluid_jax.weights.rows import (
   shape_of,
   shapes,
 )
+from unifluid_jax.weights.settings import check_depth, number_beside
 
 # After the prefix. Axes: d width, n heads, h head size, f hidden.
 _ROWS = (
@@ -144,7 +143,8 @@ def _config(source: Source, prefix: str) -> presets.VitConfig:
   width, _, patch, _ = shape_of(source, f"{prefix}{_ROWS[1][0]}", 4)
   tokens, _ = shape_of(source, f"{prefix}{_ROWS[2][0]}", 2)
   side = math.isqrt(max(tokens - 1, 0))
-  heads = _heads(source.path) or width // _HEAD
+  heads = number_beside(source.path, "num_attention_heads", "vision_config")
+  heads = heads or width // _HEAD
   if side**2 != tokens - 1 or not heads or width % heads:
     raise WeightsError(
       f"{source.path}: {tokens} positions and {heads} heads of {width} "
@@ -152,32 +152,16 @@ def _config(source: Source, prefix: str) -> presets.VitConfig:
       "that divide the width; put the model's config.json beside the file"
     )
   hidden, _ = shape_of(source, f"{prefix}encoder.layers.0.mlp.fc1.weight", 2)
+  depth = count_layers(source, f"{prefix}encoder.layers.", ".")
+  check_depth(source.path, depth, "vision_config")
   return presets.VitConfig(
     width=width,
-    depth=count_layers(source, f"{prefix}encoder.layers.", "."),
+    depth=depth,
     mlp=hidden,
     heads=heads,
     patch=patch,
     image_size=side * patch,
   )
-
-
-def _heads(path: str) -> int:
-  """From config.json beside a file or in a directory; 0 without one."""
-  folder = path if os.path.isdir(path) else os.path.dirname(path)
-  file = os.path.join(folder, "config.json")
-  if not os.path.exists(file):
-    return 0
-  try:
-    with open(file) as f:
-      settings = json.load(f)
-  except ValueError as e:
-    raise WeightsError(
-      f"{file}: expected the model's settings, found no JSON ({e}): download "
-      "it again or remove it"
-    ) from e
-  settings = settings.get("vision_config", settings)
-  return int(settings.get("num_attention_heads", 0))
 
 
 def _like(config: presets.VitConfig) -> dict[str, tuple[int, ...]]:

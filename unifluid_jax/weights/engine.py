@@ -102,7 +102,7 @@ class Plan:
 
 
 def make_plan(source: Source, recipe: Recipe, dtype: Any = None) -> Plan:
-  """Matches names and checks shapes.
+  """Matches names, checks shapes and kinds of numbers.
 
   Args:
     source: the tensors.
@@ -110,7 +110,8 @@ def make_plan(source: Source, recipe: Recipe, dtype: Any = None) -> Plan:
     dtype: of all targets; None keeps the source's.
 
   Raises:
-    WeightsError: tensors missing, left over, or of the wrong shape.
+    WeightsError: tensors missing, left over, of the wrong shape, or whole
+      numbers.
   """
   problems: list[str] = []
   dropped = _dropped(source, recipe, problems)
@@ -183,7 +184,7 @@ def _match(source, recipe, names, problems):
       if target not in recipe.like:
         problems.append(f"{name} {source.shape(name)}: no place for {target}")
       else:
-        _check_shape(source, piece, problems)
+        _check_tensor(source, piece, problems)
     table += [(row.source, t, n) for t, n in counts.items()]
   problems += [
     f"{name} {source.shape(name)}: unknown tensor"
@@ -201,8 +202,13 @@ def _sizes(row, target, recipe):
   return sizes
 
 
-def _check_shape(source, piece, problems):
-  found = source.shape(piece.name)
+def _check_tensor(source, piece, problems):
+  dtype, found = source.dtype(piece.name), source.shape(piece.name)
+  if dtype.kind in "iub":
+    problems.append(
+      f"{piece.name}: expected floating-point numbers, found {dtype}: save it "
+      "unquantised"
+    )
   if not piece.move.fits(found, piece.sizes):
     want = piece.move.source_shape(piece.sizes)
     layout = piece.row.axes.split("->")[0].strip()

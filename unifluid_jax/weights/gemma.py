@@ -22,7 +22,7 @@ from unifluid_jax.weights.rows import (
   shape_of,
   shapes,
 )
-from unifluid_jax.weights.safetensors_file import config_beside
+from unifluid_jax.weights.settings import check_depth, number_beside
 
 # Rows that files carry beyond the vocabulary, which are never trained: the
 # official tables of Gemma 1 and 2, and what transformers pads.
@@ -243,6 +243,7 @@ def _hugging_face(source, prefix):
   keys, _ = shape_of(source, f"{layer}self_attn.k_proj.weight", 2)
   mlp, _ = shape_of(source, f"{layer}mlp.up_proj.weight", 2)
   depth = count_layers(source, f"{prefix}layers.", ".")
+  check_depth(source.path, depth, "text_config")
   names = set(source.names())
   post_norms = f"{layer}pre_feedforward_layernorm.weight" in names
   qk_norm = f"{layer}self_attn.q_norm.weight" in names
@@ -266,11 +267,12 @@ def _hugging_face(source, prefix):
 
 
 def _configured_head_dim(source) -> int:
-  config = config_beside(source.path)
-  text = config.get("text_config") or config
-  head_dim = text.get("head_dim")
-  if not head_dim and text.get("num_attention_heads"):
-    head_dim = text["hidden_size"] // text["num_attention_heads"]
+  def number(key: str) -> int:
+    return number_beside(source.path, key, "text_config")
+
+  head_dim, heads = number("head_dim"), number("num_attention_heads")
+  if not head_dim and heads:
+    head_dim = number("hidden_size") // heads
   if not head_dim:
     raise WeightsError(
       f"{source.path} is of no published size, and its tensors do not tell "

@@ -27,6 +27,7 @@ from unifluid_jax.weights.rows import (
   WeightsError,
   shapes,
 )
+from unifluid_jax.weights.settings import config_beside, number_beside
 
 # What modules of ours are called by diffusers and by CompVis. {s} is encoder
 # or decoder, {i} and {j} are numbers, {r} counts levels from the other end.
@@ -155,7 +156,9 @@ def recipe(source: Source) -> Recipe:
     )
   settings = _settings(source.path)
   probes = _PROBES[1 + format_ // 2]
-  groups = settings.get("norm_num_groups") or 32
+  groups = 32
+  if settings:
+    groups = number_beside(source.path, "norm_num_groups") or groups
   config = _config(source, [prefix + probe for probe in probes], groups)
   config, preset = _with_scale(config, settings)
   query = f"{prefix}encoder.mid_block.attentions.0.query.weight"
@@ -261,9 +264,7 @@ def _format(names: set[str], prefix: str) -> int | None:
 
 def _settings(path: str) -> dict[str, Any]:
   """diffusers' config.json beside a file or in a directory; {} without."""
-  folder = path if os.path.isdir(path) else os.path.dirname(path)
-  file = os.path.join(folder, "config.json")
-  settings = _read_json(file) if os.path.exists(file) else {}
+  settings = config_beside(path)
   return settings if "latent_channels" in settings else {}
 
 

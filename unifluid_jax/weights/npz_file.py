@@ -57,7 +57,8 @@ class Npz(Source):
       if isinstance(error, WeightsError):
         raise
       raise WeightsError(
-        f"{self.path}: {name} is damaged, expected a .npy header; {_AGAIN}"
+        f"{self.path}: {name} is damaged, expected a .npy header and numbers "
+        f"that agree with their checksum ({error}); {_AGAIN}"
       ) from error
 
   def _real(self, name, dtype):

@@ -33,7 +33,9 @@ def open_source(path: str) -> Source:
       if any(name.endswith(".npy") for name in archive.namelist()):
         return Npz(path, [p])
     return TorchFile(path)
-  if p.suffix == ".npz":
+  with open(p, "rb") as file:
+    zipped = file.read(4) == b"PK\x03\x04"
+  if zipped or p.suffix == ".npz":
     raise WeightsError(
       f"{path} is damaged or truncated: no zip directory at its end; copy or "
       "download it again"
@@ -41,7 +43,7 @@ def open_source(path: str) -> Source:
   if p.suffix in (".pt", ".pth", ".ckpt", ".bin"):
     return TorchFile(path)
   if p.suffix == ".safetensors":
-    return Safetensors(path)
+    return _single(p)
   raise WeightsError(
     f"{path}: not a format this reads; expected .safetensors, "
     ".safetensors.index.json, .npz, .npz.partN, a PyTorch file, or a "
@@ -68,18 +70,23 @@ def _open_directory(p: Path) -> Source:
             if PART.fullmatch(f.name)}  # fmt: skip
   if len(wholes) == 1:
     return Npz(str(p), find_parts(p / wholes.pop()))
+  found = sorted(f.name for f in p.iterdir())
+  shown = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
   raise WeightsError(
-    f"{p} is a directory without *.safetensors and no Orbax checkpoint; "
-    "name the file in it, or the directory that holds _METADATA"
+    f"{p} is a directory without weights to choose: expected *.safetensors or "
+    f"an Orbax checkpoint (_METADATA), found {shown or 'nothing'}; name the "
+    "file or the directory that holds them"
   )
 
 
 def _single(file: Path) -> Source:
-  """A lone file; a lone shard of several is told apart by its name."""
+  """A lone file; one shard of several is told apart by its name."""
   match = re.search(r"-of-0*(\d+)\.safetensors$", file.name)
   if match and int(match[1]) > 1:
+    fix = "there is no index beside it; download the others and the index"
+    if any(file.parent.glob("*.safetensors.index.json")):
+      fix = f"an index is beside it; name the directory {file.parent}"
     raise WeightsError(
-      f"{file}: missing shards: this is one of {match[1]} and there is no "
-      "index beside it; download the others and the index"
+      f"{file}: missing shards: this is one of {match[1]} and {fix}"
     )
   return Safetensors(str(file))

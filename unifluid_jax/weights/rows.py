@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import os
 import re
 import shutil
 import tempfile
@@ -147,9 +148,11 @@ def check_absent(directory: str) -> None:
   """Nothing is ever overwritten.
 
   Raises:
-    WeightsError: `directory` exists.
+    WeightsError: `directory` is "", or exists.
   """
-  if Path(directory).exists():
+  if not directory:
+    raise WeightsError("--to is empty: name a directory to write")
+  if os.path.lexists(directory):
     raise WeightsError(
       f"{directory} exists: choose another --to, or remove it first"
     )
@@ -160,14 +163,20 @@ def all_or_nothing(directory: str) -> Iterator[Path]:
   """A temporary directory that becomes `directory` when nothing goes wrong.
 
   Raises:
-    WeightsError: `directory` exists.
+    WeightsError: `directory` exists, or its parent cannot be written.
   """
   check_absent(directory)
   target = Path(directory).absolute()
-  target.parent.mkdir(parents=True, exist_ok=True)
-  temporary = Path(
-    tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent)
-  )
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(
+      tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent)
+    )
+  except OSError as error:
+    raise WeightsError(
+      f"{directory} cannot be written: {target.parent}: {error.strerror}; "
+      "choose another --to"
+    ) from error
   try:
     yield temporary
     temporary.chmod(0o755)

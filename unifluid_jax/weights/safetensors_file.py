@@ -5,6 +5,7 @@ Format: 8 bytes of header size, a JSON header, raw little-endian numbers.
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,27 +37,57 @@ class Safetensors(Source):
       WeightsError: damaged, or shorter or longer than its header says.
     """
     self.path = path
-    size = Path(path).stat().st_size
-    with open(path, "rb") as file:
-      length = int.from_bytes(file.read(8), "little")
-      if size < 8 or length > min(size - 8, _MAX_HEADER):
-        raise WeightsError(
-          f"{path} is truncated or no safetensors file: expected a header of "
-          f"{length} bytes, found {size} bytes in all; {_AGAIN}"
-        )
-      try:
-        header = json.loads(file.read(length))
-      except ValueError as error:
-        raise WeightsError(
-          f"{path} is damaged: its header is not JSON; {_AGAIN}"
-        ) from error
-    header.pop("__metadata__", None)
-    self._start, self._header = 8 + length, header
+    try:
+      with open(path, "rb") as file:
+        self._start, header = self._read_header(file)
+        size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+      raise WeightsError(
+        f"{path} cannot be read: {error.strerror}; correct --from, or {_AGAIN}"
+      ) from error
+    self._header = header
     for name in header:
       self._check(name, size)
 
+  def _read_header(self, file):
+    """Where the numbers begin, and tensors by name."""
+    path, size = self.path, os.fstat(file.fileno()).st_size
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
+    if first == b"version ":
+      raise WeightsError(
+        f"{path} is a Git LFS pointer of {size} bytes, expected the weights "
+        "that it stands for: run git lfs pull, or download them"
+      )
+    if length > _MAX_HEADER and size >= 8:
+      raise WeightsError(
+        f"{path} is no safetensors file: expected the size of a header, found "
+        f"{first!r}; {_AGAIN}"
+      )
+    if size < 8 or length > size - 8:
+      wanted = 8 if size < 8 else 8 + length
+      raise WeightsError(
+        f"{path} is truncated: expected {wanted} bytes at least, found {size}; "
+        f"{_AGAIN}"
+      )
+    try:
+      header = json.loads(file.read(length))
+    except ValueError:
+      header = None
+    if not isinstance(header, dict):
+      raise WeightsError(
+        f"{path} is damaged: its header is not JSON, or no table; {_AGAIN}"
+      )
+    header.pop("__metadata__", None)
+    return 8 + length, header
+
   def _check(self, name, size):
     entry = self._header[name]
+    if not _is_entry(entry):
+      raise WeightsError(
+        f"{self.path} is damaged: {name}: expected dtype, shape and "
+        f"data_offsets, found {str(entry)[:80]}; {_AGAIN}"
+      )
     if entry["dtype"] not in _SAFETENSORS:
       raise WeightsError(
         f"{self.path}: {name} has dtype {entry['dtype']}; expected one of "
@@ -128,11 +159,11 @@ class Sharded(Source):
     self.path = path
     try:
       where = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
+      files = sorted(set(map(str, where.values())))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise WeightsError(
         f"{index} is damaged: expected JSON with a weight_map; {_AGAIN}"
       ) from error
-    files = sorted(set(where.values()))
     lost = [f for f in files if not (index.parent / f).is_file()]
     if lost:
       raise WeightsError(
@@ -147,7 +178,15 @@ class Sharded(Source):
           f"{index}: expected {name} in {file}, not found there; {_AGAIN}"
         )
     # Tensors the index does not name are still the file's: engine judges.
-    self._of = {n: s for s in shards.values() for n in s.names()}
+    self._of: dict[str, Safetensors] = {}
+    for file, shard in shards.items():
+      for name in shard.names():
+        if name in self._of:
+          raise WeightsError(
+            f"{index}: {name} is in {Path(self._of[name].path).name} and in "
+            f"{file}, expected it once; {_AGAIN}"
+          )
+        self._of[name] = shard
 
   def names(self) -> list[str]:
     """Of all shards."""
@@ -170,20 +209,16 @@ class Sharded(Source):
     return self._of[name].blocks(name, rows)
 
 
-def config_beside(path: str) -> dict[str, Any]:
-  """The config.json of a model's directory, or of a file's; {} if none.
-
-  Raises:
-    WeightsError: it is not JSON.
-  """
-  place = Path(path)
-  file = (place if place.is_dir() else place.parent) / "config.json"
-  if not file.is_file():
-    return {}
-  try:
-    return json.loads(file.read_text())
-  except ValueError as error:
-    raise WeightsError(f"{file} is damaged: not JSON; {_AGAIN}") from error
+def _is_entry(entry: Any) -> bool:
+  """Whether a header says of a tensor what it has to."""
+  if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+    return False
+  lists = entry.get("shape"), entry.get("data_offsets")
+  return (
+    all(isinstance(numbers, list) for numbers in lists)
+    and all(type(n) is int and n >= 0 for numbers in lists for n in numbers)
+    and len(lists[1]) == 2
+  )
 
 
 def write(

@@ -25,7 +25,7 @@ from unifluid_jax.weights.rows import (
   shape_of,
   shapes,
 )
-from unifluid_jax.weights.safetensors_file import config_beside
+from unifluid_jax.weights.settings import check_depth, number_beside
 
 _PATCH = "embeddings.patch_embedding.weight"
 _POSITION = "pos_embedding"
@@ -246,9 +246,9 @@ def _hugging_face(source, prefix, image_size):
   tokens, _ = shape_of(source, position, 2)
   mlp, _ = shape_of(source, f"{layer}0.mlp.fc1.weight", 2)
   depth = count_layers(source, layer, ".")
-  config = config_beside(source.path)
-  vision = config.get("vision_config") or config
-  heads = vision.get("num_attention_heads") or _HEADS.get(width)
+  check_depth(source.path, depth, "vision_config")
+  heads = number_beside(source.path, "num_attention_heads", "vision_config")
+  heads = heads or _HEADS.get(width)
   if not heads or width % heads:
     raise WeightsError(
       f"{source.path} has width {width}, and its tensors do not tell the "

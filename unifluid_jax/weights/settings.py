@@ -1,0 +1,74 @@
+"""What config.json beside foreign weights says of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unifluid_jax.weights.rows import WeightsError
+
+
+def config_beside(path: str, part: str = "") -> dict[str, Any]:
+  """The config.json of a model's directory, or of a file's; {} if none.
+
+  Args:
+    path: of the weights.
+    part: key of the settings wanted, which some models lack: all, then.
+
+  Raises:
+    WeightsError: it is no JSON object.
+  """
+  file = _file(path)
+  if not file.is_file():
+    return {}
+  try:
+    settings = json.loads(file.read_text())
+  except ValueError:
+    settings = None
+  if not isinstance(settings, dict):
+    raise WeightsError(
+      f"{file}: expected the model's settings, found no JSON object; download "
+      "it again or remove it"
+    )
+  below = settings.get(part)
+  return below if isinstance(below, dict) and below else settings
+
+
+def number_beside(path: str, key: str, part: str = "") -> int:
+  """A whole number of `config_beside`; 0 if it is not there.
+
+  Raises:
+    WeightsError: something else is there.
+  """
+  number = config_beside(path, part).get(key)
+  if number is None:
+    return 0
+  if type(number) is not int or number < 1:
+    raise WeightsError(
+      f"{_file(path)}: {key}: expected a whole number above 0, found "
+      f"{number!r}; download it again or remove it"
+    )
+  return number
+
+
+def check_depth(path: str, found: int, part: str) -> None:
+  """The last layers of a network are not missing unseen.
+
+  Args:
+    path: of the weights.
+    found: layers that they hold.
+    part: of config.json that may say how many there should be.
+
+  Raises:
+    WeightsError: another number.
+  """
+  wanted = number_beside(path, "num_hidden_layers", part) or found
+  if found != wanted:
+    raise WeightsError(
+      f"{path}: expected {wanted} layers, as {_file(path)} says, found "
+      f"{found}; copy or download the weights again"
+    )
+
+
+def _file(path: str) -> Path:
+  place = Path(path)
+  return (place if place.is_dir() else place.parent) / "config.json"
