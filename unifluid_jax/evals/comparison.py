@@ -75,57 +75,54 @@ def read(workdir: str, step: int | None) -> Run:
     )
   found = report_data.by_metric(telemetry.read_metrics(path))
   steps = sorted({s for each in found.values() for s in each})
-  if not steps or step not in (None, *steps):
-    raise ValueError(
-      f"{path} has no results of step {step}; there are {steps}"
-      if steps
-      else f"{path} has no results: every metric failed"
-    )
-  left = checkpoint.steps(workdir)
-  meta = checkpoint.read_meta(workdir, left[-1]) if left else {"config": {}}
+  if not steps:
+    raise ValueError(f"{path} has no results: every metric failed")
+  if step not in (None, *steps):
+    raise ValueError(f"{path} has no results of step {step}; there are {steps}")
+  config = {}
+  if left := checkpoint.steps(workdir):
+    meta = checkpoint.read_meta(workdir, left[-1])
+    config = freeze.leaves(meta["config"])
   return Run(
     workdir,
     steps[-1] if step is None else step,
     telemetry.read_metrics(f"{workdir}/metrics.jsonl"),
     found,
-    freeze.leaves(meta["config"]) if left else {},
+    config,
   )
 
 
 def compare(a: Run, b: Run) -> Comparison:
   """Everything the page shows."""
   names = _names(a.workdir, b.workdir)
+  runs = list(zip(names, (a, b), strict=True))
   rows, unpaired = _samples(a, b)
-  notes = [
+  scores, notes = _scores(a, b)
+  unknown = [
     f"{name}: no checkpoint is left, so its configuration is not known"
-    for name, run in zip(names, (a, b), strict=True)
+    for name, run in runs
     if not run.config
   ]
-  scores, differing = _scores(a, b)
+  training = [
+    Chart(title, tuple(curve_from_rows(r.train, key, n) for n, r in runs))
+    for key, title in report_data.LOSSES.items()
+  ]
+  progress = [
+    Chart(title, tuple(report_data.curve(r.found, key, n) for n, r in runs))
+    for key, title in report_data.HEADLINES.items()
+  ]
   return Comparison(
     names=names,
     steps=(a.step, b.step),
     date=datetime.date.today().isoformat(),
-    config=_config(a.config, b.config) if a.config and b.config else (),
+    config=() if unknown else _config(a.config, b.config),
     scores=scores,
-    training=tuple(
-      Chart(title, tuple(
-        curve_from_rows(run.train, key, name)
-        for name, run in zip(names, (a, b), strict=True)
-      ))
-      for key, title in report_data.LOSSES.items()
-    ),
-    progress=tuple(
-      Chart(title, tuple(
-        dataclasses.replace(report_data.curve(run.found, key), title=name)
-        for name, run in zip(names, (a, b), strict=True)
-      ))
-      for key, title in report_data.HEADLINES.items()
-    ),
+    training=tuple(training),
+    progress=tuple(progress),
     samples=rows,
-    notes=(*notes, *differing),
+    notes=(*unknown, *notes),
     unpaired=unpaired,
-  )  # fmt: skip
+  )
 
 
 def _names(a: str, b: str) -> tuple[str, str]:

@@ -75,9 +75,7 @@ def write(path: epath.Path, config: Config, workdir: str) -> None:
       ),
       progress=tuple(
         report.Chart(
-          title,
-          (curve(found, name),),
-          *_reference(found, name),
+          title, (curve(found, name, title),), *_reference(found, name)
         )
         for name, title in HEADLINES.items()
       ),
@@ -122,13 +120,11 @@ def by_metric(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
   return found
 
 
-def curve(found: Found, name: str) -> report.Curve:
-  """One metric over steps, under its name on the page."""
+def curve(found: Found, name: str, title: str) -> report.Curve:
+  """One metric over steps."""
   each = found.get(name, {})
   steps = tuple(sorted(each))
-  return report.Curve(
-    HEADLINES.get(name, name), steps, tuple(each[s]["value"] for s in steps)
-  )
+  return report.Curve(title, steps, tuple(each[s]["value"] for s in steps))
 
 
 def titled(name: str) -> tuple[str, str]:
@@ -215,7 +211,7 @@ def _bars(found: Found, step: int) -> tuple[report.TaskBar, ...]:
       floor=found[name][step]["floor"],
       overall=tag == "overall",
       group=title,
-      curve=curve(found, name),
+      curve=curve(found, name, title),
     )
     for group, title in _GENEVAL.items()
     for tag in ("overall", *geneval_rules.TAGS)
