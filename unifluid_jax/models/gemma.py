@@ -147,11 +147,8 @@ def logits(
   Returns:
     float32; the products accumulate in float32 too.
   """
-  scores = jnp.einsum(
-    "...D,VD->...V",
-    hidden,
-    table.astype(hidden.dtype),
-    preferred_element_type=jnp.float32,
+  scores = attention.wide_product(
+    "...D,VD->...V", hidden, table.astype(hidden.dtype)
   )
   return attention.soft_cap(scores, config.final_softcap)
 
