@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,15 +22,19 @@ from unifluid_jax.config import ConfigError, MeshConfig
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# Path (searched in the "/"-joined tree path) → mesh axis of each dimension.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+Axis = str | tuple[str, ...] | None
+
+# Path (searched in the "/"-joined tree path) → mesh axes of each dimension.
+# Where there is a choice, fsdp splits a dimension before the last one: pieces
+# of the last are interleaved, and collecting them costs a copy on a TPU.
+RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
   # Decoder; letters are those of types.py, F the hidden size of the MLP.
   (r"embedder/table$", ("fsdp", "tensor")),  # VD
   (r"layers/attn/q$", (None, "fsdp", "tensor", None)),  # LDNH
   (r"layers/attn/[kv]$", (None, "fsdp", None, None)),  # LDKH
-  (r"layers/attn/o$", (None, "tensor", None, "fsdp")),  # LNHD
+  (r"layers/attn/o$", (None, "tensor", "fsdp", None)),  # LNHD
   (r"layers/mlp/(gate|up)$", (None, "fsdp", "tensor")),  # LDF
-  (r"layers/mlp/down$", (None, "tensor", "fsdp")),  # LFD
+  (r"layers/mlp/down$", (None, ("tensor", "fsdp"), None)),  # LFD
   (r"layers/attn/[qk]_norm/scale$", (None, None)),  # LH
   (r"layers/(pre|post)_(attn|ffw)/scale$", (None, None)),  # LD
   (r"final_norm/scale$", (None,)),  # D
@@ -81,14 +86,23 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       f"{len(devices)} devices: the sizes must multiply to that number "
       "(set one axis to -1 to let it fill up)"
     )
-  return jax.make_mesh(
-    tuple(sizes), AXES, (AxisType.Auto,) * len(AXES), devices=devices
+  # As jax.make_mesh, which splits an axis of a TPU's torus on v5e only: 128 of
+  # a 16 x 16 slice then is 16 x 8 of it.
+  grid = mesh_utils.create_device_mesh(
+    sizes, devices, allow_split_physical_axes=True
   )
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def path_str(path: Sequence[Any]) -> str:
   """A pytree path as "a/b/c"."""
   return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+
+
+def mesh_size(axis: Axis, mesh: Any) -> int:
+  """Parts that mesh axes split a dimension into; 1 for none."""
+  names = (axis,) if isinstance(axis, str) else axis or ()
+  return int(np.prod([mesh.shape[name] for name in names]))
 
 
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
@@ -117,9 +131,9 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
       f"parameter {path} {tuple(shape)}: its rule {axes} has another rank"
     )
   bad = [
-    f"{size} by {axis}={mesh.shape[axis]}"
+    f"{size} by {axis}={mesh_size(axis, mesh)}"
     for size, axis in zip(shape, axes, strict=True)
-    if axis and size % mesh.shape[axis]
+    if size % mesh_size(axis, mesh)
   ]
   if not bad:
     return P(*axes)
@@ -196,11 +210,10 @@ def layout(shape: Sequence[int], letters: str) -> P | None:
   if mesh is None:
     return None
   axes = [_ACTIVATION.get(letter) for letter in letters]
-  for i, axis in enumerate(axes):
-    names = (axis,) if isinstance(axis, str) else axis or ()
-    if shape[i] % int(np.prod([mesh.shape[n] for n in names])):
-      axes[i] = None
-  return P(*axes)
+  return P(*(
+    axis if size % mesh_size(axis, mesh) == 0 else None
+    for size, axis in zip(shape, axes, strict=True)
+  ))  # fmt: skip
 
 
 def constrain(x: Any, letters: str) -> Any:
