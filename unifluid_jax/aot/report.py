@@ -1,7 +1,8 @@
 """What a compiled program needs and how long it may take, as one tree.
 
 Time is a band: collectives hidden behind the products as far as they fit, or
-not at all. Neither end is a measurement.
+not at all; between them, as the compiler scheduled it, those that are
+asynchronous. None of it is a measurement.
 """
 
 import collections
@@ -18,6 +19,10 @@ from unifluid_jax.aot.compiled import Compiled
 from unifluid_jax.aot.lower import Program
 from unifluid_jax.config import Config
 from unifluid_jax.systems import cost
+
+# Of a chip's peak, assumed of fused attention: the compiler estimates nothing
+# inside such a kernel.
+_KERNEL_SPEED = 0.4
 
 # Networks by the names Flax leaves in the program.
 _PARTS = {
@@ -108,8 +113,7 @@ def communication(
   """
   if mesh is None:
     return []
-  rows = collections.defaultdict(lambda: np.zeros(4))
-  asynchronous = collections.Counter()
+  rows = collections.defaultdict(lambda: np.zeros(6))
   devices = list(mesh.devices.flat)
   for c in hlo.collectives(module):
     group = c.groups[0]
@@ -118,10 +122,9 @@ def communication(
     if place.chip:
       seconds = wire / topology.bandwidth(place, [devices[i] for i in group])
     key = (c.kind, axes_of(group, mesh))
-    rows[key] += np.array([c.times, c.bytes, wire, seconds]) * (
-      1, c.times, c.times, c.times
-    )  # fmt: skip
-    asynchronous[key] += c.asynchronous * c.bytes * c.times
+    moved = np.array([c.bytes, wire, seconds])
+    beside = c.asynchronous * moved[[0, 2]]
+    rows[key] += c.times * np.array([1, *moved, *beside])
   out = [
     {
       "kind": kind,
@@ -129,10 +132,19 @@ def communication(
       "count": int(count),
       "bytes": int(size),
       "wire_bytes": int(wire),
-      "asynchronous_bytes": int(asynchronous[kind, axes]),
+      "asynchronous_bytes": int(beside),
     }
-    | ({"seconds": seconds} if place.chip else {})
-    for (kind, axes), (count, size, wire, seconds) in rows.items()
+    | (
+      {"seconds": seconds, "asynchronous_seconds": hidden} if place.chip else {}
+    )
+    for (kind, axes), (
+      count,
+      size,
+      wire,
+      seconds,
+      beside,
+      hidden,
+    ) in rows.items()
   ]
   return sorted(out, key=lambda row: -row["wire_bytes"])
 
@@ -156,9 +168,18 @@ def _times(config, program, module, place, rows) -> dict[str, Any]:
   cycles = hlo.cycles(module, _PARTS)
   if not cycles.total:
     return {}
-  compute = cycles.total / place.chip.clock
+  kernels = 0.0
+  if cycles.unknown and program.mesh and config.model.attention != "plain":
+    peak = place.chip.flops * program.mesh.size
+    kernels = cost.fused_attention_flops(config) / (_KERNEL_SPEED * peak)
+  compute = cycles.total / place.chip.clock + kernels
   talk = sum(row["seconds"] for row in rows)
-  band = {"hidden": max(compute, talk), "exposed": compute + talk}
+  waits = talk - sum(row["asynchronous_seconds"] for row in rows)
+  band = {
+    "exposed": compute + talk,
+    "scheduled": max(compute + waits, talk),
+    "hidden": max(compute, talk),
+  }
 
   def seconds(tree):
     return {k: v / place.chip.clock for k, v in tree.items()}
@@ -168,6 +189,7 @@ def _times(config, program, module, place, rows) -> dict[str, Any]:
     "compute_by_kind": seconds(cycles.by_kind),
     "compute_by_part": seconds(cycles.by_part),
     "kernels_without_estimate": cycles.unknown,
+    "kernel_seconds": kernels,
     "communication_seconds": talk,
     "communication_model": topology.MODEL,
     "seconds": band,

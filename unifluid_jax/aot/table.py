@@ -69,14 +69,16 @@ def _time(r: dict[str, Any]) -> str:
     return ""
 
   def band(tree, form):
-    return f"{form(tree['exposed'])} ... {form(tree['hidden'])}"
+    return " ... ".join(
+      form(tree[k]) for k in ("exposed", "scheduled", "hidden")
+    )
 
   rows = [(f"by kind: {k}", _ms(v)) for k, v in r["compute_by_kind"].items()]
   rows += [(f"by part: {k}", _ms(v)) for k, v in r["compute_by_part"].items()]
   rows += [
     ("compute", _ms(r["compute_seconds"])),
     ("communication", _ms(r["communication_seconds"])),
-    ("time, exposed ... hidden", band(r["seconds"], _ms)),
+    ("time: exposed ... scheduled ... hidden", band(r["seconds"], _ms)),
     ("rows/s", band(r["rows_per_second"], "{:,.2f}".format)),
   ]
   if "mfu" in r:
@@ -86,7 +88,8 @@ def _time(r: dict[str, Any]) -> str:
       ("MFU", band(r["mfu"], "{:.1%}".format)),
     ]
   if r["kernels_without_estimate"]:
-    rows.append(("kernels without estimate", r["kernels_without_estimate"]))
+    assumed = f"{r['kernels_without_estimate']}, {_ms(r['kernel_seconds'])}"
+    rows.append(("kernels, assumed", assumed))
   if r["mesh"]:
     rows.append(("model", r["communication_model"]))
   return telemetry.table("the compiler's estimate, not a measurement", rows)

@@ -14,19 +14,9 @@ def step_cost(config: Config) -> tuple[int, float]:
 
   Padding is not counted, nor the frozen VAE.
   """
-  m, text = config.model, config.text
-  n, v = m.image_tokens, (m.vit.image_size // m.vit.patch) ** 2
-  edit_prefix = v + (n if m.edit_latents else 0)
-  seen, answer = config.data.images, text.prefix + text.suffix - 1
-  shapes = {  # task: (sequence, images seen, image tokens, answers)
-    "t2i": (text.prompt + n, 0, n, 0),
-    "i2t": (seen * v + answer, seen, 0, text.suffix),
-    "edit": (edit_prefix + text.prompt + n, 1, n, 0),
-    "text": (answer, 0, 0, text.suffix),
-  }
-  tokens, flops = 0, 0.0
+  m, tokens, flops = config.model, 0, 0.0
   for task, rows in config.batch.items():
-    length, images, drawn, answers = shapes[task]
+    length, images, drawn, answers = _shapes(config)[task]
     tokens += rows * length
     flops += rows * decoder_flops(m.decoder, length)
     flops += rows * images * vit_flops(m.vit)
@@ -38,6 +28,33 @@ def step_cost(config: Config) -> tuple[int, float]:
     )
     flops += rows * answers * 2 * m.decoder.width * m.decoder.vocab
   return tokens, 3 * flops
+
+
+def _shapes(config: Config) -> dict[str, tuple[int, int, int, int]]:
+  """task → (sequence, images seen, image tokens, answers) of a row."""
+  m, text = config.model, config.text
+  n, v = m.image_tokens, (m.vit.image_size // m.vit.patch) ** 2
+  edit_prefix = v + (n if m.edit_latents else 0)
+  seen, answer = config.data.images, text.prefix + text.suffix - 1
+  return {
+    "t2i": (text.prompt + n, 0, n, 0),
+    "i2t": (seen * v + answer, seen, 0, text.suffix),
+    "edit": (edit_prefix + text.prompt + n, 1, n, 0),
+    "text": (answer, 0, 0, text.suffix),
+  }
+
+
+def fused_attention_flops(config: Config) -> float:
+  """FLOPs that a step's fused attention runs, masked positions included.
+
+  Two products forward, again where the layers are rematerialised, and five
+  backward, over rows padded to the longest task.
+  """
+  c = config.model.decoder
+  lengths = [s[0] for task, s in _shapes(config).items() if config.batch[task]]
+  rows = sum(config.batch.values())
+  product = 2.0 * c.depth * c.heads * c.head_dim * max(lengths) ** 2
+  return rows * product * (7 if config.model.remat == "none" else 9)
 
 
 def decoder_flops(c: GemmaConfig, length: int) -> float:
