@@ -73,7 +73,7 @@ class Gemma(nn.Module):
 
     An id beyond the vocabulary gives NaN rather than a neighbour's row.
     """
-    rows = jnp.take(self.embedder["table"], tokens, axis=0)
+    rows = _rows(self.embedder["table"], tokens)
     scale = jnp.asarray(self.config.width**0.5, self.dtype)
     return rows.astype(self.dtype) * scale
 
@@ -130,6 +130,25 @@ class Gemma(nn.Module):
     )
     hidden = rms_norm(x, self.final_norm["scale"])
     return hidden, None if cache is None else Cache(k, v, key_positions)
+
+
+@jax.custom_vjp
+def _rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]):
+  """Rows of the table; its gradient is summed in float32, whatever it is.
+
+  A word that occurs in every row of a batch would stop counting in bfloat16.
+  """
+  return jnp.take(table, ids, axis=0)
+
+
+def _rows_back(saved, gradient):
+  table, ids = saved
+  total = jnp.zeros(table.shape, jnp.float32)
+  total = total.at[ids].add(gradient.astype(jnp.float32))
+  return total.astype(table.dtype), None
+
+
+_rows.defvjp(lambda table, ids: (_rows(table, ids), (table, ids)), _rows_back)
 
 
 def logits(
