@@ -18,6 +18,8 @@ _BITS = {
 }  # fmt: skip
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# Constants may span lines: only a brace that begins a line ends a computation.
+_END = re.compile(r'^\}(, execution_thread="[^"]*")?$')
 _INSTRUCTION = re.compile(
   r"^\s+(ROOT )?%?([\w.\-]+) = (.*?[\])}]|token\[\]) ([a-z][\w\-]*)\((.*)$"
 )
@@ -49,6 +51,7 @@ class Visit(NamedTuple):
   times: int
   computation: str
   fused: bool  # inside a fusion
+  started: bool  # inside what only starts here, e.g. on the sparse cores
 
 
 class Collective(NamedTuple):
@@ -82,8 +85,7 @@ def parse(text: str, devices: int) -> Module:
   """
   computations, entry, current = {}, None, None
   for line in text.splitlines():
-    # Constants may span lines: only a lone brace ends a computation.
-    if line == "}":
+    if _END.match(line):
       current = None
     elif current is None:
       if header := _HEADER.match(line):
@@ -112,18 +114,19 @@ def visits(module: Module) -> Iterator[Visit]:
 
   Of a conditional every branch is visited: an upper bound.
   """
-  yield from _visit(module, module.entry, 1, False)
+  yield from _visit(module, module.entry, 1, False, False)
 
 
-def _visit(module, computation, times, fused) -> Iterator[Visit]:
+def _visit(module, computation, times, fused, started) -> Iterator[Visit]:
   for line in module.computations.get(computation, ()):
-    yield Visit(line, times, computation, fused)
+    yield Visit(line, times, computation, fused, started)
     if line.opcode not in _RUNS:
       continue
     inner = times * (trips(module, line) if line.opcode == "while" else 1)
     inside = fused or line.opcode == "fusion"
+    later = started or line.opcode == "async-start"
     for name in _called(line):
-      yield from _visit(module, name, inner, inside)
+      yield from _visit(module, name, inner, inside, later)
 
 
 def _called(line: Instruction) -> list[str]:
@@ -167,7 +170,7 @@ def collectives(module: Module) -> list[Collective]:
   counted once.
   """
   out, seen = [], set()
-  for line, times, computation, fused in visits(module):
+  for line, times, computation, fused, later in visits(module):
     kind = line.opcode.removesuffix("-start")
     if kind not in _COLLECTIVES:
       continue
@@ -187,7 +190,8 @@ def collectives(module: Module) -> list[Collective]:
     elif kind == "reduce-scatter":
       size *= len(groups[0])
     name = _attribute(line, r'op_name="([^"]*)"') or ""
-    out.append(Collective(kind, groups, size, times, started or chain, name))
+    beside = started or chain or later
+    out.append(Collective(kind, groups, size, times, beside, name))
   return out
 
 
@@ -291,7 +295,7 @@ def cycles(module: Module, parts: dict[str, str] | None = None) -> Cycles:
   kinds = {"products": 0, "copies": 0, "other": 0}
   by_part = dict.fromkeys([*(parts or {}), "other"], 0)
   unknown = 0
-  for line, times, _, fused in visits(module):
+  for line, times, _, fused, _ in visits(module):
     if fused:
       continue
     if line.opcode == "custom-call" and "tpu_custom_call" in line.rest:
