@@ -1,7 +1,8 @@
 """Times a configuration at its real size on the devices at hand.
 
   python -m benchmarks.device --config=configs/unified_2b.py --what=train \
-      --config.batch.t2i=16 --config.batch.i2t=16 --config.mesh.fsdp=1
+      --config.batch.t2i=16 --config.batch.i2t=16 --config.mesh.fsdp=1 \
+      --config.model.attention=plain
   python -m benchmarks.device --config=configs/unified_2b.py --what=generate
 
 Weights and inputs are random, so that neither data nor checkpoints are needed;

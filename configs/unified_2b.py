@@ -24,6 +24,11 @@ def get_config(arg: str = ""):
   c.data.eval = dict(coco=source(coco, format="coco"))
   c.eval.split = "coco"
   c.text.tokenizer = "data/gemma2_tokenizer.model"
+  # 256 image tokens + 65 + 63 answer tokens fed: 384, whole tiles of a TPU.
+  c.text.prefix = 65
+  # On other devices: plain, or triton on GPUs.
+  c.model.attention = "splash"
+  c.model.remat = "dots"
   c.model.vae_path = "weights/sd_f8_vae"
   # python -m unifluid_jax.weights --from=gemma:... --to=weights/gemma2_2b
   c.init.update(

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from configs import transfer
 from tests import task_sets
 from tests.systems.conftest import examples, tiny
-from unifluid_jax import parallel, systems, telemetry
+from unifluid_jax import parallel, systems, telemetry, xla_options
 from unifluid_jax.aot import (
   advice,
   compiled,
@@ -386,6 +388,32 @@ def test_a_tpu_step_compiles_with_cycles_and_collectives():
   assert found["memory"]["used"] < 2**30
   assert {row["axes"] for row in found["collectives"]} == {"fsdp"}
   assert found["compute_by_part"]["decoder"] > 0
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu (extra tpu) is missing")
+@pytest.mark.parametrize("kind", xla_options.OPTIONS)
+def test_the_compiler_takes_every_option(kind):
+  """With weights split over devices, which the options are about."""
+  names = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v7x:2x2x1")
+  places = {p.devices[0].device_kind: p for p in map(topology.get, names)}
+  place = places[kind]
+  mesh = parallel.make_mesh(MeshConfig(1, -1, 1), place.devices)
+  split, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())
+  x = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=split)
+
+  def step(w, x):
+    y = x @ jax.lax.with_sharding_constraint(w, whole)
+    return jax.lax.with_sharding_constraint(x.T @ y, split)
+
+  options = xla_options.of(mesh)
+  assert options
+  lowered = jax.jit(step, compiler_options=options).lower(x, x)
+  done = compiled.compile_program(lowered, place)
+  gathers = [
+    c for c in hlo.collectives(hlo.parse(done.text, mesh.size))
+    if c.kind == "all-gather"
+  ]  # fmt: skip
+  assert gathers and all(c.asynchronous for c in gathers)
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu (extra tpu) is missing")

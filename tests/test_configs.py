@@ -176,6 +176,7 @@ def test_2b_state_is_sharded_everywhere():
   """On data 2 x fsdp 4: what one device holds is a quarter, not a copy."""
   tree, _ = load("unified_2b")
   tree.mesh = dict(data=2, fsdp=4, tensor=1)
+  tree.model.attention = "plain"
   c = config.resolve(tree)
   job = train.make_job(c, systems.build(c))
   whole = sum(

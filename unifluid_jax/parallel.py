@@ -22,19 +22,15 @@ from unifluid_jax.config import ConfigError, MeshConfig
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-Axis = str | tuple[str, ...] | None
-
-# Path (searched in the "/"-joined tree path) → mesh axes of each dimension.
-# Where there is a choice, fsdp splits a dimension before the last one: pieces
-# of the last are interleaved, and collecting them costs a copy on a TPU.
-RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
+# Path (searched in the "/"-joined tree path) → mesh axis of each dimension.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   # Decoder; letters are those of types.py, F the hidden size of the MLP.
   (r"embedder/table$", ("fsdp", "tensor")),  # VD
   (r"layers/attn/q$", (None, "fsdp", "tensor", None)),  # LDNH
   (r"layers/attn/[kv]$", (None, "fsdp", None, None)),  # LDKH
-  (r"layers/attn/o$", (None, "tensor", "fsdp", None)),  # LNHD
+  (r"layers/attn/o$", (None, "tensor", None, "fsdp")),  # LNHD
   (r"layers/mlp/(gate|up)$", (None, "fsdp", "tensor")),  # LDF
-  (r"layers/mlp/down$", (None, ("tensor", "fsdp"), None)),  # LFD
+  (r"layers/mlp/down$", (None, "tensor", "fsdp")),  # LFD
   (r"layers/attn/[qk]_norm/scale$", (None, None)),  # LH
   (r"layers/(pre|post)_(attn|ffw)/scale$", (None, None)),  # LD
   (r"final_norm/scale$", (None,)),  # D
@@ -99,12 +95,6 @@ def path_str(path: Sequence[Any]) -> str:
   return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
 
 
-def mesh_size(axis: Axis, mesh: Any) -> int:
-  """Parts that mesh axes split a dimension into; 1 for none."""
-  names = (axis,) if isinstance(axis, str) else axis or ()
-  return int(np.prod([mesh.shape[name] for name in names]))
-
-
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
   """The one rule that matches a parameter.
 
@@ -131,9 +121,9 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
       f"parameter {path} {tuple(shape)}: its rule {axes} has another rank"
     )
   bad = [
-    f"{size} by {axis}={mesh_size(axis, mesh)}"
+    f"{size} by {axis}={mesh.shape[axis]}"
     for size, axis in zip(shape, axes, strict=True)
-    if size % mesh_size(axis, mesh)
+    if axis and size % mesh.shape[axis]
   ]
   if not bad:
     return P(*axes)
@@ -210,10 +200,11 @@ def layout(shape: Sequence[int], letters: str) -> P | None:
   if mesh is None:
     return None
   axes = [_ACTIVATION.get(letter) for letter in letters]
-  return P(*(
-    axis if size % mesh_size(axis, mesh) == 0 else None
-    for size, axis in zip(shape, axes, strict=True)
-  ))  # fmt: skip
+  for i, axis in enumerate(axes):
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    if shape[i] % int(np.prod([mesh.shape[n] for n in names])):
+      axes[i] = None
+  return P(*axes)
 
 
 def constrain(x: Any, letters: str) -> Any:

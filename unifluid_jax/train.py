@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unifluid_jax import checkpoint, optim, parallel, telemetry, warm_start
+from unifluid_jax import (
+  checkpoint,
+  optim,
+  parallel,
+  telemetry,
+  warm_start,
+  xla_options,
+)
 from unifluid_jax.config import Config
 from unifluid_jax.types import Metrics, Trainable, TrainState
 
@@ -132,7 +139,12 @@ def make_job(config: Config, system: Trainable, devices: Any = None) -> Job:
   step = functools.partial(
     train_step, system=system, optimizer=optimizer, config=config
   )
-  jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+  jitted = jax.jit(
+    step,
+    donate_argnums=0,
+    out_shardings=(places, None),
+    compiler_options=xla_options.of(mesh),
+  )
   return Job(config, system, mesh, optimizer, shapes, jitted)
 
 

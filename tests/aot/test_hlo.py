@@ -98,3 +98,29 @@ def test_bytes_of_shapes(shape, size):
 def test_other_text_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.parse("nothing", 1)
+
+
+def test_what_runs_on_the_sparse_cores_is_asynchronous():
+  text = """\
+%called (p: bf16[16,8], t: token[]) -> bf16[64,8] {
+  %p = bf16[16,8]{1,0} parameter(0)
+  ROOT %gathered = bf16[64,8]{1,0} all-gather(%p), \
+replica_groups=[1,4]<=[4], dimensions={0}
+}, execution_thread="sparsecore"
+
+%later (p.1: bf16[16,8], t.1: token[]) -> bf16[64,8] {
+  %p.1 = bf16[16,8]{1,0} parameter(0)
+  %t.1 = token[] parameter(1)
+  ROOT %call = bf16[64,8]{1,0} call(%p.1, %t.1), to_apply=%called
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: bf16[16,8]) -> bf16[64,8] {
+  %x = bf16[16,8]{1,0} parameter(0)
+  %ready = token[] custom-call(), custom_call_target="Prepare"
+  %start = ((bf16[16,8]{1,0}, token[]), bf16[64,8]{1,0}) \
+async-start(%x, %ready), async_execution_thread="sparsecore", calls=%later
+  ROOT %done = bf16[64,8]{1,0} async-done(%start)
+}
+"""
+  (one,) = hlo.collectives(hlo.parse(text, 4))
+  assert (one.kind, one.bytes, one.asynchronous) == ("all-gather", 1024, True)

@@ -1,0 +1,29 @@
+"""Compiler options of the train step, a row a kind of device.
+
+Each row was found by compiling (docs/results.md) and is compiled again by the
+tests where libtpu is installed: names of options come and go with versions.
+"""
+
+from jax.sharding import Mesh
+
+# Collectives on the sparse cores, beside the products instead of between
+# them; the fusion that would otherwise hide some of them excludes that.
+_SPARSE_CORES = {
+  "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+  "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+  "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+  "xla_tpu_enable_sparse_core_collective_aggregator": "true",
+  "xla_tpu_enable_all_gather_offload_tracing": "true",
+  "xla_tpu_use_tc_device_shape_on_sc": "true",
+  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "false",
+}
+
+# By jax.Device.device_kind.
+OPTIONS: dict[str, dict[str, str]] = {
+  "TPU v6 lite": _SPARSE_CORES,
+}
+
+
+def of(mesh: Mesh) -> dict[str, str]:
+  """Options for the mesh's devices; none for kinds without a row."""
+  return OPTIONS.get(mesh.devices.flat[0].device_kind, {})
