@@ -306,6 +306,15 @@ def test_stvqa(tmp_path):
   listed = write(root, {"pseudo_val_images.txt": "icdar/x\n"})
   (held,) = texts.stvqa(listed, "val")
   assert relative(root, held) == ("train_images/icdar/x",)
+  for text, message in (
+    ("icdar/x\nx\n./icdar/x\n", "2 of its 3 names .*_3.json, such as 'x':"),
+    ("\n", "images.txt: it is empty: list file_paths"),
+  ):
+    write(root, {"pseudo_val_images.txt": text})
+    for split in ("train", "val"):
+      with pytest.raises(ValueError, match=message):
+        texts.stvqa(root, split)
+  write(root, {"pseudo_val_images.txt": "icdar/x\n"})
   write(root, {f"train2014/COCO_train2014_{i}.jpg": b"" for i in range(40)})
   assert relative(root, texts.stvqa(root, "train")[0]) == (
     "train2014/COCO_train2014_0.jpg",
@@ -313,6 +322,7 @@ def test_stvqa(tmp_path):
   bare = {k: v for k, v in rows[-1].items() if k != "answers"}
   write(root, {"test_task_3.json": {"data": [bare]},
                "test_task3_images/icdar/x": b""})  # fmt: skip
+  write(root, {"pseudo_val_images.txt": "nowhere"})  # not of the test file
   (hidden,) = texts.stvqa(root, "test")
   assert hidden.answers == ()
   assert relative(root, hidden) == ("test_task3_images/icdar/x",)

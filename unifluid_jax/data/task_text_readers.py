@@ -23,6 +23,7 @@ from unifluid_jax.data.task_files import (
 
 _FONT = "DMSans-Regular.ttf"  # of AI2D's letters
 _PSEUDO_VAL = 2628 / 26074  # of ST-VQA's training questions
+_HELD_OUT = "pseudo_val_images.txt"  # of ST-VQA
 
 
 def ai2d(root: Root, split: str) -> list[Example]:
@@ -312,17 +313,17 @@ def stvqa(root: Root, split: str) -> list[Example]:
   that numbers on "val" are near the published ones, not comparable to them.
 
   Raises:
-    FileNotFoundError, ValueError: as `ai2d`.
+    FileNotFoundError: as `ai2d`.
+    ValueError: as `ai2d`; or the list is empty or names an unknown image.
   """
   folder = Folder(root, "ST-VQA")
   folder.split(split, "train", "val", "test")
   part = "test" if split == "test" else "train"
   file, content = folder.json(f"{part}_task_3.json")
+  rows = member(file, content, "data")
   images = "test_task3_images" if split == "test" else "train_images"
   full = epath.Path(folder.path("train2014")).is_dir()
-  listed = None
-  if epath.Path(folder.path("pseudo_val_images.txt")).exists():
-    listed = frozenset(folder.lines("pseudo_val_images.txt")[1])
+  listed = None if split == "test" else _held_out(folder, file, rows)
 
   def build(entry: Any) -> Example | None:
     name = entry["file_path"]
@@ -339,4 +340,27 @@ def stvqa(root: Root, split: str) -> list[Example]:
       () if split == "test" else strings(entry["answers"]),
     )
 
-  return folder.examples(file, member(file, content, "data"), build)
+  return folder.examples(file, rows, build)
+
+
+def _held_out(folder: Folder, file: str, rows: Any) -> frozenset[str] | None:
+  """The images that the list holds out of a file's rows; None without a list.
+
+  Raises:
+    ValueError: it is empty, or has a name that no row has.
+  """
+  if not epath.Path(folder.path(_HELD_OUT)).exists():
+    return None
+  path, listed = folder.lines(_HELD_OUT)
+  known = grouped(file, rows, "file_path", "question_id")
+  unknown = [name for name in listed if name not in known]
+  if unknown or not listed:
+    what = "it is empty"
+    if unknown:
+      what = f"{len(unknown)} of its {len(listed)} names are no file_path of "
+      what += f"{file}, such as {unknown[0]!r}"
+    raise ValueError(
+      f"{path}: {what}: list file_paths as they stand there, one a line, or "
+      "delete the list"
+    )
+  return frozenset(listed)
