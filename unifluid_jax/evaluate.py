@@ -149,7 +149,9 @@ def main(_: list[str]) -> None:
     _watch(cli.speaker())
     return
   parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-  _FILE_METRICS[_METRICS.value](cli.speaker())
+  say = cli.speaker()
+  say(f"unifluid_jax.evaluate: {_METRICS.value}")
+  _FILE_METRICS[_METRICS.value](say)
 
 
 def _watch(say: Say) -> None:
@@ -182,7 +184,7 @@ def _coco_fid(say: Say) -> None:
   path = _given("prompts", _PROMPTS.value)
   prompts = published_prompts.coco(path, count, _SEED.value)
   net, (config, _) = _network(), _experiment()
-  against, run = _against(config.model.image_size), _run("coco")
+  against, run = _against(config.model.image_size), _run("coco", say)
   result = published.coco_fid(net, run, prompts, against, say)
   _store(result, run.made_by, say)
 
@@ -195,7 +197,7 @@ def _mjhq_fid(say: Say) -> None:
     _COUNT.value or 0,
     _SEED.value,
   )
-  net, run = _network(), _run("mjhq")
+  net, run = _network(), _run("mjhq", say)
   result = published.mjhq_fid(net, run, prompts, against, say)
   _store(result, run.made_by, say)
 
@@ -203,13 +205,16 @@ def _mjhq_fid(say: Say) -> None:
 def _geneval_draw(say: Say) -> None:
   prompts = geneval_files.read_prompts(_given("prompts", _PROMPTS.value))
   kind = geneval_files.kind_of(prompts, _PROMPTS.value)
-  run = _run(f"geneval_{kind}")
+  run = _run(f"geneval_{kind}", say)
   drawings = geneval_files.drawings(prompts, _SAMPLES.value, _SEED.value)
   drawn_images.draw(
     run.painter, drawings, run.folder, run.rows, run.made_by, say
   )
   geneval_files.write_metadata(run.folder, prompts)
-  say(f"{kind} prompts drawn: {run.folder}")
+  say(
+    f"{kind} prompts drawn: {run.folder}\n"
+    f"next: --metrics=geneval_detect --images={run.folder} (--help shows all)"
+  )
 
 
 def _geneval_detect(say: Say) -> None:
@@ -288,13 +293,20 @@ def _against(crop: int) -> published.Against:
   )
 
 
-def _run(name: str) -> published.Run:
+def _run(name: str, say: Say) -> published.Run:
   """The model of a checkpoint, and the folder for what it draws."""
   config, workdir = _experiment()
   step = _STEP.value
   step = checkpoint.latest_step(workdir) if step is None else step
   sampling = dataclasses.asdict(config.sampling)
   drawing = ("steps", "cfg", "cfg_schedule", "temperature", "clip", "order")
+  how = {
+    "ema": config.eval.use_ema,
+    "sample_seed": _SEED.value,
+    **{key: sampling[key] for key in drawing},
+  }
+  text = ", ".join(f"{key} {value}" for key, value in how.items())
+  say(f"drawn by {config.name} at step {step}, {workdir}: {text}")
   return published.Run(
     painter=eval_loop.load_model(config, workdir, step),
     folder=_IMAGES.value or f"{workdir}/drawn/{name}_{step}",
@@ -303,9 +315,7 @@ def _run(name: str) -> published.Run:
       "run": config.name,
       "workdir": drawn_images.home(workdir),
       "step": step,
-      "ema": config.eval.use_ema,
-      "sample_seed": _SEED.value,
-      **{key: sampling[key] for key in drawing},
+      **how,
     },
   )
 
@@ -314,7 +324,9 @@ def _drawn_by(images: str) -> dict[str, Any]:
   """What drew a folder, where --workdir asks for it; checked before work."""
   if not _WORKDIR.value:
     return {}
-  return file_results.made_by(images, _WORKDIR.value, _STEP.value)
+  by = file_results.made_by(images, _WORKDIR.value, _STEP.value)
+  _config_of(_WORKDIR.value)  # the report will need it
+  return by
 
 
 def _store(result: Mapping[str, Any], by: Mapping[str, Any], say: Say) -> None:

@@ -90,7 +90,8 @@ class Progress:
     self._last = (step, now)
     # The first window holds the compilation: no estimate comes from it.
     if self._begin is None:
-      self._begin, left = (step, now), "-"
+      self._begin = (step, now)
+      left = "-" if step < self._total else clock(0.0)
     else:
       rate = (now - self._begin[1]) / max(step - self._begin[0], 1)
       left = clock((self._total - step) * rate)

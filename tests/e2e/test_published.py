@@ -105,6 +105,16 @@ def place(tmp_path_factory):
   return Place(tmp_path_factory.mktemp("published"))
 
 
+def joined(run, metric):
+  """The metric's newest row in a run's results, which its report shows."""
+  (*_, row) = [
+    r for r in rows(run / "metrics_eval.jsonl") if r["metric"] == metric
+  ]
+  assert row["step"] == random_run.STEP
+  assert f"{row['value']:.3f}" in (run / "report.html").read_text()
+  return row["value"]
+
+
 def pixels(*files, crop=0):
   images = [transforms.decode_image(file.read_bytes()) for file in files]
   return [transforms.centre_crop_resize(x, crop) if crop else x for x in images]
@@ -128,6 +138,8 @@ def test_coco_fid_goes_on_where_it_was_killed(place, tmp_path):
   assert {f: os.stat(f).st_mtime_ns for f in before} == before
   result = json.loads(out.read_text())
   assert f"coco_fid {result['fid']:.4f}" in said
+  assert f"debug at step {random_run.STEP}, {place.run}: ema True" in said
+  assert joined(place.run, "coco_fid/distance") == result["fid"]
 
   files = sorted(drawn.glob("*.png"))
   assert [f.name for f in files] == [f"{i:05d}.png" for i in range(IMAGES)]
@@ -215,13 +227,16 @@ def test_geneval_is_drawn_and_scored(place, drawn, tmp_path):
   found, out = tmp_path / "found.jsonl", tmp_path / "out.json"
   lines = by_hand()
   found.write_text("\n".join(lines[:-1]))
-  args = [f"--images={drawn}", f"--detections={found}", f"--out={out}"]
+  args = [f"--images={drawn}", f"--detections={found}", f"--out={out}",
+          f"--workdir={place.run}"]  # fmt: skip
   missing = f"no detections of {[*FOUND][-1]} and 0 more"
   place.refuses("geneval_score", *args, words=(missing, "run the detector"))
   found.write_text("\n".join(lines))
   said = place.evaluate("geneval_score", *args).stdout
   result = json.loads(out.read_text())
   np.testing.assert_allclose(result["scores"]["overall"], 2.5 / 6)
+  assert joined(place.run, "geneval_raw/overall") == 2.5 / 6
+  assert f"report: {place.run}/report.html" in said
   assert "overall 0.41667" in said and "(by hand)" in said
   assert result["made_by"]["step"] == random_run.STEP
   assert len(rows(drawn / "results.jsonl")) == 12
@@ -354,6 +369,8 @@ def test_networks_of_an_extra_say_so(place, drawn):
      "no GenEval prompts at /nowhere.jsonl"),
     ("fid", ["--images=/", "--weights=/nowhere"],
      "--weights=/nowhere must be what python -m unifluid_jax.weights"),
+    ("fid", ["--images=/", "--workdir=/nowhere", "--step=1"],
+     "no complete checkpoint under /nowhere"),
     ("geneval_score", ["--images=/", "--detections=/nowhere.jsonl"],
      "no detections at /nowhere.jsonl"),
     ("clip_score", ["--images=/"], "--clip is missing for --metrics=clip"),

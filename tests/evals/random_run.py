@@ -1,5 +1,6 @@
 """A run as training leaves it, with random parameters: ready in seconds."""
 
+import json
 import shutil
 
 import jax
@@ -34,8 +35,9 @@ def write(root):
   assert tokenizer.vocab_size <= c.model.decoder.vocab
   blank, run = jnp.zeros((1, 8, 8, 3)), root / "run"
   vae = _random(lambda key: KlVae(c.model.vae).init(key, blank)["params"])
-  _save(c, f"{root}/vae", {"params": {"vae": vae}})
-  _save(c, str(run), {"ema": _random(systems.build(c).init)})
+  meta = {"config": json.loads(json.dumps(tree.to_dict()))}
+  _save(c, f"{root}/vae", {"params": {"vae": vae}}, {})
+  _save(c, str(run), {"ema": _random(systems.build(c).init)}, meta)
   shutil.copy(c.text.tokenizer, run)
   flags = [f"--config.{key}={value}" for key, value in changes.items()]
   return run, ["--config=configs/debug.py", *flags, f"--workdir={run}"]
@@ -49,7 +51,7 @@ def _random(init):
   )
 
 
-def _save(c, workdir, state):
+def _save(c, workdir, state, meta):
   saved = checkpoint.Checkpoints(workdir, c.checkpoint)
-  saved.save(STEP, state, {})
+  saved.save(STEP, state, meta)
   saved.close()

@@ -73,8 +73,9 @@ def test_rows_of_mjhq_have_each_category(tmp_path):
   result = published.mjhq_fid(
     fid_case.MeanColour(), run, prompts, against, quiet
   )
-  rows = file_results.rows(result, BY)
   parts = result["by_category"]
+  parts["food"]["warning"] = "few"
+  rows = file_results.rows(result, BY)
   assert by_metric(rows, "mjhq_fid") == {
     "mjhq_fid/distance": result["fid"],
     "mjhq_fid/animals": parts["animals"]["fid"],
@@ -83,6 +84,9 @@ def test_rows_of_mjhq_have_each_category(tmp_path):
   assert rows[0]["settings"].items() >= {
     "images": 11, "convention": "clean-fid", "crop": 0, "network": "d1"
   }.items()  # fmt: skip
+  assert [r["settings"]["images"] for r in rows] == [11, 6, 5]
+  assert [r["settings"]["reference_images"] for r in rows] == [11, 6, 5]
+  assert [r["settings"]["warning"] for r in rows] == ["", "", "few"]
 
 
 def test_rows_of_a_folder_are_not_the_worlds_distance(tmp_path):

@@ -142,6 +142,23 @@ def test_the_last_result_of_a_step_counts_and_failures_are_told(run):
   assert page.step == 10
 
 
+def test_metrics_of_a_group_tell_what_is_their_own(run):
+  whole = {"images": 9, "network": "n", "warning": "", "seed": 0}
+  few = whole | {"images": 5, "warning": "biased"}
+  run.results(
+    row(10, "mjhq_fid/distance", 1.0, settings=whole),
+    row(10, "mjhq_fid/food", 2.0, settings=few),
+    row(10, "mjhq_fid/people", 2.0, settings=whole),
+    row(10, "vqa/all", 0.5, settings={}),
+    row(10, "vqa/count", 0.5, settings={}),
+  )
+  assert run.page().notes == (
+    "mjhq_fid: images: 9, network: n",
+    "mjhq_fid/food: images: 5, warning: biased",
+    "vqa",
+  )
+
+
 def test_samples_of_an_older_step_say_so(run):
   samples.write(run.path, 10, [drawn("a", 0)])
   run.results(row(10, "m", 1.0), row(20, "coco_fid/distance", 3.0, by="x"))

@@ -13,6 +13,7 @@ from etils import epath
 from unifluid_jax.evals import drawn_images
 
 Result = Mapping[str, Any]
+Scored = tuple[float, dict[str, Any]]  # a value and its settings
 
 
 def made_by(images: str, workdir: str, step: int | None) -> dict[str, Any]:
@@ -56,7 +57,6 @@ def rows(result: Result, by: Mapping[str, Any]) -> list[dict[str, Any]]:
       `clip_score.score` returned.
     by: `made_by` of its images.
   """
-  values, settings = _READERS[result["metric"]](result)
   how = {k: v for k, v in by.items() if k not in ("run", "workdir", "step")}
   return [
     {
@@ -67,43 +67,50 @@ def rows(result: Result, by: Mapping[str, Any]) -> list[dict[str, Any]]:
       "settings": settings | how,
       "by": result["metric"],
     }
-    for name, value in values.items()
+    for name, (value, settings) in _READERS[result["metric"]](result).items()
   ]
 
 
-def _distance(result: Result) -> tuple[dict[str, float], dict[str, Any]]:
+def _distance(result: Result) -> dict[str, Scored]:
   # "fid" alone is the embedded world's own distance.
   group = {"fid": "folder_fid"}.get(result["metric"], result["metric"])
-  values = {f"{group}/distance": result["fid"]}
-  for name, part in result.get("by_category", {}).items():
-    values[f"{group}/{name}"] = part["fid"]
-  made, real = result["generated"], result["reference"]
-  settings = {
+  parts = {"distance": result, **result.get("by_category", {})}
+  return {
+    f"{group}/{name}": (part["fid"], _compared(part))
+    for name, part in parts.items()
+  }
+
+
+def _compared(part: Result) -> dict[str, Any]:
+  """Settings of one distance; a category has its own counts and warning."""
+  made, real = part["generated"], part["reference"]
+  return {
     "images": made["count"],
     "reference": real["source"],
     "reference_kind": real["kind"],
     "reference_images": real["count"],
-    "convention": result["convention"],
+    "convention": part["convention"],
     "crop": made["crop"],
     "network": made["digest"],
-    "warning": result["warning"],
+    "warning": part["warning"],
   }
-  return values, settings
 
 
-def _geneval(result: Result) -> tuple[dict[str, float], dict[str, Any]]:
+def _geneval(result: Result) -> dict[str, Scored]:
   group, scores = f"geneval_{result['prompts']}", dict(result["scores"])
   values = {f"{group}/overall": scores.pop("overall")}
   for share in ("images", "prompts"):
     values[f"{group}/correct_{share}"] = scores.pop(share)
   values |= {f"{group}/{tag}": value for tag, value in scores.items()}
   keys = ("images", "distinct_prompts", "detector", "warning")
-  return values, {key: result[key] for key in keys}
+  settings = {key: result[key] for key in keys}
+  return {name: (value, settings) for name, value in values.items()}
 
 
-def _clip(result: Result) -> tuple[dict[str, float], dict[str, Any]]:
-  values = {f"clip_score/{k}": v for k, v in result["scores"].items()}
-  return values, {key: result[key] for key in ("images", "network", "text")}
+def _clip(result: Result) -> dict[str, Scored]:
+  settings = {key: result[key] for key in ("images", "network", "text")}
+  scores = result["scores"].items()
+  return {f"clip_score/{name}": (value, settings) for name, value in scores}
 
 
 _READERS = {

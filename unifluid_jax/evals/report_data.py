@@ -259,12 +259,7 @@ def _spread(steps: Sequence[int], count: int) -> list[int]:
 def _notes(
   rows: Sequence[Row], found: Found, step: int, shown_step: int
 ) -> tuple[str, ...]:
-  notes = []
-  for name, each in found.items():
-    if step in each:
-      settings = each[step]["settings"].items()
-      text = ", ".join(f"{k}: {v}" for k, v in settings if v)
-      notes.append(f"{name.partition('/')[0]}: {text}".removesuffix(": "))
+  notes = _settings({k: v[step] for k, v in found.items() if step in v})
   scored = [row for each in found.values() for row in each.values()]
   ways = {row["settings"].get("tokenizer") for row in scored} - {None}
   if len(ways) > 1:
@@ -280,3 +275,19 @@ def _notes(
   if shown_step != step:
     notes.append(f"the newest samples are of step {shown_step}")
   return tuple(dict.fromkeys(notes))
+
+
+def _settings(rows: Mapping[str, Row]) -> list[str]:
+  """A group's settings, then what those of its other metrics have anew."""
+  notes, firsts = [], {}
+  for name, row in rows.items():
+    group, settings = name.partition("/")[0], row["settings"]
+    first = firsts.get(group, {})
+    anew = {k: v for k, v in settings.items() if v and first.get(k) != v}
+    text = ", ".join(f"{k}: {v}" for k, v in anew.items())
+    if group not in firsts:
+      firsts[group] = settings
+      notes.append(f"{group}: {text}".removesuffix(": "))
+    elif text:
+      notes.append(f"{name}: {text}")
+  return notes
