@@ -96,6 +96,23 @@ def test_numbers_arrive(monkeypatch):
       np.testing.assert_array_equal(got[path], want[path])
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("name", ["embed", "layers.1.up"])
+def test_numbers_are_finite(name, bad):
+  """In a tensor that streams and in one that does not."""
+  theirs = tensors()
+  theirs[name][1, 1] = bad
+  with pytest.raises(WeightsError, match=f"{name}: expected finite .* found 1"):
+    helpers.in_memory(helpers.Tensors(theirs), recipe())
+
+
+def test_a_sum_may_overflow():
+  theirs = tensors()
+  theirs["embed"][:5] = 3e38
+  got = helpers.in_memory(helpers.Tensors(theirs), recipe())
+  np.testing.assert_array_equal(got["net/table"], theirs["embed"][:5])
+
+
 def test_coverage_tells_all():
   plan = engine.make_plan(helpers.Tensors(tensors()), recipe())
   text = "\n".join(engine.coverage(plan))
