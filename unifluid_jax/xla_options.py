@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 # them; the fusion that would otherwise hide some of them excludes that.
 _SPARSE_CORES = {
   "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+  "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
+  "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
   "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
   "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
   "xla_tpu_enable_sparse_core_collective_aggregator": "true",
@@ -18,9 +20,11 @@ _SPARSE_CORES = {
   "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "false",
 }
 
-# By jax.Device.device_kind.
+# By jax.Device.device_kind. v5e has no sparse cores, and what was tried for it
+# changed nothing or made it slower.
 OPTIONS: dict[str, dict[str, str]] = {
-  "TPU v6 lite": _SPARSE_CORES,
+  "TPU v5": _SPARSE_CORES,  # v5p
+  "TPU v6 lite": _SPARSE_CORES,  # v6e
 }
 
 
