@@ -26,7 +26,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from unifluid_jax import checkpoint, cli
-from unifluid_jax.evals import paper_tables
+from unifluid_jax.evals import paper_tables, weight_figure
 from unifluid_jax.evals.paper_tables import Arm, Table
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -77,16 +77,19 @@ def main(argv: list[str]) -> None:
       notes |= {f"{column}: {basis}." for column, (_, basis) in found.items()}
       for line in missing(table, arm, str(root / arm.name), found):
         say(line)
-  text = paper_tables.render(table, results, sorted(notes))
+  runs = {arm.title: str(root / arm.name) for arm in table.arms}
+  below = [*paper_tables.basis(runs, steps), *sorted(notes)]
+  text = paper_tables.render(table, results, below)
   (root / f"{name}.md").write_text(text)
   say(f"{text}{root / name}.md")
   if name == "table3":
     swept = [(a, r) for a, r in zip(table.arms, results, strict=True)
              if a.argument.startswith("lambda=")]  # fmt: skip
     weights = [float(a.argument.removeprefix("lambda=")) for a, _ in swept]
-    figure = paper_tables.weight_figure(weights, [r for _, r in swept])
-    (root / "figure3.svg").write_text(figure)
-    say(f"{root}/figure3.svg")
+    figure = weight_figure.render(weights, [r for _, r in swept])
+    if figure:
+      (root / "figure3.svg").write_text(figure)
+    say(f"{root}/figure3.svg" if figure else "no figure yet: score two runs")
 
 
 def run(

@@ -1,5 +1,4 @@
 import json
-import xml.etree.ElementTree as ET
 
 import pytest
 
@@ -97,22 +96,36 @@ def test_arms_of_one_name_are_one_run():
       assert made.setdefault(arm.name, key) == key
 
 
-def test_the_figure_has_a_mark_for_every_run():
-  weights = [0.01, 0.1, 1.0]
-  results = [{"FID": f, "CIDEr": c, "QA": 0.5}
-             for f, c in ((8.0, 1.0), (9.0, 2.0), (20.0, 3.0))]  # fmt: skip
-  svg = paper_tables.weight_figure(weights, results)
-  root = ET.fromstring(svg)
-  circles = [e for e in root.iter() if e.tag.endswith("circle")]
-  assert len(circles) == 9
-  fid = circles[:3]
-  x = [float(c.get("cx")) for c in fid]
-  y = [float(c.get("cy")) for c in fid]
-  assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)  # a log axis
-  # 8, 9, 20: the middle one is a twelfth of the way up; y grows downwards.
-  assert (y[0] - y[1]) / (y[0] - y[2]) == pytest.approx(1 / 12, abs=0.01)
+def checkpoint(workdir, step=9, seed=0, world=None, **meta):
+  """What a run notes beside its state, as far as tables read it."""
+  config = {
+    "seed": seed, "text": {"tokenizer": "t.model"},
+    "model": {"vae_path": "runs/vae"},
+    "data": {"root": "d", "world": world or {},
+             "train": {"a": {"path": "a.json"}, "b": {"path": "b"}}},
+  }  # fmt: skip
+  file = workdir / "checkpoints" / str(step) / "meta/metadata"
+  file.parent.mkdir(parents=True)
+  file.write_text(json.dumps({"config": config, **meta}))
+  return str(workdir)
 
 
-def test_a_figure_without_a_curve_is_refused():
-  with pytest.raises(ValueError, match="two runs"):
-    paper_tables.weight_figure([0.1], [{}])
+def test_a_table_says_what_its_runs_were_trained_on(tmp_path):
+  world = {"train": 16_000, "seed": 3}
+  runs = {
+    name: checkpoint(tmp_path / name, world=world, tokenizer_sha256="ab12" * 16)
+    for name in ("One", "Two")
+  }
+  ours = (
+    "embedded world, 16000 scenes, seed 3, in d; tokenizer t.model (ab12ab12); "
+    "VAE runs/vae; 9 steps, seed 0."
+  )
+  assert paper_tables.basis(runs, 9) == [f"Ours: {ours}"]
+  runs["Three"] = checkpoint(tmp_path / "Three", seed=5)
+  runs["Four"] = str(tmp_path / "none")
+  assert paper_tables.basis(runs, 9) == [
+    f"One; Two: {ours}",
+    "Three: a.json, b, in d; tokenizer t.model (digest not known); VAE "
+    "runs/vae; 9 steps, seed 5.",
+    "Four: not known, as the checkpoint is gone.",
+  ]

@@ -1,17 +1,17 @@
 """The paper's controlled experiments: which runs each needs, and its table.
 
-UniFluid (arXiv 2503.13436) tables 1 to 4 and figure 3. In the embedded world
-the columns are its own figures of the same kind, so only trends compare; on
-COCO they are the paper's.
+UniFluid (arXiv 2503.13436) tables 1 to 4; `weight_figure` draws figure 3. In
+the embedded world the columns are its own figures of the same kind, so only
+trends compare; on COCO they are the paper's.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
+from unifluid_jax import checkpoint
 from unifluid_jax.evals.drawn_images import changed, home
 
 # Column of a table → metric of the embedded world that stands for it.
@@ -31,7 +31,7 @@ COCO_FILES = {
     "geneval.json", ("geneval_draw", "geneval_detect", "geneval_score")
   ),
 }  # fmt: skip
-_CIDER = "COCO CIDEr"
+COCO_CIDER = "COCO CIDEr"
 
 
 class Arm(NamedTuple):
@@ -105,7 +105,7 @@ TABLES: Mapping[str, Table] = {
       _weighed(0.005, FID=8.39, CIDEr=120.25, QA=60.29),
     ),
     "0.7B; Cap Avg and QA Avg of the transfers", "configs/unified_700m.py",
-    ("FID", _CIDER),
+    ("FID", COCO_CIDER),
   ),
   "table4": Table(
     "Order of the image tokens in training",
@@ -113,12 +113,12 @@ TABLES: Mapping[str, Table] = {
     (
       Arm("raster", "Raster order", "raster",
           published={"FID": 8.28, "GenEval": 0.59, "CIDEr": 45.57,
-                     _CIDER: 45.57}),
+                     COCO_CIDER: 45.57}),
       Arm("unified", "Random, annealed to raster",
           published={"FID": 7.20, "GenEval": 0.59, "CIDEr": 40.91,
-                     _CIDER: 40.91}),
+                     COCO_CIDER: 40.91}),
     ),
-    "2B", "configs/unified_2b.py", ("FID", "GenEval", _CIDER),
+    "2B", "configs/unified_2b.py", ("FID", "GenEval", COCO_CIDER),
   ),
 }  # fmt: skip
 
@@ -134,7 +134,7 @@ def on_coco(table: Table, own: bool) -> Table:
   def on(arm):
     if own and arm.name == "gemma1":
       arm = arm._replace(config="configs/unified_2b_gemma1.py", flags=())
-    reads = "captions" in arm.metrics and _CIDER in table.coco
+    reads = "captions" in arm.metrics and COCO_CIDER in table.coco
     return arm._replace(metrics=("captions",) if reads else ())
 
   arms, sizes = tuple(map(on, table.arms)), table.sizes.partition(";")[0]
@@ -180,8 +180,41 @@ def coco_scores(workdir: str, step: int) -> dict[str, tuple[float, str]]:
   row = _rows(workdir, step).get(COLUMNS["CIDEr"])
   if row:
     basis = ", ".join(f"{k} {v}" for k, v in row["settings"].items())
-    out[_CIDER] = 100 * row["value"], basis
+    out[COCO_CIDER] = 100 * row["value"], basis
   return out
+
+
+def basis(runs: Mapping[str, str], step: int) -> list[str]:
+  """What runs were trained on, as lines below their table.
+
+  Args:
+    runs: workdir by title.
+    step: of their checkpoints, which say it.
+  """
+  titles: dict[str, list[str]] = {}
+  for title, workdir in runs.items():
+    titles.setdefault(_basis(workdir, step), []).append(title)
+  if len(titles) == 1:
+    return [f"Ours: {text}." for text in titles]
+  return [f"{'; '.join(those)}: {text}." for text, those in titles.items()]
+
+
+def _basis(workdir: str, step: int) -> str:
+  try:
+    meta = checkpoint.read_meta(workdir, step)
+  except checkpoint.CheckpointError:
+    return "not known, as the checkpoint is gone"
+  config = meta["config"]
+  data, world = config["data"], config["data"]["world"]
+  what = ", ".join(source["path"] for source in data["train"].values())
+  if world:
+    what = f"embedded world, {world['train']} scenes, seed {world['seed']}"
+  tokenizer = config["text"]["tokenizer"]
+  digest = meta.get("tokenizer_sha256", "")[:8] or "digest not known"
+  return (
+    f"{what}, in {data['root']}; tokenizer {tokenizer} ({digest}); "
+    f"VAE {config['model']['vae_path']}; {step} steps, seed {config['seed']}"
+  )
 
 
 def _rows(workdir: str, step: int) -> dict[str, dict]:
@@ -209,7 +242,7 @@ def render(
   lines = [" | ".join(head), " | ".join(["---"] * len(head))]
   for arm, found in zip(table.arms, results, strict=True):
     cells = [
-      f"{_number(found.get(c))} [{_number(arm.published.get(c))}]"
+      f"{number(found.get(c))} [{number(arm.published.get(c))}]"
       for c in table.columns
     ]
     lines.append(" | ".join([arm.title, *cells]))
@@ -218,71 +251,8 @@ def render(
   return "\n".join([*lines, "", note, *notes, ""])
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+  """As tables and figures print it."""
   return (
     "–" if value is None else f"{value:.3g}" if value < 10 else f"{value:.1f}"
-  )
-
-
-def weight_figure(
-  weights: Sequence[float], results: Sequence[Mapping[str, float]]
-) -> str:
-  """Figure 3: a panel a column over λ on a log axis, as one SVG.
-
-  Args:
-    weights: λ of each run, positive.
-    results: their `scores`.
-
-  Raises:
-    ValueError: fewer than two weights.
-  """
-  if len(weights) < 2:
-    raise ValueError("a curve over λ needs two runs at least")
-  columns = [
-    c for c in TABLES["table3"].columns if all(c in r for r in results)
-  ]
-  panels = [
-    f'<g transform="translate({i * _WIDE},0)">'
-    + _panel(c, weights, [r[c] for r in results])
-    + "</g>"
-    for i, c in enumerate(columns)
-  ]
-  size = f'viewBox="0 0 {max(len(columns), 1) * _WIDE} {_HIGH}"'
-  style = 'font-family="sans-serif" font-size="11" fill="#333"'
-  return (
-    f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>'
-    f'<rect width="100%" height="100%" fill="white"/>{"".join(panels)}</svg>\n'
-  )
-
-
-_WIDE, _HIGH, _EDGE = 280, 220, 42
-
-
-def _panel(name: str, weights: Sequence[float], values: Sequence[float]) -> str:
-  """One curve with a mark, a weight and a value at every run."""
-  logs = [math.log(w) for w in weights]
-  low, high = min(values), max(values)
-  span, reach = high - low or 1.0, max(logs) - min(logs)
-  points = sorted(
-    (
-      _EDGE + (x - min(logs)) / reach * (_WIDE - 2 * _EDGE),
-      _HIGH - _EDGE - (v - low) / span * (_HIGH - 2 * _EDGE),
-      w,
-      v,
-    )
-    for x, v, w in zip(logs, values, weights, strict=True)
-  )
-  line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
-  marks = "".join(
-    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#2a6fdb"/>'
-    f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{_number(v)}'
-    "</text>"
-    f'<text x="{x:.1f}" y="{_HIGH - 22}" text-anchor="middle">{w:g}</text>'
-    for x, y, w, v in points
-  )
-  return (
-    f'<text x="{_WIDE / 2}" y="16" text-anchor="middle" font-weight="bold">'
-    f'{name}</text><polyline points="{line}" fill="none" stroke="#2a6fdb" '
-    f'stroke-width="2"/>{marks}'
-    f'<text x="{_WIDE / 2}" y="{_HIGH - 6}" text-anchor="middle">λ</text>'
   )
