@@ -8,7 +8,7 @@ replicated because a rule was forgotten.
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -213,6 +213,39 @@ def constrain(x: Any, letters: str) -> Any:
   return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
+def by_rows_and_heads(
+  attend: Callable[..., Any], q: Any, k: Any, v: Any, mask: Any
+) -> Any:
+  """Attention that the compiler cannot split, on each device's own part.
+
+  Args:
+    attend: of queries, keys, values and the mask.
+    q: [B, T, N, H].
+    k: [B, S, K, H].
+    v: [B, S, K, H].
+    mask: [B, T, S] or None.
+
+  Returns:
+    Attended values, [B, T, N, H], laid out like `q`; without a mesh
+    everything is one part.
+  """
+  letters = ("BTNH", "BSKH", "BSKH", "BTS")
+  specs = [
+    None if x is None else layout(x.shape, dims)
+    for x, dims in zip((q, k, v, mask), letters, strict=True)
+  ]
+  if specs[0] is None:
+    return attend(q, k, v, mask)
+  if specs[0] != specs[1]:
+    # Fewer key heads than devices to split query heads over: a copy each.
+    repeats = q.shape[2] // k.shape[2]
+    k, v = (jax.numpy.repeat(x, repeats, axis=2) for x in (k, v))
+    specs[1] = specs[2] = specs[0]
+  return jax.shard_map(
+    attend, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
+  )(q, k, v, mask)
+
+
 def gather(x: Any, *axes: str | None) -> Any:
   """Collects a sharded array whole on every device, once, before loops.
 
@@ -276,10 +309,11 @@ def check_attention(kernel: str, mesh: Mesh) -> None:
     ConfigError: names the devices and the kernel for them.
   """
   platform = mesh.devices.flat[0].platform
-  if kernel == "splash" and platform != "tpu":
+  needed = {"splash": "tpu", "triton": "gpu"}.get(kernel, platform)
+  if platform != needed:
     raise ConfigError(
-      f"config.model.attention='splash' is a TPU kernel, these devices are "
-      f"{platform}: set config.model.attention='plain'"
+      f"config.model.attention={kernel!r} is a kernel for {needed}s, these "
+      f"devices are {platform}: set config.model.attention='plain'"
     )
 
 

@@ -8,7 +8,6 @@ is the batch, padding to whole blocks, and the mesh.
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas.ops.tpu import splash_attention
@@ -58,21 +57,7 @@ def splash(
   local = functools.partial(
     _local, softcap=softcap, scale=scale, interpret=interpret
   )
-  arrays, letters = (q, k, v, mask), ("BTNH", "BSKH", "BSKH", "BTS")
-  specs = [
-    parallel.layout(x.shape, dims)
-    for x, dims in zip(arrays, letters, strict=True)
-  ]
-  if specs[0] is None:
-    return local(*arrays)
-  if specs[0] != specs[1]:
-    # Fewer key heads than devices to split query heads over: a copy each.
-    repeats = q.shape[2] // k.shape[2]
-    k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
-    specs[1] = specs[2] = specs[0]
-  return jax.shard_map(
-    local, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
-  )(q, k, v, mask)
+  return parallel.by_rows_and_heads(local, q, k, v, mask)
 
 
 def _local(q, k, v, mask, *, softcap, scale, interpret):
@@ -91,10 +76,10 @@ def _local(q, k, v, mask, *, softcap, scale, interpret):
   )
   q = (q.astype(jnp.float32) * scale).astype(q.dtype)
   q, k, v = (
-    _padded(x.swapaxes(1, 2), {2: block})
+    padded(x.swapaxes(1, 2), {2: block})
     for x, block in ((q, block_q), (k, block_kv), (v, block_kv))
   )
-  mask = _padded(mask, {1: block_q, 2: block_kv})
+  mask = padded(mask, {1: block_q, 2: block_kv})
   # The kernel divides by the sum of a row's weights.
   mask |= ~mask.any(axis=-1, keepdims=True)
   most = max(1, _SCALARS // (n * q.shape[2] // block_q))
@@ -110,7 +95,7 @@ def _block(length: int) -> int:
   return -(-length // (count * _LANES)) * _LANES
 
 
-def _padded(x, blocks: dict[int, int]):
+def padded(x: Array, blocks: dict[int, int]) -> Array:
   """Pads axes of `x` at their end to whole blocks."""
   widths = [(0, -x.shape[i] % blocks.get(i, 1)) for i in range(x.ndim)]
   return jnp.pad(x, widths)
