@@ -137,7 +137,7 @@ def _model() -> dict:
     scan=True,
     edit_latents=False,
     latent_std=1.0,
-    attention="plain",  # or "splash", a fused kernel on TPUs
+    attention="plain",  # or a fused kernel: "splash" (TPU), "triton" (GPU)
   )
 
 

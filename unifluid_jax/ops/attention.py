@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unifluid_jax.ops import fused_attention
+from unifluid_jax.ops import fused_attention, triton_attention
 
 # Finite, so that a row without any visible key gives a mean and not NaN.
 MASKED = -2.3819763e38
@@ -168,16 +168,18 @@ def attend(
       visible key gives finite values without meaning.
     softcap: of the scaled logits, before the mask; 0: none.
     scale: of the logits.
-    kernel: "plain", the reference, or "splash", fused for TPUs, which takes
-      a mask only; see `fused_attention.splash`.
+    kernel: "plain", the reference; "splash", fused for TPUs, which takes a
+      mask only, see `fused_attention.splash`; or "triton", fused for NVIDIA
+      GPUs, see `triton_attention.flash`.
 
   Returns:
     Attended values in the dtype of `q`. From the product's accumulation to
     the end of the softmax everything is float32; see `wide_product` for the
     gradients.
   """
-  if kernel == "splash":
-    return fused_attention.splash(q, k, v, mask, softcap=softcap, scale=scale)
+  fused = {"splash": fused_attention.splash, "triton": triton_attention.flash}
+  if kernel in fused:
+    return fused[kernel](q, k, v, mask, softcap=softcap, scale=scale)
   b, t, n, h = q.shape
   kv = k.shape[2]
   grouped = q.reshape(b, t, kv, n // kv, h)
