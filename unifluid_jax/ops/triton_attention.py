@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 # bfloat16 none spills registers, where the sums stay.
 _PLANS = {
   256: Plan(Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2), Blocks(64, 64, 4, 2)),
-  512: Plan(Blocks(64, 32, 4, 2), Blocks(32, 64, 8, 2), Blocks(64, 32, 8, 2)),
+  512: Plan(Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2), Blocks(64, 64, 4, 2)),
   1024: Plan(Blocks(32, 32, 4, 2), Blocks(16, 32, 8, 1), Blocks(32, 32, 8, 1)),
 }
 
