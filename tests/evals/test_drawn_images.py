@@ -55,9 +55,12 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
   with pytest.raises(RuntimeError, match="preempted"):
     draw(Painter(fail_after=1), tmp_path)
   assert len(list(tmp_path.rglob("*.png"))) == 2
+  with pytest.raises(ValueError, match="3 of 5 .* not drawn, such as 0/00002"):
+    drawn_images.check_complete(str(tmp_path))
   (tmp_path / "1/.00003.png.7.tmp").write_bytes(b"half")  # of a killed run
   painter = Painter()
   draw(painter, tmp_path)
+  drawn_images.check_complete(str(tmp_path))
   assert [p for p, _ in painter.asked] == ["p2", "p3", "p4"]
   painter = Painter()
   said = draw(painter, tmp_path)

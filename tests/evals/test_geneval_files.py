@@ -236,6 +236,9 @@ def test_detections_must_be_of_these_images(tmp_path):
   (tmp_path / "images/00001/metadata.jsonl").unlink()
   with pytest.raises(FileNotFoundError, match=r"00001/metadata\.jsonl"):
     geneval_files.score(folder, detections(path), quiet)
+  (tmp_path / "images" / last).unlink()
+  with pytest.raises(ValueError, match=f"1 of 12 .* not drawn, such as {last}"):
+    geneval_files.score(folder, detections(path, fewer), quiet)
 
 
 def test_colours_that_are_asked_for_must_be_there(tmp_path):

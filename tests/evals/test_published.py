@@ -258,6 +258,9 @@ def test_mjhq_references_are_measured_once(tmp_path):
   np.testing.assert_allclose(
     found["fid"], first["by_category"]["food"]["fid"], rtol=1e-9
   )
+  next((tmp_path / "drawn/food").glob("*.png")).unlink()
+  with pytest.raises(ValueError, match="1 of 11 images are not drawn"):
+    published.folder_fid(MeanColour(), str(tmp_path / "drawn"), stored, quiet)
 
 
 def test_a_coco_reference_is_measured_once(tmp_path):

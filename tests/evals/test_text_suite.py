@@ -4,6 +4,7 @@ import dataclasses
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.systems.conftest import tiny
@@ -99,6 +100,12 @@ def test_few_captions_are_all_shown():
   out = text_suite.captions(Speaker(rows, 12), bench(rows))
   assert [s.task for s in out.shown] == ["test"] * 12
   assert len({int(s.image[0, 0, 0]) for s in out.shown}) == 12
+
+
+def test_a_split_without_captions_is_named():
+  rows = [r._replace(captions=()) for r in records(2)]
+  with pytest.raises(ValueError, match="eval.test has no captions"):
+    text_suite.captions(Speaker(rows, 2), bench(rows))
 
 
 def test_captions_of_photographs_are_not_right_or_wrong():

@@ -45,6 +45,7 @@ def score(
     FileNotFoundError: no manifest.
     ValueError: an image is missing or damaged.
   """
+  drawn_images.check_complete(folder)
   prompts = drawn_images.read_manifest(folder)["images"]
   names = sorted(prompts)
   files = [os.fspath(epath.Path(folder) / name) for name in names]

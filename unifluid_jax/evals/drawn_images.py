@@ -9,7 +9,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -72,7 +72,7 @@ def draw(
   """
   root = epath.Path(folder)
   _claim(root, drawings, dict(made_by))
-  there = _existing(root, drawings)
+  there = _existing(root, [d.file for d in drawings])
   share = drawings[jax.process_index() :: jax.process_count()]
   missing = [d for d in share if d.file not in there]
   say(
@@ -137,6 +137,24 @@ def drawn_by(folder: str) -> dict[str, Any]:
   return read_manifest(folder)["by"] if there else {}
 
 
+def check_complete(folder: str) -> None:
+  """Refuses to score a folder that `draw` has begun and not ended.
+
+  Raises:
+    ValueError: names an image that its manifest lists and it lacks.
+  """
+  root = epath.Path(folder)
+  if not (root / MANIFEST).exists():
+    return
+  listed = read_manifest(folder)["images"]
+  missing = sorted(listed.keys() - _existing(root, listed))
+  if missing:
+    raise ValueError(
+      f"{folder}: {len(missing)} of {len(listed)} images are not drawn, such "
+      f"as {missing[0]}: run the command that draws them again"
+    )
+
+
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Entries that differ, each with both values: "step 3, now 4"."""
   return [
@@ -171,13 +189,14 @@ def _claim(
     replace(root / MANIFEST, text.encode())
 
 
-def _existing(root: epath.Path, drawings: Sequence[Drawing]) -> set[str]:
-  """Files of `drawings` that are there."""
-  parents = {os.path.dirname(d.file) for d in drawings}
+def _existing(root: epath.Path, files: Iterable[str]) -> set[str]:
+  """Those of the files that are there; a folder is listed once."""
+  files = set(files)
+  parents = {os.path.dirname(file) for file in files}
   found = {
     os.path.join(parent, file.name)
     for parent in parents
     if (root / parent).exists()
     for file in (root / parent).iterdir()
   }
-  return found & {d.file for d in drawings}
+  return found & files

@@ -152,9 +152,10 @@ def score(
     `geneval.aggregate`'s scores with what they rest on, as JSON.
 
   Raises:
-    ValueError: no images, detections of others, or no colours where the
-      prompts ask for them.
+    ValueError: no images or not all, detections of others, or no colours
+      where the prompts ask for them.
   """
+  drawn_images.check_complete(folder)
   images = dict(images_below(folder))
   kind = kind_of(list(images.values()), folder)
   _check_same(folder, images, found)

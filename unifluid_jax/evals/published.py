@@ -57,9 +57,14 @@ class Run:
 def folder_fid(
   net: Features, images: str, against: Against, say: Say
 ) -> dict[str, Any]:
-  """Distance of the images at a path to a reference."""
+  """Distance of the images at a path to a reference.
+
+  Raises:
+    ValueError: no reference, or images that are not all drawn yet.
+  """
   if not against.path:
     raise ValueError("--reference is missing: what should it be compared with?")
+  drawn_images.check_complete(images)
   generated = image_sets.open_set(images, against.split)
   real = _reference(net, against, None, say)
   made = image_fid.measure(net, generated, against.crop, say)

@@ -15,10 +15,16 @@ _SHOWN = 4  # captions of each part of the ranking, questions of each kind
 
 
 def captions(subject: Subject, bench: Bench) -> Outcome:
-  """CIDEr-D and exact match of captions, on every evaluation split."""
+  """CIDEr-D and exact match of captions, on every evaluation split.
+
+  Raises:
+    ValueError: a split without captions.
+  """
   values, floors, shown, count = {}, {}, [], 0
   for split in bench.splits:
     records = [r for r in bench.records(split) if r.captions]
+    if not records:
+      raise ValueError(f"config.data.eval.{split} has no captions")
     count += len(records)
     images = [transforms.decode_image(r.image) for r in records]
     question = bench.config.data.caption_prefix
