@@ -160,6 +160,7 @@ def test_the_metric_on_the_world():
   assert set(out.floors) == set(out.values)
   assert out.floors["edits/success"] == 0 and out.floors["edits/kept"] == 1
   assert 3 < len(out.shown) <= 12
+  assert {s.task for s in out.shown} == set(edit_suite.KINDS)
   truth = {
     (r.edit[0], decoded(r.image).tobytes()): decoded(r.edit[1]) for r in rows
   }
@@ -182,6 +183,7 @@ def test_shown_edits_reach_the_report(tmp_path, monkeypatch):
   assert len(page.edits) == len(shown) > 1
   for sample, s in zip(page.edits, shown, strict=True):
     assert sample.instruction == s.prompt and sample.correct is s.correct
+    assert sample.task == s.task
     np.testing.assert_array_equal(sample.source, s.source)
     np.testing.assert_array_equal(sample.result, s.image)
     np.testing.assert_array_equal(sample.target, s.target)

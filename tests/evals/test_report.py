@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.evals import report, report_charts
+from unifluid_jax.evals import report, report_charts, report_images
 
 _VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -296,6 +296,21 @@ def test_questions_stand_by_kind_with_their_marks(data):
   marks = re.findall(r"<img|aria-label=\"(\w+)\"", count)
   assert marks == ["", "incorrect", "", "correct"]
   assert "is it" not in count
+
+
+def test_edits_stand_by_kind_with_how_many_were_done():
+  rows = [("add", "add a star", True), ("remove", "remove a star", False),
+          ("add", "add a moon", False)]  # fmt: skip
+  edits = [
+    report.EditSample(text, _image(1), _image(2), _image(3), done, kind)
+    for kind, text, done in rows
+  ]
+  text = " ".join(_Page(report_images.edits(edits)).text)
+  expected = ("add", "1 of 2 correct", "add a star", "source", "result",
+              "target", "add a moon", "remove", "0 of 1 correct")  # fmt: skip
+  at = -1
+  for words in expected:
+    at = text.index(words, at + 1)
 
 
 def _points(svg):

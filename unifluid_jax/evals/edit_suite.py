@@ -74,7 +74,8 @@ def edits(subject: Subject, bench: Bench) -> Outcome:
   s = bench.config.sampling
   settings = {"edits": len(tasks), "detector": "analytic", "cfg": s.cfg,
               "image_cfg": s.image_cfg, "steps": s.steps,
-              "temperature": s.temperature, "order": s.order}  # fmt: skip
+              "temperature": s.temperature, "order": s.order,
+            "floor": "the source image, unchanged"}  # fmt: skip
   return Outcome(
     scores(judged), scores(idle), settings, _shown(tasks, results, judged)
   )
@@ -174,7 +175,7 @@ def _shown(
   rows = list(zip(tasks, results, judged, strict=True))
   return [
     Shown("edit", image, task.instruction, correct=verdict.success,
-          source=task.image, target=task.target)
+          source=task.image, target=task.target, task=kind)
     for kind in KINDS
     for task, image, verdict in [r for r in rows if r[2].kind == kind][:_SHOWN]
   ]  # fmt: skip

@@ -102,7 +102,9 @@ def write(path: epath.Path, config: Config, workdir: str) -> None:
         if s.kind == "answer"
       ),
       edits=tuple(
-        report.EditSample(s.prompt, s.source, s.image, s.target, s.correct)
+        report.EditSample(
+          s.prompt, s.source, s.image, s.target, s.correct, s.task
+        )
         for s in shown
         if s.kind == "edit"
       ),

@@ -138,27 +138,30 @@ def _answer(sample: Answer) -> str:
 
 
 def edits(samples: Sequence[EditSample]) -> str:
-  """Each edit as source, result and target."""
-  cards = []
-  for s in samples:
-    arrow = '<span class="arrow" aria-hidden="true">→</span>'
-    row = html.figure(s.source, "source") + arrow
-    row += html.figure(s.result, "result")
-    if s.target is not None:
-      row += html.figure(s.target, "target")
-    two = " two" * (s.target is None)
-    cards.append(
-      f'<div class="edit card">{html.said(s.instruction, s.correct)}'
-      f'<div class="row{two}">{row}</div></div>'
-    )
-  if not cards:
+  """Each edit as source, result and target, by kind."""
+  parts = []
+  for task, group in _grouped(samples, lambda s: s.task).items():
+    cards = "".join(map(_edit, group))
+    parts.append(html.heading(task, [s.correct for s in group]))
+    parts.append(f'<div class="cards">{cards}</div>')
+  if not parts:
     return ""
+  return html.note(
+    "The source image, what the model made of it, and the target where there "
+    "is one."
+  ) + "".join(parts)
+
+
+def _edit(sample: EditSample) -> str:
+  arrow = '<span class="arrow" aria-hidden="true">→</span>'
+  row = html.figure(sample.source, "source") + arrow
+  row += html.figure(sample.result, "result")
+  if sample.target is not None:
+    row += html.figure(sample.target, "target")
+  two = " two" * (sample.target is None)
   return (
-    html.note(
-      "The source image, what the model made of it, and the target where there "
-      "is one."
-    )
-    + f'<div class="cards">{"".join(cards)}</div>'
+    f'<div class="edit card">{html.said(sample.instruction, sample.correct)}'
+    f'<div class="row{two}">{row}</div></div>'
   )
 
 

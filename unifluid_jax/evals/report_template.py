@@ -156,8 +156,7 @@ h1 small { color: var(--soft); font-size: 1rem; font-weight: 400;
   grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .pairs small { display: block; margin-top: .35rem; padding-top: .3rem;
   border-top: 2px solid var(--series); color: var(--soft);
-  font-size: .75rem; overflow: hidden; text-overflow: ellipsis;
-  white-space: nowrap; }
+  font-size: .75rem; line-height: 1.35; overflow-wrap: anywhere; }
 .pairs figcaption { margin-top: .6rem; font-size: .875rem; line-height: 1.4;
   overflow-wrap: anywhere; }
 .frame { position: relative; }

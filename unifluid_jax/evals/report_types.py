@@ -101,6 +101,7 @@ class EditSample:
   result: Any  # u8[H, W, 3]
   target: Any = None  # u8[H, W, 3]
   correct: bool | None = None
+  task: str = ""  # edits of one kind stand together under its name
 
 
 @dataclasses.dataclass(frozen=True)
