@@ -43,9 +43,9 @@ class Plan(NamedTuple):
   dq: Blocks
 
 
-# By the bytes of a head, padded; queries, keys, warps, stages. Compiled for an
-# H100 or H200, none takes more than 131 of the 227 KiB of shared memory; in
-# bfloat16 none spills registers, where the sums stay.
+# By the bytes of a head, padded; queries, keys, warps, stages. The second row
+# is the fastest of what was timed on an H200 (docs/results.md); the others
+# were compiled for one, fit its shared memory and have not been timed.
 _PLANS = {
   256: Plan(Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2), Blocks(64, 64, 4, 2)),
   512: Plan(Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2), Blocks(64, 64, 4, 2)),
