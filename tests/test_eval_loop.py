@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,6 +37,23 @@ def test_floating_weights_are_narrow_and_others_are_not():
   np.testing.assert_array_equal(kinds(np.zeros(1, np.float32)), 1.0)
   counted = replicas(lambda p, _, x: p["n"] + x)
   np.testing.assert_array_equal(counted(np.zeros(1, np.int32)), 257)
+
+
+def test_long_calls_say_how_far_they_are(monkeypatch):
+  said = []
+  replicas = Replicas(2, jax.local_devices()[:1], said.append)
+  replicas.load({}, {})
+  replicas.label = "step 3  geneval"
+  call = replicas(lambda params, frozen, x: x)
+  x = np.arange(5, dtype=np.float32)
+  np.testing.assert_array_equal(call(x), x)
+  assert said == []
+  monkeypatch.setattr(eval_loop, "_SAY_EVERY", -1.0)
+  call(x)
+  assert [line.partition(" (")[0] for line in said] == [
+    "step 3  geneval 2/5", "step 3  geneval 4/5"
+  ]  # fmt: skip
+  assert all("ETA" in line for line in said)
 
 
 class Brightness:

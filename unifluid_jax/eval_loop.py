@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 from flax import jax_utils
 
-from unifluid_jax import api, checkpoint, systems
+from unifluid_jax import api, checkpoint, systems, telemetry
 from unifluid_jax.config import Config
 from unifluid_jax.data import text
 from unifluid_jax.evals import (
@@ -39,6 +39,7 @@ METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
   "samples": samples.draw,
   transfers.METRIC: transfers.transfer,
 }
+_SAY_EVERY = 20.0  # seconds
 RESULTS = "metrics_eval.jsonl"
 REPORT = "report.html"
 
@@ -50,14 +51,21 @@ class Replicas:
   as well.
   """
 
-  def __init__(self, rows: int, devices: Sequence[Any] | None = None):
+  def __init__(
+    self,
+    rows: int,
+    devices: Sequence[Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+  ):
     """Holds no weights yet.
 
     Args:
       rows: per device and call; fewer are padded.
       devices: default all local ones.
+      say: takes progress lines of long calls, which begin with `label`.
     """
-    self._rows = rows
+    self.label = "rows"
+    self._rows, self._say = rows, say
     self._devices = devices or jax.local_devices()
     self._weights: Any = None
 
@@ -81,6 +89,8 @@ class Replicas:
 
     def call(*arrays):
       total, parts = len(arrays[0]), []
+      progress = telemetry.Progress(self.label, 0, total)
+      said = time.monotonic()
       for start in range(0, total, rows * count):
         part = [a[start : start + rows * count] for a in arrays]
         n = len(part[0])
@@ -90,6 +100,9 @@ class Replicas:
         ]
         out = np.asarray(compiled(*self._weights, *split))
         parts.append(out.reshape(rows * count, *out.shape[2:])[:n])
+        if start + n < total and time.monotonic() - said > _SAY_EVERY:
+          self._say(progress.line(start + n)[0])
+          said = time.monotonic()
       return np.concatenate(parts)
 
     return call
@@ -124,9 +137,9 @@ class Evaluator:
     self._system = systems.build(config)
     self._frozen = self._system.load_frozen()
     tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
-    self._replicas = Replicas(config.eval.batch)
+    self._replicas = Replicas(config.eval.batch, say=say)
     self._model = api.Model(config, self._system, tokenizer, self._replicas)
-    self._bench = Bench(config, workdir)
+    self._bench = Bench(config, workdir, say)
 
   def run(self, step: int) -> list[Exception]:
     """Scores one checkpoint and rewrites the report.
@@ -144,6 +157,7 @@ class Evaluator:
     errors, rows, shown = [], [], []
     for name in self.config.eval.metrics:
       begin = time.monotonic()
+      self._replicas.label = f"step {step}  {name}"
       try:
         outcome = METRICS[name](self._model, self._bench)
       # Whatever a metric throws must not take the others' results along.

@@ -104,8 +104,10 @@ def test_half_right_is_half_the_score(root):
 
 def test_images_come_as_training_shows_them_in_chunks(root, monkeypatch):
   monkeypatch.setattr(transfers, "_CHUNK", 1)
-  seer = Seer(["red", "blue"])
-  transfers.transfer(seer, bench(root, "gqa"))
+  seer, made, said = Seer(["red", "blue"]), bench(root, "gqa"), []
+  made.say = said.append
+  transfers.transfer(seer, made)
+  assert [x.partition(" (")[0] for x in said] == ["gqa 1/2", "gqa 2/2"]
   for image, colour in zip(seer.shown, [(255, 0, 0), (0, 0, 255)],
                            strict=True):  # fmt: skip
     assert (image == np.array(colour)).all()

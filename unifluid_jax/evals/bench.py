@@ -5,7 +5,7 @@ and answers questions.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -62,10 +62,16 @@ class Outcome(NamedTuple):
 class Bench:
   """The evaluation data of a configuration, read once."""
 
-  def __init__(self, config: Config, workdir: str):
-    """Reads nothing yet."""
+  def __init__(
+    self,
+    config: Config,
+    workdir: str,
+    say: Callable[[str], None] = lambda line: None,
+  ):
+    """Reads nothing yet; `say` takes progress lines of metrics."""
     self.config = config
     self.workdir = workdir
+    self.say = say
     first = config.eval.split
     others = sorted(set(config.data.eval) - {first})
     self.splits = (first, *others)

@@ -43,7 +43,7 @@ def transfer(subject: Subject, bench: Bench) -> Outcome:
   values, settings, shown = {}, {}, []
   for entry, source in _sources(bench.config):
     row = source.row
-    said, looks = _predict(subject, bench.config, source)
+    said, looks = _predict(subject, bench, source)
     found = score(row, source.examples, said)
     name = f"{METRIC}/{row.name}"
     values[name] = found.value
@@ -116,10 +116,11 @@ def _sources(config: Config) -> Iterator[tuple[SourceConfig, TaskSource]]:
 
 
 def _predict(
-  subject: Subject, config: Config, source: TaskSource
+  subject: Subject, bench: Bench, source: TaskSource
 ) -> tuple[list[str], list[tuple[Any, str]]]:
   """One answer an example; the first images and prompts, to look at."""
-  size = config.model.vit.image_size
+  size = bench.config.model.vit.image_size
+  progress = telemetry.Progress(source.row.name, 0, len(source))
   said: list[str] = []
   looks: list[tuple[Any, str]] = []
 
@@ -127,13 +128,14 @@ def _predict(
     record = source[i]
     return transforms.view(record, size), record.questions[0][0]
 
-  with ThreadPoolExecutor(max(1, config.data.threads)) as pool:
+  with ThreadPoolExecutor(max(1, bench.config.data.threads)) as pool:
     for start in range(0, len(source), _CHUNK):
       rows = range(start, min(start + _CHUNK, len(source)))
       seen = list(pool.map(look, rows))
       images, prompts = zip(*seen, strict=True)
       said += subject.answers(images, prompts)
       looks += seen[: _SHOWN - len(looks)]
+      bench.say(progress.line(len(said), "answered")[0])
   return said, looks
 
 
