@@ -24,8 +24,9 @@ def get_config(arg: str = ""):
   c.data.eval = dict(coco=source(coco, format="coco"))
   c.eval.split = "coco"
   c.text.tokenizer = "data/gemma2_tokenizer.model"
-  # 256 image tokens + 65 + 63 answer tokens fed: 384, whole tiles of a TPU.
-  c.text.prefix = 65
+  # Open. Both tasks then take 384 positions, three tiles of a TPU: 128 + 256,
+  # and 256 + 65 + the 63 tokens of an answer that are fed.
+  c.text.update(prompt=128, prefix=65, suffix=64)
   # On other devices: plain, or triton on GPUs.
   c.model.attention = "splash"
   c.model.remat = "dots"
