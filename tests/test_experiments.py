@@ -89,6 +89,8 @@ def test_the_order_shrinks_with_the_budget(tmp_path, monkeypatch):
   _, config_file, _, steps, order, _ = seen[0]
   assert (config_file, steps) == ("configs/shapes.py", full.steps // 4)
   assert order == {k: v // 4 for k, v in full.order.items()}
+  text = (tmp_path / f"steps_{steps}" / "table1.md").read_text()
+  assert "Ours: not known" in text and "trends compare" in text
 
 
 def run_on_coco(monkeypatch, *script):
@@ -131,6 +133,7 @@ def test_on_coco_the_papers_models_run(tmp_path, monkeypatch, name):
     assert not any("preset" in x for c in called for x in c)
   text = (root / f"{name}.md").read_text()
   assert text.count("– [") and "QA" not in text
+  assert "trends compare" not in text
 
 
 def test_on_coco_a_given_model_is_varied(tmp_path, monkeypatch):

@@ -79,6 +79,7 @@ def main(argv: list[str]) -> None:
         say(line)
   runs = {arm.title: str(root / arm.name) for arm in table.arms}
   below = [*paper_tables.basis(runs, steps), *sorted(notes)]
+  below += [] if coco else [paper_tables.WORLD_NOTE]
   text = paper_tables.render(table, results, below)
   (root / f"{name}.md").write_text(text)
   say(f"{text}{root / name}.md")

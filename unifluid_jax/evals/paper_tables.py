@@ -21,6 +21,11 @@ COLUMNS = {
   "CIDEr": "captions/cider_d",
   "QA": "vqa/all",
 }
+WORLD_NOTE = (
+  "Ours are the embedded world's own figures of the same kind (FID: in its "
+  "scene classifier's features; CIDEr-D: 0 to 10): trends compare, numbers do "
+  "not."
+)
 _DRAWS, _READS = ("geneval", "fid"), ("captions", "vqa")
 
 # Column on COCO → file of the workdir that `python -m unifluid_jax.evaluate`
