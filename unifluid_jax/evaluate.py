@@ -31,6 +31,9 @@ of its own code; --prompts with a field "rewritten" a line are drawn from it:
       --detections=FILE.jsonl
   python -m unifluid_jax.evaluate --metrics=clip_score --images=DIR --clip=CLIP
 
+(of images drawn by any of the above; of others with --prompts=FILE, a line
+{"image": name below DIR, "text": prompt} each.)
+
 (MASK2FORMER and CLIP are local directories in Hugging Face's format; both
 need the extra `geneval`.)
 
@@ -231,10 +234,10 @@ def _geneval_detect(say: Say) -> None:
 
 
 def _clip_score(say: Say) -> None:
-  folder = _given("images", _IMAGES.value)
+  folder, prompts = _given("images", _IMAGES.value), _PROMPTS.value or ""
   by = _drawn_by(folder)
   clip = torch_networks.HfClip(_given("clip", _CLIP.value), _TORCH_DEVICE.value)
-  _store(clip_score.score(folder, clip, say), by, say)
+  _store(clip_score.score(folder, clip, say, prompts), by, say)
 
 
 def _geneval_score(say: Say) -> None:

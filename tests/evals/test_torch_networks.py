@@ -111,6 +111,27 @@ def test_drawn_images_are_matched_with_their_own_prompts(tmp_path):
     clip_score.score(str(tmp_path), FakeClip(), said.append)
 
 
+def test_images_of_others_are_matched_with_prompts_in_a_file(tmp_path):
+  for i in (1, 2):
+    pixels = np.full((2, 2, 3), i, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+  file = tmp_path / "prompts.jsonl"
+  lines = [{"image": "2.png", "text": "2"}, {"image": "1.png", "text": "7"}]
+  file.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+  folder, said = str(tmp_path), []
+  result = clip_score.score(folder, FakeClip(), said.append, str(file))
+  assert result["scores"]["clip_100_cos"] == pytest.approx(50.0)
+  for text, message in [
+    ('{"image": "1.png"}', "line 1: expected .* found"),
+    ('{"image": "1.png", "text": "1"}\n' * 2, "line 2: 1.png has a prompt"),
+    ('{"image": "3.png", "text": "3"}', r"3\.png"),
+    ("", "prompts.jsonl lists no images"),
+  ]:
+    file.write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+      clip_score.score(folder, FakeClip(), said.append, str(file))
+
+
 # With the extra only.
 
 

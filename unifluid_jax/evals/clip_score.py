@@ -8,6 +8,7 @@ Differs: from CLIPScore, prompts are embedded as they are, without "A photo
 depicts" before them.
 """
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -37,28 +38,40 @@ def summary(cosine: Float[np.ndarray, " B"]) -> dict[str, float]:
 
 
 def score(
-  folder: str, clip: Clip, say: Callable[[str], None]
+  folder: str, clip: Clip, say: Callable[[str], None], prompts: str = ""
 ) -> dict[str, Any]:
-  """Scores what `drawn_images.draw` drew; its manifest has the prompts.
+  """Scores a folder of images.
+
+  Args:
+    folder: of the images.
+    clip: the network.
+    say: takes progress lines.
+    prompts: JSON lines {"image": name below the folder, "text": prompt}; "":
+      those of the manifest that `drawn_images.draw` left.
 
   Raises:
-    FileNotFoundError: no manifest.
-    ValueError: an image is missing or damaged.
+    FileNotFoundError: no manifest, or no such file of prompts.
+    ValueError: an image is missing or damaged, a line is wrong.
   """
-  drawn_images.check_complete(folder)
-  prompts = drawn_images.read_manifest(folder)["images"]
-  names = sorted(prompts)
+  if prompts:
+    texts = _read_prompts(prompts)
+  else:
+    drawn_images.check_complete(folder)
+    manifest = drawn_images.read_manifest(folder)["images"]
+    texts = {name: entry[0] for name, entry in manifest.items()}
+  names = sorted(texts)
   files = [os.fspath(epath.Path(folder) / name) for name in names]
   images = image_sets.files_set(folder, files)
   progress = telemetry.Progress("matched", 0, len(names))
   found, done = [], 0
   for batch in image_sets.batches(images, range(len(names)), _BATCH, 0):
-    texts = [prompts[name][0] for name in names[done : done + len(batch)]]
-    found.append(cosines(clip.images(batch), clip.texts(texts)))
+    said = [texts[name] for name in names[done : done + len(batch)]]
+    found.append(cosines(clip.images(batch), clip.texts(said)))
     done += len(batch)
     say(progress.line(done)[0])
   if not found:
-    raise ValueError(f"{folder}/{drawn_images.MANIFEST} lists no images")
+    listed = prompts or f"{folder}/{drawn_images.MANIFEST}"
+    raise ValueError(f"{listed} lists no images")
   scores = summary(np.concatenate(found))
   shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
   say(f"{shown}  ({len(names)} images of {folder}; {clip.name})")
@@ -70,3 +83,23 @@ def score(
     "network": clip.name,
     "text": "prompts as they are",
   }
+
+
+def _read_prompts(path: str) -> dict[str, str]:
+  """Image → prompt of a file of JSON lines; each image once."""
+  texts: dict[str, str] = {}
+  for number, line in enumerate(epath.Path(path).read_text().splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      entry = json.loads(line)
+      name, text = entry["image"], entry["text"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f'{path}, line {number}: expected {{"image": name, "text": prompt}}, '
+        f"found {line[:80]}"
+      ) from error
+    if name in texts:
+      raise ValueError(f"{path}, line {number}: {name} has a prompt already")
+    texts[name] = text
+  return texts
