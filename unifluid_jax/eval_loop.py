@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 from flax import jax_utils
+from jax.experimental import multihost_utils
 
 from unifluid_jax import api, checkpoint, systems, telemetry
 from unifluid_jax.config import Config
@@ -56,6 +57,7 @@ class Replicas:
     rows: int,
     devices: Sequence[Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    together: bool = False,
   ):
     """Holds no weights yet.
 
@@ -63,9 +65,12 @@ class Replicas:
       rows: per device and call; fewer are padded.
       devices: default all local ones.
       say: takes progress lines of long calls, which begin with `label`.
+      together: all processes call with the same rows; each computes a share
+        and all get all results. Else they know nothing of one another.
     """
     self.label = "rows"
     self._rows, self._say = rows, say
+    self._together = together
     self._devices = devices or jax.local_devices()
     self._weights: Any = None
 
@@ -105,7 +110,15 @@ class Replicas:
           said = time.monotonic()
       return np.concatenate(parts)
 
-    return call
+    def shared(*arrays):
+      total, processes = len(arrays[0]), jax.process_count()
+      share = -(-total // processes)
+      start = min(jax.process_index() * share, total - 1)
+      mine = [api.pad_rows(a[start : start + share], share) for a in arrays]
+      whole = multihost_utils.process_allgather(call(*mine))
+      return whole.reshape(-1, *whole.shape[2:])[:total]
+
+    return shared if self._together and jax.process_count() > 1 else call
 
 
 def load_model(config: Config, workdir: str, step: int) -> api.Model:
@@ -137,12 +150,12 @@ class Evaluator:
     self._system = systems.build(config)
     self._frozen = self._system.load_frozen()
     tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
-    self._replicas = Replicas(config.eval.batch, say=say)
+    self._replicas = Replicas(config.eval.batch, say=say, together=True)
     self._model = api.Model(config, self._system, tokenizer, self._replicas)
     self._bench = Bench(config, workdir, say)
 
   def run(self, step: int) -> list[Exception]:
-    """Scores one checkpoint and rewrites the report.
+    """Scores one checkpoint; process 0 rewrites the report.
 
     Each metric runs on its own: one that fails is recorded with its error,
     the others finish.
@@ -171,8 +184,9 @@ class Evaluator:
       shown += outcome.shown
       lines = scores(step, outcome) or f"step {step}  {name}"
       self._say(f"{lines}  ({time.monotonic() - begin:.0f} s)")
-    samples.write(self.workdir, step, shown)
-    record(self.config, self.workdir, rows)
+    if jax.process_index() == 0:
+      samples.write(self.workdir, step, shown)
+      record(self.config, self.workdir, rows)
     return errors
 
 
@@ -258,10 +272,23 @@ def watch(
     checkpoint.latest_step(workdir)
   errors, done = [], evaluated(workdir)
   while True:
-    for step in checkpoint.steps(workdir):
-      if step not in done:
-        errors += evaluator.run(step)
-        done.add(step)
-    if once or (done and max(done) >= config.steps):
+    step = _next(workdir, done)
+    if step is not None:
+      errors += evaluator.run(step)
+      done.add(step)
+    elif once or (done and max(done) >= config.steps):
       return errors
-    time.sleep(config.eval.poll_seconds)
+    else:
+      time.sleep(config.eval.poll_seconds)
+
+
+def _next(workdir: str, done: set[int]) -> int | None:
+  """The first step to score, in all processes what process 0 finds.
+
+  They look at the folder at different moments, and must score the same.
+  """
+  left = [step for step in checkpoint.steps(workdir) if step not in done]
+  step = left[0] if left else -1
+  if jax.process_count() > 1:
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+  return None if step < 0 else step

@@ -148,19 +148,17 @@ def main(_: list[str]) -> None:
     comparison.write(out, _COMPARE.value, _STEP.value)
     print(f"comparison: {out}")
     return
-  if _METRICS.value is None:
-    _watch(cli.speaker())
-    return
   parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   say = cli.speaker()
+  if _METRICS.value is None:
+    _watch(say)
+    return
   say(f"unifluid_jax.evaluate: {_METRICS.value}")
   _FILE_METRICS[_METRICS.value](say)
 
 
 def _watch(say: Say) -> None:
   """The evaluation job; then says where to look."""
-  if _COORDINATOR.value:
-    raise ValueError("--coordinator needs --metrics: the job is one process")
   config, workdir = _experiment()
   say(f"unifluid_jax.evaluate: {config.name} in {workdir}")
   evaluator = eval_loop.Evaluator(config, workdir, say)

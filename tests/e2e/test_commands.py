@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -210,21 +211,14 @@ def test_kill_in_the_middle_of_a_save_then_resume(space, tmp_path):
   assert a.keys() == b.keys() and a == b
 
 
-def test_two_processes_equal_one(space, tmp_path):
-  args = space.config("i2t_only", **{
-    "steps": 4, "log.every": 1, "mesh.fsdp": 2, "mesh.data": 2,
-    "checkpoint.every": 2,
-  })  # fmt: skip
-  one, two = tmp_path / "one", tmp_path / "two"
-  command("main", *args, f"--workdir={one}", devices=4)
-  import socket
-
+def two_processes(module, *args):
+  """What each says; together they have the four devices of one."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
   processes = [
     subprocess.Popen(
-      [sys.executable, "-m", "unifluid_jax.main", *args, f"--workdir={two}",
+      [sys.executable, "-m", f"unifluid_jax.{module}", *args,
        f"--coordinator=localhost:{port}", "--num_processes=2",
        f"--process_id={i}"],
       cwd=REPO,
@@ -237,10 +231,44 @@ def test_two_processes_equal_one(space, tmp_path):
   ]  # fmt: skip
   said = [p.communicate(timeout=240)[0] for p in processes]
   assert all(p.returncode == 0 for p in processes), said[0][-3000:]
+  return said
+
+
+def test_two_processes_equal_one(space, tmp_path):
+  args = space.config("i2t_only", **{
+    "steps": 4, "log.every": 1, "mesh.fsdp": 2, "mesh.data": 2,
+    "checkpoint.every": 2,
+  })  # fmt: skip
+  one, two = tmp_path / "one", tmp_path / "two"
+  command("main", *args, f"--workdir={one}", devices=4)
+  said = two_processes("main", *args, f"--workdir={two}")
   assert "2 process" in said[0] and "ETA" not in said[1]
   a, b = losses(one), losses(two)
   assert a.keys() == b.keys() == {1, 2, 3, 4}
   np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
+
+
+def test_two_processes_evaluate_what_one_does(space, tmp_path):
+  """Seven prompts, which two processes and their devices do not divide."""
+  found = []
+  for name in ("one", "two"):
+    run = tmp_path / name
+    shutil.copytree(space.run, run)
+    (run / eval_loop.RESULTS).unlink(missing_ok=True)
+    args = space.config(**{
+      "eval.metrics": "('tokenizer','captions')", "eval.examples": 7,
+    })  # fmt: skip
+    args += [f"--workdir={run}", "--step=20"]
+    if name == "one":
+      command("evaluate", *args)
+    else:
+      first, second = two_processes("evaluate", *args)
+      assert "captions/cider_d" in first and "captions" not in second
+    found.append(
+      {r["metric"]: r["value"] for r in rows(run / eval_loop.RESULTS)}
+    )
+  assert len(found[0]) > 3
+  assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(
