@@ -4,9 +4,9 @@
       --workdir=runs/shapes
 
 waits for new checkpoints until the last one is scored; --once scores what is
-there and leaves, --step=N one step. Several processes (--coordinator) share
-the rows. Results: metrics_eval.jsonl and
-report.html in the workdir. The exit status is 1 if any metric failed.
+there and leaves, --step=N one step. Several processes (--coordinator=...)
+share the rows. Results: metrics_eval.jsonl and report.html in the workdir.
+The exit status is 1 if any metric failed.
 
 With --metrics, one published metric of files (INCEPTION is what python -m
 unifluid_jax.weights --from=inception:FILE wrote; REF a folder of images, a
