@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -120,3 +121,20 @@ def test_constrain_is_free_under_pmap():
   x = np.ones((8, 2, 3), np.float32)
   y = jax.pmap(lambda a: parallel.gather(parallel.constrain(a, "BD")))(x)
   np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize(
+  "platform, kernel, fix",
+  [("gpu", "splash", "triton"), ("tpu", "triton", "splash"),
+   ("cpu", "splash", "plain")],
+)  # fmt: skip
+def test_a_kernel_for_other_devices_is_refused_with_theirs(
+  platform, kernel, fix
+):
+  mesh = mock.Mock(spec=jax.sharding.Mesh)
+  mesh.devices = np.array([mock.Mock(platform=platform)])
+  with pytest.raises(ConfigError, match=f"{platform}: set .*='{fix}'"):
+    parallel.check_attention(kernel, mesh)
+  parallel.check_attention("plain", mesh)
+  if fix != "plain":
+    parallel.check_attention(fix, mesh)

@@ -309,11 +309,12 @@ def check_attention(kernel: str, mesh: Mesh) -> None:
     ConfigError: names the devices and the kernel for them.
   """
   platform = mesh.devices.flat[0].platform
-  needed = {"splash": "tpu", "triton": "gpu"}.get(kernel, platform)
-  if platform != needed:
+  fused = {"tpu": "splash", "gpu": "triton"}
+  if kernel not in ("plain", fused.get(platform)):
     raise ConfigError(
-      f"config.model.attention={kernel!r} is a kernel for {needed}s, these "
-      f"devices are {platform}: set config.model.attention='plain'"
+      f"config.model.attention={kernel!r} does not run here, these devices "
+      f"are {platform}: set config.model.attention="
+      f"{fused.get(platform, 'plain')!r}"
     )
 
 
