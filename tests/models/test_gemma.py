@@ -332,6 +332,17 @@ def test_embedding_scale_is_rounded_to_the_activation_dtype(width, rounded):
   assert float(x[0, 0, 0]) == rounded
 
 
+def test_a_frequent_word_goes_on_counting():
+  """In bfloat16 a sum of ones ends at 256."""
+  table = jnp.zeros((3, 2), jnp.bfloat16)
+  ids = jnp.array([[1] * 1000, [2] * 1000]).at[1, 0].set(7)  # 7: no such row
+  grad = jax.grad(lambda t: gemma._rows(t, ids).astype(jnp.float32).sum())
+  got = grad(table)
+  assert got.dtype == jnp.bfloat16
+  want = jnp.array([[0] * 2, [1000] * 2, [999] * 2], jnp.bfloat16)
+  np.testing.assert_array_equal(got, want)
+
+
 def test_ids_beyond_the_vocabulary_are_nan():
   model, params = make("gemma1")
   x = model.apply({"params": params}, jnp.array([[16, 17]]), method="embed")

@@ -286,3 +286,12 @@ def test_misfits_are_refused_with_the_fix():
   bad = dataclasses.replace(TINY, groups=3)
   with pytest.raises(ValueError, match="groups=3 does not divide 8"):
     shapes(bad, 4)
+
+
+def test_a_flat_image_far_from_zero_is_not_nan():
+  """Whose variance, as a difference of large numbers, may be below 0."""
+  norm = kl_vae.Norm(2)
+  for value in (0.0, 3.3, 77.7):
+    x = jnp.full((1, 16, 16, 4), value)
+    got = norm.apply(norm.init(jax.random.key(0), x), x)
+    assert np.isfinite(got).all() and np.abs(got).max() < 2

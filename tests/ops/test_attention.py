@@ -149,3 +149,53 @@ def test_bfloat16_logits_are_float32():
   assert out.dtype == jnp.bfloat16
   want = 1 / (1 + np.exp(-0.25))
   np.testing.assert_allclose(out.astype(jnp.float32), want, atol=2e-3)
+
+
+# --------------------------------------------------------------- wide products
+
+
+def gradients(product, a, b, weights):
+  def loss(a, b):
+    return (product(a, b) * weights).sum()
+
+  return jax.grad(loss, (0, 1))
+
+
+def test_a_wide_product_and_its_gradients():
+  """Float32 factors: exactly einsum's."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  a, b = (jax.random.normal(k, (3, 5)) for k in keys[:2])
+  weights = jax.random.normal(keys[2], (3, 3))
+
+  def plain(a, b):
+    return jnp.einsum("ac,bc->ab", a, b)
+
+  def wide(a, b):
+    return attention.wide_product("ac,bc->ab", a, b)
+
+  np.testing.assert_array_equal(wide(a, b), plain(a, b))
+  for got, want in zip(
+    gradients(wide, a, b, weights)(a, b),
+    gradients(plain, a, b, weights)(a, b),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(got, want)
+
+
+def test_gradients_of_a_wide_product_are_narrow_ones():
+  """No product of the backward pass takes float32, which is slow."""
+  a = jnp.full((4, 8), 1.5, jnp.bfloat16)
+  weights = jnp.full((4, 4), 1.0, jnp.float32)
+
+  def wide(a, b):
+    out = attention.wide_product("ac,bc->ab", a, b)
+    assert out.dtype == jnp.float32
+    return out
+
+  program = jax.make_jaxpr(gradients(wide, a, a, weights))(a, a)
+  products = [e for e in program.eqns if e.primitive.name == "dot_general"]
+  taken = [x.aval.dtype for e in products for x in e.invars]
+  assert len(products) >= 2 and set(taken) == {jnp.dtype(jnp.bfloat16)}
+  for got in gradients(wide, a, a, weights)(a, a):
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got.astype(jnp.float32), 6.0)
