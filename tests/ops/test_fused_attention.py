@@ -104,15 +104,15 @@ def test_splash_equals_plain(t, n, kv, h, softcap, scale, small_blocks):
   assert_close(got, want)
 
 
-def test_bfloat16_is_as_near_to_float32_as_plain():
-  wide, mask = arrays(2, 200, 4, 2, 16), merged_mask(2, 200)
+def assert_as_near_as_plain(fused, wide, mask):
+  """In bfloat16, to the float32 result; forward and gradients."""
   half = [x.astype(jnp.bfloat16) for x in wide]
   exact = [x.astype(jnp.float32) for x in half]
   run = functools.partial(results, mask=mask, softcap=2.0, scale=0.25)
   got, plain, want = (
     run(f, qkvw=x)
     for f, x in (
-      (splash, half), (attention.attend, half), (attention.attend, exact),
+      (fused, half), (attention.attend, half), (attention.attend, exact),
     )
   )  # fmt: skip
   for a, b, c in zip(got, plain, want, strict=True):
@@ -122,6 +122,10 @@ def test_bfloat16_is_as_near_to_float32_as_plain():
       for x in (a, b)
     )
     assert 0 < off < 1.1 * allowed
+
+
+def test_bfloat16_is_as_near_to_float32_as_plain():
+  assert_as_near_as_plain(splash, arrays(2, 200, 4, 2, 16), merged_mask(2, 200))
 
 
 @pytest.mark.parametrize("rows", [slice(7, 8), slice(0, 128)])

@@ -14,6 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from tests.ops.test_fused_attention import (
   arrays,
+  assert_as_near_as_plain,
   assert_close,
   merged_mask,
   results,
@@ -73,23 +74,7 @@ def test_without_a_mask_padding_is_hidden(t, s):
 
 
 def test_bfloat16_is_as_near_to_float32_as_plain():
-  wide, mask = arrays(2, 48, 4, 2, 32), merged_mask(2, 48)
-  half = [x.astype(jnp.bfloat16) for x in wide]
-  exact = [x.astype(jnp.float32) for x in half]
-  run = functools.partial(results, mask=mask, softcap=2.0, scale=0.25)
-  got, plain, want = (
-    run(f, qkvw=x)
-    for f, x in (
-      (small, half), (attention.attend, half), (attention.attend, exact),
-    )
-  )  # fmt: skip
-  for a, b, c in zip(got, plain, want, strict=True):
-    assert a.dtype == jnp.bfloat16
-    off, allowed = (
-      float(jnp.sqrt(jnp.mean((x.astype(jnp.float32) - c) ** 2)))
-      for x in (a, b)
-    )
-    assert 0 < off < 1.1 * allowed
+  assert_as_near_as_plain(small, arrays(2, 48, 4, 2, 32), merged_mask(2, 48))
 
 
 @pytest.mark.parametrize("rows", [slice(7, 8), slice(0, 16)])
