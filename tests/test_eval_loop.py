@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from configs import debug
 from unifluid_jax import api, config, eval_loop
@@ -70,6 +71,41 @@ class Brightness:
     return jnp.full_like(images, frozen["offset"])
 
 
+def evaluator(tmp_path, monkeypatch, system, **metrics):
+  c = config.resolve(debug.get_config())
+  c = dataclasses.replace(
+    c, eval=dataclasses.replace(c.eval, metrics=tuple(metrics))
+  )
+  for name, metric in metrics.items():
+    monkeypatch.setitem(eval_loop.METRICS, name, metric)
+  monkeypatch.setattr(eval_loop.systems, "build", lambda _: system)
+  monkeypatch.setattr(eval_loop.text.Tokenizer, "load", lambda _: None)
+  monkeypatch.setattr(eval_loop.report_data, "write", lambda *_: None)
+  monkeypatch.setattr(api, "read_params", lambda *_: {})
+  return eval_loop.Evaluator(c, str(tmp_path), lambda _: None)
+
+
+def test_a_failed_metric_lets_the_others_finish_in_one_process(
+  tmp_path, monkeypatch
+):
+  def bad(subject, bench):
+    raise ValueError("no such split")
+
+  def good(subject, bench):
+    return Outcome({"good": 1.0}, {}, {})
+
+  job = evaluator(tmp_path, monkeypatch, Brightness(), bad=bad, good=good)
+  (error,) = job.run(1)
+  assert "no such split" in str(error)
+  results = tmp_path / eval_loop.RESULTS
+  found = [json.loads(line) for line in results.read_text().splitlines()]
+  assert [r["metric"] for r in found] == ["bad", "good"]
+  # Another process may be waiting for this one's share of the rows.
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match="no such split"):
+    job.run(2)
+
+
 def test_checkpoints_of_a_watch_share_one_model(tmp_path, monkeypatch):
   system, seen = Brightness(), []
 
@@ -79,15 +115,8 @@ def test_checkpoints_of_a_watch_share_one_model(tmp_path, monkeypatch):
     seen.append(int(subject.reconstruct([blank] * 3)[0, 0, 0, 0]))
     return Outcome({"m": 1.0}, {}, {})
 
-  c = config.resolve(debug.get_config())
-  c = dataclasses.replace(c, eval=dataclasses.replace(c.eval, metrics=("m",)))
-  monkeypatch.setitem(eval_loop.METRICS, "m", metric)
-  monkeypatch.setattr(eval_loop.systems, "build", lambda _: system)
-  monkeypatch.setattr(eval_loop.text.Tokenizer, "load", lambda _: None)
-  monkeypatch.setattr(eval_loop.report_data, "write", lambda *_: None)
-  monkeypatch.setattr(api, "read_params", lambda *_: {})
-  evaluator = eval_loop.Evaluator(c, str(tmp_path), lambda _: None)
-  assert evaluator.run(1) == evaluator.run(2) == []
+  job = evaluator(tmp_path, monkeypatch, system, m=metric)
+  assert job.run(1) == job.run(2) == []
   assert seen == [191, 191] and system.traced == 1
 
 

@@ -158,7 +158,8 @@ class Evaluator:
     """Scores one checkpoint; process 0 rewrites the report.
 
     Each metric runs on its own: one that fails is recorded with its error,
-    the others finish.
+    the others finish. Of several processes one that fails ends, and so ends
+    all: they could not go on together.
 
     Returns:
       The errors.
@@ -176,6 +177,9 @@ class Evaluator:
       # Whatever a metric throws must not take the others' results along.
       except Exception as error:
         logging.exception("metric %s failed at step %d", name, step)
+        if jax.process_count() > 1:
+          # The others may wait for this one's share, or not have failed.
+          raise
         errors.append(error)
         rows.append({"step": step, "metric": name, "error": repr(error)})
         self._say(f"step {step}  {name}: FAILED: {error!r}")
