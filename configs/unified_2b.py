@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
   # and 256 + 65 + the 63 tokens of an answer that are fed.
   c.text.update(prompt=128, prefix=65, suffix=64)
   # On other devices: plain, or triton on GPUs.
-  c.model.attention = "splash"
+  c.model.attention = "mosaic"
   c.model.remat = "dots"
   c.model.vae_path = "weights/sd_f8_vae"
   # python -m unifluid_jax.weights --from=gemma:... --to=weights/gemma2_2b

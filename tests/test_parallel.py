@@ -125,8 +125,8 @@ def test_constrain_is_free_under_pmap():
 
 @pytest.mark.parametrize(
   "platform, kernel, fix",
-  [("gpu", "splash", "triton"), ("tpu", "triton", "splash"),
-   ("cpu", "splash", "plain")],
+  [("gpu", "splash", "triton"), ("tpu", "triton", "mosaic"),
+   ("cpu", "mosaic", "plain")],
 )  # fmt: skip
 def test_a_kernel_for_other_devices_is_refused_with_theirs(
   platform, kernel, fix

@@ -80,7 +80,7 @@ class ModelConfig:
   # prediction shows it (input scaling, arXiv 2301.10972).
   latent_std: float = 1.0
   # Of the decoder in training; see ops/attention.attend.
-  attention: Literal["plain", "splash", "triton"] = "plain"
+  attention: Literal["plain", "mosaic", "splash", "triton"] = "plain"
 
   @property
   def grid(self) -> int:

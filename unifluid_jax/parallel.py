@@ -213,37 +213,63 @@ def constrain(x: Any, letters: str) -> Any:
   return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
+_WEIGHT = {"D": "fsdp", "N": "tensor", "F": "tensor"}
+
+
+def matrix(weight: Any, inputs: int, letters: str) -> Any:
+  """A weight as the matrix that a product takes: [inputs, outputs].
+
+  Heads lie side by side. Its gradient is a matrix too, until it has been
+  summed over devices: a TPU then lays out both factors of that product as
+  they are, and not by the small axes of one head.
+
+  Args:
+    weight: of any rank.
+    inputs: channels that the product sums over.
+    letters: of the two axes, split as `RULES` split the weight's: D over
+      fsdp, N and F over tensor, K not at all.
+  """
+  flat, mesh = weight.reshape(inputs, -1), _current()
+  axes = [_WEIGHT.get(letter) for letter in letters]
+  if mesh is None or any(
+    axis and size % mesh.shape[axis]
+    for size, axis in zip(flat.shape, axes, strict=True)
+  ):
+    return flat
+  return jax.lax.with_sharding_constraint(flat, P(*axes))
+
+
 def by_rows_and_heads(
-  attend: Callable[..., Any], q: Any, k: Any, v: Any, mask: Any
+  attend: Callable[..., Any], q: Any, k: Any, v: Any, *rows: Any
 ) -> Any:
   """Attention that the compiler cannot split, on each device's own part.
 
   Args:
-    attend: of queries, keys, values and the mask.
+    attend: of queries, keys, values and `rows`.
     q: [B, T, N, H].
     k: [B, S, K, H].
     v: [B, S, K, H].
-    mask: [B, T, S] or None.
+    *rows: arrays that lead with B, e.g. the mask; or None.
 
   Returns:
     Attended values, [B, T, N, H], laid out like `q`; without a mesh
     everything is one part.
   """
-  letters = ("BTNH", "BSKH", "BSKH", "BTS")
   specs = [
-    None if x is None else layout(x.shape, dims)
-    for x, dims in zip((q, k, v, mask), letters, strict=True)
+    layout(x.shape, letters)
+    for x, letters in ((q, "BTNH"), (k, "BSKH"), (v, "BSKH"))
   ]
   if specs[0] is None:
-    return attend(q, k, v, mask)
+    return attend(q, k, v, *rows)
   if specs[0] != specs[1]:
     # Fewer key heads than devices to split query heads over: a copy each.
     repeats = q.shape[2] // k.shape[2]
     k, v = (jax.numpy.repeat(x, repeats, axis=2) for x in (k, v))
     specs[1] = specs[2] = specs[0]
+  specs += [None if x is None else layout(x.shape[:1], "B") for x in rows]
   return jax.shard_map(
     attend, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
-  )(q, k, v, mask)
+  )(q, k, v, *rows)
 
 
 def gather(x: Any, *axes: str | None) -> Any:
@@ -309,12 +335,12 @@ def check_attention(kernel: str, mesh: Mesh) -> None:
     ConfigError: names the devices and the kernel for them.
   """
   platform = mesh.devices.flat[0].platform
-  fused = {"tpu": "splash", "gpu": "triton"}
-  if kernel not in ("plain", fused.get(platform)):
+  fused = {"tpu": ("mosaic", "splash"), "gpu": ("triton",)}
+  runs = (*fused.get(platform, ()), "plain")
+  if kernel not in runs:
     raise ConfigError(
       f"config.model.attention={kernel!r} does not run here, these devices "
-      f"are {platform}: set config.model.attention="
-      f"{fused.get(platform, 'plain')!r}"
+      f"are {platform}: set config.model.attention={runs[0]!r}"
     )
 
 

@@ -44,8 +44,9 @@ class Gemma(nn.Module):
   Attributes:
     config: shape and generation.
     dtype: of the residual stream and the products; parameters are float32.
-    remat: what the backward pass recomputes: "none", "dots" (all but the
-      projections) or "full" (everything but each layer's input).
+    remat: what the backward pass recomputes: "none", "dots" (all but what
+      takes products or sums over channels) or "full" (everything but each
+      layer's input).
     scan: False unrolls the layers in Python, for debugging; the parameters
       are the same.
     kernel: of attention without a cache; see `attention.attend`.
@@ -177,7 +178,7 @@ def rms_norm(
 ) -> Float[Array, "*dims D"]:
   """Root-mean-square norm, times 1 + scale in float32 before the downcast."""
   wide = x.astype(jnp.float32)
-  mean_square = jnp.mean(wide**2, axis=-1, keepdims=True)
+  mean_square = stack.keep(jnp.mean(wide**2, axis=-1, keepdims=True))
   return (wide * lax.rsqrt(mean_square + 1e-6) * (1 + scale)).astype(x.dtype)
 
 
@@ -282,16 +283,19 @@ def _block(config, call: _Call, carry, layer: _Layer):
 def _attention(config, call: _Call, layer: _Layer, x, k_cache, v_cache):
   p = layer.params["attn"]
   q, k, v = (
-    jnp.einsum("BTD,DNH->BTNH", x, p[name].astype(x.dtype)) for name in "qkv"
+    _heads(x, p[name], letters)
+    for name, letters in (("q", "DN"), ("k", "DK"), ("v", "DK"))
   )
   if config.qk_norm:
     q = rms_norm(q, p["q_norm"]["scale"])
     k = rms_norm(k, p["k_norm"]["scale"])
-  q, k = (
-    attention.rope(y, call.positions, layer.rope_base, layer.rope_scale)
-    for y in (q, k)
+  angles = attention.rotation(
+    call.positions, config.head_dim, layer.rope_base, layer.rope_scale
   )
   if call.index is not None:
+    # The cache keeps keys as they are read: rotated.
+    q, k = (attention.rotate(y, angles) for y in (q, k))
+    angles = None
     k, k_cache = _write(k_cache, k, layer.number, call.index)
     v, v_cache = _write(v_cache, v, layer.number, call.index)
   out = attention.attend(
@@ -299,12 +303,20 @@ def _attention(config, call: _Call, layer: _Layer, x, k_cache, v_cache):
     k.astype(x.dtype),
     v.astype(x.dtype),
     jnp.where(layer.is_local, call.local_mask, call.mask),
+    angles,
     softcap=config.attn_softcap,
     scale=config.query_scale or config.head_dim**-0.5,
     kernel=call.kernel,
   )
-  out = jnp.einsum("BTNH,NHD->BTD", out, p["o"].astype(x.dtype))
-  return out, k_cache, v_cache
+  out = stack.keep(out.reshape(*x.shape[:2], -1))
+  weight = parallel.matrix(p["o"].astype(x.dtype), out.shape[-1], "ND")
+  return out @ weight, k_cache, v_cache
+
+
+def _heads(x, weight, letters):
+  """Projects to heads side by side, then views them apart."""
+  out = x @ parallel.matrix(weight.astype(x.dtype), x.shape[-1], letters)
+  return out.reshape(*x.shape[:2], *weight.shape[1:])
 
 
 def _write(cache, new, number, index):

@@ -6,12 +6,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PRNGKeyArray
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, PRNGKeyArray
 
+_KEPT = "kept"
+_policies = jax.checkpoint_policies
 _SAVEABLE = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": _policies.save_from_both_policies(
+    _policies.dots_with_no_batch_dims_saveable,
+    _policies.save_only_these_names(_KEPT),
+  ),
+  "full": _policies.nothing_saveable,
 }
+
+
+def keep(x: Array) -> Array:
+  """Marks what remat "dots" keeps beside the results of products.
+
+  For what is small, or dear to compute again.
+  """
+  return checkpoint_name(x, _KEPT)
 
 
 def init_tree(key: PRNGKeyArray, specs: Mapping[str, Any]) -> dict[str, Any]:

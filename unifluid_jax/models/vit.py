@@ -3,6 +3,7 @@
 Sources: SigLIP (arXiv 2303.15343), big_vision models/vit.py.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from unifluid_jax import parallel
-from unifluid_jax.models.stack import fold_layers, init_tree
+from unifluid_jax.models.stack import fold_layers, init_tree, keep
 from unifluid_jax.ops import attention
 from unifluid_jax.presets import VitConfig
 
@@ -50,11 +51,14 @@ class Vit(nn.Module):
     self.layers = self.param("layers", init_tree, layer_specs(c))
     self.norm = self.param("norm", init_tree, norm_spec(c.width))
 
-  def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+  def __call__(
+    self, images: Float[Array, "B H W 3"], kernel: str = "plain"
+  ) -> Float[Array, "B N D"]:
     """Encodes images.
 
     Args:
       images: in [-1, 1], of the configured size.
+      kernel: see `attention.attend`.
 
     Returns:
       One token a patch, row by row, after the final norm, in `dtype`.
@@ -73,7 +77,8 @@ class Vit(nn.Module):
     x = patches(images.astype(self.dtype), self.patch["kernel"])
     x = x + self.patch["bias"].astype(self.dtype)
     x = x + self.position.astype(self.dtype)
-    x = fold_layers(_block, x, self.layers, remat=self.remat, scan=self.scan)
+    block = functools.partial(_block, kernel)
+    x = fold_layers(block, x, self.layers, remat=self.remat, scan=self.scan)
     return layer_norm(x, self.norm)
 
 
@@ -82,8 +87,8 @@ def layer_norm(
 ) -> Float[Array, "*dims D"]:
   """LayerNorm with scale and bias, float32 inside."""
   wide = x.astype(jnp.float32)
-  centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-  variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+  centred = wide - keep(jnp.mean(wide, axis=-1, keepdims=True))
+  variance = keep(jnp.mean(centred**2, axis=-1, keepdims=True))
   normed = centred * lax.rsqrt(variance + epsilon)
   return (normed * params["scale"] + params["bias"]).astype(x.dtype)
 
@@ -144,31 +149,39 @@ def layer_specs(config: VitConfig) -> dict[str, Any]:
 
 
 def self_attention(
-  x: Float[Array, "B T D"], params: Any
+  x: Float[Array, "B T D"], params: Any, kernel: str = "plain"
 ) -> Float[Array, "B T D"]:
   """Every token attends to every token; biases on all four products."""
-  q, k, v = (_dense("BTD,DNH->BTNH", x, params[name]) for name in "qkv")
-  y = attention.attend(q, k, v, None, softcap=0.0, scale=q.shape[-1] ** -0.5)
-  return _dense("BTNH,NHD->BTD", y, params["out"])
+  q, k, v = (_heads(x, params[name]) for name in "qkv")
+  scale = q.shape[-1] ** -0.5
+  y = attention.attend(q, k, v, None, softcap=0.0, scale=scale, kernel=kernel)
+  return _dense(keep(y.reshape(*x.shape[:2], -1)), params["out"], "ND")
 
 
 def mlp(
   x: Float[Array, "B T D"], params: Any, activation: Callable[[Any], Any]
 ) -> Float[Array, "B T D"]:
   """Two products with biases around an activation."""
-  y = activation(_dense("BTD,DF->BTF", x, params["up"]))
-  return _dense("BTF,FD->BTD", y, params["down"])
+  hidden = activation(_dense(x, params["up"], "DF"))
+  return _dense(hidden, params["down"], "FD")
 
 
-def _dense(equation, x, params):
-  out = jnp.einsum(equation, x, params["kernel"].astype(x.dtype))
-  return out + params["bias"].astype(x.dtype)
+def _heads(x, params):
+  return _dense(x, params, "DN").reshape(*x.shape[:2], *params["bias"].shape)
 
 
-def _block(x, params):
+def _dense(x, params, letters):
+  """A product of matrices: heads side by side are one axis, in or out."""
+  kernel = params["kernel"].astype(x.dtype)
+  kernel = parallel.matrix(kernel, x.shape[-1], letters)
+  return x @ kernel + params["bias"].astype(x.dtype).reshape(-1)
+
+
+def _block(kernel, x, params):
   x = parallel.constrain(x, "BTD")
   with jax.named_scope("attn"):
-    x = x + self_attention(layer_norm(x, params["norm1"]), params["attn"])
+    y = layer_norm(x, params["norm1"])
+    x = x + self_attention(y, params["attn"], kernel)
   with jax.named_scope("mlp"):
     x = x + mlp(layer_norm(x, params["norm2"]), params["mlp"], jax.nn.gelu)
   return parallel.constrain(x, "BTD")

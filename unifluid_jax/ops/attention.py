@@ -6,12 +6,17 @@ and the local window.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unifluid_jax.ops import fused_attention, triton_attention
+from unifluid_jax.ops import (
+  fused_attention,
+  mosaic_attention,
+  triton_attention,
+)
 
 # Finite, so that a row without any visible key gives a mean and not NaN.
 MASKED = -2.3819763e38
@@ -80,28 +85,38 @@ def window_mask(
   return (distance > -window) & (distance < window)
 
 
-def rope(
-  x: Float[Array, "B T N H"],
+class Rotation(NamedTuple):
+  """Cosines and sines of each position's angles, float32."""
+
+  cos: Any  # [B, T, H/2]
+  sin: Any  # [B, T, H/2]
+
+
+def rotation(
   positions: Int[Array, "B T"],
+  size: int,
   base: float | Float[Array, ""],
   scale: float | Float[Array, ""] = 1.0,
-) -> Float[Array, "B T N H"]:
-  """Rotates channel pairs (i, i + H/2) by position / scale * base^(-2i/H).
+) -> Rotation:
+  """Angles of rotary embeddings: position / scale * base^(-2i/H).
 
   Args:
-    x: queries or keys; H is even.
     positions: of the tokens.
+    size: of a head, H; even.
     base: of the geometric series of frequencies; may be traced.
     scale: positions are divided by it; may be traced.
-
-  Returns:
-    Rotated `x` in its dtype; angles, sines and cosines are float32.
   """
-  half = x.shape[-1] // 2
-  exponents = jnp.arange(half, dtype=jnp.float32) / half
+  exponents = jnp.arange(size // 2, dtype=jnp.float32) / (size // 2)
   frequencies = jnp.asarray(base, jnp.float32) ** -exponents
   angles = (positions.astype(jnp.float32) / scale)[..., None] * frequencies
-  sin, cos = (f(angles)[:, :, None, :] for f in (jnp.sin, jnp.cos))
+  return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(
+  x: Float[Array, "B T N H"], angles: Rotation
+) -> Float[Array, "B T N H"]:
+  """Rotates channel pairs (i, i + H/2), in float32, to the dtype of `x`."""
+  cos, sin = (part[:, :, None, :] for part in angles)
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = (first * cos - second * sin, second * cos + first * sin)
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
@@ -150,6 +165,7 @@ def attend(
   k: Float[Array, "B S K H"],
   v: Float[Array, "B S K H"],
   mask: Bool[Array, "B T S"] | None,
+  angles: Rotation | None = None,
   *,
   softcap: float,
   scale: float,
@@ -166,17 +182,26 @@ def attend(
     v: values, in the dtype of `q`.
     mask: True where a key is visible; None: everywhere. A row without any
       visible key gives finite values without meaning.
+    angles: queries and keys are rotated by them first; S is T then. None:
+      they are already, or have no positions.
     softcap: of the scaled logits, before the mask; 0: none.
     scale: of the logits.
-    kernel: "plain", the reference; "splash", fused for TPUs, which takes a
-      mask only, see `fused_attention.splash`; or "triton", fused for NVIDIA
-      GPUs, see `triton_attention.flash`.
+    kernel: "plain", the reference, or a fused one: "mosaic" for TPUs, see
+      `mosaic_attention.attention`; "splash", for TPUs and sequences without
+      end, which takes a mask only, see `fused_attention.splash`; "triton" for
+      NVIDIA GPUs, see `triton_attention.flash`.
 
   Returns:
     Attended values in the dtype of `q`. From the product's accumulation to
     the end of the softmax everything is float32; see `wide_product` for the
     gradients.
   """
+  if kernel == "mosaic":
+    return mosaic_attention.attention(
+      q, k, v, mask, angles, softcap=softcap, scale=scale
+    )
+  if angles is not None:
+    q, k = rotate(q, angles), rotate(k, angles)
   fused = {"splash": fused_attention.splash, "triton": triton_attention.flash}
   if kernel in fused:
     return fused[kernel](q, k, v, mask, softcap=softcap, scale=scale)

@@ -35,6 +35,9 @@ class UniFluid:
     dtype = jnp.dtype(m.dtype)
     self.decoder = gemma.Gemma(m.decoder, dtype, m.remat, m.scan, m.attention)
     self.vit = Vit(m.vit, dtype, m.remat, m.scan)
+    # Of the vision encoder in training. The other fused kernels take masks
+    # only, or were not timed with its heads.
+    self.vit_kernel = "mosaic" if m.attention == "mosaic" else "plain"
     self.head = DiffusionHead(m.head, m.token_channels, dtype)
     self.vae = kl_vae.KlVae(m.vae, dtype)
     self.project = nn.Dense(
@@ -100,14 +103,18 @@ class UniFluid:
     )
 
   def embed_pixels(
-    self, params: Params, images: Float[Array, "B *F H W 3"]
+    self,
+    params: Params,
+    images: Float[Array, "B *F H W 3"],
+    kernel: str = "plain",
   ) -> Float[Array, "B n D"]:
     """Vision features, projected; not scaled, as in PaliGemma.
 
     Features of F images follow one another, with nothing between them.
+    `kernel` is that of the encoder's attention, see `attention.attend`.
     """
     frames = images.reshape(-1, *images.shape[-3:])
-    features = self.vit.apply({"params": params["vit"]}, frames)
+    features = self.vit.apply({"params": params["vit"]}, frames, kernel)
     x = self.project.apply({"params": params["projector"]}, features)
     return x.reshape(images.shape[0], -1, x.shape[-1])
 
@@ -139,12 +146,16 @@ class UniFluid:
     return parallel.constrain(inputs, "BTD")
 
   def prompt_parts(
-    self, params: Params, frozen: Any, prompts: Prompts
+    self,
+    params: Params,
+    frozen: Any,
+    prompts: Prompts,
+    kernel: str = "plain",
   ) -> packing.Packed:
     """The bidirectional prefix of a generation or editing example."""
     parts = []
     if prompts.source is not None:
-      x = self.embed_pixels(params, prompts.source)
+      x = self.embed_pixels(params, prompts.source, kernel)
       parts.append(packing.prefix(x, packing.all_valid(x)))
       if self.config.model.edit_latents:
         x = self.embed_source(params, frozen, prompts.source_image)
@@ -243,7 +254,8 @@ class UniFluid:
     # alone, p/2 their source alone, p/2 both, as InstructPix2Pix trains.
     u, p = jax.random.uniform(k_drop, (b, 1)), c.loss.prompt_dropout
     text = jnp.where(u < p, packing.null_prompt(prompts.text), prompts.text)
-    head = self.prompt_parts(params, frozen, prompts._replace(text=text))
+    prompts = prompts._replace(text=text)
+    head = self.prompt_parts(params, frozen, prompts, self.vit_kernel)
     if prompts.source is not None and c.loss.image_dropout:
       hidden = (u >= p / 2) & (u < p / 2 + c.loss.image_dropout)
       head = packing.hide_source(head, text.shape[1], hidden[:, 0])
@@ -259,7 +271,7 @@ class UniFluid:
     """
     parts = []
     if hasattr(example, "image"):
-      x = self.embed_pixels(params, example.image)
+      x = self.embed_pixels(params, example.image, self.vit_kernel)
       parts.append(packing.prefix(x, packing.all_valid(x)))
     fed, p = example.suffix[:, :-1], self.config.loss.word_dropout
     if p:

@@ -1,0 +1,281 @@
+"""Fused attention for TPUs whose keys fit the chip's fast memory at once.
+
+A program sees all keys of one head, so a softmax is a softmax: nothing is
+carried from block to block, and the backward pass, in one kernel, needs
+nothing of the forward pass but its inputs. Arrays stay as the projections
+make them, heads side by side ([B, T, N*H]), and rotations happen inside: no
+layout but the products' own exists, and no rotated copy is ever written.
+Written in Pallas for its Mosaic back end.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu
+from jaxtyping import Array, Bool, Float
+
+from unifluid_jax import parallel
+from unifluid_jax.ops import fused_attention
+
+_LANES = 128  # of a vector register; blocks are multiples of it
+# Logits of a block of queries: an array of as many float32 takes 1 MiB, and
+# the backward pass holds a few.
+_LOGITS = 2**18
+_MEMORY = 64 * 2**20  # bytes of 128 MiB (v5e, v5p, v6e) a kernel may use
+# Finite, so that a row without any visible key gives a mean and not NaN.
+_UNSEEN = -1e30
+
+
+class _Call(NamedTuple):
+  """What both kernels of one call share."""
+
+  size: int  # of a head
+  group: int  # query heads that read one head of keys
+  softcap: float
+  scale: float
+  interpret: bool
+
+
+def attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: Bool[Array, "B T S"] | None,
+  rotation: tuple[Float[Array, "B T R"], Float[Array, "B T R"]] | None = None,
+  *,
+  softcap: float,
+  scale: float,
+  interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+  """What `attention.attend` computes, a head of keys at a time.
+
+  A kernel cannot be partitioned by the compiler: where a mesh is set, each
+  device runs its own rows and heads.
+
+  Differs: the softmax's weights are rounded to the dtype of `v` before they
+  are divided by their sum, not after. A row without any visible key passes
+  gradients on to its logits.
+
+  Args:
+    q: queries of N heads; N is a multiple of K.
+    k: keys, in the dtype of `q`.
+    v: values, in the dtype of `q`.
+    mask: True where a key is visible; None: everywhere.
+    rotation: cosines and sines for queries and keys, R = H / 2; S is T then.
+    softcap: of the scaled logits, before the mask; 0: none.
+    scale: of the logits.
+    interpret: run on any device, slowly, to check numbers.
+
+  Returns:
+    Attended values in the dtype of `q`.
+  """
+  local = functools.partial(
+    _local, softcap=softcap, scale=scale, interpret=interpret
+  )
+  cos, sin = rotation or (None, None)
+  return parallel.by_rows_and_heads(local, q, k, v, mask, cos, sin)
+
+
+def _local(q, k, v, mask, cos, sin, *, softcap, scale, interpret):
+  """One device's rows and heads, padded to whole blocks."""
+  shape, (b, t, n, h), (_, s, kv, _) = q.shape, q.shape, k.shape
+  call = _Call(h, n // kv, softcap, scale, interpret)
+  q, k, v = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+  if mask is None and s % _LANES:
+    mask = jnp.ones((b, t, s), bool)
+  padded = functools.partial(fused_attention.padded, blocks={1: _LANES})
+  q, k, v = map(padded, (q, k, v))
+  cos, sin = (None if x is None else padded(x) for x in (cos, sin))
+  if mask is not None:
+    mask = fused_attention.padded(mask, {1: _LANES, 2: _LANES})
+    mask = mask.astype(jnp.int8)
+  out = _attention(q, k, v, mask, cos, sin, call)
+  return out[:, :t].reshape(shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attention(q, k, v, mask, cos, sin, call: _Call):
+  """q and the result: [B, T, N*H]; k and v: [B, S, K*H]."""
+  arrays = (q, k, v, mask, cos, sin)
+  return _launch(_forward_kernel, call, arrays, [(q, "row")], 0)[0]
+
+
+def _forward(q, k, v, mask, cos, sin, call):
+  saved = q, k, v, mask, cos, sin
+  return _attention(*saved, call), saved
+
+
+def _backward(call, saved, d_out):
+  q, k, v, *_ = saved
+  results = [(q, "row"), (k, "key"), (v, "key")]
+  grads = _launch(_backward_kernel, call, (*saved, d_out), results, 2)
+  return (*grads, None, None, None)
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _launch(kernel, call: _Call, arrays, results, sums: int):
+  """Runs a kernel for every row, heads of keys and block of queries.
+
+  Args:
+    kernel: the kernel.
+    call: shared settings.
+    arrays: q, k, v, mask, cos, sin and, backward, the result's gradient.
+    results: an array like each result and what a program sees of it: "row",
+      a block of queries of some heads, or "key", all of theirs.
+    sums: float32 arrays like keys that stay from block to block.
+  """
+  (b, t, _), (_, s, keys) = arrays[0].shape, arrays[1].shape
+  block, width = _block(t, s), _width(keys, call.size)
+  specs = {
+    "row": ((None, block, call.group * width), lambda b, n, i: (b, i, n)),
+    "key": ((None, s, width), lambda b, n, i: (b, 0, n)),
+    "mask": ((None, block, s), lambda b, n, i: (b, i, 0)),
+    "angle": ((None, s, call.size // 2), lambda b, n, i: (b, 0, 0)),
+  }
+  specs = {name: pl.BlockSpec(*spec) for name, spec in specs.items()}
+  kinds = ["row", "key", "key", "mask", "angle", "angle", "row"]
+  return pl.pallas_call(
+    functools.partial(kernel, call=call),
+    grid=(b, keys // width, t // block),
+    in_specs=[
+      None if x is None else specs[kind]
+      for x, kind in zip(arrays, kinds[: len(arrays)], strict=True)
+    ],
+    out_specs=[specs[kind] for _, kind in results],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in results],
+    scratch_shapes=[tpu.VMEM((s, width), jnp.float32)] * sums,
+    interpret=call.interpret,
+    compiler_params=tpu.CompilerParams(
+      dimension_semantics=("parallel", "parallel", "arbitrary"),
+      vmem_limit_bytes=_MEMORY,
+    ),
+  )(*arrays)
+
+
+def _width(keys: int, size: int) -> int:
+  """Channels of keys a program takes: the fewest heads that fill registers."""
+  widths = [n for n in range(size, keys, size) if keys % n == 0]
+  return min((n for n in widths if n % _LANES == 0), default=keys)
+
+
+def _block(t: int, s: int) -> int:
+  """Queries of a block: the most whose logits have room; divides `t`."""
+  fits = [n for n in range(_LANES, t + 1, _LANES) if t % n == 0]
+  return max((n for n in fits if n * s <= _LOGITS), default=_LANES)
+
+
+# -------------------------------------------------------------------- kernels
+
+
+def _forward_kernel(
+  q_ref, k_ref, v_ref, mask_ref, cos_ref, sin_ref, out_ref, *, call
+):
+  visible, queries, keys = _shared(mask_ref, cos_ref, sin_ref, q_ref)
+  for head, readers in _heads(k_ref, call):
+    k, v = _rotated(k_ref[:, head], keys), v_ref[:, head]
+    for reader in readers:
+      q = _rotated(q_ref[:, reader], queries)
+      weights, total, _ = _weights(q, k, visible, call)
+      out = _product(weights.astype(v.dtype), v, 1, 0)
+      out_ref[:, reader] = (out / total).astype(out_ref.dtype)
+
+
+def _backward_kernel(
+  q_ref, k_ref, v_ref, mask_ref, cos_ref, sin_ref, d_out_ref,
+  dq_ref, dk_ref, dv_ref, dk_sum, dv_sum, *, call,
+):  # fmt: skip
+  """Sums over the queries that read a head, and over blocks of them."""
+  visible, queries, keys = _shared(mask_ref, cos_ref, sin_ref, q_ref)
+
+  @pl.when(pl.program_id(2) == 0)
+  def _():
+    dk_sum[...] = jnp.zeros_like(dk_sum)
+    dv_sum[...] = jnp.zeros_like(dv_sum)
+
+  for head, readers in _heads(k_ref, call):
+    k, v = _rotated(k_ref[:, head], keys), v_ref[:, head]
+    for reader in readers:
+      q, d_out = _rotated(q_ref[:, reader], queries), d_out_ref[:, reader]
+      weights, total, slope = _weights(q, k, visible, call)
+      weights = weights / total
+      d_weights = _product(d_out, v, 1, 1)
+      shares = jnp.sum(weights * d_weights, axis=1, keepdims=True)
+      d_logits = (weights * (d_weights - shares) * slope).astype(q.dtype)
+      dv_sum[:, head] += _product(weights.astype(d_out.dtype), d_out, 0, 0)
+      dk_sum[:, head] += _product(d_logits, q, 0, 0)
+      dq = _product(d_logits, k, 1, 0)
+      dq_ref[:, reader] = _back(dq, queries, dq_ref.dtype)
+
+  @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+  def _():
+    for head, _ in _heads(k_ref, call):
+      dk_ref[:, head] = _back(dk_sum[:, head], keys, dk_ref.dtype)
+    dv_ref[...] = dv_sum[...].astype(dv_ref.dtype)
+
+
+def _shared(mask_ref, cos_ref, sin_ref, q_ref):
+  """Of all heads: the mask, angles of the block's queries and of all keys."""
+  visible = None if mask_ref is None else mask_ref[...] != 0
+  if cos_ref is None:
+    return visible, None, None
+  rows = pl.ds(pl.program_id(2) * q_ref.shape[0], q_ref.shape[0])
+  queries = cos_ref[rows, :], sin_ref[rows, :]
+  return visible, queries, (cos_ref[...], sin_ref[...])
+
+
+def _heads(k_ref, call: _Call) -> Iterator[tuple[slice, list[slice]]]:
+  """Channels of each head of keys and of the queries' heads that read it."""
+  for i in range(k_ref.shape[1] // call.size):
+    heads = range(i * call.group, (i + 1) * call.group)
+    yield _channels(i, call.size), [_channels(n, call.size) for n in heads]
+
+
+def _channels(head: int, size: int) -> slice:
+  return slice(head * size, (head + 1) * size)
+
+
+def _rotated(x, angles):
+  """Rotates in float32; None: `x` itself."""
+  return x if angles is None else _turn(x, *angles).astype(x.dtype)
+
+
+def _back(gradient, angles, dtype):
+  """The gradient of `_rotated`: turns the other way."""
+  if angles is not None:
+    cos, sin = angles
+    gradient = _turn(gradient, cos, -sin)
+  return gradient.astype(dtype)
+
+
+def _turn(x, cos, sin):
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=1)
+  turned = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(turned, axis=1)
+
+
+def _weights(q, k, visible, call: _Call):
+  """Softmax before its division, the sums, the slope of scale and cap."""
+  logits, slope = _product(q, k, 1, 1) * call.scale, call.scale
+  if call.softcap:
+    bent = jnp.tanh(logits * (1 / call.softcap))
+    logits, slope = bent * call.softcap, call.scale * (1 - bent * bent)
+  if visible is not None:
+    logits = jnp.where(visible, logits, _UNSEEN)
+  weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
+  return weights, jnp.sum(weights, axis=1, keepdims=True), slope
+
+
+def _product(a, b, i: int, j: int):
+  """Sums over axis i of `a` and j of `b`, in float32."""
+  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return lax.dot_general(
+    a, b, (((i,), (j,)), ((), ())),
+    precision=precision, preferred_element_type=jnp.float32,
+  )  # fmt: skip
