@@ -62,7 +62,8 @@ def _variants() -> Iterator[tuple[str, Callable[..., Any]]]:
   yield "plain", attention.attend
   platform = jax.devices()[0].platform
   if platform == "tpu":
-    yield "splash", functools.partial(attention.attend, kernel="splash")
+    for name in ("splash", "mosaic"):
+      yield name, functools.partial(attention.attend, kernel=name)
   if platform != "gpu":
     return
   yield "triton", functools.partial(attention.attend, kernel="triton")

@@ -137,7 +137,8 @@ def _model() -> dict:
     scan=True,
     edit_latents=False,
     latent_std=1.0,
-    attention="plain",  # or a fused kernel: "splash" (TPU), "triton" (GPU)
+    # Or a fused kernel: "mosaic", "splash" (TPU), "triton" (GPU).
+    attention="plain",
   )
 
 

@@ -263,10 +263,17 @@ def test_band_and_mfu(trained):
   assert slow["seconds"] == {"exposed": 5.0, "scheduled": 3.0, "hidden": 3.0}
 
 
-def test_fused_attention_takes_time(trained):
+@pytest.mark.parametrize(
+  "attention, remat, products, fused_vit",
+  [("splash", "dots", 9, 0), ("triton", "none", 7, 0), ("mosaic", "full", 9, 1),
+   ("mosaic", "dots", 7, 1)],
+)  # fmt: skip
+def test_fused_attention_takes_time(
+  trained, attention, remat, products, fused_vit
+):
   """Of which the compiler says nothing; products by hand."""
   config, program, _ = trained
-  model = dataclasses.replace(config.model, attention="splash", remat="dots")
+  model = dataclasses.replace(config.model, attention=attention, remat=remat)
   config = dataclasses.replace(config, model=model)
   module = hlo.parse(
     "ENTRY %main (p: f32[1]) -> f32[1] {\n"
@@ -276,14 +283,16 @@ def test_fused_attention_takes_time(trained):
     8,
   )
   found = report._times(config, program, module, V5E, [])
-  c, text = model.decoder, config.text
-  patches = (model.vit.image_size // model.vit.patch) ** 2
+  c, v, text = model.decoder, model.vit, config.text
+  patches = (v.image_size // v.patch) ** 2
   longest = max(
     text.prompt + model.image_tokens,
     patches + text.prefix + text.suffix - 1,
   )
-  flops = 9 * 2 * c.depth * c.heads * c.head_dim * longest**2
+  flops = 2 * c.depth * c.heads * c.head_dim * longest**2
   flops *= config.batch["t2i"] + config.batch["i2t"]
+  vit = 2 * v.depth * v.width * patches**2 * config.batch["i2t"]
+  flops = products * (flops + fused_vit * vit)
   assert found["kernel_seconds"] == pytest.approx(flops / (0.4 * 8 * 197e12))
   assert found["compute_seconds"] == 1.0 + found["kernel_seconds"]
 

@@ -152,7 +152,7 @@ def self_attention(
   x: Float[Array, "B T D"], params: Any, kernel: str = "plain"
 ) -> Float[Array, "B T D"]:
   """Every token attends to every token; biases on all four products."""
-  q, k, v = (_heads(x, params[name]) for name in "qkv")
+  q, k, v = (keep(_heads(x, params[name])) for name in "qkv")
   scale = q.shape[-1] ** -0.5
   y = attention.attend(q, k, v, None, softcap=0.0, scale=scale, kernel=kernel)
   return _dense(keep(y.reshape(*x.shape[:2], -1)), params["out"], "ND")
