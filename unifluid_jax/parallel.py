@@ -182,11 +182,17 @@ def batch_groups(mesh: Mesh | None = None) -> int:
   return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
-_ACTIVATION = {"B": BATCH_AXES, "N": "tensor", "K": "tensor", "F": "tensor"}
+_ACTIVATION = {
+  **{"B": BATCH_AXES, "G": "data", "V": "fsdp"},
+  **{"N": "tensor", "K": "tensor", "F": "tensor"},
+}
 
 
 def layout(shape: Sequence[int], letters: str) -> P | None:
   """How an activation is split: B over data and fsdp, N, K, F over tensor.
+
+  G are rows that all devices along fsdp share, while V, the vocabulary, is
+  split over them.
 
   Args:
     shape: of the array.

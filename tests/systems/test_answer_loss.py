@@ -95,8 +95,8 @@ def test_several_images_are_seen_one_after_another():
   class Rows:
     """An encoder whose tokens are an image's rows."""
 
-    def apply(self, variables, images):
-      del variables
+    def apply(self, variables, images, kernel):
+      del variables, kernel
       return images.reshape(*images.shape[:2], -1)
 
   system = UniFluid(tiny())

@@ -74,9 +74,10 @@ class Gemma(nn.Module):
 
     An id beyond the vocabulary gives NaN rather than a neighbour's row.
     """
-    rows = _rows(self.embedder["table"], tokens)
+    table = self.embedder["table"].astype(self.dtype)
+    rows = _rows(table, tokens)
     scale = jnp.asarray(self.config.width**0.5, self.dtype)
-    return rows.astype(self.dtype) * scale
+    return rows * scale
 
   def __call__(
     self,
@@ -138,15 +139,22 @@ def _rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]):
   """Rows of the table; its gradient is summed in float32, whatever it is.
 
   A word that occurs in every row of a batch would stop counting in bfloat16.
+  On a mesh each device looks up what its part of the table holds, for all
+  rows of its fsdp group: rows travel, not the table.
   """
-  return jnp.take(table, ids, axis=0)
+  found = jnp.take(table, parallel.constrain(ids, "GT"), axis=0)
+  return parallel.constrain(parallel.constrain(found, "GTD"), "BTD")
 
 
 def _rows_back(saved, gradient):
   table, ids = saved
+  ids, gradient = (
+    parallel.constrain(ids, "GT"),
+    parallel.constrain(gradient, "GTD"),
+  )
   total = jnp.zeros(table.shape, jnp.float32)
   total = total.at[ids].add(gradient.astype(jnp.float32))
-  return total.astype(table.dtype), None
+  return parallel.constrain(total.astype(table.dtype), "VD"), None
 
 
 _rows.defvjp(lambda table, ids: (_rows(table, ids), (table, ids)), _rows_back)

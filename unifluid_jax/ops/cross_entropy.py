@@ -1,7 +1,8 @@
 """Cross entropy over a large vocabulary without ever holding its logits.
 
 Gemma's 256k rows times every answer position would be gigabytes in fp32, so
-logits exist for a few positions at a time and are recomputed backwards.
+logits exist for a few positions at a time and are recomputed backwards, unless
+all positions are few enough for one time.
 """
 
 from collections.abc import Callable
@@ -43,10 +44,11 @@ def chunked_cross_entropy(
   targets = jnp.pad(targets, ((0, 0), (0, pad)))
   count = (a + pad) // chunk
 
-  @jax.checkpoint
   def one(h, t):
     logits = logits_of(h)
-    picked = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
+    # A sum and no lookup: the vocabulary may be split over devices.
+    ids = jnp.arange(logits.shape[-1])
+    picked = jnp.where(ids == t[..., None], logits, 0).sum(axis=-1)
     nll = jax.nn.logsumexp(logits, axis=-1) - picked
     if smoothing:  # else the other logits need not be summed
       others = (logits.sum(axis=-1) - picked) / (logits.shape[-1] - 1)
@@ -57,8 +59,9 @@ def chunked_cross_entropy(
   if count == 1:
     nll, hits = one(hidden, targets)
     return nll[:, :a], hits[:, :a]
+  step = jax.checkpoint(one)
   _, (nll, hits) = jax.lax.scan(
-    lambda carry, xs: (carry, one(*xs)),
+    lambda carry, xs: (carry, step(*xs)),
     None,
     (
       hidden.reshape(b, count, chunk, d).swapaxes(0, 1),

@@ -195,7 +195,7 @@ class UniFluid:
   ) -> tuple[Float[Array, ""], Metrics]:
     """L = L_visual + lambda * L_text over one backbone pass (UniFluid §4.1)."""
     keys = jax.random.split(key, 5)
-    c, params = self.config, self._with_whole_table(params)
+    c = self.config
     r = order.randomness(step, c.order.random_until, c.order.raster_from)
     tasks, images, texts = [], [], []
     if batch.t2i is not None:
@@ -228,18 +228,6 @@ class UniFluid:
       metrics |= more
       total = total + c.loss.text_weight * text
     return total, metrics
-
-  def _with_whole_table(self, params: Params) -> Params:
-    """Parameters with the vocabulary's table whole on every device.
-
-    Collected once, outside all loops, for lookups and logits alike, in the
-    dtype of both: its gradient, 1.2 GB at 256k rows, is summed over devices
-    once too.
-    """
-    decoder = params["decoder"]
-    table = decoder["embedder"]["table"].astype(self.decoder.dtype)
-    table = parallel.gather(table, "fsdp", "tensor")
-    return params | {"decoder": decoder | {"embedder": {"table": table}}}
 
   def _pack_image(self, params, frozen, prompts, example, key, r):
     """A generation example as a sequence, and the tokens it must predict."""
@@ -337,11 +325,18 @@ class UniFluid:
       a, length = target.shape[1], tasks[i].x.shape[1]
       h.append(hidden[i][:, length - a : length])
       suffix.append(target)
-    h, suffix = jnp.concatenate(h), jnp.concatenate(suffix)
+    # Each device scores its part of the vocabulary for all rows of its fsdp
+    # group: the states of some answers travel, not the table nor its gradient.
+    h = parallel.constrain(jnp.concatenate(h), "GTD")
+    suffix = parallel.constrain(jnp.concatenate(suffix), "GT")
     config = self.config.model.decoder
-    table = params["decoder"]["embedder"]["table"]
+    table = params["decoder"]["embedder"]["table"].astype(h.dtype)
+
+    def logits(x):
+      return parallel.constrain(gemma.logits(config, table, x), "GTV")
+
     nll, hits = chunked_cross_entropy(
-      lambda x: gemma.logits(config, table, x),
+      logits,
       h,
       suffix,
       self.config.loss.vocab_chunk,
