@@ -365,7 +365,10 @@ class _Stop(contextlib.AbstractContextManager):
     self._saved, self._flag, self._old = saved, threading.Event(), None
 
   def __enter__(self):
-    if threading.current_thread() is threading.main_thread():
+    # In a run of several processes jax.distributed listens for the signal; a
+    # handler of ours would take its place, and nobody would hear of it.
+    main = threading.current_thread() is threading.main_thread()
+    if main and jax.process_count() == 1:
       self._old = signal.signal(signal.SIGTERM, self._set)
     return self
 
