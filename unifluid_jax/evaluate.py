@@ -50,6 +50,7 @@ Two evaluated runs on one page, at --step=N or the newest step of each:
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -150,6 +151,9 @@ def main(_: list[str]) -> None:
     print(f"comparison: {out}")
     return
   parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  # jax.distributed keeps the signal for training, which saves; here nobody
+  # asks for it, and whatever is scored is written already.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   say = cli.speaker()
   if _METRICS.value is None:
     _watch(say)

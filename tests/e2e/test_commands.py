@@ -248,6 +248,61 @@ def test_two_processes_equal_one(space, tmp_path):
   np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
 
 
+def launched(job, space, *args):
+  """launch/local.sh: two processes with a CPU device each; compiles once."""
+  return subprocess.Popen(
+    ["bash", f"{REPO}/launch/local.sh", job, "--cpu_devices=1", "--", *args],
+    cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    env=dict(
+      ENV, PYTHON=sys.executable,
+      JAX_COMPILATION_CACHE_DIR=f"{space.root}/compiled",
+      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+      JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    ),
+  )  # fmt: skip
+
+
+def told_to_stop(process, when):
+  """What it says, if it gets a SIGTERM as soon as `when` is there."""
+  deadline = time.monotonic() + 240
+  while not when():
+    assert process.poll() is None, process.communicate()[0][-3000:]
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  process.send_signal(signal.SIGTERM)
+  return process.communicate(timeout=120)[0]
+
+
+def test_launched_processes_stop_by_sigterm_and_go_on(space, tmp_path):
+  run, long = tmp_path / "run", {"steps": 100_000, "checkpoint.every": 100_000}
+  args = space.config("i2t_only", **{"log.every": 1, **long})
+  process = launched("train", space, *args, f"--workdir={run}")
+  said = told_to_stop(process, (run / "metrics.jsonl").exists)
+  (last,) = [int(x.name) for x in (run / "checkpoints").iterdir()]
+  assert process.returncode == 0 and "2 process" in said
+  assert f"told to stop: saved step {last}; the same command" in said
+  args += [f"--config.steps={last + 2}"]
+  process = launched("train", space, *args, f"--workdir={run}")
+  said = process.communicate(timeout=240)[0]
+  assert f"1: resumed from step {last} of this workdir" in said, said[-3000:]
+  assert sorted(losses(run)) == list(range(1, last + 3))
+
+
+def test_a_launched_evaluation_that_waits_ends_by_sigterm(space, tmp_path):
+  shutil.copy(space.run / "tokenizer.model", tmp_path)
+  process = launched(
+    "evaluate", space, *space.config(), f"--workdir={tmp_path}"
+  )
+  said = ""
+  while "is connected to 1 peer" not in said:  # they wait for a checkpoint
+    line = process.stdout.readline()
+    assert line, said
+    said += line
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=60)
+  assert process.returncode == 128 + signal.SIGTERM
+
+
 def test_two_processes_evaluate_what_one_does(space, tmp_path):
   """Seven prompts, which two processes and their devices do not divide."""
   found = []
