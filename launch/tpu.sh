@@ -25,16 +25,16 @@ Trains and evaluates on a Cloud TPU slice, by gcloud.
                    ACCELERATOR_TYPE)
   --runtime=NAME   of the machines' image (or RUNTIME_VERSION; default by TYPE)
   --spot           create, --retry: may be taken away at any time, costs less
-  --retry          train, evaluate: stays, and starts again what a restart of
-                   the hosts interrupted; recreates a slice that was taken
-                   away. Gives up after three failures within 15 minutes each
+  --retry          train, evaluate: stays, and starts again what failed or was
+                   interrupted; recreates a slice that was taken away. Gives
+                   up after three failures at the same step
   --worker=N       log: default 0
   --lines=N        log: default 40
   --follow         log: goes on
   --kill           stop: SIGKILL where a minute of SIGTERM did not do
 
-More flags for gcloud: CREATE_FLAGS (--reserved, --network=NAME, ...) and SSH_FLAGS
-(--internal-ip, ...). POLL_SECONDS lie between two looks at a slice (30).
+More flags for gcloud: CREATE_FLAGS (--reserved, --network=NAME, ...) and
+SSH_FLAGS (--internal-ip, ...). POLL_SECONDS (30) lie between two looks.
 
   export ZONE=us-east5-a PROJECT_ID=... BUCKET=...
   launch/tpu.sh create --name=train --type=v5p-128 --spot
@@ -97,8 +97,7 @@ create() {
   flags+=("--accelerator-type=$type" "--runtime-version=$runtime")
   tell_gcloud queued-resources create "$name" --node-id="$name" \
     "${flags[@]}" || return
-  while true; do
-    now=$(slice)
+  while now=$(slice); do
     [[ $now == "$last" ]] || say "$name: $now"
     last=$now
     case $now in
@@ -150,7 +149,7 @@ mounted on all workers" ;;
 
 # Watches a started job; starts it again until it is done, stopped or broken.
 keep() { # MODULE ARGUMENTS...
-  local commit word begun=$SECONDS quick=0
+  local commit word reached last=never same=0
   commit=$(on 0 installed)
   while sleep "$poll"; do
     case $(slice) in
@@ -159,7 +158,6 @@ keep() { # MODULE ARGUMENTS...
         say "$name was taken away; requesting it again"
         delete || true # ABSENT
         create && setup "$commit" && start "$@" || say "again in $poll s"
-        begun=$SECONDS
         continue ;;
       *) continue ;;
     esac
@@ -170,14 +168,15 @@ keep() { # MODULE ARGUMENTS...
         say "$name: $word"
         return ;;
       failed*)
-        ((SECONDS - begun < 900)) && ((++quick)) || quick=0
-        ((quick < 3)) || die "$name: $word; see launch/tpu.sh log" ;;
+        reached=$(on 0 reached) || continue
+        [[ $reached == "$last" ]] && ((++same)) || same=0
+        ((same < 2)) || die "$name: $word, thrice here; see launch/tpu.sh log"
+        last=$reached ;;
     esac
     say "$name: $word; starting again"
     [[ $word != none ]] || setup "$commit" || continue
     # Other workers may still wait for one that is gone.
     on all stop 60 kill && start "$@" || say "again in $poll s"
-    begun=$SECONDS
   done
 }
 
@@ -196,15 +195,14 @@ name=${TPU_NAME-} zone=${ZONE-} project=${PROJECT_ID-}
 type=${ACCELERATOR_TYPE-} runtime=${RUNTIME_VERSION-} tier='' retry=''
 worker=0 lines=40 follow='' patience=600 poll=${POLL_SECONDS:-30}
 
-(($#)) || wrong "no command"
-command=$1
-shift
+command=${1-}
 case $command in
+  '') wrong "no command" ;;
   -h | --help) usage && exit ;;
   create | setup | train | evaluate | status | log | stop | delete) ;;
   *) wrong "unknown command $command" ;;
 esac
-while (($#)); do
+while shift && (($#)); do
   case $1 in
     --name=*) name=${1#*=} ;;
     --zone=*) zone=${1#*=} ;;
@@ -221,7 +219,6 @@ while (($#)); do
     --) break ;;
     *) wrong "unknown flag $1 (what is for Python comes after --)" ;;
   esac
-  shift
 done
 case $command:${1-} in
   train:-- | evaluate:--) shift ;;

@@ -121,6 +121,12 @@ status() {
 
 installed() { cat "$jobs/commit"; }
 
+# The last step that the job spoke of.
+reached() {
+  grep --only-matching --extended-regexp '^(train|step) [0-9]+' "$jobs/log" |
+    tail -n 1 || true
+}
+
 # LINES [-F]
 log() { tail -n "$@" "$jobs/log"; }
 
