@@ -38,7 +38,15 @@ setup(
     "tensorflow-datasets",
   ],
   extras_require={
-    "test": ["beartype", "pytest", "pytest-xdist", "ruff"],
+    "test": [
+      "beartype",
+      "ipykernel",
+      "nbclient",
+      "nbformat",
+      "pytest",
+      "pytest-xdist",
+      "ruff",
+    ],
     "parity": [
       "torch==2.13.0",
       "transformers==5.23.0",

@@ -79,7 +79,8 @@ class Cloud:
       self.be(*(later or [first]))
       if first in ERRORS:
         return ERRORS[first]
-      print(first)
+      whole = f"name: {name}\nstate:\n  state: {first}"
+      print(first if flags.get("format") == "value(state.state)" else whole)
     elif verb == "scp":
       for worker in workers:
         shutil.copy(name, self.home(worker))

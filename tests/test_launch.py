@@ -27,8 +27,10 @@ WORKDIR = "--workdir=gs://bucket/run"
 PYTHON = r"""#!/usr/bin/env bash
 set -e
 case "$*" in
-  "-c "*) exit "${OLD_PYTHON-0}" ;;
+  "-c "*) [[ ! -e $HOME/old_python ]] ;;
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m uv venv "*) mkdir -p "${*: -1}/bin" && cp "$0" "${*: -1}/bin/python"
+    echo "$*" >>"$HOME/pip" ;;
   "-m pip --version") ;;
   "-m pip "*) echo "$*" >>"$HOME/pip" ;;
   "-m unifluid_jax."*)
@@ -39,7 +41,7 @@ case "$*" in
     count=$(wc -l <"$HOME/started")
     [[ $all != *--steps=5* ]] ||
       { echo train "$count/5"; exit "$((5 - count))"; }
-    trap 'echo told to stop; exit 0' TERM
+    trap 'sleep .2; echo told to stop; exit 0' TERM
     echo train 1/10
     for _ in {1..600}; do sleep .05; done ;;
   *) echo "unknown: $*" >&2; exit 9 ;;
@@ -117,6 +119,10 @@ class Place(fake_gcloud.Cloud):
 
   def jobs(self, worker):
     return self.home(worker) / "unifluid_jax" / "runs" / "launch"
+
+  def trains(self, worker):
+    """Whether a job waits for a signal."""
+    return (self.jobs(worker) / "log").read_text().endswith("train 1/10\n")
 
   def lose(self, worker):
     """kill -9 of the whole job, as when the host goes."""
@@ -235,6 +241,16 @@ def test_setup_installs_the_committed_state(place):
   assert not (here / "new.py").exists()
 
 
+def test_setup_brings_a_python_where_it_is_too_old(place):
+  place.run("create", "--type=v5p-16")
+  (place.home(1) / "old_python").touch()
+  place.run("setup")
+  first, second, _ = (place.home(1) / "pip").read_text().splitlines()
+  assert first.endswith("install --quiet --user uv")
+  assert second == "-m uv venv --quiet --seed --python 3.11 .venv"
+  assert "uv" not in (place.home(0) / "pip").read_text()
+
+
 def test_a_job_is_detached_and_stops_by_sigterm(place):
   place.ready()
   place.run("train", "--", *ODD, WORKDIR)
@@ -243,7 +259,8 @@ def test_a_job_is_detached_and_stops_by_sigterm(place):
     assert place.started(worker) == [
       ["unifluid_jax.main", *ODD, WORKDIR, "--coordinator=auto"]
     ]
-  wait_for(lambda: "train 1/10" in place.run("log"))
+  wait_for(lambda: place.trains(0) and place.trains(1))
+  assert "train 1/10" in place.run("log")
   said = place.run("status")
   assert said.count(": running, commit ") == 2 and "slice: ACTIVE" in said
   for command in ("train", "evaluate"):
@@ -278,9 +295,10 @@ def test_the_state_tells_how_a_job_left(place):
   wait_for(lambda: place.state(0) == "failed 7")
   assert "worker 0: failed 7" in place.run("status")
   place.run("train", "--", WORKDIR)
-  wait_for(lambda: len(place.started(1)) == 2)
+  wait_for(lambda: place.trains(1))
   os.killpg(int((place.jobs(1) / "group").read_text()), signal.SIGTERM)
   wait_for(lambda: place.state(1) == "interrupted")
+  assert "told to stop" in place.run("log", "--worker=1", "--lines=1")
 
 
 def test_retry_goes_on_on_a_new_slice(place):
@@ -291,6 +309,10 @@ def test_retry_goes_on_on_a_new_slice(place):
   place.lose(0)  # a host restarts
   wait_for(lambda: len(place.started(0)) == len(place.started(1)) == 2)
   commit = place.git("rev-parse", "HEAD")
+  for worker in range(2):  # the hosts come back without their files
+    place.lose(worker)
+    shutil.rmtree(place.home(worker) / "unifluid_jax")
+  wait_for(lambda: len(place.started(0)) == len(place.started(1)) == 3)
   (place.checkout / "later.py").write_text("")
   place.commit()
   for worker in range(2):

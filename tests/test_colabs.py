@@ -1,0 +1,164 @@
+"""The notebooks, run from top to bottom with toy parameters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).parent.parent
+COLABS = REPO / "colabs"
+NAMES = sorted(path.name for path in COLABS.glob("*.ipynb"))
+SMALL = (
+  "--config.steps=2 --config.checkpoint.every=2 --config.log.every=1 "
+  "--config.sampling.steps=2 "
+)
+# Of configs/folder.py, whose configuration is not a toy.
+TINY = (
+  "--config.model.decoder.width=32 --config.model.decoder.depth=1 "
+  "--config.model.vit.width=32 --config.model.vit.depth=1 "
+  "--config.model.head.width=32 --config.model.head.depth=1 "
+  "--config.model.vae.base=32 --config.batch.t2i=2 --config.batch.i2t=2 "
+)
+
+
+def read(name):
+  return nbformat.read(COLABS / name, as_version=4)
+
+
+def parameters(notebook):
+  """Index of the one cell that papermill would put its values after."""
+  (index,) = [
+    i for i, cell in enumerate(notebook.cells)
+    if "parameters" in cell.metadata.get("tags", [])
+  ]  # fmt: skip
+  return index
+
+
+def run(notebook, where, home, **values):
+  """Executes it with other parameters; commands must leave with status 0."""
+  code = "\n".join(f"{key} = {value!r}" for key, value in values.items())
+  cells, start = [], parameters(notebook) + 1
+  for cell in notebook.cells[start:]:
+    cells.append(cell)
+    if any(x.lstrip().startswith("!") for x in cell.source.splitlines()):
+      check = "assert globals().pop('_exit_code', 0) == 0"
+      cells.append(nbformat.v4.new_code_cell(check))
+  changed = nbformat.v4.new_code_cell(code)
+  notebook.cells = [*notebook.cells[:start], changed, *cells]
+  path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+  env = {
+    "PATH": path, "HOME": str(home), "PYTHONPATH": str(REPO),
+    "JAX_PLATFORMS": "cpu", "IPYTHONDIR": f"{home}/ipython",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+  }  # fmt: skip
+  client = nbclient.NotebookClient(
+    notebook, timeout=300, kernel_name="python3",
+    resources={"metadata": {"path": str(where)}},
+  )  # fmt: skip
+  client.execute(env=env)
+  return [output for cell in notebook.cells if cell.cell_type == "code"
+          for output in cell.outputs]  # fmt: skip
+
+
+def pictures(outputs):
+  return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def said(outputs):
+  return "".join(output.get("text", "") for output in outputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_valid_and_has_no_outputs(name):
+  notebook = read(name)
+  nbformat.validate(notebook)
+  first = notebook.cells[0]
+  assert first.cell_type == "markdown"
+  assert "**Hardware:**" in first.source and "**Time:**" in first.source
+  parameters(notebook)
+  for cell in notebook.cells:
+    if cell.cell_type == "code":
+      assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_demo(tmp_path):
+  """Opened as Jupyter does, in colabs/."""
+  run_dir = tmp_path / "run"
+  overrides = (
+    f"--config.data.root={tmp_path}/data "
+    f"--config.text.tokenizer={tmp_path}/data/tokenizer.model "
+    f"--config.model.vae_path={run_dir}/vae "
+    "--config.data.world.train=64 --config.eval.prompts_per_task=1 "
+    "\"--config.eval.metrics=('geneval','captions')\" "
+  )
+  outputs = run(
+    read("demo.ipynb"), COLABS, tmp_path, CONFIG="configs/debug.py",
+    VAE_CONFIG="configs/debug.py:vae", WORKDIR=str(run_dir),
+    OVERRIDES=overrides + SMALL,
+  )  # fmt: skip
+  text = said(outputs)
+  assert str(REPO) in text and "train 2/2 (100 %)" in text
+  assert "geneval/overall" in text and "is there a green circle?  " in text
+  assert pictures(outputs) == 3
+  (page,) = [o for o in outputs if "<iframe" in o.get("data", {}).get(
+    "text/html", "")]  # fmt: skip
+  assert "Evaluation report" in page["data"]["text/html"]
+
+
+def test_your_images(tmp_path):
+  """A folder whose name has a space, opened in the checkout's root."""
+  folder = tmp_path / "my images"
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  with (folder / "captions.jsonl").open("w") as lines:
+    for i, colour in enumerate(("red", "green", "blue", "grey")):
+      pixels = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+      Image.fromarray(pixels).save(folder / f"{i}.png")
+      row = {"image": f"{i}.png", "prefix": "", "suffix": f"a {colour} road"}
+      lines.write(json.dumps(row) + "\n")
+  run_dir = tmp_path / "run"
+  outputs = run(
+    read("your_images.ipynb"), REPO, tmp_path, FOLDER=str(folder),
+    WORKDIR=str(run_dir),
+    OVERRIDES=f"--config.text.tokenizer={tmp_path}/tokenizer.model "
+    f"--config.model.vae_path={run_dir}/vae " + SMALL + TINY,
+  )  # fmt: skip
+  assert said(outputs).count("train 2/2 (100 %)") == 2
+  assert pictures(outputs) == 5
+
+
+def first_steps(name):
+  """A notebook up to the cell that goes into the checkout; that cell."""
+  notebook = read(name)
+  end = next(
+    i for i, cell in enumerate(notebook.cells) if "git clone" in cell.source
+  )
+  notebook.cells = notebook.cells[: end + 1]
+  return notebook, notebook.cells[end].source
+
+
+def test_clones_where_there_is_no_checkout(tmp_path):
+  assert len({first_steps(name)[1] for name in NAMES}) == 1
+  origin, here = tmp_path / "origin", tmp_path / "content"
+  here.mkdir()
+  (origin / "configs").mkdir(parents=True)
+  (origin / "configs" / "base.py").write_text("")
+  git = ["git", "-C", origin, "-c", "user.name=n", "-c", "user.email=e@x"]
+  for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+    subprocess.run([*git, *words], check=True)
+  with pytest.raises(nbclient.exceptions.CellExecutionError) as error:
+    run(first_steps("demo.ipynb")[0], here, tmp_path)
+  assert "set REPOSITORY to the address of one" in str(error.value)
+  for _ in range(2):  # a restarted session finds what it has cloned
+    outputs = run(
+      first_steps("demo.ipynb")[0], here, tmp_path,
+      REPOSITORY=f"file://{origin}",
+    )  # fmt: skip
+    assert said(outputs).strip() == str(here / "unifluid_jax")
