@@ -294,7 +294,7 @@ def test_shares_of_edits_without_source_and_text(editor, monkeypatch):
   text = jnp.tile(jnp.asarray([0, BOS, 7, 8, 9]), (rows, 1))
   parts = packing.prefix(jnp.zeros((rows, 9, 1)), jnp.ones((rows, 9), bool))
 
-  def prompt_parts(params, frozen, prompts):
+  def prompt_parts(params, frozen, prompts, kernel):
     texts.append(prompts.text)
     return parts
 

@@ -1,6 +1,7 @@
 """UniFluid's training side: locality, routing, one pass for all tasks."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -230,6 +231,27 @@ def test_wide_logits_never_exist_whole():
   text = grad.lower(m.params).as_text()
   assert "8x1x4099xf32" in text
   assert "8x4x4099xf32" not in text and "32x4099xf32" not in text
+
+
+def test_the_vocabulary_stays_split_over_devices():
+  """No device holds the whole table, its gradient, or a whole row of logits;
+  yet loss and gradient are those of one device."""
+  m = Tiny(model__decoder__vocab=4096, model__dtype="float32")
+  batch = Batch(t2i=examples().t2i, i2t=examples().i2t)
+  grad = jax.value_and_grad(lambda p, b: loss_of(m, p, b))
+  want = jax.jit(grad)(m.params, batch)
+  mesh = parallel.make_mesh(MeshConfig(2, 4, 1))
+  with jax.set_mesh(mesh):
+    places = parallel.shardings(m.params, m.params, mesh)
+    params = jax.device_put(m.params, places)
+    run = jax.jit(grad, out_shardings=(None, places))
+    run = run.lower(params, parallel.to_global(batch, mesh)).compile()
+    got = run(params, parallel.to_global(batch, mesh))
+  text = run.as_text()
+  assert "[1024,32]" in text and not re.search(r"\b4096\b.*\]", text)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    limit = 2e-5 * float(np.abs(b).max()) + 1e-8
+    np.testing.assert_allclose(a, b, rtol=0, atol=limit)
 
 
 def loss_of(m, params, batch):

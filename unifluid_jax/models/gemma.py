@@ -4,7 +4,7 @@ Sources: Gemma 1-3 (arXiv 2403.08295, 2408.00118, 2503.19786) and gemma gm/nn;
 dropout and initial values as big_vision models/ppp/gemma.py.
 """
 
-from functools import partial
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -122,11 +122,12 @@ class Gemma(nn.Module):
       )
     local = _local(self.config, positions, key_positions, mask)
     kernel = self.kernel if cache is None else "plain"
-    call = _Call(positions, mask, local, index, dropout_key, kernel)
+    angles = _angles(self.config, positions)
+    call = _Call(mask, local, *angles, index, dropout_key, kernel)
     k, v = (None, None) if cache is None else (cache.k, cache.v)
     carry = (x.astype(self.dtype), k, v)
     stacked = _stacked(self.config, self.layers)
-    layer = partial(_block, self.config, call)
+    layer = functools.partial(_block, self.config, call)
     x, k, v = stack.fold_layers(
       layer, carry, stacked, remat=self.remat, scan=self.scan
     )
@@ -193,9 +194,10 @@ def rms_norm(
 class _Call(NamedTuple):
   """What all layers of one call share."""
 
-  positions: Any  # i32[B, T]
   mask: Any  # bool[B, T, S]
   local_mask: Any  # bool[B, T, S]
+  angles: attention.Rotation
+  local_angles: attention.Rotation
   index: Any  # i32[] or None
   dropout_key: Any
   kernel: str
@@ -207,21 +209,25 @@ class _Layer(NamedTuple):
   params: Any
   number: Any  # i32[]
   is_local: Any  # bool[]
-  rope_base: Any  # f32[]
-  rope_scale: Any  # f32[]
 
 
 def _stacked(config, params) -> _Layer:
   kinds = [config.pattern[i % len(config.pattern)] for i in range(config.depth)]
   local = np.array([kind == "local" for kind in kinds])
-  base = np.where(local, config.rope_base, config.rope_base_global)
-  scale = np.where(local, 1.0, config.rope_scale_global)
-  return _Layer(
-    params,
-    jnp.arange(config.depth),
-    jnp.asarray(local),
-    jnp.asarray(base, jnp.float32),
-    jnp.asarray(scale, jnp.float32),
+  return _Layer(params, jnp.arange(config.depth), jnp.asarray(local))
+
+
+def _angles(config, positions):
+  """Of global and of local layers; one array where they are the same."""
+  c = config
+  local = attention.rotation(positions, c.head_dim, c.rope_base)
+  if (c.rope_base_global, c.rope_scale_global) == (c.rope_base, 1.0):
+    return local, local
+  return (
+    attention.rotation(
+      positions, c.head_dim, c.rope_base_global, c.rope_scale_global
+    ),
+    local,
   )
 
 
@@ -297,8 +303,8 @@ def _attention(config, call: _Call, layer: _Layer, x, k_cache, v_cache):
   if config.qk_norm:
     q = rms_norm(q, p["q_norm"]["scale"])
     k = rms_norm(k, p["k_norm"]["scale"])
-  angles = attention.rotation(
-    call.positions, config.head_dim, layer.rope_base, layer.rope_scale
+  angles = jax.tree.map(
+    functools.partial(jnp.where, layer.is_local), call.local_angles, call.angles
   )
   if call.index is not None:
     # The cache keeps keys as they are read: rotated.
