@@ -74,10 +74,9 @@ class Gemma(nn.Module):
 
     An id beyond the vocabulary gives NaN rather than a neighbour's row.
     """
-    table = self.embedder["table"].astype(self.dtype)
-    rows = _rows(table, tokens)
+    rows = _rows(self.embedder["table"], tokens)
     scale = jnp.asarray(self.config.width**0.5, self.dtype)
-    return rows * scale
+    return rows.astype(self.dtype) * scale
 
   def __call__(
     self,

@@ -195,7 +195,7 @@ class UniFluid:
   ) -> tuple[Float[Array, ""], Metrics]:
     """L = L_visual + lambda * L_text over one backbone pass (UniFluid §4.1)."""
     keys = jax.random.split(key, 5)
-    c = self.config
+    c, params = self.config, self._with_narrow_table(params)
     r = order.randomness(step, c.order.random_until, c.order.raster_from)
     tasks, images, texts = [], [], []
     if batch.t2i is not None:
@@ -228,6 +228,16 @@ class UniFluid:
       metrics |= more
       total = total + c.loss.text_weight * text
     return total, metrics
+
+  def _with_narrow_table(self, params: Params) -> Params:
+    """Parameters with the vocabulary's table in the dtype of its two uses.
+
+    Its gradients, of lookups and of logits, are then summed over devices in
+    that dtype.
+    """
+    decoder = params["decoder"]
+    table = decoder["embedder"]["table"].astype(self.decoder.dtype)
+    return params | {"decoder": decoder | {"embedder": {"table": table}}}
 
   def _pack_image(self, params, frozen, prompts, example, key, r):
     """A generation example as a sequence, and the tokens it must predict."""
@@ -330,7 +340,7 @@ class UniFluid:
     h = parallel.constrain(jnp.concatenate(h), "GTD")
     suffix = parallel.constrain(jnp.concatenate(suffix), "GT")
     config = self.config.model.decoder
-    table = params["decoder"]["embedder"]["table"].astype(h.dtype)
+    table = params["decoder"]["embedder"]["table"]
 
     def logits(x):
       return parallel.constrain(gemma.logits(config, table, x), "GTV")
