@@ -30,7 +30,7 @@ def _memory(kib: int) -> dict[str, str]:
 # By jax.Device.device_kind. v5e has no sparse cores; what was tried for its
 # reduce-scatters changed nothing or made it slower.
 OPTIONS: dict[str, dict[str, str]] = {
-  "TPU v5 lite": _memory(65536),  # v5e
+  "TPU v5 lite": _memory(32768),  # v5e
   "TPU v5": _SPARSE_CORES | _memory(32768),  # v5p
   "TPU v6 lite": _SPARSE_CORES | _memory(65536),  # v6e
 }
