@@ -125,7 +125,8 @@ class Gemma(nn.Module):
     call = _Call(mask, local, *angles, index, dropout_key, kernel)
     k, v = (None, None) if cache is None else (cache.k, cache.v)
     carry = (x.astype(self.dtype), k, v)
-    stacked = _stacked(self.config, self.layers)
+    layers = stack.narrow(self.layers, self.dtype)
+    stacked = _stacked(self.config, layers)
     layer = functools.partial(_block, self.config, call)
     x, k, v = stack.fold_layers(
       layer, carry, stacked, remat=self.remat, scan=self.scan

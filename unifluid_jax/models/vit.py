@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from unifluid_jax import parallel
-from unifluid_jax.models.stack import fold_layers, init_tree, keep
+from unifluid_jax.models.stack import fold_layers, init_tree, keep, narrow
 from unifluid_jax.ops import attention
 from unifluid_jax.presets import VitConfig
 
@@ -78,7 +78,8 @@ class Vit(nn.Module):
     x = x + self.patch["bias"].astype(self.dtype)
     x = x + self.position.astype(self.dtype)
     block = functools.partial(_block, kernel)
-    x = fold_layers(block, x, self.layers, remat=self.remat, scan=self.scan)
+    layers = narrow(self.layers, self.dtype)
+    x = fold_layers(block, x, layers, remat=self.remat, scan=self.scan)
     return layer_norm(x, self.norm)
 
 
