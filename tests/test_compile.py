@@ -422,7 +422,9 @@ def test_the_compiler_takes_every_option(kind):
     c for c in hlo.collectives(hlo.parse(done.text, mesh.size))
     if c.kind == "all-gather"
   ]  # fmt: skip
-  assert gathers and all(c.asynchronous for c in gathers)
+  assert gathers
+  if any("sparse_core" in name for name in options):
+    assert all(c.asynchronous for c in gathers)
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu (extra tpu) is missing")

@@ -23,7 +23,7 @@ _SPARSE_CORES = {
 
 def _memory(kib: int) -> dict[str, str]:
   """Of a core's fast memory, for one fusion: larger tiles of the products,
-  read fewer times. By default it is 16 MiB, of 128."""
+  read fewer times. By default it is 16 MiB, of 64 (v5p) or 128."""
   return {"xla_tpu_scoped_vmem_limit_kib": str(kib)}
 
 

@@ -26,7 +26,9 @@ _LANES = 128  # of a vector register; blocks are multiples of it
 # Logits of a block of queries: an array of as many float32 takes 1 MiB, and
 # the backward pass holds a few.
 _LOGITS = 2**18
-_MEMORY = 64 * 2**20  # bytes of 128 MiB (v5e, v5p, v6e) a kernel may use
+# Bytes of fast memory a kernel may use, of a core's 64 or more from v5e on;
+# v4 has 16 MiB and takes splash.
+_MEMORY = 48 * 2**20
 # Finite, so that a row without any visible key gives a mean and not NaN.
 _UNSEEN = -1e30
 
@@ -55,7 +57,8 @@ def attention(
   """What `attention.attend` computes, a head of keys at a time.
 
   A kernel cannot be partitioned by the compiler: where a mesh is set, each
-  device runs its own rows and heads.
+  device runs its own rows and heads. All keys of a head have to fit: some 4096
+  of 256 channels. Splash attention has no such limit.
 
   Differs: the softmax's weights are rounded to the dtype of `v` before they
   are divided by their sum, not after. A row without any visible key passes
