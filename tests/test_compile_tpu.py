@@ -1,0 +1,99 @@
+"""Compiling for TPUs ahead of time, where libtpu is."""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.systems.conftest import tiny
+from unifluid_jax import parallel, xla_options
+from unifluid_jax.aot import compiled, hlo, lower, report, topology
+from unifluid_jax.config import MeshConfig
+
+pytestmark = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="libtpu (extra tpu) is missing",
+)
+
+
+@pytest.mark.slow
+def test_a_tpu_step_compiles_with_cycles_and_collectives():
+  config = tiny(mesh__data=1, mesh__fsdp=-1, model__decoder__depth=3)
+  place = topology.get("v5e:2x2")
+  (program,) = lower.programs(config, "train", place.devices)
+  done = compiled.compile_program(program.lowered, place)
+  found = report.report(config, program, done, place)
+  assert found["fits"] is True
+  assert 0 < found["mfu"]["exposed"] <= found["mfu"]["hidden"] < 1
+  assert found["memory"]["used"] < 2**30
+  assert {row["axes"] for row in found["collectives"]} == {"fsdp"}
+  assert found["compute_by_part"]["decoder"] > 0
+
+
+@pytest.mark.parametrize("kind", xla_options.OPTIONS)
+def test_the_compiler_takes_every_option(kind):
+  """With weights split over devices, which the options are about."""
+  names = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v7x:2x2x1")
+  places = {p.devices[0].device_kind: p for p in map(topology.get, names)}
+  place = places[kind]
+  mesh = parallel.make_mesh(MeshConfig(1, -1, 1), place.devices)
+  split, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())
+  x = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=split)
+
+  def step(w, x):
+    y = x @ jax.lax.with_sharding_constraint(w, whole)
+    return jax.lax.with_sharding_constraint(x.T @ y, split)
+
+  options = xla_options.of(mesh)
+  assert options
+  lowered = jax.jit(step, compiler_options=options).lower(x, x)
+  done = compiled.compile_program(lowered, place)
+  gathers = [
+    c for c in hlo.collectives(hlo.parse(done.text, mesh.size))
+    if c.kind == "all-gather"
+  ]  # fmt: skip
+  assert gathers
+  if any("sparse_core" in name for name in options):
+    assert all(c.asynchronous for c in gathers)
+
+
+@pytest.mark.parametrize(
+  "name, devices",
+  [("v4:2x2x1", 8), ("v5p:2x2x1", 4), ("v6e:2x2", 4), ("v7x:2x2x1", 8)],
+)
+def test_every_kind_of_tpu_is_known(name, devices):
+  place = topology.get(name)
+  assert len(place.devices) == devices
+  assert topology.count(place) == 4
+
+
+def on_one(place, function, *shape):
+  sharding = jax.sharding.SingleDeviceSharding(place.devices[0])
+  array = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
+  return jax.jit(function).lower(array)
+
+
+@pytest.mark.parametrize(
+  "name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v7x:2x2x1"]
+)
+def test_limits_are_those_of_the_compiler(name):
+  """It names what is available when it refuses a program of that size."""
+  place = topology.get(name)
+  rows = place.chip.memory // 4096
+  lowered = on_one(place, lambda x: jnp.sin(x)[::2] * 2, rows, 1024)
+  done = compiled.compile_program(lowered, place)
+  available = re.search(r"available HBM \(([\d.]+)G\)", done.error)
+  assert float(available[1]) * 2**30 == pytest.approx(place.chip.memory, abs=9)
+  assert done.text is None and done.memory["used"] > place.chip.memory
+
+
+def test_unknown_options_are_refused():
+  place = topology.get("v5e:2x2")
+  lowered = on_one(place, lambda x: x + 1, 8)
+  with pytest.raises(ValueError, match="xla_no_such"):
+    compiled.compile_program(lowered, place, {"xla_no_such": "1"})
