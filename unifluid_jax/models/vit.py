@@ -153,7 +153,7 @@ def self_attention(
   x: Float[Array, "B T D"], params: Any, kernel: str = "plain"
 ) -> Float[Array, "B T D"]:
   """Every token attends to every token; biases on all four products."""
-  q, k, v = (keep(_heads(x, params[name])) for name in "qkv")
+  q, k, v = (_heads(x, params[name]) for name in "qkv")
   scale = q.shape[-1] ** -0.5
   y = attention.attend(q, k, v, None, softcap=0.0, scale=scale, kernel=kernel)
   return _dense(keep(y.reshape(*x.shape[:2], -1)), params["out"], "ND")
@@ -168,7 +168,9 @@ def mlp(
 
 
 def _heads(x, params):
-  return _dense(x, params, "DN").reshape(*x.shape[:2], *params["bias"].shape)
+  # Kept side by side: heads of 72 channels would be padded to 128 each.
+  out = keep(_dense(x, params, "DN"))
+  return out.reshape(*x.shape[:2], *params["bias"].shape)
 
 
 def _dense(x, params, letters):
