@@ -1,6 +1,5 @@
 """Compiling for TPUs ahead of time, where libtpu is."""
 
-import importlib.util
 import re
 
 import jax
@@ -10,15 +9,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.libtpu import needs_libtpu
 from tests.systems.conftest import tiny
 from unifluid_jax import parallel, xla_options
 from unifluid_jax.aot import compiled, hlo, lower, report, topology
 from unifluid_jax.config import MeshConfig
 
-pytestmark = pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is None,
-  reason="libtpu (extra tpu) is missing",
-)
+pytestmark = needs_libtpu
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The decoder against a float64 reference in plain loops, and its cache."""
 
-import collections
 import dataclasses
 import functools
 import re
@@ -254,55 +253,6 @@ def test_pads_change_nothing(name):
 @pytest.mark.parametrize("name", TINY)
 def test_scan_and_python_loop_share_parameters(name):
   np.testing.assert_allclose(full(name), full(name, scan=False), atol=1e-5)
-
-
-def remat_loss(remat, scan=True):
-  model, params = make("gemma1", remat=remat, scan=scan)
-
-  def loss(params):
-    x = embedded("gemma1")[1:2]
-    hidden, _ = model.apply({"params": params}, x, POSITIONS[1:2], MASK[1:2])
-    return jnp.sum(jnp.sin(hidden) * VALID[1:2, :, None])
-
-  return loss, params
-
-
-def operations(jaxpr):
-  for line in jaxpr.eqns:
-    yield line.primitive.name
-    for value in jax.tree.leaves(list(line.params.values())):
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        yield from operations(inner)
-
-
-def test_remat_keeps_gradients():
-  def grads(remat):
-    loss, params = remat_loss(remat)
-    return jax.jit(jax.grad(loss))(params)
-
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-  jax.tree.map(close, grads("full"), grads("none"))
-
-
-@pytest.mark.parametrize("scan, layers", [(True, 1), (False, 3)])
-def test_remat_computes_again_what_it_does_not_keep(scan, layers):
-  """Products and sums of forward and backward; a scan shows one layer."""
-
-  def counts(remat):
-    loss, params = remat_loss(remat, scan)
-    program = jax.make_jaxpr(jax.grad(loss))(params)
-    assert (f"prevent_cse={not scan}" in str(program)) == (remat != "none")
-    found = collections.Counter(operations(program.jaxpr))
-    assert ("scan" in found) == scan
-    return np.array([found[op] for op in ("dot_general", "reduce_sum", "tanh")])
-
-  none, dots, full = (counts(remat) for remat in ("none", "dots", "full"))
-  # "dots": the logits and the softmax's sum; the MLP's activation.
-  np.testing.assert_array_equal(dots[::2] - none[::2], [layers, layers])
-  # "full": all products but the last, sums of the norms too.
-  assert full[0] - none[0] == 8 * layers
-  assert full[1] > dots[1]
 
 
 def test_bfloat16_keeps_float32_parameters():

@@ -4,7 +4,6 @@ Where libtpu is, it is compiled for TPUs too.
 """
 
 import functools
-import importlib.util
 import re
 from contextlib import nullcontext
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.libtpu import needs_libtpu
 from tests.systems.conftest import tiny
 from unifluid_jax import parallel, systems, train
 from unifluid_jax.aot import compiled, topology
@@ -21,7 +21,6 @@ from unifluid_jax.models import gemma
 from unifluid_jax.ops import attention, fused_attention
 from unifluid_jax.presets import GemmaConfig
 
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 splash = functools.partial(fused_attention.splash, interpret=True)
 
 
@@ -241,7 +240,7 @@ def test_the_choice_is_the_decoders_and_other_devices_are_refused():
 # -------------------------------------------------------------- ahead of time
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu (extra tpu) is missing")
+@needs_libtpu
 @pytest.mark.parametrize("rows, t", [(32, 320), (8, 2048)])
 @pytest.mark.parametrize("name", ["v5e:2x2", "v7x:2x2x1"])
 def test_as_many_rows_as_one_call_takes_compile(name, rows, t):

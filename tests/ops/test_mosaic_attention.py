@@ -4,7 +4,6 @@ Where libtpu is, it is compiled for TPUs too.
 """
 
 import functools
-import importlib.util
 import re
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.libtpu import needs_libtpu
 from tests.ops.test_fused_attention import (
   arrays,
   assert_as_near_as_plain,
@@ -28,7 +28,6 @@ from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import attention, mosaic_attention
 from unifluid_jax.presets import GemmaConfig, VitConfig
 
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 mosaic = functools.partial(mosaic_attention.attention, interpret=True)
 
 
@@ -81,6 +80,18 @@ def test_blocks_divide_the_queries_and_have_room():
   assert block(896, 896) == 128  # 7 x 128
   assert block(1024, 1024) == 256
   assert block(4096, 4096) == 128  # more than the room, but the least
+
+
+def test_keys_that_do_not_fit_are_refused_with_a_kernel_that_takes_them():
+  def run(t, dtype):
+    q, k = (jax.ShapeDtypeStruct((1, t, n, 256), dtype) for n in (4, 2))
+    run = functools.partial(mosaic_attention.attention, softcap=0.0, scale=1.0)
+    return jax.eval_shape(run, q, k, k, None)
+
+  assert run(6144, jnp.bfloat16).shape == (1, 6144, 4, 256)
+  for t, dtype in ((6145, jnp.bfloat16), (4097, jnp.float32)):
+    with pytest.raises(ValueError, match="256 channels .*='splash'"):
+      run(t, dtype)
 
 
 @pytest.mark.parametrize("t, s", [(256, 256), (100, 140)])
@@ -228,12 +239,12 @@ def test_training_uses_it_and_decoding_does_not(model, interpreted):
 # -------------------------------------------------------------- ahead of time
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu (extra tpu) is missing")
+@needs_libtpu
 @pytest.mark.parametrize(
   "name, t, n, kv, h",
   [
     ("v5e:2x2", 384, 8, 4, 256),
-    ("v5p:2x2x1", 4096, 2, 1, 256),
+    ("v5p:2x2x1", 6144, 2, 1, 256),
     ("v6e:2x2", 256, 16, 16, 72),
     ("v7x:2x2x1", 832, 4, 1, 256),
   ],

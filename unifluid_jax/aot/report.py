@@ -21,11 +21,10 @@ from unifluid_jax.config import Config
 from unifluid_jax.systems import cost
 
 # Of a chip's peak, assumed of fused attention: the program's text estimates
-# nothing inside such a kernel. Of mosaic's, the instructions that the compiler
-# schedules for the 2B model's heads were counted (docs/results.md), and .35 us
-# a grid step added.
+# nothing inside such a kernel. What the compiler schedules inside mosaic's, for
+# the 2B model's heads, is counted by `python -m benchmarks.kernel_schedule`.
 _KERNEL_SPEED = 0.4
-_MOSAIC_SPEED = {"v5e": 0.75, "v5p": 0.75, "v6e": 0.3}
+_MOSAIC_SPEED = {"v5e": 0.75, "v5p": 0.75, "v6e": 0.28}
 
 # Networks by the names Flax leaves in the program.
 _PARTS = {

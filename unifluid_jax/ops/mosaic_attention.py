@@ -57,8 +57,8 @@ def attention(
   """What `attention.attend` computes, a head of keys at a time.
 
   A kernel cannot be partitioned by the compiler: where a mesh is set, each
-  device runs its own rows and heads. All keys of a head have to fit: some 4096
-  of 256 channels. Splash attention has no such limit.
+  device runs its own rows and heads. All keys of a head have to fit: 6144 of
+  256 channels in bfloat16. Splash attention has no such limit.
 
   Differs: the softmax's weights are rounded to the dtype of `v` before they
   are divided by their sum, not after. A row without any visible key passes
@@ -76,6 +76,9 @@ def attention(
 
   Returns:
     Attended values in the dtype of `q`.
+
+  Raises:
+    ValueError: the keys of a program's heads do not fit.
   """
   local = functools.partial(
     _local, softcap=softcap, scale=scale, interpret=interpret
@@ -97,6 +100,7 @@ def _local(q, k, v, mask, cos, sin, *, softcap, scale, interpret):
   if mask is not None:
     mask = fused_attention.padded(mask, {1: _LANES, 2: _LANES})
     mask = mask.astype(jnp.int8)
+  _check_room(call, k)
   out = _attention(q, k, v, mask, cos, sin, call)
   return out[:, :t].reshape(shape)
 
@@ -166,6 +170,23 @@ def _width(keys: int, size: int) -> int:
   """Channels of keys a program takes: the fewest heads that fill registers."""
   widths = [n for n in range(size, keys, size) if keys % n == 0]
   return min((n for n in widths if n % _LANES == 0), default=keys)
+
+
+def _check_room(call: _Call, k: Array) -> None:
+  """Refuses keys of which the backward pass cannot hold what it must.
+
+  Keys, values and both gradients, twice each, for one is moved while the
+  other is used; two sums in float32; cosines and sines, twice each.
+  """
+  _, s, keys = k.shape
+  width = _width(keys, call.size)
+  needed = s * (8 * width * (k.dtype.itemsize + 1) + 8 * call.size)
+  if needed > _MEMORY:
+    raise ValueError(
+      f"{s} keys of {width} channels need {needed >> 20} MiB of a TPU's fast "
+      f"memory, a kernel may use {_MEMORY >> 20}: set "
+      "config.model.attention='splash'"
+    )
 
 
 def _block(t: int, s: int) -> int:
