@@ -1,5 +1,6 @@
 """Compiling for TPUs ahead of time, where libtpu is."""
 
+import collections
 import re
 
 import jax
@@ -14,6 +15,8 @@ from tests.systems.conftest import tiny
 from unifluid_jax import parallel, xla_options
 from unifluid_jax.aot import compiled, hlo, lower, report, topology
 from unifluid_jax.config import MeshConfig
+from unifluid_jax.models import kl_vae, stack
+from unifluid_jax.ops import attention
 
 pytestmark = needs_libtpu
 
@@ -57,6 +60,59 @@ def test_the_compiler_takes_every_option(kind):
   assert gathers
   if any("sparse_core" in name for name in options):
     assert all(c.asynchronous for c in gathers)
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_few_images_are_not_cut_into_strips(name):
+  place = topology.get(name)
+  mesh = parallel.make_mesh(MeshConfig(-1, 1, 1), place.devices)
+  block = kl_vae.Resnet(128, 32, jnp.bfloat16)
+  x = jax.ShapeDtypeStruct((4, 64, 64, 128), jnp.bfloat16)
+  params = jax.eval_shape(block.init, jax.random.key(0), x)
+
+  def run(options):
+    run = jax.jit(block.apply, compiler_options=options)
+    one = jax.sharding.SingleDeviceSharding(place.devices[0])
+    lowered = run.lower(*jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one),
+      (params, x),
+    ))  # fmt: skip
+    done = compiled.compile_program(lowered, place)
+    return hlo.cycles(hlo.parse(done.text, 1)).total
+
+  options = xla_options.of(mesh)
+  others = {k: v for k, v in options.items() if "space_to_batch" not in k}
+  assert len(others) == len(options) - 2
+  assert 1.5 * run(options) < run(others)
+
+
+def test_what_layers_share_is_computed_before_the_loop_over_them():
+  place = topology.get("v6e:2x2")
+  one = jax.sharding.SingleDeviceSharding(place.devices[0])
+
+  def array(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=one)
+
+  def run(x, weights, positions):
+    angles = attention.rotation(positions, x.shape[-1], 10_000.0)
+    angles = stack.once(angles)
+
+    def layer(x, weight):
+      return attention.rotate((x @ weight).astype(x.dtype), angles)
+
+    return stack.fold_layers(layer, x, weights, remat="none", scan=True)
+
+  lowered = jax.jit(run).lower(
+    array((8, 384, 1, 256), jnp.bfloat16),
+    array((12, 256, 256), jnp.bfloat16),
+    array((8, 384), jnp.int32),
+  )
+  module = hlo.parse(compiled.compile_program(lowered, place).text, 1)
+  times = collections.defaultdict(set)
+  for visit in hlo.visits(module):
+    times[visit.instruction.opcode].add(visit.times)
+  assert times["sine"] == {1}
+  assert times["convolution"] == {12}
 
 
 @pytest.mark.parametrize(

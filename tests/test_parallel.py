@@ -141,6 +141,43 @@ def test_a_matrix_is_split_as_its_weight(mesh, path, shape, inputs, letters):
   assert not re.search(rf"({moved})(-start)?\(", run.as_text())
 
 
+@pytest.mark.parametrize(
+  "shape, inputs, letters",
+  [((12, 4, 8), 12, "DN"), ((4, 8, 12), 32, "ND"), ((12, 32), 12, "DF")],
+)
+def test_pieces_of_broken_tiles_are_gathered_as_they_are(
+  shape, inputs, letters
+):
+  """3 rows a device, which leave with those of other devices beside them."""
+  mesh = parallel.make_mesh(MeshConfig(2, 4, 1))
+  weight = jax.random.normal(jax.random.key(0), shape)
+  x = jax.random.normal(jax.random.key(1), (8, inputs))
+  axes = P(*("fsdp" if n == 12 else None for n in shape))
+  place = jax.NamedSharding(mesh, axes)
+  rows = jax.NamedSharding(mesh, P(parallel.BATCH_AXES))
+
+  def loss(w, x, matrix):
+    return jnp.sum((x @ matrix(w)) ** 2)
+
+  def gathered(w):
+    return parallel.matrix(w, inputs, letters)
+
+  def flat(w):
+    return w.reshape(inputs, -1)
+
+  want = jax.grad(loss)(weight, x, flat)
+  with jax.set_mesh(mesh):
+    run = jax.jit(jax.grad(loss), static_argnums=2, out_shardings=place)
+    run = run.lower(
+      jax.device_put(weight, place), jax.device_put(x, rows), gathered
+    ).compile()
+  got = run(jax.device_put(weight, place), jax.device_put(x, rows))
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+  gathers = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", run.as_text())
+  assert gathers and all(n.startswith("4,3,") for n in gathers)
+  assert not re.search(r"all-to-all|collective-permute", run.as_text())
+
+
 def test_a_matrix_that_does_not_split_stays_as_it_is(mesh):
   weight = jnp.arange(105.0).reshape(5, 3, 7)
   with jax.set_mesh(mesh):

@@ -220,6 +220,7 @@ def constrain(x: Any, letters: str) -> Any:
 
 
 _WEIGHT = {"D": "fsdp", "N": "tensor", "F": "tensor"}
+_TILE = 8  # rows of a TPU's memory layout
 
 
 def matrix(weight: Any, inputs: int, letters: str) -> Any:
@@ -232,8 +233,8 @@ def matrix(weight: Any, inputs: int, letters: str) -> Any:
   Args:
     weight: of any rank.
     inputs: channels that the product sums over.
-    letters: of the two axes, split as `RULES` split the weight's: D over
-      fsdp, N and F over tensor, K not at all.
+    letters: of the two axes, split as `RULES` split the weight's: D, one of
+      them, over fsdp, N and F over tensor, K not at all.
   """
   flat, mesh = weight.reshape(inputs, -1), _current()
   axes = [_WEIGHT.get(letter) for letter in letters]
@@ -242,7 +243,24 @@ def matrix(weight: Any, inputs: int, letters: str) -> Any:
     for size, axis in zip(flat.shape, axes, strict=True)
   ):
     return flat
-  return jax.lax.with_sharding_constraint(flat, P(*axes))
+  if flat.shape[axes.index("fsdp")] // mesh.shape["fsdp"] % _TILE == 0:
+    return jax.lax.with_sharding_constraint(flat, P(*axes))
+  if axes[1] == "fsdp":
+    return _from_pieces(flat.T, axes[0]).T
+  return _from_pieces(flat, axes[1])
+
+
+def _from_pieces(rows: Any, axis: str | None) -> Any:
+  """Gathers rows that are split over fsdp into pieces of broken tiles.
+
+  Pieces of, say, 36 rows travel as they lie, side by side in an array of
+  three axes, forward and backward; within one matrix every row of theirs
+  would have to move again.
+  """
+  n = _current().shape["fsdp"]
+  pieces = rows.reshape(n, -1, rows.shape[1])
+  pieces = _gather(pieces, P("fsdp", None, axis), P(None, None, axis))
+  return pieces.reshape(rows.shape)
 
 
 def by_rows_and_heads(
@@ -296,18 +314,19 @@ def gather(x: Any, *axes: str | None) -> Any:
     not axis or size % mesh.shape[axis] == 0
     for size, axis in zip(x.shape, axes, strict=False)
   )
-  return _gather(x, P(*axes) if split else P())
+  return _gather(x, P(*axes) if split else P(), P())
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gather(x, spec):
-  del spec
-  return jax.lax.with_sharding_constraint(x, P())
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x, split, whole):
+  """From one layout to the other; the gradient comes back to the first."""
+  x = jax.lax.with_sharding_constraint(x, split)
+  return jax.lax.with_sharding_constraint(x, whole)
 
 
 _gather.defvjp(
-  lambda x, spec: (_gather(x, spec), None),
-  lambda spec, _, g: (jax.lax.with_sharding_constraint(g, spec),),
+  lambda x, split, whole: (_gather(x, split, whole), None),
+  lambda split, _, saved, g: (jax.lax.with_sharding_constraint(g, split),),
 )
 
 

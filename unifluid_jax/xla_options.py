@@ -20,6 +20,13 @@ _SPARSE_CORES = {
   "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "false",
 }
 
+# Few images a device are otherwise cut into strips that count as more images:
+# the VAE's encoder then spends 4 times as long, moving strips.
+_WHOLE_IMAGES = {
+  "xla_tpu_run_space_to_batch": "false",
+  "xla_tpu_run_space_to_batch_on_new_platforms": "false",
+}
+
 
 def _memory(kib: int) -> dict[str, str]:
   """Of a core's fast memory, for one fusion: larger tiles of the products,
@@ -30,9 +37,9 @@ def _memory(kib: int) -> dict[str, str]:
 # By jax.Device.device_kind. v5e has no sparse cores; what was tried for its
 # reduce-scatters changed nothing or made it slower.
 OPTIONS: dict[str, dict[str, str]] = {
-  "TPU v5 lite": _memory(32768),  # v5e
-  "TPU v5": _SPARSE_CORES | _memory(32768),  # v5p
-  "TPU v6 lite": _SPARSE_CORES | _memory(65536),  # v6e
+  "TPU v5 lite": _WHOLE_IMAGES | _memory(32768),  # v5e
+  "TPU v5": _WHOLE_IMAGES | _SPARSE_CORES | _memory(32768),  # v5p
+  "TPU v6 lite": _WHOLE_IMAGES | _SPARSE_CORES | _memory(65536),  # v6e
 }
 
 

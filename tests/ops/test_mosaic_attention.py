@@ -88,8 +88,8 @@ def test_keys_that_do_not_fit_are_refused_with_a_kernel_that_takes_them():
     run = functools.partial(mosaic_attention.attention, softcap=0.0, scale=1.0)
     return jax.eval_shape(run, q, k, k, None)
 
-  assert run(6144, jnp.bfloat16).shape == (1, 6144, 4, 256)
-  for t, dtype in ((6145, jnp.bfloat16), (4097, jnp.float32)):
+  assert run(3200, jnp.bfloat16).shape == (1, 3200, 4, 256)
+  for t, dtype in ((3201, jnp.bfloat16), (1793, jnp.float32)):
     with pytest.raises(ValueError, match="256 channels .*='splash'"):
       run(t, dtype)
 
@@ -244,7 +244,7 @@ def test_training_uses_it_and_decoding_does_not(model, interpreted):
   "name, t, n, kv, h",
   [
     ("v5e:2x2", 384, 8, 4, 256),
-    ("v5p:2x2x1", 6144, 2, 1, 256),
+    ("v5p:2x2x1", 3200, 2, 1, 256),
     ("v6e:2x2", 256, 16, 16, 72),
     ("v7x:2x2x1", 832, 4, 1, 256),
   ],

@@ -119,6 +119,7 @@ class Gemma(nn.Module):
       key_positions = lax.dynamic_update_slice(
         cache.positions, positions.astype(jnp.int32), (0, index)
       )
+    mask = stack.once(mask)
     local = _local(self.config, positions, key_positions, mask)
     kernel = self.kernel if cache is None else "plain"
     angles = _angles(self.config, positions)
@@ -221,20 +222,20 @@ def _angles(config, positions):
   """Of global and of local layers; one array where they are the same."""
   c = config
   local = attention.rotation(positions, c.head_dim, c.rope_base)
+  local = stack.once(local)
   if (c.rope_base_global, c.rope_scale_global) == (c.rope_base, 1.0):
     return local, local
-  return (
-    attention.rotation(
-      positions, c.head_dim, c.rope_base_global, c.rope_scale_global
-    ),
-    local,
+  wide = attention.rotation(
+    positions, c.head_dim, c.rope_base_global, c.rope_scale_global
   )
+  return stack.once(wide), local
 
 
 def _local(config, positions, key_positions, mask):
   if not config.window:
     return mask
-  return mask & attention.window_mask(positions, key_positions, config.window)
+  near = attention.window_mask(positions, key_positions, config.window)
+  return stack.once(mask & near)
 
 
 def _layer_specs(config) -> dict[str, Any]:

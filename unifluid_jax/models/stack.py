@@ -28,6 +28,15 @@ def keep(x: Array) -> Array:
   return checkpoint_name(x, _KEPT)
 
 
+def once(tree: Any) -> Any:
+  """What all layers share, computed before the loop over them.
+
+  Left to itself, XLA computes what is cheap, as masks and angles, again in
+  every layer.
+  """
+  return lax.optimization_barrier(tree)
+
+
 def init_tree(key: PRNGKeyArray, specs: Mapping[str, Any]) -> dict[str, Any]:
   """A nested dict of float32 arrays from one of (initializer, shape)."""
   leaves, tree = jax.tree.flatten(

@@ -57,7 +57,7 @@ def attention(
   """What `attention.attend` computes, a head of keys at a time.
 
   A kernel cannot be partitioned by the compiler: where a mesh is set, each
-  device runs its own rows and heads. All keys of a head have to fit: 6144 of
+  device runs its own rows and heads. All keys of a head have to fit: 3200 of
   256 channels in bfloat16. Splash attention has no such limit.
 
   Differs: the softmax's weights are rounded to the dtype of `v` before they
@@ -100,7 +100,7 @@ def _local(q, k, v, mask, cos, sin, *, softcap, scale, interpret):
   if mask is not None:
     mask = fused_attention.padded(mask, {1: _LANES, 2: _LANES})
     mask = mask.astype(jnp.int8)
-  _check_room(call, k)
+  _check_room(call, q.shape[1], k)
   out = _attention(q, k, v, mask, cos, sin, call)
   return out[:, :t].reshape(shape)
 
@@ -172,19 +172,23 @@ def _width(keys: int, size: int) -> int:
   return min((n for n in widths if n % _LANES == 0), default=keys)
 
 
-def _check_room(call: _Call, k: Array) -> None:
+def _check_room(call: _Call, t: int, k: Array) -> None:
   """Refuses keys of which the backward pass cannot hold what it must.
 
   Keys, values and both gradients, twice each, for one is moved while the
-  other is used; two sums in float32; cosines and sines, twice each.
+  other is used; two sums in float32; cosines and sines, twice each; arrays
+  like a block's logits, fewer than 14; queries and two gradients of a block,
+  twice.
   """
   _, s, keys = k.shape
-  width = _width(keys, call.size)
-  needed = s * (8 * width * (k.dtype.itemsize + 1) + 8 * call.size)
+  size, width, block = k.dtype.itemsize, _width(keys, call.size), _block(t, s)
+  angles = -(-call.size // (2 * _LANES)) * _LANES
+  needed = s * (8 * width * (size + 1) + 16 * angles + 28 * block * size)
+  needed += 6 * block * call.group * width * size
   if needed > _MEMORY:
     raise ValueError(
-      f"{s} keys of {width} channels need {needed >> 20} MiB of a TPU's fast "
-      f"memory, a kernel may use {_MEMORY >> 20}: set "
+      f"{s} keys of {width} channels need {needed / 2**20:.1f} MiB of a TPU's "
+      f"fast memory, a kernel may use {_MEMORY >> 20}: set "
       "config.model.attention='splash'"
     )
 
