@@ -128,6 +128,8 @@ def test_a_matrix_is_split_as_its_weight(mesh, path, shape, inputs, letters):
     return out, pull(2 * out)[0]
 
   with jax.set_mesh(mesh):
+    program = jax.make_jaxpr(lambda w: parallel.matrix(w, inputs, letters))
+    assert program(weight).eqns[-1].primitive.name == "sharding_constraint"
     run = jax.jit(run).lower(jax.device_put(weight, place)).compile()
     out, gradient = run(jax.device_put(weight, place))
   np.testing.assert_array_equal(out, flat)
