@@ -19,16 +19,14 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from unifluid_jax import cli
+from unifluid_jax import cli, presets
 from unifluid_jax.aot import topology
 from unifluid_jax.ops import attention
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x2"], "Of libtpu.")
-_LENGTH = flags.DEFINE_integer("length", 384, "Positions of a sequence.")
-_HEADS = flags.DEFINE_integer("heads", 8, "Of queries.")
-_KV_HEADS = flags.DEFINE_integer("kv_heads", 4, "Of keys and values.")
-_SIZE = flags.DEFINE_integer("size", 256, "Channels of a head.")
 
+_GEMMA = presets.GEMMA["gemma2_2b"]
+_LENGTH = 384  # positions of configs/unified_2b.py
 _CORES = {"v5p": 2}  # that share a device's programs; elsewhere 1
 _GRID_STEP = 0.35e-6  # seconds, as JAX's Pallas documentation gives it
 _PRODUCTS = {"forward": 2, "backward": 5}
@@ -41,16 +39,18 @@ def main(_: list[str]) -> None:
     os.environ["LIBTPU_INIT_ARGS"] = (
       f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
     )
-    for name in _TOPOLOGY.value:
-      _report(topology.get(name), Path(folder))
+    for place in map(topology.get, _TOPOLOGY.value):
+      if place.chip is None:
+        raise ValueError(f"--topology={place.name} is no TPU; try v5e:2x2")
+      _report(place, Path(folder))
 
 
 def _report(place: topology.Topology, folder: Path) -> None:
   chip, whole, busy, cost = place.chip, 0.0, 0.0, 0.0
   for name, products in _PRODUCTS.items():
     count = _instructions(place, name, folder)
-    group = _HEADS.value // _KV_HEADS.value
-    flops = products * group * 2.0 * _LENGTH.value**2 * _SIZE.value
+    group = _GEMMA.heads // _GEMMA.kv_heads
+    flops = products * group * 2.0 * _LENGTH**2 * _GEMMA.head_dim
     ideal = flops * _CORES.get(chip.name, 1) / chip.flops * chip.clock
     step = _GRID_STEP * chip.clock
     print(
@@ -69,8 +69,8 @@ def _instructions(place: topology.Topology, name: str, folder: Path) -> int:
     old.unlink()
   sharding = jax.sharding.SingleDeviceSharding(place.devices[0])
   array = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-  t, h = _LENGTH.value, _SIZE.value
-  counts = (_HEADS.value, _KV_HEADS.value, _KV_HEADS.value)
+  t, h = _LENGTH, _GEMMA.head_dim
+  counts = (_GEMMA.heads, _GEMMA.kv_heads, _GEMMA.kv_heads)
   heads = [array((4, t, n * h), jnp.bfloat16) for n in counts]
   mask, angle = array((4, t, t), bool), array((4, t, h // 2), jnp.float32)
 
@@ -78,8 +78,9 @@ def _instructions(place: topology.Topology, name: str, folder: Path) -> int:
     qkv = [x.reshape(*x.shape[:2], -1, h) for x in heads]
     angles = attention.Rotation(cos, sin)
     return attention.attend(
-      *qkv, mask, angles, softcap=50.0, scale=h**-0.5, kernel="mosaic"
-    )
+      *qkv, mask, angles,
+      softcap=_GEMMA.attn_softcap, scale=h**-0.5, kernel="mosaic",
+    )  # fmt: skip
 
   def backward(heads, *rest):
     def total(heads):

@@ -89,3 +89,22 @@ def test_gradients_of_weights_leave_the_loop_narrow():
   for leaf in jax.tree.leaves(params["layers"]):
     dtype = jnp.bfloat16 if leaf.ndim > 2 else jnp.float32
     assert (leaf.shape, jnp.dtype(dtype)) in left
+
+
+@pytest.mark.parametrize(
+  "name, shared",
+  [("gemma1", 1 + 2), ("gemma2", 2 + 2), ("gemma3", 2 + 2 + 2)],
+)
+def test_masks_and_angles_stand_before_the_loop(name, shared):
+  """Barriers keep XLA from computing them in it; angles are two arrays."""
+  model, params = make(name)
+  x = embedded(name)[1:2]
+  run = functools.partial(model.apply, {"params": params})
+  program = jax.make_jaxpr(run)(x, POSITIONS[1:2], MASK[1:2])
+  fixed = [
+    x for line in program.eqns if line.primitive.name == "optimization_barrier"
+    for x in line.outvars
+  ]  # fmt: skip
+  assert len(fixed) == shared
+  (loop,) = (x for x in program.eqns if x.primitive.name == "scan")
+  assert len([x for x in loop.invars if x in fixed]) == shared
