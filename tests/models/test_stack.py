@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.jaxprs import operations
 from tests.models.test_gemma import MASK, POSITIONS, VALID, embedded, make
 from unifluid_jax.models import stack
 
@@ -21,16 +22,6 @@ def remat_loss(remat, scan=True, dtype="float32"):
     return jnp.sum(jnp.sin(hidden) * VALID[1:2, :, None])
 
   return loss, params
-
-
-def operations(jaxpr):
-  """All lines of a program, those of its loops and branches included."""
-  for line in jaxpr.eqns:
-    yield line
-    for value in jax.tree.leaves(list(line.params.values())):
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        yield from operations(inner)
 
 
 def test_remat_keeps_gradients():

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.jaxprs import repeated
 from tests.systems.conftest import Tiny, examples, right_aligned
 from unifluid_jax.config import SamplingConfig
 from unifluid_jax.models import gemma
@@ -39,6 +40,33 @@ def draw(model):
     )
 
   return plain
+
+
+@pytest.mark.parametrize("what", ["generate", "answer"])
+def test_weights_are_narrowed_once_for_all_tokens(what):
+  model = Tiny(model__dtype="bfloat16")
+  images, text = jnp.zeros((3, 32, 32, 3)), jnp.asarray(TEXT)
+
+  def run(params):
+    if what == "answer":
+      return model.system.answer(params, None, images, text, SAMPLING)
+    prompts = Prompts(text)
+    return model.system.generate(
+      params, model.frozen, prompts, keys(0, 1, 2), SAMPLING
+    )
+
+  decoder, head = model.params["decoder"], model.params["head"]
+  weights = {decoder["embedder"]["table"].shape}
+  for leaf in jax.tree.leaves((decoder["layers"], head["block_0"])):
+    # A layer's own, and the stack's; all that products read.
+    weights |= {s for s in (leaf.shape, leaf.shape[1:]) if len(s) > 1}
+  converted = {
+    line.invars[0].aval.shape
+    for line in repeated(jax.make_jaxpr(run)(model.params).jaxpr)
+    if line.primitive.name == "convert_element_type"
+  }
+  assert converted  # activations are
+  assert not weights & converted
 
 
 def recomputed(model, conditions, row_keys, cells, image_cfg=1.0):

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from unifluid_jax import parallel
 from unifluid_jax.ops import diffusion, sampling
 from unifluid_jax.presets import HeadConfig
+from unifluid_jax.types import Params
 
 _FREQUENCIES = 128  # of the time sinusoid; twice as many features
 
@@ -188,6 +190,21 @@ class DiffusionHead(nn.Module):
       tuple(block.modulations(y) for block in self.blocks),
       self.final.modulations(y),
     )
+
+
+def narrow(params: Params, dtype: Any) -> Params:
+  """The head's parameters with the blocks' kernels in the blocks' dtype.
+
+  Every use narrows them to it; a loop over tokens, for each token. The two
+  projections of the tokens themselves stay float32.
+  """
+
+  def one(path, leaf):
+    name = parallel.path_str(path)
+    exact = name.startswith("input/") or name.startswith("final/out/")
+    return leaf if leaf.ndim < 2 or exact else leaf.astype(dtype)
+
+  return jax.tree_util.tree_map_with_path(one, params)
 
 
 def sample_tokens(

@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from unifluid_jax import parallel
 from unifluid_jax.config import Config
-from unifluid_jax.models import gemma, kl_vae
-from unifluid_jax.models.diffusion_head import DiffusionHead
+from unifluid_jax.models import diffusion_head, gemma, kl_vae, stack
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops.attention import block_causal_mask
@@ -38,7 +37,7 @@ class UniFluid:
     # Of the vision encoder in training. The other fused kernels take masks
     # only, or were not timed with its heads.
     self.vit_kernel = "mosaic" if m.attention == "mosaic" else "plain"
-    self.head = DiffusionHead(m.head, m.token_channels, dtype)
+    self.head = diffusion_head.DiffusionHead(m.head, m.token_channels, dtype)
     self.vae = kl_vae.KlVae(m.vae, dtype)
     self.project = nn.Dense(
       m.decoder.width, dtype=dtype, kernel_init=nn.initializers.zeros
@@ -239,6 +238,19 @@ class UniFluid:
     table = decoder["embedder"]["table"].astype(self.decoder.dtype)
     return params | {"decoder": decoder | {"embedder": {"table": table}}}
 
+  def _for_loops(self, params: Params) -> Params:
+    """Parameters with weights in the dtype of their products.
+
+    Each use narrows them to it: decoding would, of all of them, for every
+    token.
+    """
+    params, dtype = self._with_narrow_table(params), self.decoder.dtype
+    layers = stack.narrow(params["decoder"]["layers"], dtype)
+    return params | {
+      "decoder": params["decoder"] | {"layers": layers},
+      "head": diffusion_head.narrow(params["head"], dtype),
+    }
+
   def _pack_image(self, params, frozen, prompts, example, key, r):
     """A generation example as a sequence, and the tokens it must predict."""
     c = self.config
@@ -373,7 +385,7 @@ class UniFluid:
   ) -> Float[Array, "B H W 3"]:
     """Images for prompts; see `unifluid_decode.generate`."""
     return unifluid_decode.generate(
-      self, params, frozen, prompts, key, sampling, cells
+      self, self._for_loops(params), frozen, prompts, key, sampling, cells
     )
 
   def answer(
@@ -386,6 +398,7 @@ class UniFluid:
   ) -> Int[Array, "B A"]:
     """Token ids; see `unifluid_decode.answer`."""
     del frozen
+    params = self._for_loops(params)
     return unifluid_decode.answer(self, params, images, prefix, sampling)
 
   def reconstruct(
