@@ -66,12 +66,27 @@ def test_mosaic_equals_plain(
   assert_close(results(mosaic, qkvw, mask, **kwargs), want)
 
 
-def test_heads_of_a_program_fill_registers_where_some_do():
-  width = mosaic_attention._width
-  assert width(keys=4 * 256, size=256) == 256  # Gemma
-  assert width(keys=8 * 64, size=64) == 128
-  assert width(keys=16 * 72, size=72) == 16 * 72  # SigLIP
-  assert width(keys=2 * 24, size=24) == 2 * 24  # none do: all
+@pytest.mark.parametrize(
+  "n, kv, h, t, width",
+  [
+    (8, 4, 256, 384, 4 * 256),  # Gemma 2 2B: all
+    (16, 8, 256, 384, 4 * 256),  # 9B: eight heads of queries
+    (8, 1, 256, 384, 256),  # Gemma 1 2B
+    (8, 4, 256, 1280, 4 * 256),
+    (8, 4, 256, 1408, 2 * 256),  # more have no room
+    (8, 4, 256, 2304, 256),
+    (32, 32, 64, 384, 8 * 64),
+    (12, 12, 64, 384, 6 * 64),  # a divisor
+    (6, 3, 64, 384, 3 * 64),  # fewer fill no registers
+    (16, 16, 72, 256, 16 * 72),  # SigLIP
+    (8, 4, 256, 4096, 256),  # nothing has room
+  ],
+)
+def test_heads_of_a_program(n, kv, h, t, width):
+  """As many as have room; their channels fill registers where some do."""
+  call = mosaic_attention._Call(h, n // kv, 0.0, 1.0, False)
+  keys = jnp.zeros((1, t, kv * h), jnp.bfloat16)
+  assert mosaic_attention._width(call, t, keys) == width
 
 
 def test_blocks_divide_the_queries_and_have_room():
@@ -107,6 +122,21 @@ def test_everything_is_visible_without_a_mask(t, s, small_blocks):
 
 def test_bfloat16_is_as_near_to_float32_as_plain():
   assert_as_near_as_plain(mosaic, arrays(2, 200, 4, 2, 16), merged_mask(2, 200))
+
+
+@pytest.mark.parametrize("softcap", [50.0, 100.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_at_the_cap(softcap, sign):
+  """Visible ones all at one end of it, hidden ones at the other."""
+  q, _, v, w = arrays(1, 128, 2, 1, 16)
+  mask = merged_mask(1, 128)
+  ends = jnp.where(mask.any(1), sign, -sign)
+  k = 1e3 * ends[..., None, None] * jnp.ones((1, 128, 1, 16))
+  got, want = (
+    results(f, [abs(q) + 1, k, v, w], mask, softcap=softcap, scale=1.0)
+    for f in (mosaic, attention.attend)
+  )
+  assert_close(got, want)
 
 
 def test_rows_without_visible_key_are_finite_and_harm_none(small_blocks):
@@ -244,6 +274,9 @@ def test_training_uses_it_and_decoding_does_not(model, interpreted):
   "name, t, n, kv, h",
   [
     ("v5e:2x2", 384, 8, 4, 256),
+    # As many keys as there is room for, of four heads, two and one.
+    ("v5p:2x2x1", 1280, 8, 4, 256),
+    ("v5p:2x2x1", 2176, 4, 2, 256),
     ("v5p:2x2x1", 3200, 2, 1, 256),
     ("v6e:2x2", 256, 16, 16, 72),
     ("v7x:2x2x1", 832, 4, 1, 256),

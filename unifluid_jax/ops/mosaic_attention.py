@@ -9,6 +9,7 @@ Written in Pallas for its Mosaic back end.
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -31,6 +32,14 @@ _LOGITS = 2**18
 _MEMORY = 48 * 2**20
 # Finite, so that a row without any visible key gives a mean and not NaN.
 _UNSEEN = -1e30
+# Capped logits up to here need no maximum taken off before their exponentials:
+# e ** 60 = 2 ** 86.6 leaves room for sums, and 2 ** -120 counts for nothing
+# beside e ** -60.
+_BOUNDED, _UNSEEN_POWER = 60.0, -120.0
+_LOG2_E = math.log2(math.e)
+# Heads of queries a program takes: while the softmax of one is computed, the
+# products of another run. More would only make the program longer.
+_HEADS = 8
 
 
 class _Call(NamedTuple):
@@ -99,7 +108,7 @@ def _local(q, k, v, mask, cos, sin, *, softcap, scale, interpret):
   cos, sin = (None if x is None else padded(x) for x in (cos, sin))
   if mask is not None:
     mask = fused_attention.padded(mask, {1: _LANES, 2: _LANES})
-    mask = mask.astype(jnp.int8)
+    mask = mask.swapaxes(1, 2).astype(jnp.int8)
   _check_room(call, q.shape[1], k)
   out = _attention(q, k, v, mask, cos, sin, call)
   return out[:, :t].reshape(shape)
@@ -107,7 +116,7 @@ def _local(q, k, v, mask, cos, sin, *, softcap, scale, interpret):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _attention(q, k, v, mask, cos, sin, call: _Call):
-  """q and the result: [B, T, N*H]; k and v: [B, S, K*H]."""
+  """q and the result: [B, T, N*H]; k and v: [B, S, K*H]; mask: [B, S, T]."""
   arrays = (q, k, v, mask, cos, sin)
   return _launch(_forward_kernel, call, arrays, [(q, "row")], 0)[0]
 
@@ -139,11 +148,11 @@ def _launch(kernel, call: _Call, arrays, results, sums: int):
     sums: float32 arrays like keys that stay from block to block.
   """
   (b, t, _), (_, s, keys) = arrays[0].shape, arrays[1].shape
-  block, width = _block(t, s), _width(keys, call.size)
+  block, width = _block(t, s), _width(call, t, arrays[1])
   specs = {
     "row": ((None, block, call.group * width), lambda b, n, i: (b, i, n)),
     "key": ((None, s, width), lambda b, n, i: (b, 0, n)),
-    "mask": ((None, block, s), lambda b, n, i: (b, i, 0)),
+    "mask": ((None, s, block), lambda b, n, i: (b, 0, i)),
     "angle": ((None, s, call.size // 2), lambda b, n, i: (b, 0, 0)),
   }
   specs = {name: pl.BlockSpec(*spec) for name, spec in specs.items()}
@@ -166,31 +175,46 @@ def _launch(kernel, call: _Call, arrays, results, sums: int):
   )(*arrays)
 
 
-def _width(keys: int, size: int) -> int:
-  """Channels of keys a program takes: the fewest heads that fill registers."""
-  widths = [n for n in range(size, keys, size) if keys % n == 0]
-  return min((n for n in widths if n % _LANES == 0), default=keys)
+def _width(call: _Call, t: int, k: Array) -> int:
+  """Channels of keys a program takes: of as many heads as have room.
+
+  Heads that fill registers; where none do, or nothing fits, the fewest.
+  """
+  keys = k.shape[2]
+  widths = [n for n in range(call.size, keys + 1, call.size) if keys % n == 0]
+  widths = [n for n in widths if n % _LANES == 0 or n == keys]
+  fits = [
+    n for n in widths
+    if n // call.size * call.group <= _HEADS
+    and _needed(call, t, k, n) <= _MEMORY
+  ]  # fmt: skip
+  return max(fits, default=min(widths))
 
 
 def _check_room(call: _Call, t: int, k: Array) -> None:
-  """Refuses keys of which the backward pass cannot hold what it must.
+  """Refuses keys of which the backward pass cannot hold what it must."""
+  width = _width(call, t, k)
+  needed = _needed(call, t, k, width)
+  if needed > _MEMORY:
+    raise ValueError(
+      f"{k.shape[1]} keys of {width} channels need {needed / 2**20:.1f} MiB of "
+      f"a TPU's fast memory, a kernel may use {_MEMORY >> 20}: set "
+      "config.model.attention='splash'"
+    )
+
+
+def _needed(call: _Call, t: int, k: Array, width: int) -> int:
+  """Bytes of fast memory that the backward pass holds.
 
   Keys, values and both gradients, twice each, for one is moved while the
   other is used; two sums in float32; cosines and sines, twice each; arrays
   like a block's logits, fewer than 14; queries and two gradients of a block,
   twice.
   """
-  _, s, keys = k.shape
-  size, width, block = k.dtype.itemsize, _width(keys, call.size), _block(t, s)
+  s, size, block = k.shape[1], k.dtype.itemsize, _block(t, k.shape[1])
   angles = -(-call.size // (2 * _LANES)) * _LANES
   needed = s * (8 * width * (size + 1) + 16 * angles + 28 * block * size)
-  needed += 6 * block * call.group * width * size
-  if needed > _MEMORY:
-    raise ValueError(
-      f"{s} keys of {width} channels need {needed / 2**20:.1f} MiB of a TPU's "
-      f"fast memory, a kernel may use {_MEMORY >> 20}: set "
-      "config.model.attention='splash'"
-    )
+  return needed + 6 * block * call.group * width * size
 
 
 def _block(t: int, s: int) -> int:
@@ -211,8 +235,8 @@ def _forward_kernel(
     for reader in readers:
       q = _rotated(q_ref[:, reader], queries)
       weights, total, _ = _weights(q, k, visible, call)
-      out = _product(weights.astype(v.dtype), v, 1, 0)
-      out_ref[:, reader] = (out / total).astype(out_ref.dtype)
+      out = _product(v, weights.astype(v.dtype), 0, 0) / total
+      out_ref[:, reader] = out.astype(out_ref.dtype).T
 
 
 def _backward_kernel(
@@ -233,12 +257,12 @@ def _backward_kernel(
       q, d_out = _rotated(q_ref[:, reader], queries), d_out_ref[:, reader]
       weights, total, slope = _weights(q, k, visible, call)
       weights = weights / total
-      d_weights = _product(d_out, v, 1, 1)
-      shares = jnp.sum(weights * d_weights, axis=1, keepdims=True)
+      d_weights = _product(v, d_out, 1, 1)
+      shares = jnp.sum(weights * d_weights, axis=0, keepdims=True)
       d_logits = (weights * (d_weights - shares) * slope).astype(q.dtype)
-      dv_sum[:, head] += _product(weights.astype(d_out.dtype), d_out, 0, 0)
-      dk_sum[:, head] += _product(d_logits, q, 0, 0)
-      dq = _product(d_logits, k, 1, 0)
+      dv_sum[:, head] += _product(weights.astype(d_out.dtype), d_out, 1, 0)
+      dk_sum[:, head] += _product(d_logits, q, 1, 0)
+      dq = _product(d_logits, k, 0, 0)
       dq_ref[:, reader] = _back(dq, queries, dq_ref.dtype)
 
   @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
@@ -250,7 +274,8 @@ def _backward_kernel(
 
 def _shared(mask_ref, cos_ref, sin_ref, q_ref):
   """Of all heads: the mask, angles of the block's queries and of all keys."""
-  visible = None if mask_ref is None else mask_ref[...] != 0
+  # Compared as bytes, a mask would be packed and unpacked again.
+  visible = None if mask_ref is None else mask_ref[...].astype(jnp.int32) != 0
   if cos_ref is None:
     return visible, None, None
   rows = pl.ds(pl.program_id(2) * q_ref.shape[0], q_ref.shape[0])
@@ -289,15 +314,26 @@ def _turn(x, cos, sin):
 
 
 def _weights(q, k, visible, call: _Call):
-  """Softmax before its division, the sums, the slope of scale and cap."""
-  logits, slope = _product(q, k, 1, 1) * call.scale, call.scale
+  """Softmax before its division, the sums, the slope of scale and cap.
+
+  A column is a query: sums over lanes would take many times as long. Powers
+  of 2, and the constants of scale, cap and base multiplied beforehand: what is
+  done for every logit counts.
+  """
+  product, slope = _product(k, q, 1, 1), call.scale
   if call.softcap:
-    bent = jnp.tanh(logits * (1 / call.softcap))
-    logits, slope = bent * call.softcap, call.scale * (1 - bent * bent)
+    bent = jnp.tanh(product * (call.scale / call.softcap))
+    slope = call.scale * (1 - bent * bent)
+    powers = bent * (call.softcap * _LOG2_E)
+  else:
+    powers = product * (call.scale * _LOG2_E)
+  bounded = 0 < call.softcap <= _BOUNDED
   if visible is not None:
-    logits = jnp.where(visible, logits, _UNSEEN)
-  weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
-  return weights, jnp.sum(weights, axis=1, keepdims=True), slope
+    powers = jnp.where(visible, powers, _UNSEEN_POWER if bounded else _UNSEEN)
+  if not bounded:
+    powers -= jnp.max(powers, axis=0, keepdims=True)
+  weights = jnp.exp2(powers)
+  return weights, jnp.sum(weights, axis=0, keepdims=True), slope
 
 
 def _product(a, b, i: int, j: int):

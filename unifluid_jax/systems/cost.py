@@ -44,25 +44,28 @@ def _shapes(config: Config) -> dict[str, tuple[int, int, int, int]]:
   }
 
 
-def fused_attention_flops(config: Config) -> float:
+def fused_attention_flops(config: Config) -> dict[str, float]:
   """FLOPs that a step's fused attention runs, masked positions included.
 
   Two products forward, again where the layers are rematerialised and do not
   keep what the kernel's backward pass reads, and five backward, over rows
-  padded to the longest task; and in the vision encoder where it is fused too.
+  padded to the longest task.
+
+  Returns:
+    Of the "decoder", and of the vision encoder, "vit", where it is fused too.
   """
   m, shapes = config.model, _shapes(config)
   used = {task: rows for task, rows in config.batch.items() if rows}
   c, length = m.decoder, max(shapes[task][0] for task in used)
   product = 2.0 * c.depth * c.heads * c.head_dim * length**2
-  products = sum(used.values()) * product
+  products = {"decoder": sum(used.values()) * product}
   if m.attention == "mosaic":
     images = sum(rows * shapes[task][1] for task, rows in used.items())
     c, length = m.vit, (m.vit.image_size // m.vit.patch) ** 2
-    products += images * 2.0 * c.depth * c.width * length**2
+    products["vit"] = images * 2.0 * c.depth * c.width * length**2
   # "dots" keeps the kernel's inputs and its result, all that mosaic reads.
   again = m.remat == "full" or (m.remat == "dots" and m.attention != "mosaic")
-  return products * (9 if again else 7)
+  return {k: v * (9 if again else 7) for k, v in products.items()}
 
 
 def decoder_flops(c: GemmaConfig, length: int) -> float:
