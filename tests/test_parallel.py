@@ -1,5 +1,4 @@
 import dataclasses
-import re
 from unittest import mock
 
 import jax
@@ -103,88 +102,6 @@ def test_constrain_is_free_without_a_mesh_and_pins_with_one(mesh):
   with jax.set_mesh(mesh):
     y = jax.jit(lambda a: parallel.constrain(a, "BTF"))(x)
   assert y.sharding.spec == P(("data", "fsdp"), None, "tensor")
-
-
-@pytest.mark.parametrize(
-  "path, shape, inputs, letters",
-  [
-    ("layers/attn/q", (16, 4, 8), 16, "DN"),
-    ("layers/attn/k", (16, 4, 8), 16, "DK"),
-    ("layers/attn/o", (4, 8, 16), 32, "ND"),
-    ("layers/attn/out/kernel", (4, 8, 16), 32, "ND"),
-    ("layers/mlp/up/kernel", (16, 32), 16, "DF"),
-    ("layers/mlp/down/kernel", (32, 16), 32, "FD"),
-  ],
-)
-def test_a_matrix_is_split_as_its_weight(mesh, path, shape, inputs, letters):
-  """No data move, forward or backward: letters and RULES say the same."""
-  spec = parallel.spec_of(path, (2, *shape), mesh)
-  place = jax.sharding.NamedSharding(mesh, P(*spec[1:]))
-  weight = jax.random.normal(jax.random.key(0), shape)
-  flat = weight.reshape(inputs, -1)
-
-  def run(w):
-    out, pull = jax.vjp(lambda w: parallel.matrix(w, inputs, letters), w)
-    return out, pull(2 * out)[0]
-
-  with jax.set_mesh(mesh):
-    program = jax.make_jaxpr(lambda w: parallel.matrix(w, inputs, letters))
-    assert program(weight).eqns[-1].primitive.name == "sharding_constraint"
-    run = jax.jit(run).lower(jax.device_put(weight, place)).compile()
-    out, gradient = run(jax.device_put(weight, place))
-  np.testing.assert_array_equal(out, flat)
-  np.testing.assert_array_equal(gradient, 2 * weight)
-  axes = [{"D": "fsdp", "N": "tensor", "F": "tensor", "K": None}[x]
-          for x in letters]  # fmt: skip
-  assert out.sharding.is_equivalent_to(
-    jax.sharding.NamedSharding(mesh, P(*axes)), 2
-  )
-  moved = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-  assert not re.search(rf"({moved})(-start)?\(", run.as_text())
-
-
-@pytest.mark.parametrize(
-  "shape, inputs, letters",
-  [((12, 4, 8), 12, "DN"), ((4, 8, 12), 32, "ND"), ((12, 32), 12, "DF")],
-)
-def test_pieces_of_broken_tiles_are_gathered_as_they_are(
-  shape, inputs, letters
-):
-  """3 rows a device, which leave with those of other devices beside them."""
-  mesh = parallel.make_mesh(MeshConfig(2, 4, 1))
-  weight = jax.random.normal(jax.random.key(0), shape)
-  x = jax.random.normal(jax.random.key(1), (8, inputs))
-  axes = P(*("fsdp" if n == 12 else None for n in shape))
-  place = jax.NamedSharding(mesh, axes)
-  rows = jax.NamedSharding(mesh, P(parallel.BATCH_AXES))
-
-  def loss(w, x, matrix):
-    return jnp.sum((x @ matrix(w)) ** 2)
-
-  def gathered(w):
-    return parallel.matrix(w, inputs, letters)
-
-  def flat(w):
-    return w.reshape(inputs, -1)
-
-  want = jax.grad(loss)(weight, x, flat)
-  with jax.set_mesh(mesh):
-    run = jax.jit(jax.grad(loss), static_argnums=2, out_shardings=place)
-    run = run.lower(
-      jax.device_put(weight, place), jax.device_put(x, rows), gathered
-    ).compile()
-  got = run(jax.device_put(weight, place), jax.device_put(x, rows))
-  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
-  gathers = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", run.as_text())
-  assert gathers and all(n.startswith("4,3,") for n in gathers)
-  assert not re.search(r"all-to-all|collective-permute", run.as_text())
-
-
-def test_a_matrix_that_does_not_split_stays_as_it_is(mesh):
-  weight = jnp.arange(105.0).reshape(5, 3, 7)
-  with jax.set_mesh(mesh):
-    got = jax.jit(lambda w: parallel.matrix(w, 5, "DN"))(weight)
-  np.testing.assert_array_equal(got, weight.reshape(5, 21))
 
 
 def test_batch_that_does_not_split_is_refused(mesh):

@@ -168,7 +168,7 @@ def shardings(state: Any, params: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _current() -> Any:
+def mesh_in_use() -> Any:
   """The mesh of AXES that is set, or None; pmap sets one of its own."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh if set(AXES) <= set(mesh.shape) else None
@@ -176,7 +176,7 @@ def _current() -> Any:
 
 def batch_groups(mesh: Mesh | None = None) -> int:
   """Parts a global batch is split into; 1 without a mesh."""
-  mesh = mesh or _current()
+  mesh = mesh or mesh_in_use()
   if mesh is None:
     return 1
   return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
@@ -202,7 +202,7 @@ def layout(shape: Sequence[int], letters: str) -> P | None:
     A mesh axis a dimension, none where the size does not divide; None where
     no mesh is set.
   """
-  mesh = _current()
+  mesh = mesh_in_use()
   if mesh is None:
     return None
   axes = [_ACTIVATION.get(letter) for letter in letters]
@@ -213,54 +213,17 @@ def layout(shape: Sequence[int], letters: str) -> P | None:
   return P(*axes)
 
 
+def split_rows(rows: int) -> int:
+  """Parts that `rows` rows laid out as G are split into."""
+  mesh = mesh_in_use()
+  parts = 1 if mesh is None else mesh.shape[_ACTIVATION["G"]]
+  return 1 if rows % parts else parts
+
+
 def constrain(x: Any, letters: str) -> Any:
   """Pins an activation to its `layout`; nothing where no mesh is set."""
   spec = layout(x.shape, letters)
   return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
-
-
-_WEIGHT = {"D": "fsdp", "N": "tensor", "F": "tensor"}
-_TILE = 8  # rows of a TPU's memory layout
-
-
-def matrix(weight: Any, inputs: int, letters: str) -> Any:
-  """A weight as the matrix that a product takes: [inputs, outputs].
-
-  Heads lie side by side. Its gradient is a matrix too, until it has been
-  summed over devices: a TPU then lays out both factors of that product as
-  they are, and not by the small axes of one head.
-
-  Args:
-    weight: of any rank.
-    inputs: channels that the product sums over.
-    letters: of the two axes, split as `RULES` split the weight's: D, one of
-      them, over fsdp, N and F over tensor, K not at all.
-  """
-  flat, mesh = weight.reshape(inputs, -1), _current()
-  axes = [_WEIGHT.get(letter) for letter in letters]
-  if mesh is None or any(
-    axis and size % mesh.shape[axis]
-    for size, axis in zip(flat.shape, axes, strict=True)
-  ):
-    return flat
-  if flat.shape[axes.index("fsdp")] // mesh.shape["fsdp"] % _TILE == 0:
-    return jax.lax.with_sharding_constraint(flat, P(*axes))
-  if axes[1] == "fsdp":
-    return _from_pieces(flat.T, axes[0]).T
-  return _from_pieces(flat, axes[1])
-
-
-def _from_pieces(rows: Any, axis: str | None) -> Any:
-  """Gathers rows that are split over fsdp into pieces of broken tiles.
-
-  Pieces of, say, 36 rows travel as they lie, side by side in an array of
-  three axes, forward and backward; within one matrix every row of theirs
-  would have to move again.
-  """
-  n = _current().shape["fsdp"]
-  pieces = rows.reshape(n, -1, rows.shape[1])
-  pieces = _gather(pieces, P("fsdp", None, axis), P(None, None, axis))
-  return pieces.reshape(rows.shape)
 
 
 def by_rows_and_heads(
@@ -307,26 +270,25 @@ def gather(x: Any, *axes: str | None) -> Any:
   Returns:
     `x`, replicated; unchanged where no mesh is set.
   """
-  mesh = _current()
+  mesh = mesh_in_use()
   if mesh is None:
     return x
   split = all(
     not axis or size % mesh.shape[axis] == 0
     for size, axis in zip(x.shape, axes, strict=False)
   )
-  return _gather(x, P(*axes) if split else P(), P())
+  return _gather(x, P(*axes) if split else P())
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x, split, whole):
-  """From one layout to the other; the gradient comes back to the first."""
-  x = jax.lax.with_sharding_constraint(x, split)
-  return jax.lax.with_sharding_constraint(x, whole)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x, spec):
+  del spec
+  return jax.lax.with_sharding_constraint(x, P())
 
 
 _gather.defvjp(
-  lambda x, split, whole: (_gather(x, split, whole), None),
-  lambda split, _, saved, g: (jax.lax.with_sharding_constraint(g, split),),
+  lambda x, spec: (_gather(x, spec), None),
+  lambda spec, _, g: (jax.lax.with_sharding_constraint(g, spec),),
 )
 
 

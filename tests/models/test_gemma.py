@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unifluid_jax import presets
+from tests.jaxprs import operations
+from unifluid_jax import parallel, presets
+from unifluid_jax.config import MeshConfig
 from unifluid_jax.models import gemma
 from unifluid_jax.ops import attention
 
@@ -302,13 +304,32 @@ def test_a_frequent_word_goes_on_counting():
   table = jnp.zeros((3, 2), jnp.bfloat16)
   ids = jnp.array([[1] * 1000, [2] * 1000]).at[1, 0].set(7)  # 7: no such row
   grad = jax.grad(lambda t: gemma._rows(t, ids).astype(jnp.float32).sum())
-  assert re.search(
-    r"f32\[3,2\] = scatter-add", str(jax.make_jaxpr(grad)(table))
-  )
+  program = str(jax.make_jaxpr(grad)(table))
+  assert re.search(r"f32\[1,3,2\] = scatter-add", program)
   got = grad(table)
   assert got.dtype == jnp.bfloat16
   want = jnp.array([[0] * 2, [1000] * 2, [999] * 2], jnp.bfloat16)
   np.testing.assert_array_equal(got, want)
+
+
+def test_gradients_of_rows_are_added_over_groups_in_the_tables_dtype():
+  mesh = parallel.make_mesh(MeshConfig(2, 4, 1))
+  table = jax.random.normal(jax.random.key(0), (16, 6)).astype(jnp.bfloat16)
+  ids = jax.random.randint(jax.random.key(1), (8, 5), -2, 18)
+
+  def loss(table, ids):
+    return jnp.sum(jnp.sin(jnp.nan_to_num(gemma._rows(table, ids))))
+
+  first, second = (jax.grad(loss)(table, ids[i : i + 4]) for i in (0, 4))
+  with jax.set_mesh(mesh):
+    program = jax.make_jaxpr(jax.grad(loss))(table, ids)
+    got = jax.jit(jax.grad(loss))(table, ids)
+  np.testing.assert_array_equal(got, first + second)
+  (added,) = (
+    x for x in operations(program.jaxpr) if str(x.primitive) == "reduce"
+  )
+  assert added.invars[0].aval.dtype == jnp.bfloat16
+  assert added.invars[0].aval.shape == (2, 16, 6)
 
 
 def test_ids_beyond_the_vocabulary_are_nan():

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from unifluid_jax import parallel
 from unifluid_jax.models import stack
 from unifluid_jax.ops import attention
+from unifluid_jax.ops.weight_product import product
 from unifluid_jax.presets import GemmaConfig
 
 
@@ -138,11 +139,12 @@ class Gemma(nn.Module):
 
 @jax.custom_vjp
 def _rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]):
-  """Rows of the table; its gradient is summed in float32, whatever it is.
+  """Rows of the table; a device sums its gradient in float32, whatever it is.
 
   A word that occurs in every row of a batch would stop counting in bfloat16.
   On a mesh each device looks up what its part of the table holds, for all
-  rows of its fsdp group: rows travel, not the table.
+  rows of its fsdp group: rows travel, not the table. Sums of the groups are
+  added in the table's dtype, as all weights' gradients are.
   """
   found = jnp.take(table, parallel.constrain(ids, "GT"), axis=0)
   return parallel.constrain(parallel.constrain(found, "GTD"), "BTD")
@@ -150,13 +152,21 @@ def _rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]):
 
 def _rows_back(saved, gradient):
   table, ids = saved
+  groups = parallel.split_rows(ids.shape[0])
   ids, gradient = (
-    parallel.constrain(ids, "GT"),
-    parallel.constrain(gradient, "GTD"),
+    parallel.constrain(x.reshape(groups, -1, *x.shape[1:]), letters)
+    for x, letters in ((ids, "G.T"), (gradient, "G.TD"))
   )
-  total = jnp.zeros(table.shape, jnp.float32)
-  total = total.at[ids].add(gradient.astype(jnp.float32))
-  return parallel.constrain(total.astype(table.dtype), "VD"), None
+
+  def total(ids, gradient):
+    wide = jnp.zeros(table.shape, jnp.float32)
+    wide = wide.at[ids].add(gradient.astype(jnp.float32))
+    return wide.astype(table.dtype)
+
+  totals = parallel.constrain(jax.vmap(total)(ids, gradient), "GVD")
+  # jnp.sum would widen them, and so what travels between devices.
+  summed = lax.reduce(totals, jnp.zeros((), table.dtype), lax.add, (0,))
+  return parallel.constrain(summed, "VD"), None
 
 
 _rows.defvjp(lambda table, ids: (_rows(table, ids), (table, ids)), _rows_back)
@@ -324,13 +334,13 @@ def _attention(config, call: _Call, layer: _Layer, x, k_cache, v_cache):
     kernel=call.kernel,
   )
   out = stack.keep(out.reshape(*x.shape[:2], -1))
-  weight = parallel.matrix(p["o"].astype(x.dtype), out.shape[-1], "ND")
-  return out @ weight, k_cache, v_cache
+  out = product(out, p["o"].astype(x.dtype), "ND")
+  return out, k_cache, v_cache
 
 
 def _heads(x, weight, letters):
   """Projects to heads side by side, then views them apart."""
-  out = x @ parallel.matrix(weight.astype(x.dtype), x.shape[-1], letters)
+  out = product(x, weight.astype(x.dtype), letters)
   return out.reshape(*x.shape[:2], *weight.shape[1:])
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from unifluid_jax import parallel
 from unifluid_jax.models.stack import fold_layers, init_tree, keep, narrow
 from unifluid_jax.ops import attention
+from unifluid_jax.ops.weight_product import product
 from unifluid_jax.presets import VitConfig
 
 
@@ -175,9 +176,8 @@ def _heads(x, params):
 
 def _dense(x, params, letters):
   """A product of matrices: heads side by side are one axis, in or out."""
-  kernel = params["kernel"].astype(x.dtype)
-  kernel = parallel.matrix(kernel, x.shape[-1], letters)
-  return x @ kernel + params["bias"].astype(x.dtype).reshape(-1)
+  out = product(x, params["kernel"].astype(x.dtype), letters)
+  return out + params["bias"].astype(x.dtype).reshape(-1)
 
 
 def _block(kernel, x, params):
