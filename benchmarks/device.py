@@ -83,7 +83,7 @@ def _train(config: Config) -> str:
 
 
 def _call(config: Config) -> str:
-  """The function of `api.Model` as an evaluation compiles it, in bfloat16."""
+  """The function of `api.Model`: weights in float32, products as configured."""
   device, vocab = jax.devices()[0], config.model.decoder.vocab
   (program,) = lower.programs(config, _WHAT.value, [device], _ROWS.value)
   compiled = program.lowered.compile()
