@@ -17,6 +17,7 @@ from unifluid_jax.aot import compiled, hlo, lower, report, topology
 from unifluid_jax.config import MeshConfig
 from unifluid_jax.models import kl_vae, stack
 from unifluid_jax.ops import attention
+from unifluid_jax.ops.weight_product import product
 
 pytestmark = needs_libtpu
 
@@ -64,6 +65,7 @@ def test_the_compiler_takes_every_option(kind):
 
 @pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1"])
 def test_few_images_are_not_cut_into_strips(name):
+  """On v6e neither, which takes 8 GB to compile."""
   place = topology.get(name)
   mesh = parallel.make_mesh(MeshConfig(-1, 1, 1), place.devices)
   block = kl_vae.Resnet(128, 32, jnp.bfloat16)
@@ -84,6 +86,41 @@ def test_few_images_are_not_cut_into_strips(name):
   others = {k: v for k, v in options.items() if "space_to_batch" not in k}
   assert len(others) == len(options) - 2
   assert 1.5 * run(options) < run(others)
+
+
+def test_gradients_of_broken_tiles_are_summed_beside_products():
+  """SigLIP's MLP: 36 rows and columns a device."""
+  place = topology.get("v6e:16x16")
+  mesh = parallel.make_mesh(MeshConfig(8, 32, 1), place.devices)
+
+  def array(shape, *axes):
+    sharding = NamedSharding(mesh, P(*axes))
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+
+  weights = (
+    array((3, 1152, 4304), None, "fsdp"),
+    array((3, 4304, 1152), None, None, "fsdp"),
+  )
+  x = array((1024, 256, 1152), parallel.BATCH_AXES)
+
+  def layer(x, weights):
+    up, down = weights
+    hidden = jax.nn.gelu(product(x, up, "DF"))
+    return parallel.constrain(x + product(hidden, down, "FD"), "BTD")
+
+  def loss(weights, x):
+    y = stack.fold_layers(layer, x, weights, remat="dots", scan=True)
+    return jnp.sum(y.astype(jnp.float32) ** 2)
+
+  with jax.set_mesh(mesh):
+    step = jax.jit(jax.grad(loss), compiler_options=xla_options.of(mesh))
+    done = compiled.compile_program(step.lower(weights, x), place)
+  summed = [
+    c for c in hlo.collectives(hlo.parse(done.text, mesh.size))
+    if c.kind == "reduce-scatter" and c.times == 3
+  ]  # fmt: skip
+  assert sum(c.bytes for c in summed) == 2 * 2 * 1152 * 4304
+  assert all(c.asynchronous for c in summed)
 
 
 def test_what_layers_share_is_computed_before_the_loop_over_them():

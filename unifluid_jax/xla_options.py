@@ -21,9 +21,9 @@ _SPARSE_CORES = {
 }
 
 # Few images a device are otherwise cut into strips that count as more images:
-# the VAE's encoder then spends 3 times as long, moving strips. Not for v6e,
-# where one convolution of 4 images takes 9 GB of the host to compile, and the
-# compiler works on as many as the host has cores.
+# the VAE's encoder then spends 3 times as long, moving strips. For v6e this
+# takes much of the host's memory to compile: one convolution of 4 images 9 GB,
+# and the compiler works on as many as the host has cores.
 _WHOLE_IMAGES = {
   "xla_tpu_run_space_to_batch": "false",
   "xla_tpu_run_space_to_batch_on_new_platforms": "false",
@@ -41,7 +41,7 @@ def _memory(kib: int) -> dict[str, str]:
 OPTIONS: dict[str, dict[str, str]] = {
   "TPU v5 lite": _WHOLE_IMAGES | _memory(32768),  # v5e
   "TPU v5": _WHOLE_IMAGES | _SPARSE_CORES | _memory(32768),  # v5p
-  "TPU v6 lite": _SPARSE_CORES | _memory(65536),  # v6e
+  "TPU v6 lite": _WHOLE_IMAGES | _SPARSE_CORES | _memory(65536),  # v6e
 }
 
 
