@@ -8,7 +8,7 @@ annealed to raster at 600k. Hardware: a pod of at least 64 v5p or 256 v5e
 chips (state 42 GB with fp32 moments). Paper's results: COCO FID 7.20, GenEval
 0.59, CIDEr 40.91. Not trained by us: it needs WebLI-scale data, which is not
 public; give your own as config.data.train. Its step, generation and answers
-run on random inputs on one H200 (MFU .39, 3.1 images a second) and are
+run on random inputs on one H200 (MFU .48, 3 images a second) and are
 compiled for TPU slices: docs/results.md.
 """
 
