@@ -1,6 +1,6 @@
 """Fused attention for TPUs whose keys fit the chip's fast memory at once.
 
-A program sees all keys of one head, so a softmax is a softmax: nothing is
+A program sees all keys of its heads, so a softmax is a softmax: nothing is
 carried from block to block, and the backward pass, in one kernel, needs
 nothing of the forward pass but its inputs. Arrays stay as the projections
 make them, heads side by side ([B, T, N*H]), and rotations happen inside: no
@@ -63,7 +63,7 @@ def attention(
   scale: float,
   interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-  """What `attention.attend` computes, a head of keys at a time.
+  """What `attention.attend` computes, some heads of keys at a time.
 
   A kernel cannot be partitioned by the compiler: where a mesh is set, each
   device runs its own rows and heads. All keys of a head have to fit: 3200 of
