@@ -9,10 +9,10 @@
 Compiles the real programs ahead of time. Topologies: v4, v5e, v5p, v6e, v7x
 with the extra `tpu`, cpu:N without. Exit status 1: it does not fit.
 
-libtpu takes about 5 GB of memory for a step, for v6e with the VAE in it 20 GB on
-one core (taskset -c 0) and more on several, or with both
+libtpu takes about 5 GB of memory for a step. For v6e with the VAE in it 20 GB
+on one core (taskset -c 0), more on several; or less, for slower code, with
 --option=xla_tpu_run_space_to_batch=true and
---option=xla_tpu_run_space_to_batch_on_new_platforms=true less, for slower code.
+--option=xla_tpu_run_space_to_batch_on_new_platforms=true.
 """
 
 import json
