@@ -37,44 +37,45 @@ def product(x: Any, weight: Any, letters: str) -> Any:
     return x @ flat
   broken = flat.shape[axes.index("fsdp")] // mesh.shape["fsdp"] % _TILE
   if broken and parallel.layout(x.shape[:1], "B") == P(parallel.BATCH_AXES):
-    return _product_of_pieces(x, flat, axes)
+    turned = axes[1] == "fsdp"
+    rows, other = (flat.T, axes[0]) if turned else (flat, axes[1])
+    return _product_of_pieces(x, rows, turned, other)
   return x @ jax.lax.with_sharding_constraint(flat, P(*axes))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product_of_pieces(x, flat, axes):
-  """Of a matrix whose rows (or columns) over fsdp are broken tiles.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product_of_pieces(x, rows, turned: bool, other: str | None):
+  """Of a matrix, or a turned one, whose rows over fsdp are broken tiles.
 
   Pieces of, say, 36 rows travel as they lie, side by side in an array of
   three axes, forward and backward; within one matrix every row of theirs
   would have to move again. The gradient's sum over devices is written out:
-  XLA would sum padded pieces, and nothing beside it.
+  XLA would sum padded pieces, and nothing beside it. `other` is the mesh axis
+  of the other dimension.
   """
-  return x @ _whole(flat, axes)
+  whole = _gathered(rows, other)
+  return x @ (whole.T if turned else whole)
 
 
-def _whole(flat, axes):
-  rows, other = _rows_over_fsdp(flat, axes)
-  pieces = rows.reshape(parallel.mesh_in_use().shape["fsdp"], -1, rows.shape[1])
+def _pieces(rows):
+  fsdp = parallel.mesh_in_use().shape["fsdp"]
+  return rows.reshape(fsdp, -1, rows.shape[1])
+
+
+def _gathered(rows, other):
+  pieces = _pieces(rows)
   for first in ("fsdp", None):
     pieces = jax.lax.with_sharding_constraint(pieces, P(first, None, other))
-  whole = pieces.reshape(rows.shape)
-  return whole if axes[0] == "fsdp" else whole.T
+  return pieces.reshape(rows.shape)
 
 
-def _rows_over_fsdp(flat, axes):
-  return (flat, axes[1]) if axes[0] == "fsdp" else (flat.T, axes[0])
-
-
-def _pieces_back(axes, saved, d_out):
-  x, flat = saved
-  rows, other = _rows_over_fsdp(flat, axes)
-  factors = (x, d_out) if axes[0] == "fsdp" else (d_out, x)
+def _back(turned, other, saved, d_out):
+  x, rows = saved
+  whole = _gathered(rows, other)
 
   def summed(a, b):
     own = jax.lax.dot_general(a, b, (((0, 1), (0, 1)), ((), ())))
-    pieces = own.reshape(parallel.mesh_in_use().shape["fsdp"], -1, own.shape[1])
-    pieces = jax.lax.psum_scatter(pieces, "fsdp", tiled=True)
+    pieces = jax.lax.psum_scatter(_pieces(own), "fsdp", tiled=True)
     return jax.lax.psum(pieces, "data")
 
   pieces = jax.shard_map(
@@ -82,13 +83,10 @@ def _pieces_back(axes, saved, d_out):
     in_specs=(P(parallel.BATCH_AXES), P(parallel.BATCH_AXES, None, other)),
     out_specs=P("fsdp", None, other),
     check_vma=False,
-  )(*factors)
-  gradient = pieces.reshape(rows.shape)
-  gradient = gradient if axes[0] == "fsdp" else gradient.T
-  return d_out @ _whole(flat, axes).T, gradient
+  )(*((d_out, x) if turned else (x, d_out)))
+  return d_out @ (whole if turned else whole.T), pieces.reshape(rows.shape)
 
 
 _product_of_pieces.defvjp(
-  lambda x, flat, axes: (_product_of_pieces(x, flat, axes), (x, flat)),
-  _pieces_back,
+  lambda x, rows, *rest: (_product_of_pieces(x, rows, *rest), (x, rows)), _back
 )
