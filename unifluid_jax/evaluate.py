@@ -57,10 +57,9 @@ from typing import Any
 
 import jax
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
-from unifluid_jax import checkpoint, cli, eval_loop, parallel
+from unifluid_jax import checkpoint, cli, eval_loop, files, parallel
 from unifluid_jax.config import Config, resolve
 from unifluid_jax.evals import (
   clip_score,
@@ -347,7 +346,7 @@ def _store(result: Mapping[str, Any], by: Mapping[str, Any], say: Say) -> None:
     return
   if _OUT.value:
     text = json.dumps(result, indent=2) + "\n"
-    drawn_images.replace(epath.Path(_OUT.value), text.encode())
+    files.write(_OUT.value, text)
     say(f"result: {_OUT.value}")
   if by:
     rows = file_results.rows(result, by)

@@ -19,6 +19,7 @@ from etils import epath
 from jaxtyping import Float16, Int64
 from tensorflow_datasets.proto import tf_example_pb2
 
+from unifluid_jax import files
 from unifluid_jax.config import SourceConfig
 from unifluid_jax.data.records import BadRecord, Record
 
@@ -353,31 +354,25 @@ def write_moments(
   Raises:
     ValueError: arrays of unequal shape or beyond float16.
   """
-  target = epath.Path(path)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  partial = target.parent / f".{target.name}.{os.getpid()}.tmp"
-  writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
   shape, count = None, 0
-  try:
-    for count, array in enumerate(arrays, 1):
-      if array is None:
-        writer.write(_HEADER.pack(_MAGIC, 0, 0, 0))
-        continue
-      with np.errstate(over="ignore"):  # checked below
-        half = np.asarray(array).astype(np.float16)
-      shape = shape or half.shape
-      if half.ndim != 3 or half.shape != shape or not np.isfinite(half).all():
-        raise ValueError(
-          f"moments {count - 1} of shape {half.shape}: need finite float16 "
-          f"[h, w, 2c] like the first, {shape}"
-        )
-      writer.write(_HEADER.pack(_MAGIC, *half.shape) + half.tobytes())
-    writer.close()
-    partial.replace(target)
-  finally:
-    if writer.is_open():
+  with files.replaced(path) as partial:
+    writer = ArrayRecordWriter(partial, "group_size:1")
+    try:
+      for count, array in enumerate(arrays, 1):
+        if array is None:
+          writer.write(_HEADER.pack(_MAGIC, 0, 0, 0))
+          continue
+        with np.errstate(over="ignore"):  # checked below
+          half = np.asarray(array).astype(np.float16)
+        shape = shape or half.shape
+        if half.ndim != 3 or half.shape != shape or not np.isfinite(half).all():
+          raise ValueError(
+            f"moments {count - 1} of shape {half.shape}: need finite float16 "
+            f"[h, w, 2c] like the first, {shape}"
+          )
+        writer.write(_HEADER.pack(_MAGIC, *half.shape) + half.tobytes())
+    finally:
       writer.close()
-    partial.unlink(missing_ok=True)
   return count
 
 

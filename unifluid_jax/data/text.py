@@ -15,6 +15,7 @@ from absl import logging
 from etils import epath
 from jaxtyping import Int32
 
+from unifluid_jax import files
 from unifluid_jax.types import BOS, EOS, PAD, UNK
 
 _NEWLINE = "\n"
@@ -224,11 +225,7 @@ def train(
       "or has more distinct characters than pieces; raise vocab_size"
     ) from error
   tokenizer = Tokenizer(writer.getvalue(), os.fspath(path))
-  target = epath.Path(path)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  partial = target.parent / f".{target.name}.{os.getpid()}.tmp"
-  partial.write_bytes(writer.getvalue())
-  partial.replace(target)
+  files.write(path, writer.getvalue())
   return tokenizer
 
 

@@ -18,7 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from PIL import Image
 
-from unifluid_jax import telemetry
+from unifluid_jax import files, telemetry
 
 MANIFEST = "drawn.json"
 _SAY_EVERY = 20.0  # seconds
@@ -98,15 +98,7 @@ def write_png(path: epath.Path, image: np.ndarray) -> None:
   """Writes a uint8 image; a killed process leaves no half of one."""
   data = io.BytesIO()
   Image.fromarray(image).save(data, format="PNG")
-  replace(path, data.getvalue())
-
-
-def replace(path: epath.Path, data: bytes) -> None:
-  """Writes a whole file in the place of what is there."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  partial.write_bytes(data)
-  partial.replace(path)
+  files.write(path, data.getvalue())
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -186,7 +178,7 @@ def _claim(
       )
   if jax.process_index() == 0 and not wanted.keys() <= images.keys():
     text = json.dumps({"by": made_by, "images": images | wanted})
-    replace(root / MANIFEST, text.encode())
+    files.write(root / MANIFEST, text)
 
 
 def _existing(root: epath.Path, files: Iterable[str]) -> set[str]:

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from unifluid_jax.evals.drawn_images import changed, replace
+from unifluid_jax import files
+from unifluid_jax.evals.drawn_images import changed
 from unifluid_jax.evals.geneval import Detection
 
 COLOURS = (
@@ -130,7 +131,7 @@ def begin(path: str, made_by: Mapping[str, Any]) -> Detections:
         "--detections"
       )
   lines = [_line(made_by), *(_row(*item) for item in found.images.items())]
-  replace(epath.Path(path), "".join(lines).encode())
+  files.write(path, "".join(lines))
   return found
 
 

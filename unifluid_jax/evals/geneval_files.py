@@ -17,8 +17,9 @@ from typing import Any
 import jax
 from etils import epath
 
+from unifluid_jax import files
 from unifluid_jax.evals import drawn_images, geneval, geneval_detections
-from unifluid_jax.evals.drawn_images import Drawing, replace, seed_of
+from unifluid_jax.evals.drawn_images import Drawing, seed_of
 from unifluid_jax.evals.geneval import Detection
 from unifluid_jax.evals.geneval_detections import Detections
 
@@ -107,7 +108,7 @@ def write_metadata(folder: str, prompts: Sequence[Metadata]) -> None:
   for i, prompt in enumerate(prompts):
     path = epath.Path(folder) / f"{i:05d}" / "metadata.jsonl"
     if not path.exists():
-      replace(path, json.dumps(prompt).encode())
+      files.write(path, json.dumps(prompt))
     elif json.loads(path.read_text()) != prompt:
       raise ValueError(
         f"{path} is of another prompt than {prompt['prompt']!r}: choose "
@@ -164,7 +165,7 @@ def score(
     for name, metadata in images.items()
   ]
   text = "".join(json.dumps(row) + "\n" for row in rows)
-  replace(epath.Path(folder) / RESULTS, text.encode())
+  files.write(epath.Path(folder) / RESULTS, text)
   # The benchmark's summary tells prompts apart by all of their metadata.
   scores = geneval.aggregate(
     geneval.Result(row["tag"], row["metadata"], row["correct"]) for row in rows

@@ -19,9 +19,9 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from unifluid_jax import telemetry
+from unifluid_jax import files, telemetry
 from unifluid_jax.evals import fid, image_sets
-from unifluid_jax.evals.drawn_images import changed, replace
+from unifluid_jax.evals.drawn_images import changed
 from unifluid_jax.evals.fid import Statistics
 from unifluid_jax.evals.image_sets import ImageSet
 
@@ -159,7 +159,7 @@ def save(path: str, measured: Measured) -> None:
     scatter=s.scatter,
     record=json.dumps(dataclasses.asdict(measured.record)),
   )
-  replace(epath.Path(path), file.getvalue())
+  files.write(path, file.getvalue())
 
 
 def load(path: str, net: Features, crop: int) -> Measured:

@@ -15,9 +15,9 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
+from unifluid_jax import files
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.contact_sheet import enlarged
-from unifluid_jax.evals.drawn_images import replace
 
 FOLDER = "samples"
 _SIDE = 256  # larger images are reduced to it
@@ -69,7 +69,7 @@ def write(workdir: str, step: int, shown: Sequence[Shown]) -> None:
         row[key] = code.decode("ascii")
     lines.append(json.dumps(row) + "\n")
   path = epath.Path(workdir) / FOLDER / f"{step}.jsonl"
-  replace(path, "".join(lines).encode())
+  files.write(path, "".join(lines))
 
 
 def read(workdir: str, step: int) -> list[Shown]:
