@@ -10,10 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent / "unifluid_jax"
 LAYER = {
   "types": 0, "config": 0, "freeze": 0, "presets": 0, "files": 0,
-  "ops": 1, "parallel": 1, "xla_options": 1,
+  "digests": 0, "interrupt": 0, "lock": 0,
+  "ops": 1, "parallel": 1, "xla_options": 1, "checkpoint_files": 1,
   "models": 2, "data": 2, "checkpoint": 2, "optim": 2, "telemetry": 2,
   "systems": 3, "evals": 3, "weights": 3,
   "train": 4, "warm_start": 4, "aot": 4, "eval_loop": 4, "api": 4, "cli": 4,
+  "stopping": 4, "workdirs": 4,
   "main": 5, "evaluate": 5, "generate": 5, "prepare": 5, "encode": 5,
   "compile": 5, "experiments": 5,
 }  # fmt: skip

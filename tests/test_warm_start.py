@@ -23,11 +23,9 @@ class Two(Toy):
 
 
 def start(job, workdir):
-  saved = checkpoint.Checkpoints(str(workdir), job.config.checkpoint)
   with jax.set_mesh(job.mesh):
-    state, rung = train.restore_or_init(job, saved)
-  saved.close()
-  return state, rung
+    restored, rung = train.restore_or_init(job, str(workdir))
+  return restored.state, rung
 
 
 @pytest.fixture(scope="module")

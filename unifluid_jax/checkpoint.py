@@ -2,36 +2,48 @@
 
 A workdir holds `checkpoints/<step>/{state,meta}`: the training state, and a
 JSON with the configuration, the data position and the tokenizer's digest.
+`digests.json` beside them is written once the step is complete; a step without
+it (of an older run, or of one that was killed just then) is read unchecked.
 """
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
+from jax.experimental import multihost_utils
 
+from unifluid_jax import digests, files
+from unifluid_jax.checkpoint_files import (
+  CheckpointDamagedError,
+  CheckpointError,
+  check,
+  is_complete,
+  raise_if_gone,
+  reading,
+  root,
+  step_path,
+  steps,
+)
+from unifluid_jax.checkpoint_files import CheckpointGone as CheckpointGone
 from unifluid_jax.config import CheckpointConfig
 
-_MEND = (
-  "Delete this step to go on from an older one, or choose another --workdir"
-)
-
-
-class CheckpointError(ValueError):
-  """A checkpoint that cannot be used; the message says which and why."""
+DAMAGED = "damaged"  # folder of a workdir: steps that training set aside
 
 
 class Checkpoints:
-  """The checkpoints of one workdir."""
+  """Saves the checkpoints of one workdir."""
 
   def __init__(self, workdir: str, config: CheckpointConfig):
-    """Opens `workdir/checkpoints` for saving and restoring."""
+    """Opens `workdir/checkpoints` for saving, and makes it if need be."""
+    self._workdir = workdir
     self._manager = ocp.CheckpointManager(
-      epath.Path(workdir).resolve() / "checkpoints",
+      root(workdir),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=config.keep,
         keep_period=config.keep_every or None,
@@ -39,6 +51,8 @@ class Checkpoints:
       ),
       item_names=("state", "meta"),
     )
+    self._sealing: threading.Thread | None = None
+    self._finished = threading.Event()  # Orbax is, with what is being sealed
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
@@ -46,6 +60,7 @@ class Checkpoints:
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
     """Starts writing; a step that is already there is left alone."""
+    self.wait()  # the newest step's digests come before deletions of old ones
     if step in self._manager.all_steps():
       return
     self._manager.save(
@@ -55,53 +70,173 @@ class Checkpoints:
       ),
       force=True,
     )
-
-  def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-    """State and meta of a step.
-
-    Args:
-      step: which.
-      like: the state as ShapeDtypeStructs with shardings.
-
-    Raises:
-      CheckpointError: the files are damaged or hold other shapes.
-    """
-    where = self._manager.directory / str(step)
-    check_shapes(where, like)
-    try:
-      got = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
-        ),
+    if jax.process_index() == 0:
+      self._finished = threading.Event()
+      self._sealing = threading.Thread(
+        target=_seal,
+        args=(step_path(self._workdir, step), self._finished),
+        daemon=True,
       )
-    except (ValueError, KeyError, FileNotFoundError, TypeError) as e:
-      raise CheckpointError(
-        f"cannot restore {where}: {_first_line(e)}. {_MEND}"
-      ) from e
-    return got.state, got.meta
+      self._sealing.start()
 
   def wait(self) -> None:
     """Blocks until what was saved is on disk."""
-    self._manager.wait_until_finished()
-
-  def reached_preemption(self, step: int) -> bool:
-    """Whether all processes were told to stop (multi-process runs)."""
-    return self._manager.reached_preemption(step)
+    try:
+      self._manager.wait_until_finished()
+    finally:
+      self._finished.set()
+    if self._sealing is not None:
+      self._sealing.join()
+      self._sealing = None
 
   def close(self) -> None:
     """Finishes writing and releases the directory."""
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
 
-def steps(workdir: str) -> list[int]:
-  """Complete checkpoints of a workdir, oldest first."""
-  root = epath.Path(workdir) / "checkpoints"
-  if not root.exists():
-    return []
-  names = [p.name for p in root.iterdir() if p.name.isdigit()]
-  done = [n for n in names if (root / n / "_CHECKPOINT_METADATA").exists()]
-  return sorted(int(n) for n in done)
+def _seal(folder: Any, finished: threading.Event) -> None:
+  """Records the digests of a step once all of its files are there."""
+  pause = 2.0 if files.is_remote(folder) else 0.05
+  while not is_complete(folder):
+    if finished.wait(pause) and not is_complete(folder):
+      return  # saving failed: whoever waits for it raises
+  try:
+    digests.write(folder)
+  except OSError as error:
+    logging.warning("%s: no digests: %s", folder, error)
+
+
+def reached_preemption(step: int) -> bool:
+  """Whether all processes were told to stop (multi-process runs)."""
+  return ocp.utils.reached_preemption(step)
+
+
+# ----------------------------------------------------------------- steps
+
+
+class Restored(NamedTuple):
+  """Where a run goes on from."""
+
+  step: int | None  # None: nothing was saved
+  state: Any
+  damaged: dict[int, str]  # newer steps that cannot be used: why
+
+
+def restore_newest(workdir: str, like: Any) -> Restored:
+  """The newest state whose files are whole; changes nothing on disk.
+
+  In runs of several processes the first one checks the digests for all.
+
+  Args:
+    workdir: of the run.
+    like: the state as ShapeDtypeStructs with shardings.
+
+  Raises:
+    CheckpointError: of other shapes than `like`, or none is whole.
+  """
+  step, damaged = newest_whole(workdir)
+  while step is not None:
+    try:
+      return Restored(step, restore(workdir, step, like), damaged)
+    except CheckpointDamagedError as error:
+      # Without digests damage shows while reading, and maybe to one process.
+      if jax.process_count() > 1:
+        raise
+      damaged = damaged | {step: str(error)}
+      step, damaged = newest_whole(workdir, damaged)
+  return Restored(None, None, {})
+
+
+def newest_whole(
+  workdir: str, damaged: Mapping[int, str] | None = None
+) -> tuple[int | None, dict[int, str]]:
+  """The newest step with intact files, and what is wrong with newer ones.
+
+  Args:
+    workdir: of the run.
+    damaged: steps known to be damaged, and why.
+
+  Returns:
+    The step, None if nothing was saved; the same on all processes. What is
+    wrong is known to the first process only.
+
+  Raises:
+    CheckpointDamagedError: there are checkpoints, but none is whole.
+  """
+  damaged, found = dict(damaged or {}), None
+  if jax.process_index() == 0:
+    for step in reversed(steps(workdir)):
+      if step in damaged:
+        continue
+      try:
+        check(step_path(workdir, step))
+      except CheckpointDamagedError as error:
+        damaged[step] = str(error)
+      else:
+        found = step
+        break
+  nothing = -1 if not damaged else -2
+  code = nothing if found is None else found
+  if jax.process_count() > 1:
+    code = int(multihost_utils.broadcast_one_to_all(np.int64(code)))
+  if code == -2:
+    raise CheckpointDamagedError(
+      "no checkpoint is whole: " + "; ".join(damaged.values())
+      if damaged else f"no checkpoint of {workdir} is whole"
+    )  # fmt: skip
+  return (None if code == -1 else code), damaged
+
+
+def set_aside(workdir: str, step: int) -> Any:
+  """Moves a damaged step to `<workdir>/damaged`, where no step is sought.
+
+  Returns:
+    Its new path.
+  """
+  folder = files.path(workdir) / DAMAGED
+  folder.mkdir(parents=True, exist_ok=True)
+  names = [str(step), *(f"{step}.{i}" for i in range(1, 1000))]
+  target = next(folder / n for n in names if not (folder / n).exists())
+  step_path(workdir, step).rename(target)
+  return target
+
+
+def latest_step(workdir: str) -> int:
+  """The newest complete step.
+
+  Raises:
+    CheckpointError: there is none.
+  """
+  found = steps(workdir)
+  if not found:
+    raise CheckpointError(
+      f"no complete checkpoint under {Path(workdir) / 'checkpoints'}: train "
+      "first (python -m unifluid_jax.main), or correct the path"
+    )
+  return found[-1]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def restore(workdir: str, step: int, like: Any) -> Any:
+  """The whole state of a step.
+
+  Args:
+    workdir: of the run.
+    step: which.
+    like: the state as ShapeDtypeStructs with shardings.
+
+  Raises:
+    CheckpointError: the files are damaged, gone, or hold other shapes.
+  """
+  path = _state(workdir, step)
+  _compare(path.parent, _saved_shapes(path), like)
+  with reading(path.parent), ocp.StandardCheckpointer() as reader:
+    return reader.restore(path, like)
 
 
 def read_meta(workdir: str, step: int) -> dict[str, Any]:
@@ -110,11 +245,14 @@ def read_meta(workdir: str, step: int) -> dict[str, Any]:
   Raises:
     CheckpointError: it is missing or torn.
   """
-  path = epath.Path(workdir) / "checkpoints" / str(step) / "meta" / "metadata"
-  try:
-    return json.loads(path.read_text())
-  except (FileNotFoundError, json.JSONDecodeError) as e:
-    raise CheckpointError(f"{path}: {_first_line(e)}") from e
+  folder = step_path(workdir, step)
+  check(folder, "meta")
+  path = folder / "meta" / "metadata"
+  with reading(folder):
+    meta = json.loads(path.read_text())
+    if not isinstance(meta, dict):
+      raise ValueError(f"{path} is no JSON object")
+  return meta
 
 
 def restore_part(workdir: str, step: int, name: str, like: Any) -> Any:
@@ -140,8 +278,6 @@ def saved_part(workdir: str, step: int, name: str) -> Any:
     CheckpointError: missing or damaged.
   """
   path = _state(workdir, step)
-  if not path.exists():
-    raise CheckpointError(f"no checkpoint at {path.parent}")
   saved = _saved_shapes(path)
   for part in name.split("/"):
     saved = (saved or {}).get(part)
@@ -153,6 +289,7 @@ def saved_part(workdir: str, step: int, name: str) -> Any:
 def read_part(workdir: str, step: int, name: str, like: Any) -> Any:
   """`restore_part` of some leaves only, whose shapes the caller has checked."""
   path = _state(workdir, step)
+  check(path.parent, "state")
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   item = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -162,7 +299,7 @@ def read_part(workdir: str, step: int, name: str, like: Any) -> Any:
   )
   for part in reversed(name.split("/")):
     item = {part: item}
-  with ocp.PyTreeCheckpointer() as reader:
+  with reading(path.parent), ocp.PyTreeCheckpointer() as reader:
     got = reader.restore(
       path,
       args=ocp.args.PyTreeRestore(
@@ -177,46 +314,19 @@ def read_part(workdir: str, step: int, name: str, like: Any) -> Any:
 
 
 def _state(workdir: str, step: int) -> Any:
-  return epath.Path(workdir).resolve() / "checkpoints" / str(step) / "state"
-
-
-def latest_step(workdir: str) -> int:
-  """The newest complete step.
-
-  Raises:
-    CheckpointError: there is none.
-  """
-  found = steps(workdir)
-  if not found:
-    raise CheckpointError(
-      f"no complete checkpoint under {Path(workdir) / 'checkpoints'}: train "
-      "first (python -m unifluid_jax.main), or correct the path"
-    )
-  return found[-1]
-
-
-def check_shapes(step_dir: Any, like: Any) -> None:
-  """Compares a saved state with what the configuration builds.
-
-  Raises:
-    CheckpointError: lists arrays that are missing, extra or of other shape.
-  """
-  saved = _saved_shapes(epath.Path(step_dir) / "state")
-  _compare(step_dir, saved, like)
+  return step_path(workdir, step) / "state"
 
 
 def _saved_shapes(path: Any) -> Any:
   """The metadata tree of a saved state."""
-  try:
+  if not path.exists():
+    raise_if_gone(path.parent)
+  with reading(path.parent):
     meta = ocp.PyTreeCheckpointHandler().metadata(path)
-  except (ValueError, KeyError, FileNotFoundError) as e:
-    raise CheckpointError(
-      f"{path} is damaged: {_first_line(e)}. {_MEND}"
-    ) from e
-  tree = getattr(meta, "item_metadata", meta)
-  tree = getattr(tree, "tree", tree)
-  if not jax.tree.leaves(tree):
-    raise CheckpointError(f"{path} is damaged: no array is listed. {_MEND}")
+    tree = getattr(meta, "item_metadata", meta)
+    tree = getattr(tree, "tree", tree)
+    if not jax.tree.leaves(tree):
+      raise ValueError("no array is listed")
   return tree
 
 
@@ -246,9 +356,3 @@ def _key(entry: Any) -> str:
     if hasattr(entry, name):
       return str(getattr(entry, name))
   return str(entry)
-
-
-def _first_line(error: Exception) -> str:
-  text = str(error).strip().splitlines()
-  logging.vlog(1, "%s", error)
-  return f"{type(error).__name__}: {text[0] if text else ''}"

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from unifluid_jax import freeze
+from unifluid_jax import freeze, interrupt
 
 # What a user can mend; anything else is a bug and shows its traceback.
 USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
@@ -18,8 +18,10 @@ def run(entry: Callable[[list[str]], Any], positional: int = 0) -> None:
   Arguments that are no flags are refused beyond `positional` of them.
 
   Libraries may warn; --verbosity=0 lets them inform, --verbosity=1 also shows
-  the traceback of user errors.
+  the traceback of user errors. Ctrl-C ends the process at once, status 130,
+  where the work does not catch it.
   """
+  interrupt.listen()
 
   def guarded(argv):
     if not flags.FLAGS["verbosity"].present:

@@ -5,8 +5,6 @@ It knows a system only by `types.Trainable`: init, loss, load_frozen.
 
 import contextlib
 import functools
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,10 +15,13 @@ import optax
 
 from unifluid_jax import (
   checkpoint,
+  lock,
   optim,
   parallel,
+  stopping,
   telemetry,
   warm_start,
+  workdirs,
   xla_options,
 )
 from unifluid_jax.config import Config
@@ -28,7 +29,7 @@ from unifluid_jax.types import Metrics, Trainable, TrainState
 
 
 class NonFiniteError(FloatingPointError):
-  """Loss or gradient became NaN or infinite."""
+  """Loss, gradient or parameters became NaN or infinite."""
 
 
 # ------------------------------------------------------------- Update step
@@ -80,6 +81,15 @@ def train_step(
     ema = optim.update_ema(ema, params, config.optim.ema, state.step)
   metrics = dict(metrics, grad_norm=optax.tree.norm(grads))
   return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+
+@jax.jit
+def is_finite(state: TrainState) -> jax.Array:
+  """Whether parameters and averages can be used: their norm is finite.
+
+  The norm overflows too where elements are finite but beyond 1e19.
+  """
+  return jnp.isfinite(optax.tree.norm((state.params, state.ema)))
 
 
 def micro_batches(batch: Any, count: int) -> Any:
@@ -148,22 +158,19 @@ def make_job(config: Config, system: Trainable, devices: Any = None) -> Job:
   return Job(config, system, mesh, optimizer, shapes, jitted)
 
 
-def restore_or_init(
-  job: Job, saved: checkpoint.Checkpoints
-) -> tuple[TrainState, str]:
+def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
   """The state to start from, by the first rung that holds.
 
-  1. the newest checkpoint of this workdir;
+  1. the newest whole checkpoint of this workdir;
   2. the weights that config.init names;
   3. fresh parameters from config.seed.
 
   Returns:
     The state, and a sentence that says which rung fired.
   """
-  step = saved.latest()
-  if step is not None:
-    state, _ = saved.restore(step, job.shapes)
-    return state, f"1: resumed from step {step} of this workdir"
+  restored = checkpoint.restore_newest(workdir, job.shapes)
+  if restored.step is not None:
+    return restored, f"1: resumed from step {restored.step} of this workdir"
   init = job.config.init
   if init is not None and init.paths:
     warm_start.plan(init, job.shapes.params)  # before anything is computed
@@ -176,14 +183,14 @@ def restore_or_init(
   )
   state = make()
   if init is None or not init.paths:
-    return state, (
+    return restored._replace(state=state), (
       f"3: NO pretrained weights: all parameters fresh, seed {job.config.seed}"
     )
   params, notes = warm_start.load(init, state.params, job.shapes.params)
   # A copy: the step donates both.
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
   state = state._replace(params=params, ema=ema)
-  return state, "2: " + "; ".join(notes)
+  return restored._replace(state=state), "2: " + "; ".join(notes)
 
 
 # ------------------------------------------------------------------- The loop
@@ -195,12 +202,14 @@ def run(
   loader: Callable[[int], Iterator[Any]],
   meta: Mapping[str, Any],
   say: Callable[[str], None],
+  artifacts: Mapping[str, bytes] | None = None,
 ) -> TrainState:
   """Trains to config.steps; resumes by itself.
 
   The order is fixed: batch → step → log → save. A checkpoint of step k is
   written after step k's update, and the loader restarts at batch k, so a
-  resumed run repeats nothing and skips nothing.
+  resumed run repeats nothing and skips nothing. Whatever can be refused is
+  checked before the workdir is touched.
 
   Args:
     job: see make_job.
@@ -208,47 +217,55 @@ def run(
     loader: first step → iterator of process-local batches.
     meta: saved as JSON beside every state.
     say: prints a line (process 0 only).
+    artifacts: files that the workdir gets when training starts, by name.
 
   Raises:
     NonFiniteError: names the window of steps and the last good checkpoint.
+    lock.WorkdirLockedError: another process trains in this workdir.
+    checkpoint.CheckpointError: no checkpoint of this workdir can be used.
   """
   config = job.config
-  saved = checkpoint.Checkpoints(workdir, config.checkpoint)
-  with jax.set_mesh(job.mesh), _Stop(saved) as stop:
-    state, rung = restore_or_init(job, saved)
-    start = int(state.step)
+  with contextlib.ExitStack() as exits:
+    exits.enter_context(jax.set_mesh(job.mesh))
+    stop = exits.enter_context(stopping.Stop())
+    workdirs.on_first(lambda: lock.refuse_if_held(workdir))
+    restored, rung = restore_or_init(job, workdir)
+    state, start = restored.state, int(restored.state.step)
     say(telemetry.table("start", startup_rows(job, rung)))
     if start >= config.steps:
       say(f"nothing to do: step {start} of {config.steps} is reached")
-      saved.close()
       return state
     frozen = jax.device_put(
       job.system.load_frozen(),
       jax.sharding.NamedSharding(job.mesh, jax.P()),
     )
-    log = _Log(job, workdir, start, saved, say)
     batches = loader(start)
-    try:
-      for step in range(start + 1, config.steps + 1):
-        log.profile(step - start)
-        batch = parallel.to_global(next(batches), job.mesh)
-        state, metrics = job.step(state, frozen, batch)
-        log.add(metrics)
-        last = step == config.steps or stop.requested(step)
-        save = last or step % config.checkpoint.every == 0
-        if save or step % config.log.every == 0 or step == start + 1:
-          log.flush(step)
-        if save:
-          saved.save(step, state, dict(meta, step=step))
-        if last and step < config.steps:
-          say(f"told to stop: saved step {step}; the same command resumes")
-          break
-    finally:
-      log.close()
-      saved.close()
-      close = getattr(batches, "close", None)  # worker processes, if any
-      if close is not None:
-        close()
+    exits.callback(getattr(batches, "close", lambda: None))  # workers
+    held = exits.enter_context(
+      workdirs.claimed(workdir, restored, artifacts, say)
+    )
+    saved = checkpoint.Checkpoints(workdir, config.checkpoint)
+    exits.callback(saved.close)
+    log = _Log(job, workdir, start, saved, say)
+    exits.callback(log.close)
+    for step in range(start + 1, config.steps + 1):
+      log.profile(step - start)
+      batch = parallel.to_global(next(batches), job.mesh)
+      state, metrics = job.step(state, frozen, batch)
+      log.add(metrics)
+      stop.can_save = True
+      last = step == config.steps or stop.requested(step)
+      save = last or step % config.checkpoint.every == 0
+      if save or step % config.log.every == 0 or step == start + 1:
+        log.flush(step)
+      if save:
+        log.check(step, state)
+        workdirs.on_first(held)
+        saved.save(step, state, dict(meta, step=step))
+      if last and step < config.steps:
+        saved.wait()
+        say(f"told to stop: saved step {step}; the same command resumes")
+        break
   return state
 
 
@@ -284,6 +301,7 @@ class _Log:
     self._job, self._say, self._saved = job, say, saved
     self._workdir = workdir
     self._last, self._pending = start, []
+    self._checked = start  # newest step whose parameters are known to be good
     self._progress = telemetry.Progress("train", start, job.config.steps)
     self._factor = optim.learning_rate(job.config.optim, job.config.steps)
     self._writer = None
@@ -308,12 +326,7 @@ class _Log:
     }
     bad = [k for k in ("loss", "grad_norm") if not np.isfinite(mean[k])]
     if bad:
-      self._saved.wait()
-      raise NonFiniteError(
-        f"{' and '.join(bad)} not finite in steps {self._last + 1}..{step}; "
-        f"last good checkpoint: {self._saved.latest()}. Lower config.optim.lr "
-        "or config.optim.clip, or look at the data of these steps"
-      )
+      raise self._not_finite(" and ".join(bad), self._last, step)
     shown = [k for k in sorted(mean) if k.startswith(("loss", "text_acc"))]
     text = " ".join(f"{k} {mean[k]:.4f}" for k in shown)
     line, seconds = self._progress.line(step, text)
@@ -324,6 +337,22 @@ class _Log:
     if self._writer is not None:
       self._writer.write(step, mean)
     self._say(line)
+
+  def check(self, step: int, state: TrainState) -> None:
+    """Raises where a state must not be saved."""
+    if not is_finite(state):
+      raise self._not_finite("parameters", self._checked, step)
+    self._checked = step
+
+  def _not_finite(self, what: str, before: int, step: int) -> NonFiniteError:
+    self._saved.wait()
+    good = self._saved.latest()
+    good = "none was saved" if good is None else good
+    return NonFiniteError(
+      f"{what} not finite in steps {before + 1}..{step}; last good "
+      f"checkpoint: {good}. Lower config.optim.lr or config.optim.clip, or "
+      "look at the data of these steps"
+    )
 
   def profile(self, count: int) -> None:
     """Starts and ends the trace window of config.log."""
@@ -356,31 +385,3 @@ def speed(job: Job, seconds: float) -> dict[str, float]:
   peak = telemetry.peak_flops()
   out = {"tokens_per_second": tokens / seconds}
   return out | ({"mfu": flops / seconds / peak} if peak else {})
-
-
-class _Stop(contextlib.AbstractContextManager):
-  """Turns SIGTERM into "save and leave" at the next step."""
-
-  def __init__(self, saved: checkpoint.Checkpoints):
-    self._saved, self._flag, self._old = saved, threading.Event(), None
-
-  def __enter__(self):
-    # In a run of several processes jax.distributed listens for the signal; a
-    # handler of ours would take its place, and nobody would hear of it.
-    main = threading.current_thread() is threading.main_thread()
-    if main and jax.process_count() == 1:
-      self._old = signal.signal(signal.SIGTERM, self._set)
-    return self
-
-  def _set(self, *_):
-    self._flag.set()
-
-  def requested(self, step: int) -> bool:
-    """All processes answer alike: they stop at the same step."""
-    if jax.process_count() > 1:
-      return self._saved.reached_preemption(step)
-    return self._flag.is_set()
-
-  def __exit__(self, *_):
-    if self._old is not None:
-      signal.signal(signal.SIGTERM, self._old)
