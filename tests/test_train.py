@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.base import base
-from unifluid_jax import checkpoint, config, telemetry, train
+from unifluid_jax import checkpoint, config, lock, stopping, telemetry, train
 
 
 class Toy:
@@ -135,23 +135,161 @@ def test_not_a_number_stops_with_the_window_and_the_last_good(tmp_path):
   assert checkpoint.steps(str(tmp_path)) == [4]
 
 
-def test_sigterm_saves_and_resumes(tmp_path):
-  class Killed(Toy):
-    pass
+def signalling(*at):
+  """A loader that sends the process a signal before a batch: (batch, which)."""
 
-  def killing(start):
+  def batches(start):
     for i, batch in enumerate(loader(start)):
-      if start + i == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
+      for which in [which for step, which in at if step == start + i]:
+        os.kill(os.getpid(), which)
       yield batch
 
+  return batches
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_resumes(tmp_path, which):
   said = []
-  job = make(tmp_path, Killed())
-  train.run(job, str(tmp_path / "a"), killing, {}, said.append)
+  job, batches = make(tmp_path), signalling((2, which))
+  train.run(job, str(tmp_path / "a"), batches, {}, said.append)
   assert checkpoint.steps(str(tmp_path / "a")) == [3]
   assert "the same command resumes" in said[-1]
   whole = go(make(tmp_path), tmp_path / "b")
   same(go(make(tmp_path), tmp_path / "a"), whole)
+
+
+def test_ctrl_c_leaves_at_once_the_second_time_and_before_a_step(tmp_path):
+  """Without `interrupt.listen`, as here, by raising KeyboardInterrupt."""
+  for batches, workdir in (
+    (signalling((2, signal.SIGINT), (2, signal.SIGINT)), tmp_path / "a"),
+    (signalling((0, signal.SIGINT)), tmp_path / "b"),
+  ):
+    with pytest.raises(KeyboardInterrupt):
+      train.run(make(tmp_path), str(workdir), batches, {}, [].append)
+    assert checkpoint.steps(str(workdir)) == []
+    assert not (workdir / lock.NAME).exists()
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_in_one_of_several_processes_tells_all(monkeypatch):
+  """jax.distributed passes on SIGTERM."""
+  sent = []
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(os, "kill", lambda pid, which: sent.append((pid, which)))
+  with stopping.Stop() as stop:
+    stop.can_save = True
+    signal.raise_signal(signal.SIGINT)
+  assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_ruined_parameters_are_not_saved(tmp_path):
+  """One step at a huge rate: its loss and its gradient are still finite."""
+  huge = {"optim__lr": 1e38, "optim__warmup": 0, "checkpoint__every": 1}
+  words = r"parameters not finite in steps 1\.\.1; .*: none was saved\."
+  with pytest.raises(train.NonFiniteError, match=words):
+    go(make(tmp_path, **huge), tmp_path)
+  assert checkpoint.steps(str(tmp_path)) == []
+  go(make(tmp_path, steps=4), tmp_path)
+  words = r"parameters not finite in steps 5\.\.5; last good checkpoint: 4\."
+  with pytest.raises(train.NonFiniteError, match=words):
+    go(make(tmp_path, **huge), tmp_path)
+  assert checkpoint.steps(str(tmp_path)) == [4]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e25])
+@pytest.mark.parametrize("where", ["params", "ema"])
+def test_is_finite_looks_at_parameters_and_averages(tmp_path, where, value):
+  job = make(tmp_path, mesh=(2, 4, 1))
+  with jax.set_mesh(job.mesh):
+    make_state = jax.jit(
+      lambda: train.init_state(job.system, job.optimizer, job.config),
+      out_shardings=job.shardings,
+    )
+    state = make_state()
+    assert train.is_finite(state)
+    tree = getattr(state, where)
+    kernel = tree["projector"]["kernel"].at[7, 3].set(value)
+    tree = {"projector": dict(tree["projector"], kernel=kernel)}
+    assert not train.is_finite(state._replace(**{where: tree}))
+
+
+class Unloadable(Toy):
+  def load_frozen(self):
+    raise ValueError("no frozen weights")
+
+
+class OtherShapes(Toy):
+  def init(self, key):
+    return {"projector": {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(4)}}
+
+
+def unreadable(start):
+  raise ValueError("no data")
+
+
+@pytest.mark.parametrize(
+  "toy, batches, changes, words",
+  [
+    (Unloadable(), loader, {}, "no frozen weights"),
+    (Toy(), unreadable, {}, "no data"),
+    (OtherShapes(), loader, {}, "another configuration"),
+    (Toy(), loader, {"init__all": "/nowhere"}, "nowhere"),
+  ],
+)
+def test_a_refused_start_changes_nothing(
+  tmp_path, toy, batches, changes, words
+):
+  run = tmp_path / "run"
+  if not changes:
+    go(make(tmp_path, steps=4), run)
+  before = {f: f.stat().st_mtime_ns for f in run.rglob("*")}
+  artifacts = {"tokenizer.model": b"new"}
+  with pytest.raises(ValueError, match=words):
+    train.run(make(tmp_path, toy, **changes), str(run), batches, {},
+              [].append, artifacts)  # fmt: skip
+  assert {f: f.stat().st_mtime_ns for f in run.rglob("*")} == before
+  assert run.exists() == (not changes)
+
+
+def test_a_locked_workdir_is_refused_before_its_files_change(tmp_path):
+  go(make(tmp_path, steps=4), tmp_path)
+  with lock.held(str(tmp_path), [].append):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(lock.WorkdirLockedError, match=f"process {os.getpid()}"):
+      go(make(tmp_path), tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+  go(make(tmp_path), tmp_path)
+  assert not (tmp_path / lock.NAME).exists()
+
+
+def test_a_run_that_another_one_overtook_while_loading_stops(tmp_path):
+  def overtaken(start):
+    go(make(tmp_path, steps=4), tmp_path)
+    return loader(start)
+
+  with pytest.raises(lock.WorkdirLockedError, match="while this one started"):
+    train.run(make(tmp_path), str(tmp_path), overtaken, {}, [].append)
+  assert checkpoint.steps(str(tmp_path)) == [4]
+
+
+def test_a_stolen_lock_stops_the_run_before_it_saves(tmp_path, monkeypatch):
+  def stolen(self):
+    raise lock.WorkdirLockedError("taken by another")
+
+  monkeypatch.setattr(lock.Lock, "check", stolen)
+  with pytest.raises(lock.WorkdirLockedError, match="taken by another"):
+    go(make(tmp_path), tmp_path)
+  assert checkpoint.steps(str(tmp_path)) == []
+
+
+def test_artifacts_lie_in_the_workdir_once_training_starts(tmp_path):
+  def look(start):
+    for batch in loader(start):
+      assert (tmp_path / "a" / "tokenizer.model").read_bytes() == b"rows"
+      yield batch
+
+  train.run(make(tmp_path, steps=4), str(tmp_path / "a"), look, {}, [].append,
+            {"tokenizer.model": b"rows"})  # fmt: skip
 
 
 def test_metrics_rows_and_progress(tmp_path):
@@ -181,16 +319,6 @@ def test_other_shapes_are_refused_by_name(tmp_path):
 
   with pytest.raises(checkpoint.CheckpointError, match="projector/kernel"):
     go(make(tmp_path, Wider()), tmp_path)
-
-
-def test_damaged_checkpoint_is_told(tmp_path):
-  go(make(tmp_path, steps=4), tmp_path)
-  state = tmp_path / "checkpoints" / "4" / "state"
-  for f in state.rglob("*"):
-    if f.is_file() and "d/" in str(f):
-      f.write_bytes(f.read_bytes()[:10])
-  with pytest.raises(checkpoint.CheckpointError, match="Delete this step"):
-    go(make(tmp_path), tmp_path)
 
 
 def test_restore_part_reads_one_tree(tmp_path):

@@ -272,12 +272,13 @@ def restore_part(workdir: str, step: int, name: str, like: Any) -> Any:
 
 
 def saved_part(workdir: str, step: int, name: str) -> Any:
-  """The tree of a part, its leaves with `shape` and `dtype`; reads no array.
+  """The tree of a part of an intact state: leaves with `shape` and `dtype`.
 
   Raises:
     CheckpointError: missing or damaged.
   """
   path = _state(workdir, step)
+  check(path.parent, "state")
   saved = _saved_shapes(path)
   for part in name.split("/"):
     saved = (saved or {}).get(part)
@@ -287,9 +288,8 @@ def saved_part(workdir: str, step: int, name: str) -> Any:
 
 
 def read_part(workdir: str, step: int, name: str, like: Any) -> Any:
-  """`restore_part` of some leaves only, whose shapes the caller has checked."""
+  """`restore_part` of some leaves, which `saved_part` has shown to fit."""
   path = _state(workdir, step)
-  check(path.parent, "state")
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   item = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(

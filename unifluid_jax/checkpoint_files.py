@@ -64,6 +64,7 @@ def reading(folder: Any) -> Iterator[None]:
     raise
   except (ValueError, KeyError, OSError, TypeError, AttributeError) as e:
     raise_if_gone(folder)
+    check(folder)  # the digests may know the file
     raise CheckpointDamagedError(
       f"{folder} is damaged: {_first_line(e)}; {_HINT}"
     ) from e

@@ -7,6 +7,7 @@ whoever reads it, at any moment, finds the old content or the new one, whole.
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 
 from etils import epath
@@ -47,7 +48,7 @@ def replaced(name: str | os.PathLike[str]) -> Iterator[str]:
   """
   target = path(name)
   target.parent.mkdir(parents=True, exist_ok=True)
-  partial = target.parent / f".{target.name}.{os.getpid()}.tmp"
+  partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
   try:
     yield os.fspath(partial)
     partial.replace(target)
