@@ -145,3 +145,25 @@ print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
   )
   assert done.stdout == "False\n"
   assert interrupt.STATUS == 130
+
+
+def test_a_command_that_runs_another_waits_until_that_has_saved(tmp_path):
+  saved = tmp_path / "saved"
+  child = f"""
+import signal, sys, time
+def save(*_):
+  time.sleep(0.3)
+  open({str(saved)!r}, "w").close()
+  sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(30)
+"""
+  code = f"""
+try:
+  interrupt.call([sys.executable, "-c", {child!r}])
+except KeyboardInterrupt:
+  interrupt.leave()
+"""
+  assert interrupted(run(code)) == (130, "", "interrupted\n")
+  assert saved.exists()

@@ -35,6 +35,8 @@ def run(entry: Callable[[list[str]], Any], positional: int = 0) -> None:
       if logging.get_verbosity() > logging.INFO:
         raise
       raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+      interrupt.leave()
 
   app.run(guarded)
 

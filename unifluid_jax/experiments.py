@@ -17,7 +17,6 @@ coco_fid.json and geneval.json in each run's workdir; where one is missing, the
 command is shown that writes it. Runs that a pod has trained are only scored.
 """
 
-import subprocess
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 
@@ -25,7 +24,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from unifluid_jax import checkpoint, cli
+from unifluid_jax import checkpoint, cli, interrupt
 from unifluid_jax.evals import paper_tables, weight_figure
 from unifluid_jax.evals.paper_tables import Arm, Table
 
@@ -161,13 +160,13 @@ def call(command: Sequence[str]) -> None:
     ValueError: it failed; its own message stands above.
   """
   module, *rest = command
-  done = subprocess.run(
-    [sys.executable, "-m", f"unifluid_jax.{module}", *rest], check=False
+  status = interrupt.call(
+    [sys.executable, "-m", f"unifluid_jax.{module}", *rest]
   )
-  if done.returncode:
+  if status:
     raise ValueError(
-      f"unifluid_jax.{module} {' '.join(rest)} ended with status "
-      f"{done.returncode}, see above; the same command goes on from there"
+      f"unifluid_jax.{module} {' '.join(rest)} ended with status {status}, "
+      "see above; the same command goes on from there"
     )
 
 

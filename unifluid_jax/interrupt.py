@@ -10,8 +10,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 STATUS = 130  # what a shell reports for a command ended by Ctrl-C
@@ -79,6 +80,27 @@ def caught_by(catcher: Callable[[], bool]) -> Iterator[None]:
 def _raise_unless_caught(*_) -> None:
   if not _caught():
     raise KeyboardInterrupt
+
+
+def call(command: Sequence[str]) -> int:
+  """Runs another of our commands on this terminal; returns its status.
+
+  Raises:
+    KeyboardInterrupt: after Ctrl-C, once the command has saved and left.
+  """
+  process, heard = subprocess.Popen(command), []
+
+  def tell_it():
+    # A terminal sends it SIGINT too; of that, a second one would not save.
+    heard.append(signal.SIGINT)
+    process.terminate()
+    return len(heard) < 2
+
+  with caught_by(tell_it):
+    status = process.wait()
+  if heard:
+    raise KeyboardInterrupt
+  return status
 
 
 @contextlib.contextmanager
