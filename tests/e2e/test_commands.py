@@ -1,5 +1,6 @@
 """Every command of README, as a user types it, at its smallest."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import debug
 from tests.evals import test_geneval_files as geneval_case
-from unifluid_jax import eval_loop
+from unifluid_jax import checkpoint, config, eval_loop
+from unifluid_jax.systems import frozen_vae
 
 REPO = Path(__file__).parent.parent.parent
 FLAGS = "--xla_backend_optimization_level=0 "
@@ -209,6 +212,49 @@ def test_kill_in_the_middle_of_a_save_then_resume(space, tmp_path):
   command("main", *args, f"--workdir={torn}")
   a, b = losses(whole), losses(torn)
   assert a.keys() == b.keys() and a == b
+
+
+def started(*args):
+  """A training process whose output can be read line by line."""
+  return subprocess.Popen(
+    [sys.executable, "-m", "unifluid_jax.main", *args], cwd=REPO, env=ENV,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def test_ctrl_c_leaves_at_once_or_saves(space, tmp_path):
+  long = {"steps": 100_000, "checkpoint.every": 100_000, "log.every": 1}
+  args = [*space.config("i2t_only", **long), f"--workdir={tmp_path}/run"]
+  for line, status in (("-- start --", 130), ("ETA", 0)):
+    process = started(*args)
+    said = ""
+    while line not in said:  # it compiles; it has made a step
+      said += process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status, err
+    assert "interrupted" in err and "Traceback" not in err
+    steps = checkpoint.steps(str(tmp_path / "run"))
+    assert len(steps) == (status == 0)
+    assert not (tmp_path / "run" / "train.lock").exists()
+  assert f"told to stop: saved step {steps[0]}; the same command" in out
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line(space, tmp_path):
+  for name, last in (("run", space.run), ("vae", space.vae)):
+    shutil.copytree(last, tmp_path / name)
+    file = next((tmp_path / name / "checkpoints").glob("20/state/d/*"))
+    file.write_bytes(file.read_bytes()[:-1])
+  done = command("generate", f"--workdir={tmp_path}/run", "--prompt=a",
+                 f"--out={tmp_path}/a.png", check=False)  # fmt: skip
+  assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+  assert f"error: {tmp_path}/run/checkpoints/20 is damaged" in done.stderr
+  words = f"{tmp_path}/vae/checkpoints/20 is damaged: state/d/"
+  model = config.resolve(debug.get_config("vae").to_dict()).model
+  with pytest.raises(checkpoint.CheckpointDamagedError, match=words):
+    frozen_vae.vae_weights(
+      dataclasses.replace(model, vae_path=str(tmp_path / "vae"))
+    )
 
 
 def two_processes(module, *args):
