@@ -243,18 +243,24 @@ def test_a_refused_start_changes_nothing(
   if not changes:
     go(make(tmp_path, steps=4), run)
   before = {f: f.stat().st_mtime_ns for f in run.rglob("*")}
-  artifacts = {"tokenizer.model": b"new"}
+  kept = []
   with pytest.raises(ValueError, match=words):
     train.run(make(tmp_path, toy, **changes), str(run), batches, {},
-              [].append, artifacts)  # fmt: skip
+              [].append, kept.append)  # fmt: skip
+  assert not kept
   assert {f: f.stat().st_mtime_ns for f in run.rglob("*")} == before
   assert run.exists() == (not changes)
 
 
-def test_a_locked_workdir_is_refused_before_its_files_change(tmp_path):
+def test_a_locked_workdir_is_refused_before_its_files_change(
+  tmp_path, monkeypatch
+):
   go(make(tmp_path, steps=4), tmp_path)
   with lock.held(str(tmp_path), [].append):
     before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(lock.WorkdirLockedError, match=f"process {os.getpid()}"):
+      go(make(tmp_path, Unloadable()), tmp_path)  # nothing is loaded for it
+    monkeypatch.setattr(lock, "refuse_if_held", lambda workdir: None)
     with pytest.raises(lock.WorkdirLockedError, match=f"process {os.getpid()}"):
       go(make(tmp_path), tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
@@ -282,14 +288,15 @@ def test_a_stolen_lock_stops_the_run_before_it_saves(tmp_path, monkeypatch):
   assert checkpoint.steps(str(tmp_path)) == []
 
 
-def test_artifacts_lie_in_the_workdir_once_training_starts(tmp_path):
-  def look(start):
-    for batch in loader(start):
-      assert (tmp_path / "a" / "tokenizer.model").read_bytes() == b"rows"
-      yield batch
+def test_what_a_run_keeps_is_written_under_its_lock(tmp_path):
+  def keep(frozen):
+    assert frozen["shift"] == 1
+    assert (tmp_path / lock.NAME).exists()
+    assert not (tmp_path / "checkpoints").exists()
+    (tmp_path / "kept").touch()
 
-  train.run(make(tmp_path, steps=4), str(tmp_path / "a"), look, {}, [].append,
-            {"tokenizer.model": b"rows"})  # fmt: skip
+  train.run(make(tmp_path, steps=2), str(tmp_path), loader, {}, [].append, keep)
+  assert (tmp_path / "kept").exists()
 
 
 def test_metrics_rows_and_progress(tmp_path):

@@ -9,7 +9,6 @@ it (of an older run, or of one that was killed just then) is read unchecked.
 import json
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -213,7 +212,7 @@ def latest_step(workdir: str) -> int:
   found = steps(workdir)
   if not found:
     raise CheckpointError(
-      f"no complete checkpoint under {Path(workdir) / 'checkpoints'}: train "
+      f"no complete checkpoint under {workdir}/checkpoints: train "
       "first (python -m unifluid_jax.main), or correct the path"
     )
   return found[-1]

@@ -7,9 +7,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 
-from unifluid_jax import digests
+from unifluid_jax import digests, files
 
 _HINT = "delete this step to use an older one, or choose another run"
 _VANISHING_SECONDS = 2.0  # deleting a checkpoint takes a moment
@@ -29,7 +28,10 @@ class CheckpointGone(CheckpointError):
 
 def root(workdir: str) -> Any:
   """The folder that holds a folder per step."""
-  return epath.Path(workdir).resolve() / "checkpoints"
+  there = files.path(workdir)
+  # epath would make a local path of one on an object store.
+  there = there if files.is_remote(workdir) else there.resolve()
+  return there / "checkpoints"
 
 
 def step_path(workdir: str, step: int) -> Any:

@@ -202,7 +202,7 @@ def run(
   loader: Callable[[int], Iterator[Any]],
   meta: Mapping[str, Any],
   say: Callable[[str], None],
-  artifacts: Mapping[str, bytes] | None = None,
+  keep: Callable[[Any], None] = lambda frozen: None,
 ) -> TrainState:
   """Trains to config.steps; resumes by itself.
 
@@ -217,7 +217,8 @@ def run(
     loader: first step → iterator of process-local batches.
     meta: saved as JSON beside every state.
     say: prints a line (process 0 only).
-    artifacts: files that the workdir gets when training starts, by name.
+    keep: writes what the run carries with it, given the frozen weights;
+      called when nothing can refuse the start any more.
 
   Raises:
     NonFiniteError: names the window of steps and the last good checkpoint.
@@ -235,15 +236,15 @@ def run(
     if start >= config.steps:
       say(f"nothing to do: step {start} of {config.steps} is reached")
       return state
+    # By way of the host: no array of one device goes to other processes.
     frozen = jax.device_put(
-      job.system.load_frozen(),
+      jax.device_get(job.system.load_frozen()),
       jax.sharding.NamedSharding(job.mesh, jax.P()),
     )
     batches = loader(start)
     exits.callback(getattr(batches, "close", lambda: None))  # workers
-    held = exits.enter_context(
-      workdirs.claimed(workdir, restored, artifacts, say)
-    )
+    held = exits.enter_context(workdirs.claimed(workdir, restored, say))
+    keep(frozen)
     saved = checkpoint.Checkpoints(workdir, config.checkpoint)
     exits.callback(saved.close)
     log = _Log(job, workdir, start, saved, say)

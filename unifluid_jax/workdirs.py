@@ -1,20 +1,19 @@
 """What a training run does to its workdir before its first step."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from unifluid_jax import checkpoint, files, lock
+from unifluid_jax import checkpoint, lock
 
 
 @contextlib.contextmanager
 def claimed(
   workdir: str,
   restored: checkpoint.Restored,
-  artifacts: Mapping[str, bytes] | None,
   say: Callable[[str], None],
 ) -> Iterator[Callable[[], None]]:
   """Holds the workdir's lock, and prepares the workdir for this run.
@@ -22,7 +21,6 @@ def claimed(
   Args:
     workdir: of the run.
     restored: what the run starts from, read before the lock was taken.
-    artifacts: files to write, by name.
     say: prints a line.
 
   Yields:
@@ -45,8 +43,6 @@ def claimed(
       for step, problem in restored.damaged.items():
         kept = checkpoint.set_aside(workdir, step)
         say(f"{problem}\nstep {step} is skipped, and kept in {kept}")
-      for name, content in (artifacts or {}).items():
-        files.write(files.path(workdir) / name, content)
 
     on_first(prepare)
     yield lambda: mine[0].check()
