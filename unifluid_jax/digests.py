@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
+from absl import logging
+
 from unifluid_jax import files
 
 NAME = "digests.json"
@@ -47,6 +49,7 @@ def problem(folder: str | os.PathLike[str], under: str = "") -> str | None:
       if name.startswith(f"{under}/" if under else "")
     }
   except FileNotFoundError:
+    logging.vlog(1, "%s has no %s and is read unchecked", root, NAME)
     return None
   except (ValueError, KeyError, TypeError, AttributeError):
     return f"{NAME} cannot be read"
