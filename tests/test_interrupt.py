@@ -92,23 +92,6 @@ with interrupt.caught_by(catch):
   assert interrupted(process) == (130, "caught\n", "interrupted\n")
 
 
-def test_workers_do_not_get_what_the_terminal_sends_to_all():
-  """Their batches are needed until the last step is saved."""
-  code = """
-import os, signal, subprocess
-child = subprocess.Popen(
-  [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(1)"],
-  stdout=subprocess.PIPE)
-child.stdout.readline()
-with interrupt.caught_by(lambda: True):
-  print("ready", flush=True)
-  child.send_signal(signal.SIGINT)
-  print(child.wait())
-"""
-  process = run(code)
-  assert process.communicate(timeout=20)[0] == "0\n"
-
-
 def test_an_ignored_interrupt_stays_ignored():
   """Jobs that scripts start in the background."""
   code = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN){START}"

@@ -25,10 +25,8 @@ _cleanups: list[Callable[[], None]] = []
 def listen() -> None:
   """From now on Ctrl-C ends this process with one line and status 130.
 
-  To be called by the main thread of a command, before it starts threads or
-  processes: these inherit a blocked SIGINT, since Ctrl-C at a terminal also
-  reaches the data workers, whose batches the last steps still need. A SIGINT
-  that is ignored already (a job in a script's background) stays ignored.
+  To be called by the main thread of a command. A SIGINT that is ignored
+  already (a job in a script's background) stays ignored.
   """
   if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
     return
@@ -39,12 +37,9 @@ def listen() -> None:
   threading.Thread(
     target=_receive, args=(received,), name="interrupt", daemon=True
   ).start()
-  # A command that another one started has inherited the block.
-  signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _receive(pipe: int) -> None:
-  signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
   while True:
     for number in os.read(pipe, 64):
       if number == signal.SIGINT and not _caught():
@@ -101,6 +96,17 @@ def call(command: Sequence[str]) -> int:
   if heard:
     raise KeyboardInterrupt
   return status
+
+
+def ignore(worker: int, workers: int) -> None:
+  """For data workers, which a terminal sends Ctrl-C too: their process decides.
+
+  Args:
+    worker: index of this one.
+    workers: how many there are.
+  """
+  del worker, workers
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
 import dataclasses
 import io
 import json
+import multiprocessing
+import os
+import signal
 import types
 
 import numpy as np
@@ -157,7 +160,15 @@ def test_worker_processes_change_nothing(two_tasks, tokenizer):
     root, train, dict(t2i=4, i2t=6), data=dict(flip=True, workers=2)
   )
   want = take(pipeline.make_loader(one, tokenizer), 6)
-  got = take(pipeline.make_loader(two, tokenizer, start_step=1), 5)
+  loader = pipeline.make_loader(two, tokenizer, start_step=1)
+  got = [next(loader)]
+  # Ctrl-C at a terminal reaches all processes; the last steps need batches.
+  workers = multiprocessing.active_children()
+  for worker in workers:
+    os.kill(worker.pid, signal.SIGINT)
+  got += [next(loader) for _ in range(4)]
+  assert len(workers) == 2 and all(w.is_alive() for w in workers)
+  loader.close()
   for a, b in zip(want[1:], got, strict=True):
     assert_same(a, b)
 
@@ -385,7 +396,7 @@ def test_flags_are_marked_as_parsed_for_workers(
   monkeypatch.setattr(pipeline.flags, "FLAGS", flags)
   for workers in (0, 1):
     monkeypatch.setattr(
-      pipeline.grain.IterDataset, "mp_prefetch", lambda self, _: self
+      pipeline.grain.IterDataset, "mp_prefetch", lambda self, *_: self
     )
     data = dict(workers=workers)
     config = make_config(*two_tasks, dict(t2i=2), data=data)

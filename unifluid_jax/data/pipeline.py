@@ -13,6 +13,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from unifluid_jax import interrupt
 from unifluid_jax.config import Config
 from unifluid_jax.data import transforms
 from unifluid_jax.data.records import BadRecord, Record
@@ -349,7 +350,9 @@ def _read_ahead(dataset: grain.MapDataset, config: Config) -> grain.IterDataset:
   if not flags.FLAGS.is_parsed():
     # Grain hands absl's flags to its workers; notebooks never parse them.
     flags.FLAGS.mark_as_parsed()
-  return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+  return batches.mp_prefetch(
+    grain.MultiprocessingOptions(num_workers=workers), interrupt.ignore
+  )
 
 
 class _Audit:
