@@ -12,6 +12,9 @@ from unifluid_jax import freeze, presets
 from unifluid_jax.freeze import ConfigError
 from unifluid_jax.types import TASKS
 
+MAX_PIXELS = 48_000_000
+_PILLOW_LIMIT = 178_956_970  # pixels that Pillow opens at most
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
@@ -47,6 +50,7 @@ class DataConfig:
   caption_prefix: str  # question that stands for "describe the image"
   world: Mapping[str, Any]  # procedural data set to write; empty: none
   images: int = 1  # that an i2t example has; of every record alike
+  max_pixels: int = MAX_PIXELS  # of an image file; larger ones are bad records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +312,10 @@ def _need(ok: bool, message: str) -> None:
 
 
 def _check_data(c: Config) -> None:
+  _need(
+    0 < c.data.max_pixels <= _PILLOW_LIMIT,
+    f"data.max_pixels={c.data.max_pixels}: use 1 to {_PILLOW_LIMIT}",
+  )
   unknown = sorted(set(c.batch) - set(TASKS))
   _need(not unknown, f"batch.{''.join(unknown[:1])}: tasks are {TASKS}")
   _need(min(c.batch.values()) >= 0, "batch sizes cannot be negative")

@@ -170,6 +170,7 @@ def _recipe(config: Config, tokenizer: Tokenizer | None) -> Recipe:
     flip=config.data.flip,
     edit_latents=config.model.edit_latents,
     images=config.data.images,
+    max_pixels=config.data.max_pixels,
   )
 
 

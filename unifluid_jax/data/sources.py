@@ -4,7 +4,6 @@ A source is random-access and picklable, so that any process can read any
 record; nothing is decoded here. Cached VAE moments are read and written too.
 """
 
-import json
 import os
 import struct
 from collections.abc import Iterable
@@ -14,13 +13,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import (
+  ArrayRecordReader,
+  ArrayRecordWriter,
+)
 from etils import epath
+from google.protobuf.message import DecodeError
 from jaxtyping import Float16, Int64
 from tensorflow_datasets.proto import tf_example_pb2
 
 from unifluid_jax import files
 from unifluid_jax.config import SourceConfig
+from unifluid_jax.data import images, json_readers
 from unifluid_jax.data.records import BadRecord, Record
 
 _MAGIC = b"UFM1"
@@ -116,12 +120,14 @@ def open_source(
   elif config.format == "array_record":
     reader = _TfdsReader(_found(root, path, key), config.split)
   elif config.format == "jsonl":
-    reader = _JsonlReader(_found(root, path, key), caption_prefix,
-                          config.score, config.min_score)  # fmt: skip
+    reader = json_readers.JsonlReader(
+      _found(root, path, key), root, caption_prefix,
+      config.score, config.min_score,
+    )  # fmt: skip
   elif config.format == "coco":
     stem, colon, folder = path.partition(".json:")
     file = stem + ".json" if colon else path
-    reader = _CocoReader(_found(root, file, key), folder)
+    reader = json_readers.CocoReader(_found(root, file, key), folder, root)
   else:
     from unifluid_jax.data import parquet  # slow to load
 
@@ -143,11 +149,13 @@ def open_source(
 def _found(root: str, path: str, key: str, field: str = "path") -> str:
   """The joined path, which exists."""
   full = epath.Path(root) / path
-  if not path or not full.exists():
+  if not path or "\0" in path or not full.exists():
     raise FileNotFoundError(
-      f"no data at {os.fspath(full)}: change {key}.{field}={path!r} or "
+      f"no data at {os.fspath(full)!r}: change {key}.{field}={path!r} or "
       f"data.root={root!r}, or prepare the data set first"
     )
+  if not full.is_dir():
+    images.check_regular(full)  # opening a FIFO would wait for ever
   return os.fspath(full)
 
 
@@ -161,13 +169,25 @@ class _TfdsReader:
   bad: tuple[str, ...] = ()
 
   def __init__(self, path: str, split: str):
-    builder = tfds.builder_from_directory(_version_dir(path))
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    self._data = builder.as_data_source(split, deserialize_method=raw)
-    features = builder.info.features
+    folder = _version_dir(path)
+    try:
+      builder = tfds.builder_from_directory(folder)
+      raw = tfds.decode.DeserializeMethod.RAW_BYTES
+      self._data = builder.as_data_source(split, deserialize_method=raw)
+      shards = builder.info.splits[split].file_instructions
+      features = sorted(builder.info.features)
+    # TFDS raises what its parsers raise on files that are cut or another's.
+    except Exception as error:
+      what = " ".join(str(error).split()) or type(error).__name__
+      raise ValueError(
+        f"{folder}, split {split!r}: no data set that TFDS can open ({what}): "
+        "prepare it again, or correct path and split"
+      ) from error
     if "image" not in features:
-      raise ValueError(f"{path}: no feature 'image' in {sorted(features)}")
-    self._edits = "edit" in features
+      raise ValueError(f"{path}: no feature 'image' in {features}")
+    for shard in shards:
+      _check_shard(shard.filename, shard.examples_in_shard)
+    self._path, self._edits = path, "edit" in features
 
   def __len__(self) -> int:
     return len(self._data)
@@ -177,6 +197,13 @@ class _TfdsReader:
     return np.zeros(len(self), bool) if useless else None
 
   def __getitem__(self, i: int) -> Record:
+    try:
+      return self._record(i)
+    # IndexError: a feature without its value. RuntimeError: a corrupt shard.
+    except (DecodeError, IndexError, RuntimeError, ValueError) as error:
+      raise BadRecord(f"{self._path}, record {i}: {error}") from error
+
+  def _record(self, i: int) -> Record:
     fields = tf_example_pb2.Example.FromString(self._data[i]).features.feature
 
     def texts(*names: str) -> tuple[str, ...]:
@@ -203,6 +230,28 @@ class _TfdsReader:
     )
 
 
+def _check_shard(path: str, needed: int) -> None:
+  """Refuses a shard that was lost or cut: reading beyond its end may crash.
+
+  Raises:
+    ValueError: names the file.
+  """
+  try:
+    reader = ArrayRecordReader(path)
+    found = reader.num_records()
+    reader.close()
+  except (OSError, RuntimeError, ValueError) as error:
+    raise ValueError(
+      f"{path} is no whole shard ({str(error) or 'cut'}): prepare the data "
+      "set again"
+    ) from error
+  if found < needed:
+    raise ValueError(
+      f"{path} has {found} records, its data set says {needed}: prepare the "
+      "data set again"
+    )
+
+
 def _version_dir(path: str) -> str:
   """The folder with the metadata: `path`, or the only one below it."""
   base = epath.Path(path)
@@ -216,126 +265,6 @@ def _version_dir(path: str) -> str:
       "name the folder of one dataset_info.json"
     )
   return found[0]
-
-
-class _JsonlReader:
-  """Lines {"image": path, "prefix": str, "suffix": str}.
-
-  The index holds offsets; a line is parsed again when it is read. A line
-  without an image serves text-only training. With `score` only lines whose
-  number of that key is at least `min_score` are there.
-  """
-
-  def __init__(
-    self, path: str, caption_prefix: str, score: str, min_score: float
-  ):
-    self._file = epath.Path(path)
-    self._caption_prefix = caption_prefix.strip()
-    self._score, self._min_score = score, min_score
-    index, bad, offset = [], [], 0
-    with self._file.open("rb") as lines:
-      for number, line in enumerate(lines, 1):
-        if line.strip():
-          try:
-            image, prefix, _, good = self._parse(line)
-            if good:
-              index.append((offset, number, bool(image), not prefix))
-          except BadRecord as error:
-            bad.append(f"{path}:{number}: {error}")
-        offset += len(line)
-    if score and not index:
-      raise ValueError(f"{path}: no line has {score} >= {min_score}")
-    self.bad = tuple(bad)
-    table = np.asarray(index, np.int64).reshape(-1, 4)
-    self._lines = table[:, :2]
-    self._images, self._captions = table[:, 2:].T.astype(bool)
-
-  def __len__(self) -> int:
-    return len(self._lines)
-
-  def mask(self, task: str) -> np.ndarray | None:
-    if task == "t2i":
-      return self._images & self._captions
-    if task == "edit":
-      return np.zeros(len(self), bool)
-    return None if task == "text" else self._images
-
-  def __getitem__(self, i: int) -> Record:
-    offset, number = map(int, self._lines[i])
-    with self._file.open("rb") as lines:
-      lines.seek(offset)
-      image, prefix, suffix, _ = self._parse(lines.readline())
-    name = f"{self._file}:{number}"
-    data = _read(self._file.parent / image) if image else b""
-    if prefix:
-      return Record(name, data, questions=((prefix, suffix),))
-    return Record(name, data, captions=(suffix,))
-
-  def _parse(self, line: bytes) -> tuple[str, str, str, bool]:
-    """Image path, question ("" for a caption), answer; whether it is kept."""
-    try:
-      entry = json.loads(line)
-    except ValueError as error:
-      raise BadRecord(f"not JSON ({error})") from error
-    if not isinstance(entry, dict):
-      raise BadRecord("not a JSON object")
-    values = [entry.get(k) or "" for k in ("image", "prefix", "suffix")]
-    if not all(isinstance(v, str) for v in values):
-      raise BadRecord("image, prefix and suffix must be strings")
-    image, prefix, suffix = (v.strip() for v in values)
-    if not suffix:
-      raise BadRecord("no suffix")
-    score = entry.get(self._score) if self._score else self._min_score
-    if type(score) not in (int, float):
-      raise BadRecord(f"no number {self._score!r} to keep it by")
-    question = "" if prefix == self._caption_prefix else prefix
-    return image, question, suffix, score >= self._min_score
-
-
-class _CocoReader:
-  """COCO captions: {images: [...], annotations: [...]}, one record an image."""
-
-  def __init__(self, path: str, folder: str):
-    file = epath.Path(path)
-    self._folder = file.parent / folder if folder else file.parent
-    try:
-      content = json.loads(file.read_text())
-      images = [(e["id"], e["file_name"]) for e in content["images"]]
-      annotations = content["annotations"]
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(
-        f"{path} is no COCO captions file (images, annotations): {error!r}"
-      ) from error
-    texts: dict[Any, list[str]] = {key: [] for key, _ in images}
-    bad = []
-    for i, entry in enumerate(annotations):
-      try:
-        texts[entry["image_id"]].append(entry["caption"].strip())
-      except (KeyError, TypeError, AttributeError) as error:
-        bad.append(f"{path}: annotations[{i}]: {error!r}")
-    self.bad = tuple(bad)
-    self._records = [(str(k), name, tuple(texts[k])) for k, name in images]
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def mask(self, task: str) -> np.ndarray | None:
-    if task == "image":
-      return None
-    use = task != "edit"
-    return np.asarray([use and bool(t) for *_, t in self._records], bool)
-
-  def __getitem__(self, i: int) -> Record:
-    key, name, captions = self._records[i]
-    return Record(key, _read(self._folder / name), captions=captions)
-
-
-def _read(file: epath.Path) -> bytes:
-  """A file's bytes, or a bad record."""
-  try:
-    return file.read_bytes()
-  except OSError as error:
-    raise BadRecord(f"unreadable: {error}") from error
 
 
 def write_moments(

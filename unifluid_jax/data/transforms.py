@@ -5,36 +5,24 @@ plain resize for the vision encoder (big_vision pp).
 """
 
 import dataclasses
-import io
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from unifluid_jax.config import MAX_PIXELS
 from unifluid_jax.data import paint
+from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import BadRecord, Marks, Record
 from unifluid_jax.data.text import Tokenizer
 from unifluid_jax.types import Edit, ImageToText, TextOnly, TextToImage
 
 T = TypeVar("T")
 _CAPTION_SHARE = 0.4  # of understanding examples, where questions exist too
-# What PIL raises on damaged files, format by format.
-_DECODE_ERRORS = (
-  OSError,
-  SyntaxError,
-  ValueError,
-  TypeError,
-  KeyError,
-  IndexError,
-  EOFError,
-  struct.error,
-  zlib.error,
-  Image.DecompressionBombError,
-)
+_LONGEST = 32  # times the shorter side: what is cropped beyond is never seen
+_ROOM = 1 << 24  # pixels between the two passes of a resize
 
 
 class NoExample(ValueError):
@@ -55,43 +43,7 @@ class Recipe:
   flip: bool = False
   edit_latents: bool = False  # edits carry the source at the VAE's size too
   images: int = 1  # of an understanding example
-
-
-def decode_image(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-  """An encoded image as upright RGB.
-
-  Transparency is laid over white, 16-bit grey loses its low byte, and EXIF
-  orientation is applied.
-
-  Raises:
-    BadRecord: (a ValueError) the file is empty, corrupt or truncated.
-  """
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      image.load()
-      if image.mode != "RGB" or image.info:
-        image = _normalise(image)
-      return np.array(image)
-  except _DECODE_ERRORS as error:
-    # The text of UnidentifiedImageError is a memory address.
-    unknown = isinstance(error, UnidentifiedImageError)
-    why = "no known image format" if unknown else error
-    raise BadRecord(
-      f"image of {len(data)} bytes cannot be decoded: {why}"
-    ) from error
-
-
-def _normalise(image: Image.Image) -> Image.Image:
-  """Upright, opaque RGB."""
-  image = ImageOps.exif_transpose(image)
-  if image.mode.startswith("I"):
-    wide = np.asarray(image).astype(np.int64) >> 8
-    image = Image.fromarray(wide.clip(0, 255).astype(np.uint8))
-  if image.has_transparency_data:
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image)
-  return image.convert("RGB")
+  max_pixels: int = MAX_PIXELS  # of an encoded image
 
 
 def centre_crop_resize(
@@ -102,13 +54,17 @@ def centre_crop_resize(
   The shorter side is halved by averaging while it is at least twice the
   target, then resized bicubically to it; the longer one is cropped.
 
+  Differs: images more than 32 times as long as wide are cropped to that
+  first, which moves the square by less than a pixel of the source: enlarging
+  them whole would take memory without end.
+
   Args:
     image: RGB.
     size: side of the result.
   """
   if image.shape[:2] == (size, size):
     return image
-  picture = Image.fromarray(image)
+  picture = Image.fromarray(_shortened(image))
   while min(picture.size) >= 2 * size:
     width, height = picture.size
     picture = picture.resize((width // 2, height // 2), Image.Resampling.BOX)
@@ -117,6 +73,18 @@ def centre_crop_resize(
   picture = picture.resize((width, height), Image.Resampling.BICUBIC)
   left, top = (width - size) // 2, (height - size) // 2
   return np.array(picture.crop((left, top, left + size, top + size)))
+
+
+def _shortened(image: UInt8[np.ndarray, "H W 3"]) -> np.ndarray:
+  """The middle of a very long image, with the same centre."""
+  short = min(image.shape[:2])
+  cuts = []
+  for side in image.shape[:2]:
+    # As odd or even as the side: the centre stays between the same pixels.
+    kept = min(side, _LONGEST * short + side % 2)
+    first = (side - kept) // 2
+    cuts.append(slice(first, first + kept))
+  return image[tuple(cuts)]
 
 
 def squash_resize(
@@ -135,21 +103,30 @@ def squash_resize(
   if image.ndim > 3:
     return np.stack([squash_resize(frame, size) for frame in image])
   picture = Image.fromarray(image)
+  if size > picture.width and size * picture.height > _ROOM:
+    # Pillow widens first: a long narrow image would fill the memory.
+    shape = (picture.width, size)
+    picture = picture.resize(shape, Image.Resampling.BILINEAR)
   return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def view(record: Record, size: int) -> UInt8[np.ndarray, "*F S S 3"]:
+def view(
+  record: Record, size: int, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "*F S S 3"]:
   """What the vision encoder is shown: an image, or several in a stack.
 
   Args:
     record: its images, and what is done to them.
     size: side of the result.
+    max_pixels: of an encoded image.
 
   Raises:
     BadRecord: a corrupt image.
   """
-  files = (record.image, *record.more)
-  frames = [_shown(decode_image(f), record.marks, size) for f in files]
+  frames = [
+    _shown(decode_image(f, max_pixels), record.marks, size)
+    for f in (record.image, *record.more)
+  ]
   return np.stack(frames) if record.more else frames[0]
 
 
@@ -231,7 +208,7 @@ def to_image_to_text(
       f"{1 + len(record.more)} images, but data.images={recipe.images}"
     )
   return ImageToText(
-    to_float(view(record, recipe.vit_size)),
+    to_float(view(record, recipe.vit_size, recipe.max_pixels)),
     recipe.tokenizer.prefix_row(question, recipe.prefix),
     recipe.tokenizer.suffix_row(answer, recipe.suffix),
   )
@@ -248,8 +225,8 @@ def to_edit(record: Record, rng: np.random.Generator, recipe: Recipe) -> Edit:
     raise NoExample("no edit")
   instruction, target = record.edit
   flip = recipe.flip and bool(rng.random() < 0.5)
-  source = _flip(decode_image(record.image), flip)
-  after = _flip(decode_image(target), flip)
+  source = _flip(decode_image(record.image, recipe.max_pixels), flip)
+  after = _flip(decode_image(target, recipe.max_pixels), flip)
   size = recipe.image_size
   return Edit(
     to_float(squash_resize(source, recipe.vit_size)),
@@ -285,8 +262,8 @@ def _picture(
 ) -> Float32[np.ndarray, "S S 3"]:
   """The record's image at the VAE's size."""
   flip = recipe.flip and bool(rng.random() < 0.5)
-  image = centre_crop_resize(decode_image(record.image), recipe.image_size)
-  return to_float(_flip(image, flip))
+  image = decode_image(record.image, recipe.max_pixels)
+  return to_float(_flip(centre_crop_resize(image, recipe.image_size), flip))
 
 
 def _flip(image: np.ndarray, flip: bool) -> np.ndarray:
