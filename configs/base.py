@@ -30,7 +30,7 @@ def base() -> ml_collections.ConfigDict:
     caption_prefix="caption en",
     world={},
     images=1,
-    max_pixels=48_000_000,  # of an image file; decoding takes up to 17 bytes each
+    max_pixels=48_000_000,  # of an image file; up to 17 bytes each
   )
   c.text = dict(tokenizer="", train_vocab=0, prompt=64, prefix=64, suffix=64)
 

@@ -35,7 +35,8 @@ def decode_image(
   """An encoded image as upright RGB; of an animation the first frame.
 
   Transparency is laid over white, 16-bit grey loses its low byte, and EXIF
-  orientation is applied. Beside the file it takes up to 17 bytes a pixel (WebP; others 8 to 10).
+  orientation is applied. Memory while it decodes: 17 bytes a pixel (WebP),
+  8 to 10 (other formats).
 
   Args:
     data: of one of `FORMATS`.

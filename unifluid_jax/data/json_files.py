@@ -8,7 +8,7 @@ from etils import epath
 
 from unifluid_jax.data import images
 
-MAX_BYTES = 1 << 29  # of a file that is read whole; objects take some times that
+MAX_BYTES = 1 << 29  # of a file; what it holds takes several times that
 
 
 def parse(data: str | bytes) -> Any:
@@ -20,11 +20,11 @@ def parse(data: str | bytes) -> Any:
   try:
     return json.loads(data)
   except UnicodeDecodeError as error:  # whose text is better not its repr
-    raise ValueError(f"not in UTF-8: {error.reason}") from error
+    raise ValueError(f"not in UTF-8 ({error.reason})") from error
   except ValueError as error:
-    raise ValueError(f"not JSON: {error}") from error
+    raise ValueError(f"not JSON ({error})") from error
   except RecursionError as error:
-    raise ValueError("not JSON of use: nested too deeply") from error
+    raise ValueError("not JSON of use (nested too deeply)") from error
 
 
 def load(path: str | os.PathLike[str], hint: str = "download it again") -> Any:

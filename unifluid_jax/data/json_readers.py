@@ -54,8 +54,10 @@ class JsonlReader:
           self._enter(index, bad, offset, number, line)
     except OSError as error:
       raise ValueError(f"{path} cannot be read: {error}") from error
-    if score and not index and not bad:
-      raise ValueError(f"{path}: no line has {score} >= {min_score}")
+    if score and not index:
+      raise ValueError(
+        f"{path}: no line has {score} >= {min_score} (bad lines: {len(bad)})"
+      )
     self.bad = tuple(bad)
     table = np.asarray(index, np.int64).reshape(-1, 4)
     self._lines = table[:, :2]

@@ -19,9 +19,11 @@ from etils import epath
 from jaxtyping import Float64
 
 from unifluid_jax.config import SourceConfig
+from unifluid_jax.data import images, json_files
 from unifluid_jax.data.records import BadRecord, Record
 
-_ERRORS = (OSError, pa.ArrowException)
+# KeyError: of a column that comes twice. ValueError: texts that are not UTF-8.
+_ERRORS = (OSError, pa.ArrowException, KeyError, ValueError)
 _HELD = 2  # row groups kept in memory, all files together
 
 
@@ -69,9 +71,9 @@ class Rows:
     name = f"{os.path.basename(file)}:{first + row}"
     try:
       table = _read_group(file, group, self._columns)
-    except _ERRORS as error:
-      raise BadRecord(f"{name}: unreadable: {error}") from error
-    values = {c: table.column(c)[row].as_py() for c in self._columns}
+      values = {c: table.column(c)[row].as_py() for c in self._columns}
+    except (*_ERRORS, IndexError) as error:
+      raise BadRecord(f"{name}: unreadable: {_line(error)}") from error
     return values | {"id": name}
 
 
@@ -98,7 +100,7 @@ class EditRows:
   def __getitem__(self, i: int) -> Record:
     where, k = divmod(i, len(self._directions))
     row, (source, instruction, target) = self._rows[where], self._directions[k]
-    edit = (row[instruction] or "", _image(row, target))
+    edit = (_text(row, instruction), _image(row, target))
     name = f"{row['id']}:{instruction}"
     return Record(name, _image(row, source), edit=edit)
 
@@ -139,8 +141,8 @@ class CaptionRows:
 
   def __getitem__(self, i: int) -> Record:
     row = self._rows[int(self._kept[i])]
-    text = row[self._text] or ""
-    return Record(row["id"], _image(row, self._image), captions=(text,))
+    captions = (_text(row, self._text),)
+    return Record(row["id"], _image(row, self._image), captions=captions)
 
 
 def open_rows(config: SourceConfig, path: str) -> EditRows | CaptionRows:
@@ -178,14 +180,18 @@ def _shards(path: str) -> list[str]:
 def _sizes(file: str, columns: Sequence[str]) -> list[int]:
   """Rows of each row group, after a look at the columns."""
   try:
+    images.check_regular(file)
     with epath.Path(file).open("rb") as f:
       parquet = pq.ParquetFile(f)
       names, meta = parquet.schema_arrow.names, parquet.metadata
   except _ERRORS as error:
     raise ValueError(
-      f"{file} is no Parquet file, or an incomplete one ({error}): download "
-      "it again or remove it"
+      f"{file} is no Parquet file, or an incomplete one ({_line(error)}): "
+      "download it again or remove it"
     ) from error
+  twice = [c for c in columns if names.count(c) > 1]
+  if twice:
+    raise ValueError(f"{file} has several columns {twice[0]!r}: rename them")
   missing = [c for c in columns if c not in names]
   if missing:
     raise ValueError(
@@ -206,14 +212,35 @@ def _read_group(file: str, group: int, columns: tuple[str, ...]) -> pa.Table:
 
 def _scores(file: str, column: str) -> Float64[np.ndarray, "R"]:
   """One column as numbers, NaN where there is none."""
-  with epath.Path(file).open("rb") as f:
-    values = pq.read_table(f, columns=[column]).column(column)
+  try:
+    with epath.Path(file).open("rb") as f:
+      values = pq.read_table(f, columns=[column]).column(column)
+  except _ERRORS as error:
+    raise ValueError(
+      f"{file}: the scores {column} cannot be read ({_line(error)}): download "
+      "it again or remove it"
+    ) from error
   try:
     return values.cast(pa.float64()).to_numpy()
   except pa.ArrowException as error:
     raise ValueError(
       f"{file}: {column} holds {values.type}, a score must be a number"
     ) from error
+
+
+def _line(error: Exception) -> str:
+  """An error's text in one line."""
+  return " ".join(str(error).split())
+
+
+def _text(row: dict[str, Any], column: str) -> str:
+  """The text of a cell, "" where it is null."""
+  if row[column] is None:
+    return ""
+  try:
+    return json_files.text(row[column], column)
+  except ValueError as error:
+    raise BadRecord(f"{row['id']}: {error}") from error
 
 
 def _image(row: dict[str, Any], column: str) -> bytes:

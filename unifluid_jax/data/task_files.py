@@ -6,7 +6,6 @@ or not laid out as published gives one error with the file and the fix.
 
 import csv
 import io
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,9 +13,12 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from unifluid_jax.data.records import BadRecord, Box
+from unifluid_jax.data import images, json_files
+from unifluid_jax.data.records import Box
 
 Root = str | os.PathLike[str]
+_FARTHEST = 1e6  # pixels that a box may lie from an image's corner
+_LETTERS = 100  # characters painted over a text: AI2D has single letters
 
 
 class Example(NamedTuple):
@@ -42,7 +44,9 @@ class Example(NamedTuple):
     Raises:
       BadRecord: a file that cannot be read.
     """
-    return tuple(i if isinstance(i, bytes) else _read(i) for i in self.images)
+    return tuple(
+      i if isinstance(i, bytes) else images.read_file(i) for i in self.images
+    )
 
 
 class Folder:
@@ -79,30 +83,37 @@ class Folder:
       ValueError: not JSON.
     """
     file = self.find(*names)
-    try:
-      return file, json.loads(epath.Path(file).read_text())
-    except ValueError as error:
-      raise ValueError(
-        f"{file} is not JSON ({error}): download it again"
-      ) from error
+    return file, json_files.load(file)
 
   def rows(self, name: str, *columns: str) -> tuple[str, list[dict[str, str]]]:
     """The path and rows of a CSV file with a header.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a column is missing.
+      ValueError: a column is missing, or a row has fewer or more fields.
     """
     file = self.find(name)
     # A text stream splits no field at the line breaks within its quotes.
-    stream = io.StringIO(epath.Path(file).read_text(), newline="")
+    stream = io.StringIO(_text_of(file), newline="")
     table = csv.DictReader(stream)
-    if lacking := [c for c in columns if c not in (table.fieldnames or ())]:
+    try:
+      if lacking := [c for c in columns if c not in (table.fieldnames or ())]:
+        raise ValueError(
+          f"{file} has columns {table.fieldnames}, not {lacking}: it must be "
+          f"{self.task}'s own file, with its header"
+        )
+      rows = list(table)
+    except csv.Error as error:
       raise ValueError(
-        f"{file} has columns {table.fieldnames}, not {lacking}: it must be "
-        f"{self.task}'s own file, with its header"
-      )
-    return file, list(table)
+        f"{file}, line {table.line_num}: {error}: download it again"
+      ) from error
+    for i, row in enumerate(rows):
+      if None in row or None in (row[c] for c in columns):
+        raise ValueError(
+          f"{file}: entry {i} has other fields than the header "
+          f"{table.fieldnames}: download it again"
+        )
+    return file, rows
 
   def lines(self, *names: str) -> tuple[str, list[str]]:
     """The path and non-blank lines of a text file, stripped.
@@ -112,7 +123,7 @@ class Folder:
     """
     file = self.find(*names)
     # str.splitlines would also break at U+2028, which JSON leaves bare.
-    lines = epath.Path(file).read_text().split("\n")
+    lines = _text_of(file).split("\n")
     return file, [line.strip() for line in lines if line.strip()]
 
   def split(self, split: str, *known: str) -> str:
@@ -142,13 +153,13 @@ class Folder:
 
     Raises:
       FileNotFoundError: the first example's image is missing.
-      ValueError: an item of another shape, no examples at all, or an id that
-        comes twice.
+      ValueError: an item of another shape, no examples at all, an id that
+        comes twice, or an image outside of the folder.
     """
     found: dict[str, Example] = {}
     for i, item in _numbered(file, items):
       try:
-        example = _typed(build(item))
+        example = self._checked(build(item))
       except _MALFORMED as error:
         raise ValueError(
           f"{file}: entry {i} is not as {self.task} publishes it ({error!r}): "
@@ -168,6 +179,30 @@ class Folder:
     self._check_image(file, next(iter(found.values())))
     return list(found.values())
 
+  def _checked(self, example: Example | None) -> Example | None:
+    """The example, whose texts are text and whose images lie in the folder.
+
+    Raises:
+      ValueError: they do not.
+    """
+    if example is None:
+      return None
+    texts = (example.id, example.question, example.context, example.kind)
+    for text in (*texts, *example.answers, *example.choices):
+      json_files.text(text, f"{text!r:.80}")
+    for image in example.images:
+      if isinstance(image, bytes):
+        continue
+      if "\0" in image or not images.is_below(image, os.fspath(self.root)):
+        raise ValueError(f"image {image!r} lies outside of the folder")
+    for text, _ in example.letters:
+      if len(json_files.text(text, "a letter")) > _LETTERS:
+        raise ValueError(f"{len(text)} characters to paint over a text")
+    boxes = [box for _, box in example.letters] + [example.box or ()]
+    if not all(abs(v) <= _FARTHEST for box in boxes for v in box):
+      raise ValueError(f"no box of pixels among {boxes}"[:200])
+    return example
+
   def _check_image(self, file: str, example: Example) -> None:
     for image in example.images:
       if isinstance(image, str) and not epath.Path(image).exists():
@@ -178,18 +213,24 @@ class Folder:
 
 
 _MALFORMED = (
-  KeyError, TypeError, IndexError, ValueError, AttributeError,
+  KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError,
 )  # fmt: skip
 
 
-def _typed(example: Example | None) -> Example | None:
-  """The example, whose texts are text, or a TypeError."""
-  if example is not None:
-    texts = (example.id, example.question, example.context, example.kind)
-    for text in (*texts, *example.answers, *example.choices):
-      if not isinstance(text, str):
-        raise TypeError(f"{text!r} where a text belongs")
-  return example
+def _text_of(file: str) -> str:
+  """The content of a text file.
+
+  Raises:
+    ValueError: unreadable, or not in UTF-8; names the file.
+  """
+  try:
+    text = json_files.read(file).decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{file} is not in UTF-8 ({error.reason} at byte {error.start}): "
+      "download it again"
+    ) from error
+  return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _numbered(file: str, items: Any) -> Iterator[tuple[int, Any]]:
@@ -238,6 +279,8 @@ def grouped(file: str, rows: Any, key: str, value: str) -> dict[str, list[str]]:
   result: dict[str, list[str]] = {}
   for i, row in _numbered(file, rows):
     try:
+      if row[key] is None or row[value] is None:
+        raise KeyError("null")
       result.setdefault(str(row[key]), []).append(str(row[value]))
     except (KeyError, TypeError) as error:
       raise ValueError(
@@ -261,10 +304,3 @@ def strings(values: Sequence[Any]) -> tuple[str, ...]:
 def share(text: str) -> float:
   """A number in [0, 1) that depends on the text alone, for hold-outs."""
   return zlib.crc32(text.encode()) / 2**32
-
-
-def _read(path: str) -> bytes:
-  try:
-    return epath.Path(path).read_bytes()
-  except OSError as error:
-    raise BadRecord(f"unreadable: {error}") from error

@@ -6,13 +6,11 @@ images live elsewhere, link their folder. Questions and answers come as
 written: casing is the business of the task's row in `tasks`.
 """
 
-import io
-import json
 import os
 from typing import Any
 
-from PIL import Image
-
+from unifluid_jax.data import images, json_files
+from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.task_files import (
   Example,
   Folder,
@@ -41,7 +39,7 @@ def jsonl(root: Root, split: str) -> list[Example]:
 
   def build(item: tuple[int, str]) -> Example:
     number, line = item
-    entry = json.loads(line)
+    entry = json_files.parse(line)
     image, suffix = entry["image"], entry["suffix"]
     if "://" in image:
       raise ValueError(f"{image} is a URL: download it and name the file")
@@ -164,7 +162,7 @@ def nlvr2(root: Root, split: str) -> list[Example]:
   base = folder.find(f"images/{split}", split)
 
   def build(line: str) -> Example:
-    entry = json.loads(line)
+    entry = json_files.parse(line)
     stem = entry["identifier"].rpartition("-")[0]
     # Only the training images are spread over numbered folders.
     below = str(entry.get("directory", ""))
@@ -257,10 +255,12 @@ def countbench(root: Root, split: str) -> list[Example]:
   table = os.fspath(tables[0])
   try:
     columns = pyarrow.parquet.read_table(table, columns=["image", "number"])
-  except (pyarrow.ArrowException, ValueError) as error:
+  except (OSError, pyarrow.ArrowException, ValueError) as error:
     raise ValueError(
       f"{table} has no image and number columns ({error}): download it again"
     ) from error
+  if not isinstance(questions, list):
+    raise ValueError(f"{file} holds no list of questions: download it again")
   if len(questions) != columns.num_rows:
     raise ValueError(
       f"{file} has {len(questions)} questions, {table} {columns.num_rows} "
@@ -270,9 +270,17 @@ def countbench(root: Root, split: str) -> list[Example]:
   def build(item: tuple[int, Any]) -> Example | None:
     i, row = item
     data = (row["image"] or {}).get("bytes")
-    if not data or len(Image.open(io.BytesIO(data)).getbands()) == 1:
+    if not data or _is_grey(data):
       return None
     answer = str(int(row["number"]))
     return Example(str(i), (data,), questions[i]["question"], (answer,))
 
   return folder.examples(table, enumerate(columns.to_pylist()), build)
+
+
+def _is_grey(data: bytes) -> bool:
+  """Whether an image has one channel; broken ones are another's business."""
+  try:
+    return images.channels(data) == 1
+  except BadRecord:
+    return False

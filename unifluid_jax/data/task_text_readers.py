@@ -5,6 +5,7 @@ As in `task_readers`: every reader takes the data set's folder and a split.
 
 import itertools
 import os
+import string
 from typing import Any
 
 from etils import epath
@@ -23,6 +24,7 @@ from unifluid_jax.data.task_files import (
 
 _FONT = "DMSans-Regular.ttf"  # of AI2D's letters
 _PSEUDO_VAL = 2628 / 26074  # of ST-VQA's training questions
+_SPANS = 8  # of an answer of InfographicVQA: their orders are 40,320
 _HELD_OUT = "pseudo_val_images.txt"  # of ST-VQA
 
 
@@ -108,6 +110,8 @@ def science_qa(root: Root, split: str) -> list[Example]:
     if entry["split"] != split or not entry["image"]:
       return None
     choices, correct = strings(entry["choices"]), int(entry["answer"])
+    if len(choices) > len(string.ascii_uppercase):
+      raise ValueError(f"{len(choices)} choices, more than there are letters")
     return Example(
       key,
       (os.path.join(images, key, entry["image"]),),
@@ -240,7 +244,7 @@ def _turns(folder: Folder, name: str) -> dict[str, int]:
   file, rows = folder.rows(name, "ImageID", "Rotation")
   try:
     return {r["ImageID"]: round(float(r["Rotation"] or 0)) // 90 for r in rows}
-  except ValueError as error:
+  except (ValueError, OverflowError) as error:
     raise ValueError(
       f"{file}: rotations must be degrees ({error}): download it again"
     ) from error
@@ -288,6 +292,8 @@ def infovqa(root: Root, split: str) -> list[Example]:
   def build(entry: Any) -> Example:
     answers = () if split == "test" else strings(entry["answers"])
     if split == "val":
+      if any(a.count(", ") >= _SPANS for a in answers):
+        raise ValueError(f"an answer of more than {_SPANS} spans")
       orders = (itertools.permutations(a.split(", ")) for a in answers)
       answers = tuple(", ".join(o) for some in orders for o in some)
     return Example(
