@@ -8,7 +8,7 @@ where config.text.tokenizer is missing. What is there already is kept.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from absl import flags
 from etils import epath
@@ -61,8 +61,7 @@ def make_tokenizer(config: Config) -> str:
   done = "kept"
   if not epath.Path(path).exists() and config.text.train_vocab:
     done = "trained"
-    sentences = itertools.islice(_sentences(config), _SENTENCES)
-    text.train(sentences, path, config.text.train_vocab)
+    text.train(_sentences(config), path, config.text.train_vocab)
   tokenizer = text.Tokenizer.load(path)
   if tokenizer.vocab_size > config.model.decoder.vocab:
     raise ValueError(
@@ -72,24 +71,53 @@ def make_tokenizer(config: Config) -> str:
   return f"{done} the tokenizer: {tokenizer.vocab_size} pieces in {path}"
 
 
-def _sentences(config: Config) -> Iterator[str]:
-  yield config.data.caption_prefix
-  for source_config in config.data.train.values():
-    source = sources.open_source(
-      source_config, config.data.root, config.data.caption_prefix
+def _sentences(config: Config) -> list[str]:
+  """The corpus: as a list, since SentencePiece hides what iterators raise.
+
+  Raises:
+    FileNotFoundError: a source is missing.
+    ValueError: one cannot be read, or none has a text.
+  """
+  opened = {
+    f"data.train.{name}": sources.open_source(
+      entry, config.data.root, config.data.caption_prefix, f"data.train.{name}"
     )
+    for name, entry in config.data.train.items()
+  }
+  bad: list[str] = []
+  texts = _texts(opened, bad)
+  found = list(itertools.islice(texts, _SENTENCES - 1))
+  if not found:
+    where = "; ".join(
+      f"{key}.path={config.data.train[key.rpartition('.')[2]].path!r}"
+      for key in opened
+    )
+    raise ValueError(
+      f"no text to train a tokenizer on in data.root={config.data.root!r}: "
+      f"looked for captions, prompts, questions and instructions in "
+      f"{where or 'data.train, which is empty'}; bad records: {len(bad)}"
+      + (f", the first: {bad[0]}" if bad else "")
+    )
+  return [config.data.caption_prefix, *found]
+
+
+def _texts(
+  opened: Mapping[str, sources.Source], bad: list[str]
+) -> Iterator[str]:
+  """Texts of all sources that hold any; appends the names of bad records."""
+  for key, source in opened.items():
+    bad += source.bad
     for i in range(len(source)):
       try:
         record = source[i]
-      except sources.BadRecord:
-        continue  # counted and named by the training pipeline
-      yield from record.prompts
-      yield from record.captions
-      for question, answer in record.questions:
-        yield question
-        yield answer
-      if record.edit is not None:
-        yield record.edit[0]
+      except sources.BadRecord as error:
+        # Counted here, judged by the training pipeline.
+        bad.append(f"{key}[{i}]: {error}")
+        continue
+      edit = record.edit[:1] if record.edit is not None else ()
+      questions = (text for pair in record.questions for text in pair)
+      texts = (*record.prompts, *record.captions, *questions, *edit)
+      yield from (text for text in texts if text.strip())
 
 
 if __name__ == "__main__":

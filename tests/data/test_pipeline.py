@@ -402,15 +402,3 @@ def test_flags_are_marked_as_parsed_for_workers(
     config = make_config(*two_tasks, dict(t2i=2), data=data)
     pipeline._read_ahead(pipeline.grain.MapDataset.range(3), config)
     assert len(marked) == workers
-
-
-def test_eval_records_come_in_order(two_tasks):
-  root, train = two_tasks
-  config = make_config(root, train, dict(t2i=2))
-  entry = jsonl("captions", limit=5)
-  data = dataclasses.replace(config.data, eval={"some": entry})
-  config = dataclasses.replace(config, data=data)
-  records = list(pipeline.eval_records(config, "some"))
-  assert [r.captions[0] for r in records] == [words(i) for i in range(5)]
-  with pytest.raises(ValueError, match="data.eval.other; there are: some"):
-    pipeline.eval_records(config, "other")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def save(path, seed, size=(6, 5)):
 
 def pixels(images, crop=0):
   n = range(len(images.names))
-  return [x for b in image_sets.batches(images, n, 2, crop) for x in b]
+  return [x for b in image_sets.batches(images, n, 2, crop, []) for _, x in b]
 
 
 def test_folders_are_read_recursively_and_sorted(tmp_path):
@@ -49,8 +50,10 @@ def test_batches_hold_every_index_once_in_order(count):
 
   images = image_sets.ImageSet("set", [str(i) for i in range(9)], read)
   indices = range(1, 9)[:count]
-  got = [[int(x[0, 0, 0]) for x in batch]
-         for batch in image_sets.batches(images, indices, 2, 0)]  # fmt: skip
+  got = []
+  for batch in image_sets.batches(images, indices, 2, 0, []):
+    assert all(x[0, 0, 0] == i for i, x in batch)
+    got.append([i for i, _ in batch])
   assert sum(got, []) == list(indices)
   assert all(len(batch) == 2 for batch in got[:-1])
 
@@ -101,20 +104,26 @@ def test_a_fingerprint_reads_a_few_images():
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image", None])
-def test_a_damaged_file_is_named(tmp_path, damage):
+def test_a_damaged_file_is_named_and_left_out(tmp_path, damage, caplog):
   for i in range(3):
     save(tmp_path / f"{i}.png", i, (30, 30))
   whole = (tmp_path / "1.png").read_bytes()
   (tmp_path / "1.png").write_bytes(whole[:-40] if damage is None else damage)
   images = image_sets.open_set(str(tmp_path))
-  with pytest.raises(ValueError, match=r"1\.png: .*replace the file"):
-    pixels(images)
+  with caplog.at_level("WARNING", logger="absl"):
+    found = list(image_sets.batches(images, range(3), 1, 0, bad := []))
+  assert [i for batch in found for i, _ in batch] == [0, 2]
+  assert len(bad) == 1 and "1.png" in bad[0]
+  assert re.search(r"left out .*1\.png: .*replace the file", caplog.text)
+  with pytest.raises(ValueError, match=r"1\.png"):
+    image_sets.decode(images, 1, 0)
 
 
 def test_a_lost_file_is_named(tmp_path):
   images = image_sets.files_set("set", [str(tmp_path / "gone.png")])
   with pytest.raises(ValueError, match=r"gone\.png"):
-    pixels(images)
+    image_sets.decode(images, 0, 0)
+  assert pixels(images) == [] and len(image_sets.fingerprint(images)) == 16
 
 
 def coco(tmp_path, **entry):

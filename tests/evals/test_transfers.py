@@ -9,7 +9,6 @@ from configs import transfer as transfer_config
 from tests import task_sets
 from unifluid_jax import config
 from unifluid_jax.data import tasks
-from unifluid_jax.data.records import BadRecord
 from unifluid_jax.evals import transfers
 from unifluid_jax.evals.bench import Bench
 
@@ -126,11 +125,22 @@ def test_a_source_of_weight_zero_is_left_out(root):
     )
 
 
-def test_a_corrupt_image_is_no_score(root, tmp_path):
+def test_a_corrupt_image_is_left_out_named_and_counted(root, tmp_path, caplog):
   task_sets.write(tmp_path / "gqa", task_sets.SETS["gqa"]())
-  (tmp_path / "gqa/images/1.jpg").write_bytes(b"junk")
-  with pytest.raises(BadRecord, match="cannot be decoded"):
-    transfers.transfer(Seer(["red"] * 2), bench(str(tmp_path), "gqa"))
+  first, second = (tmp_path / f"gqa/images/{i}.jpg" for i in range(2))
+  first.write_bytes(b"junk")
+  with caplog.at_level("WARNING", logger="absl"):
+    outcome = transfers.transfer(Seer(["blue"]), bench(str(tmp_path), "gqa"))
+  # The other image's answer, of two examples the second, is right.
+  assert outcome.values["transfer/gqa"] == 1.0
+  settings = outcome.settings["gqa"]
+  assert (settings["skipped"], settings["scored"]) == (1, 1)
+  assert "gqa[00]: image of 4 bytes" in caplog.text
+  (shown,) = outcome.shown
+  assert shown.correct and (shown.image == (0, 0, 255)).all()
+  second.write_bytes(b"junk")
+  with pytest.raises(ValueError, match="gqa: none of 2 images can be read"):
+    transfers.transfer(Seer([]), bench(str(tmp_path), "gqa"))
 
 
 def test_only_public_answers_are_scored():
@@ -185,6 +195,7 @@ def test_averages_of_published_numbers():
   [
     (dict(split="test"), "is of split testdev_balanced"),
     (dict(limit=64), "the first 64 examples"),
+    (dict(skipped=2), "2 unreadable images left out"),
     (dict(decode="sample"), "decoded by greedy"),
   ],
 )

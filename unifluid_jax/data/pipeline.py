@@ -131,25 +131,6 @@ def make_loader(
   return Loader(dataset, fields, _Audit(config.data.max_bad_share), start_step)
 
 
-def eval_records(config: Config, key: str) -> Iterator[Record]:
-  """Records of `data.eval.<key>`, once and in order.
-
-  Raises:
-    ValueError: no such source.
-    FileNotFoundError: it is missing on disk.
-    BadRecord: from the iterator: an image file cannot be read.
-  """
-  data = config.data
-  if key not in data.eval:
-    raise ValueError(
-      f"no source data.eval.{key}; there are: {', '.join(data.eval) or 'none'}"
-    )
-  source = open_source(
-    data.eval[key], data.root, data.caption_prefix, f"data.eval.{key}"
-  )
-  return (source[i] for i in range(len(source)))
-
-
 def _tasks(config: Config) -> list[tuple[str, str, int]]:
   """(task, field of the batch, global rows) of each stream."""
   if config.system == "vae":
@@ -192,6 +173,8 @@ def _open_all(config: Config) -> dict[str, Source]:
       moments=config.system != "vae",  # which trains what makes them
     )
     bad, total = len(source.bad), len(source.bad) + len(source)
+    if not total:
+      raise DataError(f"{key}.path={entry.path!r} holds no record")
     if not len(source) or (
       total >= _MIN_SEEN and bad > data.max_bad_share * total
     ):

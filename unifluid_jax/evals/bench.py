@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from absl import logging
 
 from unifluid_jax.config import Config
 from unifluid_jax.data import sources, transforms
@@ -75,36 +76,75 @@ class Bench:
     first = config.eval.split
     others = sorted(set(config.data.eval) - {first})
     self.splits = (first, *others)
+    self.bad: dict[str, list[str]] = {}  # records left out, by split
     self.records = functools.cache(self._records)
     self.pixels = functools.cache(self._pixels)
 
   def _records(self, split: str) -> list[sources.Record]:
-    """The first `config.eval.examples` readable records of a split."""
+    """The readable ones of a split's first `config.eval.examples` records.
+
+    Those whose images cannot be decoded are left out, named in the log and in
+    `bad`.
+
+    Raises:
+      ValueError: none can be read.
+    """
+    key = f"data.eval.{split}"
     source = sources.open_source(
       self.config.data.eval[split],
       self.config.data.root,
       self.config.data.caption_prefix,
+      key,
     )
-    n = min(len(source), self.config.eval.examples)
-    return [source[i] for i in range(n)]
+    found, bad = [], []
+    for i in range(min(len(source), self.config.eval.examples)):
+      try:
+        record = source[i]
+        for file in (record.image, *(record.edit or ())[1:]):
+          if file:  # text alone has none
+            self.decode(file)
+        found.append(record)
+      except sources.BadRecord as error:
+        logging.warning("left out of the scores: %s[%d]: %s", key, i, error)
+        bad.append(f"{key}[{i}]: {error}")
+    if not found:
+      raise ValueError(
+        f"{key} has no record that can be read"
+        + (f"; the first of {len(bad)} bad ones: {bad[0]}" if bad else "")
+      )
+    self.bad[split] = bad
+    return found
+
+  def decode(self, data: bytes) -> np.ndarray:
+    """u8[H, W, 3] of an encoded image, see `images.decode_image`."""
+    return transforms.decode_image(data, self.config.data.max_pixels)
+
+  def skipped(self, *splits: str) -> dict[str, int]:
+    """How many of the splits' records scores leave out, as a setting."""
+    count = sum(len(self.bad.get(split, ())) for split in splits)
+    return {"skipped": count} if count else {}
 
   def _pixels(self, split: str) -> np.ndarray:
     """Their images at the generated size, uint8 [n, H, W, 3]."""
     size = self.config.model.image_size
     return np.stack(
       [
-        transforms.centre_crop_resize(transforms.decode_image(r.image), size)
+        transforms.centre_crop_resize(self.decode(r.image), size)
         for r in self.records(split)
       ]
     )
 
   def train_records(self, count: int) -> Iterator[sources.Record]:
-    """The first records of the first training source."""
+    """The first records of the first training source that can be read."""
     first = next(iter(self.config.data.train.values()))
     source = sources.open_source(
       first, self.config.data.root, self.config.data.caption_prefix
     )
-    return (source[i] for i in range(min(count, len(source))))
+    for i in range(min(count, len(source))):
+      try:
+        yield source[i]
+      except sources.BadRecord:
+        continue  # training counts and names them
 
   def name(self, metric: str, split: str) -> str:
     """The first split is the metric's plain name; others are appended."""

@@ -51,7 +51,7 @@ def score(
 
   Raises:
     FileNotFoundError: no manifest, or no such file of prompts.
-    ValueError: an image is missing or damaged, a line is wrong.
+    ValueError: no image can be read, a line is wrong.
   """
   if prompts:
     texts = _read_prompts(prompts)
@@ -64,22 +64,28 @@ def score(
   images = image_sets.files_set(folder, files)
   progress = telemetry.Progress("matched", 0, len(names))
   found, done = [], 0
-  for batch in image_sets.batches(images, range(len(names)), _BATCH, 0):
-    said = [texts[name] for name in names[done : done + len(batch)]]
-    found.append(cosines(clip.images(batch), clip.texts(said)))
+  bad: list[str] = []
+  for batch in image_sets.batches(images, range(len(names)), _BATCH, 0, bad):
+    said = [texts[names[i]] for i, _ in batch]
+    seen = clip.images([image for _, image in batch])
+    found.append(cosines(seen, clip.texts(said)))
     done += len(batch)
     say(progress.line(done)[0])
   if not found:
     listed = prompts or f"{folder}/{drawn_images.MANIFEST}"
-    raise ValueError(f"{listed} lists no images")
+    if not names:
+      raise ValueError(f"{listed} lists no images")
+    raise ValueError(f"none of {listed}'s images can be read: {bad[0]}")
   scores = summary(np.concatenate(found))
   shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-  say(f"{shown}  ({len(names)} images of {folder}; {clip.name})")
+  left = f", {len(bad)} unreadable left out" if bad else ""
+  say(f"{shown}  ({done} images of {folder}{left}; {clip.name})")
   return {
     "metric": "clip_score",
     "scores": scores,
     "source": folder,
-    "images": len(names),
+    "images": done,
+    "skipped": len(bad),
     "network": clip.name,
     "text": "prompts as they are",
   }

@@ -75,7 +75,8 @@ def edits(subject: Subject, bench: Bench) -> Outcome:
   settings = {"edits": len(tasks), "detector": "analytic", "cfg": s.cfg,
               "image_cfg": s.image_cfg, "steps": s.steps,
               "temperature": s.temperature, "order": s.order,
-            "floor": "the source image, unchanged"}  # fmt: skip
+            "floor": "the source image, unchanged",
+            **bench.skipped(split)}  # fmt: skip
   return Outcome(
     scores(judged), scores(idle), settings, _shown(tasks, results, judged)
   )

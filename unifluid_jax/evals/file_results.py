@@ -86,6 +86,8 @@ def _compared(part: Result) -> dict[str, Any]:
   made, real = part["generated"], part["reference"]
   return {
     "images": made["count"],
+    **_skipped("skipped", made),
+    **_skipped("reference_skipped", real),
     "reference": real["source"],
     "reference_kind": real["kind"],
     "reference_images": real["count"],
@@ -94,6 +96,12 @@ def _compared(part: Result) -> dict[str, Any]:
     "network": made["digest"],
     "warning": part["warning"],
   }
+
+
+def _skipped(key: str, result: Result) -> dict[str, int]:
+  """How many images could not be read, where any could not."""
+  count = result.get("skipped", 0)
+  return {key: count} if count else {}
 
 
 def _geneval(result: Result) -> dict[str, Scored]:
@@ -109,6 +117,7 @@ def _geneval(result: Result) -> dict[str, Scored]:
 
 def _clip(result: Result) -> dict[str, Scored]:
   settings = {key: result[key] for key in ("images", "network", "text")}
+  settings |= _skipped("skipped", result)
   scores = result["scores"].items()
   return {f"clip_score/{name}": (value, settings) for name, value in scores}
 

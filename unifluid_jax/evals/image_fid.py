@@ -50,13 +50,14 @@ class Record:
   Attributes:
     source: the set's path.
     kind: what it is: "all images", or which of them.
-    count: images.
+    count: images measured.
     images: which ones, see `image_sets.fingerprint`.
     convention: of the network's input.
     crop: side in pixels of the central squares; 0: whole images.
     crop_rule: how they were cut.
     weights: path of the network's.
     digest: of the weights' values.
+    skipped: images that could not be read and are left out.
   """
 
   source: str
@@ -68,6 +69,7 @@ class Record:
   crop_rule: str
   weights: str
   digest: str
+  skipped: int = 0
 
 
 class Measured(NamedTuple):
@@ -94,23 +96,31 @@ def measure(
     kind: see `Record`.
 
   Raises:
-    ValueError: an image is damaged, or features are not finite.
+    ValueError: no image can be read, or features are not finite.
   """
   total = len(images.names)
   mine = share(total, jax.process_index(), jax.process_count())
   part, done, said = fid.empty(net.width), 0, -_SAY_EVERY
+  bad: list[str] = []
   progress = telemetry.Progress(f"features of {images.source}", 0, len(mine))
-  for batch in image_sets.batches(images, mine, net.rows, crop):
-    part = fid.merge(part, fid.statistics(net.features(batch)))
+  for batch in image_sets.batches(images, mine, net.rows, crop, bad):
+    pixels = [image for _, image in batch]
+    part = fid.merge(part, fid.statistics(net.features(pixels)))
     done += len(batch)
     if time.monotonic() - said > _SAY_EVERY or done == len(mine):
       say(progress.line(done)[0])
       said = time.monotonic()
   whole = merge_all(_exchange(part))
+  if not whole.count:
+    raise ValueError(
+      f"{images.source}: none of {total} images can be read: {bad[:1]}"
+    )
+  if whole.count < total:
+    say(f"{images.source}: {total - whole.count} of {total} left out")
   rule = _CROP_RULE if crop else "none"
   record = Record(
     images.source, kind, whole.count, image_sets.fingerprint(images),
-    net.convention, crop, rule, net.weights, net.digest,
+    net.convention, crop, rule, net.weights, net.digest, total - whole.count,
   )  # fmt: skip
   return Measured(whole, record)
 
@@ -227,7 +237,9 @@ def kept(
     "count": len(images.names),
     "images": image_sets.fingerprint(images),
   }
-  other = changed({key: getattr(found.record, key) for key in now}, now)
+  then = {key: getattr(found.record, key) for key in now}
+  then["count"] += found.record.skipped
+  other = changed(then, now)
   if other:
     raise ValueError(
       f"{path} holds another set than {images.source}: {'; '.join(other)}. "
@@ -258,4 +270,6 @@ def line(name: str, result: Mapping[str, Any]) -> str:
     f"{made['count']} generated: {made['source']}; {real['count']} reference: "
     f"{real['source']}, {real['kind']})"
   )
+  skipped = made.get("skipped", 0) + real.get("skipped", 0)
+  text += f"  {skipped} unreadable images left out" if skipped else ""
   return text + (f"  {result['warning']}" if result["warning"] else "")

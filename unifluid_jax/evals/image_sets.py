@@ -5,18 +5,19 @@ in batches, so that a set may be larger than memory.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import UInt8
 
 from unifluid_jax.config import SourceConfig
-from unifluid_jax.data import sources, transforms
+from unifluid_jax.data import json_files, sources, transforms
+from unifluid_jax.data.images import decode_image, read_file, resolve_name
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _THREADS = 16  # that read and decode
@@ -74,7 +75,7 @@ def _files_below(folder: epath.Path) -> Iterator[str]:
 
 def files_set(source: str, files: Sequence[str]) -> ImageSet:
   """Image files by their full paths."""
-  return ImageSet(source, files, lambda i: epath.Path(files[i]).read_bytes())
+  return ImageSet(source, files, lambda i: read_file(files[i]))
 
 
 def coco_set(path: str) -> ImageSet:
@@ -103,20 +104,26 @@ def read_coco(path: str) -> tuple[list[dict], epath.Path]:
   file = epath.Path(path if not folder else stem + ".json")
   if not file.exists():
     raise FileNotFoundError(f"no COCO file at {file}")
+  content = json_files.load(file, "it is no COCO captions or instances file")
   try:
-    content = json.loads(file.read_text())
     images = {
       e["id"]: {"id": e["id"], "file_name": e["file_name"], "captions": []}
       for e in content["images"]
     }
     for entry in content.get("annotations", ()):
       if "caption" in entry:
-        images[entry["image_id"]]["captions"].append(entry["caption"].strip())
+        caption = json_files.text(entry["caption"], "caption").strip()
+        images[entry["image_id"]]["captions"].append(caption)
+    # Joined with the folder: an absolute name would lead out of it.
+    names = [entry["file_name"] for entry in images.values()]
+    folder = os.fspath(file.parent / folder)
+    for name in names:
+      resolve_name(json_files.text(name, "file_name"), folder, folder)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f"{file} is no COCO captions or instances file: {error!r}"
     ) from error
-  return list(images.values()), file.parent / folder
+  return list(images.values()), epath.Path(folder)
 
 
 def _prepared_set(path: str, split: str) -> ImageSet:
@@ -143,7 +150,10 @@ def fingerprint(images: ImageSet) -> str:
   for i in order:
     found.update(names[i][0].encode() + b"\n")
   for i in order[:: max(1, -(-len(order) // _COMPARED))]:
-    found.update(images.read(i))
+    try:
+      found.update(images.read(i))
+    except (OSError, ValueError):
+      found.update(b"unreadable")  # scores leave it out
   return found.hexdigest()[:16]
 
 
@@ -160,7 +170,7 @@ def decode(images: ImageSet, i: int, crop: int) -> UInt8[np.ndarray, "H W 3"]:
     ValueError: it is missing or damaged; names the file.
   """
   try:
-    image = transforms.decode_image(images.read(i))
+    image = decode_image(images.read(i))
   except (OSError, ValueError) as error:
     raise ValueError(
       f"{images.names[i]}: {error}; replace the file, or take it out of the set"
@@ -169,17 +179,39 @@ def decode(images: ImageSet, i: int, crop: int) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def batches(
-  images: ImageSet, indices: Sequence[int], size: int, crop: int
-) -> Iterator[list[np.ndarray]]:
-  """Decoded images, `size` at a time; threads read the next batch ahead."""
+  images: ImageSet,
+  indices: Sequence[int],
+  size: int,
+  crop: int,
+  bad: list[str],
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+  """Indices and decoded images, `size` at a time; threads read ahead.
+
+  Args:
+    images: the set.
+    indices: of those to read.
+    size: of a batch; damaged images are left out of it.
+    crop: see `decode`.
+    bad: takes what is wrong with each of those; the log does, too.
+
+  Yields:
+    Batches that are not empty.
+  """
   chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
   with ThreadPoolExecutor(_THREADS) as pool:
 
     def submit(chunk):
-      return [pool.submit(decode, images, i, crop) for i in chunk]
+      return [(i, pool.submit(decode, images, i, crop)) for i in chunk]
 
     ahead = submit(chunks[0] if chunks else ())
     for following in [*chunks[1:], ()]:
       ready, ahead = ahead, submit(following)
-      if ready:
-        yield [future.result() for future in ready]
+      found = []
+      for i, future in ready:
+        try:
+          found.append((i, future.result()))
+        except ValueError as error:
+          logging.warning("left out of the scores: %s", error)
+          bad.append(str(error))
+      if found:
+        yield found

@@ -172,6 +172,7 @@ def _joined(parts: Mapping[str, Measured], images: ImageSet) -> Measured:
   record = dataclasses.replace(
     found[0].record,
     count=whole.count,
+    skipped=sum(m.record.skipped for m in found),
     kind=_of(),
     images=image_sets.fingerprint(images),
   )

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from unifluid_jax import files
+from unifluid_jax.data.images import decode_image
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.contact_sheet import enlarged
 
@@ -116,7 +117,7 @@ def encoded(image: Any) -> bytes:
 
 def decoded(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
   """The pixels of `encoded`."""
-  return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+  return decode_image(data)
 
 
 def _example(row: dict[str, Any]) -> Shown:

@@ -4,7 +4,6 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unifluid_jax.data import transforms
 from unifluid_jax.data.records import Record
 from unifluid_jax.evals import captions as caption_metrics
 from unifluid_jax.evals import ptb
@@ -22,11 +21,11 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
   """
   values, floors, shown, count = {}, {}, [], 0
   for split in bench.splits:
-    records = [r for r in bench.records(split) if r.captions]
+    records = [r for r in bench.records(split) if r.captions and r.image]
     if not records:
       raise ValueError(f"config.data.eval.{split} has no captions")
     count += len(records)
-    images = [transforms.decode_image(r.image) for r in records]
+    images = [bench.decode(r.image) for r in records]
     question = bench.config.data.caption_prefix
     predicted = subject.answers(images, [question] * len(images))
     references = {r.id: list(r.captions) for r in records}
@@ -49,6 +48,7 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
     "images": count,
     "decode": bench.config.sampling.text,
     "tokenizer": ptb.chosen().name,
+    **bench.skipped(*bench.splits),
   }
   return Outcome(values, floors, settings, shown)
 
@@ -92,12 +92,12 @@ def vqa(subject: Subject, bench: Bench) -> Outcome:
   split = bench.splits[0]
   asked = []
   for i, r in enumerate(bench.records(split)):
-    if r.questions:
+    if r.questions and r.image:
       j = i % len(r.questions)
       asked.append((r, *r.questions[j], r.kinds[j] if r.kinds else "all"))
   if not asked:
     raise ValueError(f"config.data.eval.{split} has no questions")
-  images = [transforms.decode_image(r.image) for r, *_ in asked]
+  images = [bench.decode(r.image) for r, *_ in asked]
   questions = [q for _, q, _, _ in asked]
   truth = [a for _, _, a, _ in asked]
   kinds = [k for _, _, _, k in asked]
@@ -114,7 +114,8 @@ def vqa(subject: Subject, bench: Bench) -> Outcome:
     for kind in score.by_kind
     for i in [i for i, k in enumerate(kinds) if k == kind][:_SHOWN]
   ]  # fmt: skip
-  return Outcome(values, floors, {"questions": len(asked)}, shown)
+  settings = {"questions": len(asked), **bench.skipped(split)}
+  return Outcome(values, floors, settings, shown)
 
 
 def _blind(bench: Bench, questions: Sequence[str]) -> list[str]:

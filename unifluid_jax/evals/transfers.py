@@ -10,11 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
+from absl import logging
 from etils import epath
 
 from unifluid_jax import telemetry
 from unifluid_jax.config import Config, SamplingConfig, SourceConfig
 from unifluid_jax.data import tasks, transforms
+from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.task_files import Example
 from unifluid_jax.data.task_source import TaskSource
 from unifluid_jax.evals import answers as answer_metrics
@@ -31,20 +34,21 @@ _GROUPS = {"caption": "Cap Avg", "qa": "QA Avg"}
 def transfer(subject: Subject, bench: Bench) -> Outcome:
   """Every transfer task of config.data.eval whose weight is not 0.
 
-  All examples are asked, or the first `limit` of the source. Values are in
-  the metric's own units: papers print them times 100.
+  All examples are asked, or the first `limit` of the source. Those whose image
+  cannot be decoded are left out and counted as "skipped": such a score does
+  not count in the paper's tables. Values are in the metric's own units: papers
+  print them times 100.
 
   Raises:
-    ValueError: no task there, or one whose answers are all hidden.
+    ValueError: no task there, one whose answers are all hidden, or one without
+      any readable image.
     FileNotFoundError: a data set is missing.
-    BadRecord: an image cannot be decoded: a score without it would not be
-      the task's.
   """
   values, settings, shown = {}, {}, []
   for entry, source in _sources(bench.config):
     row = source.row
-    said, looks = _predict(subject, bench, source)
-    found = score(row, source.examples, said)
+    examples, said, looks = _predict(subject, bench, source)
+    found = score(row, examples, said)
     name = f"{METRIC}/{row.name}"
     values[name] = found.value
     values |= {f"{name}/{part}": v for part, v in found.parts.items()}
@@ -56,9 +60,11 @@ def transfer(subject: Subject, bench: Bench) -> Outcome:
       "unanswered": source.unanswered,
       "limit": entry.limit,
     }
+    if len(examples) < len(source):
+      settings[row.name]["skipped"] = len(source) - len(examples)
     if row.metric == "cider_d":
       settings[row.name]["tokenizer"] = ptb.chosen().name
-    shown += _shown(row, source.examples, said, looks, found)
+    shown += _shown(row, examples, said, looks, found)
   return Outcome(values, {}, settings, shown)
 
 
@@ -117,26 +123,47 @@ def _sources(config: Config) -> Iterator[tuple[SourceConfig, TaskSource]]:
 
 def _predict(
   subject: Subject, bench: Bench, source: TaskSource
-) -> tuple[list[str], list[tuple[Any, str]]]:
-  """One answer an example; the first images and prompts, to look at."""
-  size = bench.config.model.vit.image_size
+) -> tuple[list[Example], list[str], list[tuple[Any, str]]]:
+  """The readable examples with an answer each; a few images and prompts."""
   progress = telemetry.Progress(source.row.name, 0, len(source))
+  examples: list[Example] = []
   said: list[str] = []
   looks: list[tuple[Any, str]] = []
-
-  def look(i: int) -> tuple[Any, str]:
-    record = source[i]
-    return transforms.view(record, size), record.questions[0][0]
-
   with ThreadPoolExecutor(max(1, bench.config.data.threads)) as pool:
     for start in range(0, len(source), _CHUNK):
       rows = range(start, min(start + _CHUNK, len(source)))
-      seen = list(pool.map(look, rows))
-      images, prompts = zip(*seen, strict=True)
-      said += subject.answers(images, prompts)
-      looks += seen[: _SHOWN - len(looks)]
-      bench.say(progress.line(len(said), "answered")[0])
-  return said, looks
+      seen = list(pool.map(lambda i: _look(bench, source, i), rows))
+      examples += [source.examples[i] for i, s in zip(rows, seen, strict=True)
+                   if s is not None]  # fmt: skip
+      good = [s for s in seen if s is not None]
+      if good:
+        images, prompts = zip(*good, strict=True)
+        said += subject.answers(images, prompts)
+      looks += good[: _SHOWN - len(looks)]
+      bench.say(progress.line(rows[-1] + 1, "answered")[0])
+  if not examples:
+    raise ValueError(
+      f"{source.row.name}: none of {len(source)} images can be read, see the "
+      "log: unpack the task's images anew"
+    )
+  return examples, said, looks
+
+
+def _look(
+  bench: Bench, source: TaskSource, i: int
+) -> tuple[np.ndarray, str] | None:
+  """Image and prompt of an example; None, and a warning, if unreadable."""
+  config = bench.config
+  try:
+    record = source[i]
+    size, limit = config.model.vit.image_size, config.data.max_pixels
+    return transforms.view(record, size, limit), record.questions[0][0]
+  except BadRecord as error:
+    logging.warning(
+      "left out of the scores: %s[%s]: %s",
+      source.row.name, source.examples[i].id, error,
+    )  # fmt: skip
+    return None
 
 
 def _shown(
@@ -295,6 +322,8 @@ def _objection(row: tasks.Row, result: Result) -> str:
     return f"does not count: the number is decoded by {usual}"
   if result.settings["limit"]:
     return f"does not count: the first {result.settings['limit']} examples"
+  if skipped := result.settings.get("skipped"):
+    return f"does not count: {skipped} unreadable images left out"
   if not math.isfinite(result.value):
     return "does not count: not a finite number"
   return ""

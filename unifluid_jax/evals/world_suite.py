@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from unifluid_jax.data import shapes, shapes_text, transforms
+from unifluid_jax.data import shapes, shapes_text
 from unifluid_jax.evals import fid, scene_classifier, shapes_detector
 from unifluid_jax.evals import geneval as rules
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
@@ -67,7 +67,8 @@ def geneval(subject: Subject, bench: Bench) -> Outcome:
           output=reasons[i], task=judged[i].tag, seed=i)
     for i in picked
   ]  # fmt: skip
-  settings = {"prompts_per_task": n, "detector": "analytic", **_draw(bench)}
+  settings = {"prompts_per_task": n, "detector": "analytic", **_draw(bench),
+              **bench.skipped(bench.splits[0])}  # fmt: skip
   return Outcome(values, floors, settings, shown)
 
 
@@ -115,7 +116,8 @@ def frechet(subject: Subject, bench: Bench) -> Outcome:
     "fid/ratio": drawn.value / max(same.value, 1e-9),
   }
   settings = {"images": half, "features": "scene classifier",
-              "warning": drawn.warning, **_draw(bench)}  # fmt: skip
+              "warning": drawn.warning, **_draw(bench),
+              **bench.skipped(split)}  # fmt: skip
   return Outcome(values, {}, settings)
 
 
@@ -133,7 +135,7 @@ def _classifier(bench: Bench) -> scene_classifier.SceneClassifier:
     return scene_classifier.load_classifier(path)
   world = world_of(bench)
   records = list(bench.train_records(_CLASSIFIER_SCENES))
-  images = np.stack([transforms.decode_image(r.image) for r in records])
+  images = np.stack([bench.decode(r.image) for r in records])
   labels = np.stack([labels_of(world, r.scene) for r in records])
   net = scene_classifier.train_classifier(images, labels, grid=world.grid or 2)
   net.save(path)
@@ -175,7 +177,7 @@ def tokenizer(subject: Subject, bench: Bench) -> Outcome:
     "tokenizer/agreement": agreement(rebuilt),
     "tokenizer/psnr": float(np.mean(10 * np.log10(255**2 / (error + 1e-9)))),
   }
-  return Outcome(values, {}, {"images": len(real)})
+  return Outcome(values, {}, {"images": len(real), **bench.skipped(split)})
 
 
 def _draw(bench: Bench) -> dict[str, Any]:
