@@ -11,8 +11,9 @@ from etils import epath
 from PIL import Image
 
 from unifluid_jax import checkpoint, systems
-from unifluid_jax.config import Config, SamplingConfig, resolve
+from unifluid_jax.config import MAX_PIXELS, Config, SamplingConfig, resolve
 from unifluid_jax.data import text, transforms
+from unifluid_jax.data.images import decode_image, read_file
 from unifluid_jax.types import Prompts
 
 TOKENIZER = "tokenizer.model"
@@ -142,7 +143,7 @@ class Model:
 
   def answer(self, image: Any, question: str, **sampling: Any) -> str:
     """Answers a question about an image (PIL image, array or path)."""
-    images = [as_array(image)]
+    images = [as_array(image, self.config.data.max_pixels)]
     return self.answers(images, [question], self._sampling(sampling))[0]
 
   def edit(
@@ -150,7 +151,8 @@ class Model:
   ) -> Image.Image:
     """Changes an image as told; needs a run that was trained with edits."""
     options = self._sampling(sampling)
-    out = self.edits([as_array(image)], [instruction], [seed], options)
+    source = as_array(image, self.config.data.max_pixels)
+    out = self.edits([source], [instruction], [seed], options)
     return Image.fromarray(out[0])
 
   def _sampling(self, changes: dict[str, Any]) -> SamplingConfig:
@@ -246,8 +248,13 @@ class Model:
     return function
 
 
-def as_array(image: Any) -> np.ndarray:
-  """uint8 [H, W, 3] of a PIL image, an array or a file."""
+def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """uint8 [H, W, 3] of a PIL image, an array or a file.
+
+  Raises:
+    FileNotFoundError: no such file.
+    BadRecord: (a ValueError) no regular file, or no image to decode.
+  """
   if isinstance(image, np.ndarray):
     return image
   if isinstance(image, Image.Image):
@@ -255,7 +262,7 @@ def as_array(image: Any) -> np.ndarray:
   path = epath.Path(image)
   if not path.exists():
     raise FileNotFoundError(f"no image at {path}")
-  return transforms.decode_image(path.read_bytes())
+  return decode_image(read_file(path), max_pixels)
 
 
 def to_uint8(images: Any) -> np.ndarray:

@@ -97,7 +97,7 @@ def _encode(
   progress = telemetry.Progress("encode", 0, total)
   size, width = config.model.image_size, _BATCH.value
   for start in range(0, total, width):
-    batch = [_pixels(source, i, size)
+    batch = [_pixels(source, i, size, config.data.max_pixels)
              for i in range(start, min(start + width, total))]  # fmt: skip
     padded = np.zeros((width, size, size, 3), np.float32)
     for row, image in zip(padded, batch, strict=False):
@@ -108,10 +108,12 @@ def _encode(
       say(progress.line(start + len(batch))[0])
 
 
-def _pixels(source: sources.Source, i: int, size: int) -> np.ndarray | None:
+def _pixels(
+  source: sources.Source, i: int, size: int, max_pixels: int
+) -> np.ndarray | None:
   """An image as the VAE sees it; None where it cannot be read."""
   try:
-    image = transforms.decode_image(source[i].image)
+    image = transforms.decode_image(source[i].image, max_pixels)
   except sources.BadRecord as error:
     logging.warning("record %d: %s", i, error)
     return None

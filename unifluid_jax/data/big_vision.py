@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from unifluid_jax.config import SourceConfig
+from unifluid_jax.data import json_files
 from unifluid_jax.data.records import Record
 
 _OPERATIONS = ("ops_general", "ops_image", "ops_text")
@@ -67,8 +68,10 @@ class BigVisionReader:
       if config.limit:
         examples = examples.take(config.limit)
       found = list(examples.as_numpy_iterator())
-    except (ImportError, KeyError, SyntaxError, TypeError) as error:
-      raise ValueError(f"{key}.path={config.path!r}: {error!r}") from error
+    # Operations of a preprocessing string, and TensorFlow, raise anything.
+    except Exception as error:
+      what = " ".join(f"{type(error).__name__}: {error}".split())
+      raise ValueError(f"{key}.path={config.path!r}: {what}") from error
     self._records = [
       _record(config, f"{key}:{i}", example) for i, example in enumerate(found)
     ]
@@ -121,4 +124,6 @@ def _string(value: Any) -> str:
   """Text of a tensor's value; of several, the first."""
   if isinstance(value, np.ndarray):
     value = value.reshape(-1)[0] if value.size else b""
-  return value.decode(errors="replace") if isinstance(value, bytes) else value
+  if isinstance(value, bytes):
+    return value.decode(errors="replace")
+  return json_files.text(value, "a text's value")

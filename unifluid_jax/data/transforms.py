@@ -64,7 +64,7 @@ def centre_crop_resize(
   """
   if image.shape[:2] == (size, size):
     return image
-  picture = Image.fromarray(_shortened(image))
+  picture = Image.fromarray(shortened(image))
   while min(picture.size) >= 2 * size:
     width, height = picture.size
     picture = picture.resize((width // 2, height // 2), Image.Resampling.BOX)
@@ -75,7 +75,9 @@ def centre_crop_resize(
   return np.array(picture.crop((left, top, left + size, top + size)))
 
 
-def _shortened(image: UInt8[np.ndarray, "H W 3"]) -> np.ndarray:
+def shortened(
+  image: UInt8[np.ndarray, "H W 3"],
+) -> UInt8[np.ndarray, "h w 3"]:
   """The middle of a very long image, with the same centre."""
   short = min(image.shape[:2])
   cuts = []

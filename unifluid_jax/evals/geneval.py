@@ -68,8 +68,8 @@ def judge(
 
   Args:
     metadata: one line of GenEval's evaluation_metadata.jsonl: `tag`,
-      `include` (clauses of class, count and optionally color or position =
-      [relation, index of the target clause]), optionally `exclude`.
+      optionally `include` (clauses of class, count and optionally color or
+      position = [relation, index of the target clause]) and `exclude`.
     detections: everything the detector found.
 
   Returns:
@@ -78,7 +78,7 @@ def judge(
   found = _by_class(metadata["tag"], detections)
   groups: list[list[Detection] | None] = []
   reasons = []
-  for clause in metadata["include"]:
+  for clause in metadata.get("include", ()):
     group = found.get(clause["class"], [])[: clause["count"]]
     reason = _mismatch(clause, group, groups)
     groups.append(None if reason else group)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from unifluid_jax import telemetry
-from unifluid_jax.data import transforms
+from unifluid_jax.data.images import decode_image, read_file
 from unifluid_jax.evals import geneval, geneval_detections, geneval_files
 from unifluid_jax.evals.geneval import Detection
 from unifluid_jax.evals.geneval_detections import COLOURS, Found
@@ -183,7 +183,7 @@ def detect(
   above = geneval_files.threshold(metadata["tag"])
   kept = geneval_files.confident([f.detection for f in found], above)
   named: dict[int, str] = {}
-  for clause in metadata["include"]:
+  for clause in metadata.get("include", ()):
     if "color" not in clause:
       continue
     group = [
@@ -224,7 +224,8 @@ def detect_folder(
   if not images:
     raise ValueError(f"{folder} holds no images in GenEval's layout")
   for name, metadata in images.items():
-    for clause in (*metadata["include"], *metadata.get("exclude", ())):
+    clauses = (*metadata.get("include", ()), *metadata.get("exclude", ()))
+    for clause in clauses:
       if clause["class"] not in names:
         raise ValueError(
           f"{folder}: {name} is about {clause['class']!r}, which is none of "
@@ -237,10 +238,10 @@ def detect_folder(
   colours = ColourNamer(clip)
   progress = telemetry.Progress("detected", 0, len(missing))
   for count, name in enumerate(missing, 1):
-    data = (epath.Path(folder) / name).read_bytes()
     try:
-      image = transforms.decode_image(data)
-    except (OSError, ValueError) as error:
+      data = read_file(epath.Path(folder) / name)
+      image = decode_image(data)
+    except ValueError as error:
       raise ValueError(f"{folder}/{name}: {error}; draw it again") from error
     objects = detect(image, images[name], segmenter, colours, names)
     digest = geneval_detections.digest_of(data, images[name])

@@ -18,6 +18,7 @@ import jax
 from etils import epath
 
 from unifluid_jax import files
+from unifluid_jax.data import json_files
 from unifluid_jax.evals import drawn_images, geneval, geneval_detections
 from unifluid_jax.evals.drawn_images import Drawing, seed_of
 from unifluid_jax.evals.geneval import Detection
@@ -51,18 +52,26 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
 def _parse(text: str, where: str) -> dict[str, Any]:
   """One line of metadata."""
   try:
-    line = json.loads(text)
-    known = line["tag"] in geneval.TAGS and isinstance(line["prompt"], str)
-    for clause in (*line["include"], *line.get("exclude", ())):
+    line = json_files.parse(text)
+    known = line["tag"] in geneval.TAGS and bool(
+      json_files.text(line["prompt"], "prompt")
+    )
+    # As in the benchmark's code, either list may be missing.
+    include = line.get("include", ())
+    for clause in (*include, *line.get("exclude", ())):
       known = known and isinstance(clause["class"], str) and clause["count"] > 0
+    for i, clause in enumerate(include):
+      if "position" in clause:
+        _, target = clause["position"]
+        known = known and 0 <= target < i
     known = known and bool(line.get("rewritten", "-").strip())
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{where}: no metadata of GenEval: {error!r}") from error
   if not known:
     raise ValueError(
       f"{where}: no metadata of GenEval: expected a tag of "
-      f"{', '.join(geneval.TAGS)}, a prompt, include clauses of class and "
-      "count, and no blank rewritten prompt"
+      f"{', '.join(geneval.TAGS)}, a prompt, clauses of class and count "
+      "(a position refers to an earlier one), no blank rewritten prompt"
     )
   return line
 
@@ -208,7 +217,7 @@ def judged(
     ValueError: a colour that the prompt asks for was not classified.
   """
   kept = confident(detections, threshold(metadata["tag"]))
-  for clause in metadata["include"]:
+  for clause in metadata.get("include", ()):
     group = kept.get(clause["class"], [])[: clause["count"]]
     if "color" in clause and any(d.colour is None for d in group):
       raise ValueError(

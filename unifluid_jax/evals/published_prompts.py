@@ -8,13 +8,13 @@ What is sampled is ranked by a digest of seed and id: it depends on no library
 version, and fewer are the first of more.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from etils import epath
 
+from unifluid_jax.data import json_files
 from unifluid_jax.evals import image_sets
 from unifluid_jax.evals.drawn_images import Drawing, seed_of
 from unifluid_jax.evals.image_sets import ImageSet
@@ -83,11 +83,14 @@ def mjhq(path: str, images: str, count: int, seed: int = 0) -> PromptSet:
       f"no folder of MJHQ-30K's images at {images}: --reference holds "
       "<category>/<id>.jpg, also where --save_reference has their statistics"
     )
+  listed = json_files.load(file, "it is no meta_data.json of MJHQ-30K")
   try:
     content = {
-      key: (str(entry["category"]), str(entry["prompt"]))
-      for key, entry in json.loads(file.read_text()).items()
+      key: (str(entry["category"]), json_files.text(entry["prompt"], "prompt"))
+      for key, entry in listed.items()
     }
+    if odd := [k for k, (c, _) in content.items() if "/" in k + c or c == ".."]:
+      raise ValueError(f"{odd[0]!r} or its category is no name of a file")
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f"{path} is no meta_data.json of MJHQ-30K, id → category and prompt: "

@@ -178,6 +178,7 @@ def clip_pixels(
   image: UInt8[np.ndarray, "H W 3"], size: int
 ) -> Float32[np.ndarray, "3 S S"]:
   """CLIP's input: bicubic to the shorter side, centre crop, normalised."""
+  image = transforms.shortened(image)
   height, width = image.shape[:2]
   short = min(height, width)
   w, h = int(size * width / short), int(size * height / short)
