@@ -319,6 +319,40 @@ def test_bad_lines_count_at_opening(tmp_path, tokenizer):
   take(pipeline.make_loader(config, tokenizer), 1)
 
 
+def test_texts_and_paths_that_are_none_are_left_out(tmp_path, tokenizer):
+  write(tmp_path, "a", range(200))
+  bad = [{"image": "0.png", "suffix": "\ud800"},
+         {"image": "a\0", "suffix": "x"},
+         {"image": "0.png", "suffix": 3}]  # fmt: skip
+  with (tmp_path / "a.jsonl").open("a") as f:
+    f.write("".join("\n" + json.dumps(entry) for entry in bad))
+  train = dict(a=jsonl("a"))
+  data = dict(max_bad_share=0.02)
+  config = make_config(tmp_path, train, dict(t2i=4, i2t=4), data=data)
+  batches = take(pipeline.make_loader(config, tokenizer), 60)
+  assert len(batches) == 60
+  config = make_config(tmp_path, train, dict(t2i=4), data={})
+  with pytest.raises(pipeline.DataError, match=r"3 of 203 .*a\.jsonl:201: "):
+    pipeline.make_loader(config, tokenizer)
+
+
+def test_large_images_are_bad_records(tmp_path, tokenizer):
+  write(tmp_path, "a", range(4))
+  data = dict(max_pixels=SIZE * SIZE - 1)
+  config = make_config(tmp_path, dict(a=jsonl("a")), dict(t2i=1), data=data)
+  with pytest.raises(pipeline.DataError, match=r"data\.max_pixels=63"):
+    take(pipeline.make_loader(config, tokenizer), 1)
+
+
+def test_a_source_without_records_is_named(tmp_path, tokenizer):
+  (tmp_path / "a.jsonl").write_text("\n")
+  config = make_config(tmp_path, dict(a=jsonl("a")), dict(t2i=1))
+  with pytest.raises(
+    pipeline.DataError, match=r"train\.a\.path='a.jsonl' holds no"
+  ):
+    pipeline.make_loader(config, tokenizer)
+
+
 def test_source_without_examples_for_its_task(two_tasks, tokenizer):
   root, _ = two_tasks
   train = dict(questions=jsonl("questions", tasks=("t2i",)))

@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -117,6 +118,20 @@ def test_array_record_splits_and_limit(world):
     open_(world, "array_record", path, split="nowhere")
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+  """The folder of a data set of two images."""
+  feature = tfds.features
+  features = {"image": feature.Image(encoding_format="png")}
+
+  def examples(_):
+    return [{"image": io.BytesIO(png(i))} for i in range(2)]
+
+  root = tmp_path_factory.mktemp("plain")
+  prepare(root, "DamagedToy", features, examples)
+  return root / "damaged_toy"
+
+
 def test_array_record_of_image_and_captions_only(tmp_path):
   feature = tfds.features
   features = {
@@ -143,6 +158,49 @@ def test_array_record_of_image_and_captions_only(tmp_path):
   assert source[0].questions == () and source[0].edit is None
   assert source[1].id == "1"
   assert source.indices("edit").size == 0
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:-10])
+
+
+def more(path):
+  path.write_text(path.read_text().replace('"2"', '"9999"'))
+
+
+@pytest.mark.parametrize(
+  "name, damage, message",
+  [
+    ("*train.array*", lambda p: p.unlink(), "no whole shard"),
+    ("*train.array*", lambda p: p.write_bytes(b""), "no whole shard"),
+    ("*train.array*", lambda p: p.write_bytes(b"junk" * 999), "no whole shard"),
+    ("*train.array*", cut, "no whole shard"),
+    # Reading beyond a shard's end ends the process, without a word.
+    ("dataset_info.json", more, "has 2 records, its data set says 9999"),
+    ("dataset_info.json", lambda p: p.write_text(""), "no data set that TFDS"),
+    ("dataset_info.json", lambda p: p.write_text("[]"), "no data set that"),
+    ("features.json", lambda p: p.write_text("{}"), "no data set that TFDS"),
+    ("features.json", lambda p: p.unlink(), "no data set that TFDS can open"),
+  ],
+)
+def test_a_damaged_array_record_data_set_is_refused(
+  plain, tmp_path, name, damage, message
+):
+  shutil.copytree(plain, tmp_path / "set")
+  (file,) = (tmp_path / "set").rglob(name)
+  damage(file)
+  with pytest.raises(ValueError, match=message) as info:
+    open_(tmp_path, "array_record", "set")
+  assert str(tmp_path) in str(info.value) and "\n" not in str(info.value)
+
+
+def test_records_without_their_image_are_bad(plain, tmp_path, monkeypatch):
+  source = open_(plain.parent, "array_record", plain.name)
+  reader = source._reader
+  for data in (b"", b"junk", b"\xff" * 9):
+    monkeypatch.setattr(reader, "_data", [data])
+    with pytest.raises(sources.BadRecord, match="record 0: "):
+      source[0]
 
 
 def test_array_record_directory_must_be_one_data_set(tmp_path):

@@ -214,6 +214,16 @@ def test_only_the_best_objects_that_are_asked_for_get_colours():
   assert not clip.asked and all(d.colour is None for d in found)
 
 
+def test_prompts_without_include_name_no_colours():
+  asked = {"tag": "counting", "prompt": "", "exclude": [
+    {"class": "cow", "count": 3}]}  # fmt: skip
+  found = geneval_detector.detect(
+    scene(), asked, FakeSegmenter(),
+    geneval_detector.ColourNamer(FakeClip()), NAMES,
+  )  # fmt: skip
+  assert found and all(d.colour is None for d in found)
+
+
 def folder_of(root, colours):
   """A pink cow's image a colour; whether it is right is the prompt's."""
   for i, colour in enumerate(colours):

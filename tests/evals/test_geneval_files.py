@@ -261,13 +261,29 @@ def test_colours_that_are_asked_for_must_be_there(tmp_path):
   ["{", "[]", '{"tag": "counting"}',
    json.dumps(PROMPTS[0] | {"tag": "texture"}),
    json.dumps(PROMPTS[0] | {"include": [{"class": "cow", "count": 0}]}),
-   json.dumps(PROMPTS[0] | {"rewritten": " "})],
+   json.dumps(PROMPTS[0] | {"rewritten": " "}),
+   json.dumps(PROMPTS[0] | {"prompt": 3}), "[" * 100_000,
+   json.dumps(PROMPTS[0] | {"include": [
+     {"class": "cow", "count": 1, "position": ["left of", 0]}]})],
 )  # fmt: skip
 def test_other_lines_are_no_prompts(tmp_path, line):
   path = tmp_path / "p.jsonl"
   path.write_text(json.dumps(PROMPTS[1]) + "\n" + line)
   with pytest.raises(ValueError, match=r"p\.jsonl:2: no metadata of GenEval"):
     geneval_files.read_prompts(str(path))
+
+
+def test_prompts_without_include_ask_for_nothing(tmp_path):
+  """As the benchmark's own code reads them."""
+  asked = {"tag": "counting", "prompt": "no cow",
+           "exclude": [{"class": "cow", "count": 1}]}  # fmt: skip
+  path = tmp_path / "p.jsonl"
+  path.write_text(json.dumps(asked))
+  assert geneval_files.read_prompts(str(path)) == [asked]
+  cow = Detection("cow", 0.95, (0.0, 0.0, 1.0, 1.0))
+  assert geneval_files.judged("0.png", asked, [])["correct"]
+  row = geneval_files.judged("0.png", asked, [cow])
+  assert not row["correct"] and row["reason"] == "expected cow < 1, found 1"
 
 
 def test_no_prompts(tmp_path):

@@ -16,6 +16,7 @@ from tests.evals import tiny_inception
 from unifluid_jax import checkpoint
 from unifluid_jax.evals import (
   fid,
+  file_results,
   image_fid,
   image_sets,
   inception_features,
@@ -155,6 +156,30 @@ def test_what_is_kept_is_measured_once(tmp_path):
   keep(net, str(tmp_path / "moved"), "")
   keep(net, str(tmp_path / "moved"), "")
   assert net.seen == 21
+
+
+def test_unreadable_images_are_left_out_and_counted(tmp_path):
+  where, path = folder(tmp_path / "a", 7), tmp_path / "ref.npz"
+  (tmp_path / "a/003.png").write_bytes(b"junk")
+  got, said = keep(MeanColour(), where, path)
+  (tmp_path / "a/003.png").rename(tmp_path / "junk")
+  want = image_fid.measure(MeanColour(), image_sets.open_set(where), 0, quiet)
+  for mine, theirs in zip(got.statistics, want.statistics, strict=True):
+    np.testing.assert_allclose(mine, theirs)
+  assert (got.record.count, got.record.skipped) == (6, 1)
+  assert f"{where}: 1 of 7 left out" in said
+  result = image_fid.compare(want, got)
+  assert "1 unreadable images left out" in image_fid.line("fid", result)
+  (value,) = file_results.rows({"metric": "fid", **result}, {"step": 3})
+  assert value["settings"]["skipped"] == 1
+  assert "reference_skipped" not in value["settings"]
+  (tmp_path / "junk").rename(tmp_path / "a/003.png")
+  again, said = keep(MeanColour(), where, path)  # the same set as before
+  assert again.record == got.record and "measured before" in said[-1]
+  for file in (tmp_path / "a").iterdir():
+    file.write_bytes(b"junk")
+  with pytest.raises(ValueError, match=r"none of 7 images can be read: .*png"):
+    image_fid.measure(MeanColour(), image_sets.open_set(where), 0, quiet)
 
 
 @pytest.mark.parametrize(

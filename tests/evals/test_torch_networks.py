@@ -121,6 +121,13 @@ def test_images_of_others_are_matched_with_prompts_in_a_file(tmp_path):
   folder, said = str(tmp_path), []
   result = clip_score.score(folder, FakeClip(), said.append, str(file))
   assert result["scores"]["clip_100_cos"] == pytest.approx(50.0)
+  lines = [{"image": "0.png", "text": "9"}, *lines[:1]]
+  file.write_text("\n".join(map(json.dumps, lines)))
+  (tmp_path / "0.png").write_bytes(b"junk")  # each image keeps its own prompt
+  result = clip_score.score(folder, FakeClip(), said.append, str(file))
+  assert result["scores"]["clip_100_cos"] == pytest.approx(100.0)
+  assert (result["images"], result["skipped"]) == (1, 1)
+  assert "1 unreadable left out" in said[-1]
   for text, message in [
     ('{"image": "1.png"}', "line 1: expected .* found"),
     ('{"image": "1.png", "text": "1"}\n' * 2, "line 2: 1.png has a prompt"),

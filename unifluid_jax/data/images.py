@@ -25,8 +25,10 @@ MAX_BYTES = 1 << 28  # of a file
 _BAND = 1 << 20  # pixels converted at once: no second copy of a large image
 _TILE_SIDES = (322, 323)  # TIFF tags; a decoder holds a whole tile
 
-# The limit here is lower, and an error: Pillow need not warn as well.
+# An image is used, or is a bad record that is named: Pillow's warnings of large
+# images and odd metadata would only be noise between the lines.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode_image(
@@ -83,7 +85,8 @@ def _reason(error: Exception, max_pixels: int) -> str:
   # The text of UnidentifiedImageError is a memory address.
   if isinstance(error, UnidentifiedImageError):
     return f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-  if isinstance(error, Image.DecompressionBombError):
+  bomb = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+  if isinstance(error, bomb):  # a warning only where those are errors
     return f"more pixels than data.max_pixels={max_pixels}"
   return " ".join(str(error).split()) or type(error).__name__
 

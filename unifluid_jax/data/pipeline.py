@@ -300,7 +300,8 @@ class _ProcessRows(grain.MapDataset):
     self._first = process * self._rows
 
   def __len__(self) -> int:
-    return len(self._parent) // self._total * self._rows
+    # Whole steps; a batch of 1 would make an endless parent overflow.
+    return min(len(self._parent) // self._total, _STEPS) * self._rows
 
   def __getitem__(self, index):
     if isinstance(index, slice):

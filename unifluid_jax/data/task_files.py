@@ -105,7 +105,7 @@ class Folder:
       rows = list(table)
     except csv.Error as error:
       raise ValueError(
-        f"{file}, line {table.line_num}: {error}: download it again"
+        f"{file}, after line {table.line_num}: {error}: download it again"
       ) from error
     for i, row in enumerate(rows):
       if None in row or None in (row[c] for c in columns):

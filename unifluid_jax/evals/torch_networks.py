@@ -14,6 +14,7 @@ from etils import epath
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from unifluid_jax.data import transforms
 from unifluid_jax.models import clip_vit
 
 # Mask2Former's test pipeline in mmdetection: sides, normalisation, padding.

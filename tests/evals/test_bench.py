@@ -1,0 +1,89 @@
+"""Evaluation data: what cannot be read is left out, named and counted."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.data.test_bad_data import png
+from tests.systems.conftest import tiny
+from unifluid_jax.config import SourceConfig
+from unifluid_jax.evals import samples, text_suite
+from unifluid_jax.evals.bench import Bench
+
+
+def bench(root, count, bad):
+  """Pairs of lines, a caption and a question, about each of some images."""
+  lines = []
+  for i in range(count):
+    (root / f"{i}.png").write_bytes(b"junk" if i in bad else png(i))
+    image = {"image": f"{i}.png"}
+    lines += [image | {"suffix": f"a thing {i}"},
+              image | {"prefix": "what?", "suffix": str(i)}]  # fmt: skip
+  (root / "e.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  config = tiny()
+  source = SourceConfig("jsonl", "e.jsonl")
+  data = dataclasses.replace(
+    config.data, root=str(root), eval={"v": source}, train={"v": source}
+  )
+  evaluation = dataclasses.replace(config.eval, split="v", examples=99)
+  return Bench(dataclasses.replace(config, data=data, eval=evaluation), "")
+
+
+class Parrot:
+  """Says the same of every image; counts what it is asked."""
+
+  def answers(self, images, questions):
+    assert len(images) == len(questions)
+    return ["a thing 0" if q == "caption en" else "0" for q in questions]
+
+  def images(self, prompts, seeds):
+    return np.zeros((len(prompts), 4, 4, 3), np.uint8)
+
+  edits = reconstruct = images
+
+
+def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
+  made = bench(tmp_path, 4, bad=(1,))
+  with caplog.at_level("WARNING", logger="absl"):
+    assert len(made.records("v")) == 6
+  assert caplog.text.count("left out of the scores: data.eval.v[") == 2
+  assert [b.partition(":")[0] for b in made.bad["v"]] == [
+    "data.eval.v[2]", "data.eval.v[3]",
+  ]  # fmt: skip
+  said = text_suite.captions(Parrot(), made)
+  assert (said.settings["images"], said.settings["skipped"]) == (3, 2)
+  asked = text_suite.vqa(Parrot(), made)
+  assert asked.settings == {"questions": 3, "skipped": 2}
+  assert asked.values["vqa/all"] == pytest.approx(1 / 3)
+  assert made.pixels("v").shape[0] == 6
+
+
+def test_whole_sets_say_nothing_of_skipping(tmp_path):
+  made = bench(tmp_path, 2, bad=())
+  outcome = text_suite.vqa(Parrot(), made)
+  assert outcome.settings == {"questions": 2}
+  assert len(samples.draw(Parrot(), made).shown) == 2
+
+
+def test_a_set_without_a_readable_image_is_an_error(tmp_path):
+  made = bench(tmp_path, 2, bad=(0, 1))
+  with pytest.raises(
+    ValueError, match=r"eval\.v has no record .*v\[0\]: image"
+  ):
+    text_suite.captions(Parrot(), made)
+
+
+def test_the_limit_of_pixels_is_the_configurations(tmp_path):
+  made = bench(tmp_path, 1, bad=())
+  data = dataclasses.replace(made.config.data, max_pixels=15)
+  made.config = dataclasses.replace(made.config, data=data)
+  with pytest.raises(ValueError, match=r"4 x 4 pixels, .*data\.max_pixels=15"):
+    made.records("v")
+
+
+def test_training_records_that_are_lost_are_passed_over(tmp_path):
+  made = bench(tmp_path, 3, bad=())
+  (tmp_path / "1.png").unlink()
+  assert len(list(made.train_records(4096))) == 4
