@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image, ImageOps
 
+from unifluid_jax import api
 from unifluid_jax.data import images, transforms
 from unifluid_jax.data.records import BadRecord
 
@@ -314,3 +315,18 @@ def test_only_regular_files_are_read(tmp_path, monkeypatch):
   monkeypatch.setattr(images, "MAX_BYTES", 0)
   with pytest.raises(BadRecord, match="1 bytes, images have 0 at most"):
     images.read_file(str(tmp_path / "a.png"))
+
+
+def test_the_api_takes_only_what_data_sets_may_hold(tmp_path):
+  (tmp_path / "a.png").write_bytes(KINDS["rgba png"])
+  got = api.as_array(str(tmp_path / "a.png"))
+  np.testing.assert_array_equal(got, plain(KINDS["rgba png"]))
+  with pytest.raises(BadRecord, match=r"data\.max_pixels=62"):
+    api.as_array(str(tmp_path / "a.png"), 62)
+  with pytest.raises(BadRecord, match="no regular file"):
+    api.as_array(str(tmp_path))
+  (tmp_path / "a.png").write_bytes(EPS)
+  with pytest.raises(BadRecord, match="it is no PNG"):
+    api.as_array(tmp_path / "a.png")
+  with pytest.raises(FileNotFoundError, match=r"no image at .*gone\.png"):
+    api.as_array(str(tmp_path / "gone.png"))

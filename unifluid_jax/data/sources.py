@@ -7,6 +7,7 @@ record; nothing is decoded here. Cached VAE moments are read and written too.
 import os
 import struct
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from unifluid_jax.data.records import BadRecord, Record
 
 _MAGIC = b"UFM1"
 _HEADER = struct.Struct("<4s3I")  # magic, h, w, 2c
+_THREADS = 16  # that look at shards
 _LOGGED = 10  # bad lines named in the log, per source
 
 
@@ -185,8 +187,9 @@ class _TfdsReader:
       ) from error
     if "image" not in features:
       raise ValueError(f"{path}: no feature 'image' in {features}")
-    for shard in shards:
-      _check_shard(shard.filename, shard.examples_in_shard)
+    with ThreadPoolExecutor(_THREADS) as pool:
+      for _ in pool.map(_check_shard, shards):
+        pass  # what one raises is raised here
     self._path, self._edits = path, "edit" in features
 
   def __len__(self) -> int:
@@ -230,12 +233,16 @@ class _TfdsReader:
     )
 
 
-def _check_shard(path: str, needed: int) -> None:
+def _check_shard(shard: Any) -> None:
   """Refuses a shard that was lost or cut: reading beyond its end may crash.
+
+  Args:
+    shard: TFDS's instruction to read a file.
 
   Raises:
     ValueError: names the file.
   """
+  path, needed = shard.filename, shard.examples_in_shard
   try:
     reader = ArrayRecordReader(path)
     found = reader.num_records()
