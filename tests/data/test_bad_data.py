@@ -257,9 +257,9 @@ def test_coco_in_utf_16_is_read(tmp_path):
   assert read(open_(tmp_path, "coco", "c.json"))[0][0].captions == ("a cat",)
 
 
-def test_a_file_too_large_to_be_read_whole_is_refused(tmp_path, monkeypatch):
-  (tmp_path / "c.json").write_bytes(b"{}")
-  monkeypatch.setattr(json_files, "MAX_BYTES", 1)
+def test_a_file_too_large_to_be_read_whole_is_refused(tmp_path):
+  with (tmp_path / "c.json").open("wb") as f:
+    f.truncate(json_files.MAX_BYTES + 1)  # takes no room on the disk
   assert "convert it to JSONL" in refused(tmp_path, "coco", "c.json")
 
 

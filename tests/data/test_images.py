@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +124,13 @@ def test_other_formats_are_not_opened(kind):
     images.decode_image(data)
   with pytest.raises(BadRecord, match="it is no PNG"):
     images.channels(data)
+
+
+def test_images_are_opened_in_one_place():
+  package = Path(images.__file__).parent.parent
+  opening = [p for p in package.rglob("*.py") if "Image.open(" in p.read_text()]
+  assert opening == [Path(images.__file__)]
+  assert Path(images.__file__).read_text().count("formats=FORMATS") == 2
 
 
 def png_of(width, height):

@@ -2,6 +2,7 @@ import io
 import json
 import pickle
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -412,6 +413,17 @@ def test_moments_of_an_undecodable_image(jsonl):
   with pytest.raises(sources.BadRecord, match="decoded"):
     source[0]
   assert source[1].moments is not None
+
+
+def test_damaged_moments_are_bad_records(jsonl):
+  sources.write_moments(jsonl / "m", moments(6))
+  source = open_(jsonl, "jsonl", "train.jsonl", moments="m")
+  whole = source.moments._data[0]
+  other = b"UFM1" + struct.pack("<3I", 3, 2, 4) + whole[16:]
+  for data in (b"", b"UFM1", b"junk" * 9, whole[:-2], whole + b"00", other):
+    source.moments._data = [data]
+    with pytest.raises(sources.BadRecord, match="cached moments 0"):
+      source[0]
 
 
 def test_unusable_moments(tmp_path):

@@ -27,25 +27,30 @@ def parse(data: str | bytes) -> Any:
     raise ValueError("not JSON of use (nested too deeply)") from error
 
 
-def load(path: str | os.PathLike[str], hint: str = "download it again") -> Any:
+def load(
+  path: str | os.PathLike[str],
+  hint: str = "download it again",
+  limit: int = MAX_BYTES,
+) -> Any:
   """What a file holds.
 
   Args:
     path: a file that exists.
     hint: what to do about a broken one.
+    limit: bytes of the file at most.
 
   Raises:
     ValueError: unreadable, too large or no JSON; names the file and the fix.
   """
-  data = read(path)
+  data = read(path, limit)
   try:
     return parse(data)
   except ValueError as error:
     raise ValueError(f"{os.fspath(path)} is {error}: {hint}") from error
 
 
-def read(path: str | os.PathLike[str]) -> bytes:
-  """The bytes of a file of annotations.
+def read(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
+  """The bytes of a file of annotations, `limit` at most.
 
   Raises:
     ValueError: unreadable or too large; names the file.
@@ -53,9 +58,9 @@ def read(path: str | os.PathLike[str]) -> bytes:
   try:
     images.check_regular(path)
     size = epath.Path(path).stat().length
-    if size > MAX_BYTES:
+    if size > limit:
       raise ValueError(
-        f"{os.fspath(path)} has {size} bytes, at most {MAX_BYTES} are read "
+        f"{os.fspath(path)} has {size} bytes, at most {limit} are read "
         "whole: cut it into parts, or convert it to JSONL"
       )
     return epath.Path(path).read_bytes()

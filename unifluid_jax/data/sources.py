@@ -30,6 +30,7 @@ from unifluid_jax.data.records import BadRecord, Record
 
 _MAGIC = b"UFM1"
 _HEADER = struct.Struct("<4s3I")  # magic, h, w, 2c
+_UNREADABLE = (IndexError, RuntimeError, ValueError, struct.error)
 _THREADS = 16  # that look at shards
 _LOGGED = 10  # bad lines named in the log, per source
 
@@ -325,7 +326,7 @@ class MomentsReader:
       self._data = ArrayRecordDataSource([path])
       shapes = (self._shape(self._data[i]) for i in range(len(self)))
       self.shape = next(shape for shape in shapes if all(shape))
-    except (RuntimeError, ValueError, StopIteration) as error:
+    except (*_UNREADABLE, StopIteration) as error:
       raise ValueError(
         f"{path} holds no cached moments; write_moments makes them"
       ) from error
@@ -334,11 +335,18 @@ class MomentsReader:
     return len(self._data)
 
   def __getitem__(self, i: int) -> Float16[np.ndarray, "h w c"]:
-    data = self._data[i]
-    shape = self._shape(data)
+    try:
+      data = self._data[i]
+      shape = self._shape(data)
+      values = np.frombuffer(data, np.float16, offset=_HEADER.size)
+      moments = values.reshape(shape)
+    except _UNREADABLE as error:
+      raise BadRecord(f"cached moments {i}: {error}") from error
     if not all(shape):
       raise BadRecord("its image could not be decoded for the cached moments")
-    return np.frombuffer(data, np.float16, offset=_HEADER.size).reshape(shape)
+    if shape != self.shape:
+      raise BadRecord(f"cached moments {i} are {shape}, others {self.shape}")
+    return moments
 
   @staticmethod
   def _shape(data: bytes) -> tuple[int, ...]:

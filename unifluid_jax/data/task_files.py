@@ -18,6 +18,7 @@ from unifluid_jax.data.records import Box
 
 Root = str | os.PathLike[str]
 _FARTHEST = 1e6  # pixels that a box may lie from an image's corner
+_LARGEST = 1 << 32  # bytes of a JSON file: GQA's questions are some 10^9
 _LETTERS = 100  # characters painted over a text: AI2D has single letters
 
 
@@ -83,7 +84,7 @@ class Folder:
       ValueError: not JSON.
     """
     file = self.find(*names)
-    return file, json_files.load(file)
+    return file, json_files.load(file, limit=_LARGEST)
 
   def rows(self, name: str, *columns: str) -> tuple[str, list[dict[str, str]]]:
     """The path and rows of a CSV file with a header.
@@ -224,7 +225,7 @@ def _text_of(file: str) -> str:
     ValueError: unreadable, or not in UTF-8; names the file.
   """
   try:
-    text = json_files.read(file).decode("utf-8-sig")
+    text = json_files.read(file, _LARGEST).decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise ValueError(
       f"{file} is not in UTF-8 ({error.reason} at byte {error.start}): "
