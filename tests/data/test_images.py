@@ -252,6 +252,15 @@ def test_the_crop_of_a_very_long_image_stays_in_the_middle(length, turn):
   assert np.abs(got - want).max() <= 1  # a pixel of the source is 0.64
 
 
+@pytest.mark.parametrize("length", [400, 401])
+def test_the_crop_of_a_very_long_image_keeps_its_centre(length):
+  half = noise(4, length // 2, 3)
+  middle = noise(4, length % 2, 3)
+  image = np.concatenate([half, middle, half[:, ::-1]], axis=1)
+  got = transforms.centre_crop_resize(image, 8)
+  np.testing.assert_array_equal(got, got[:, ::-1])
+
+
 @pytest.mark.parametrize("shape", [(1, 1_000_000), (1_000_000, 1)])
 @pytest.mark.parametrize("name", ["centre_crop_resize", "squash_resize"])
 def test_long_images_are_never_enlarged_whole(shape, name, monkeypatch):
