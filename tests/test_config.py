@@ -50,11 +50,11 @@ def test_resolved_config_is_frozen():
     ({"optim__lr": "fast"}, "expected float, got str"),
     ({"order__random_until": 700_000}, "lies after"),
     ({"loss__prompt_dropout": 0.0}, "null condition"),
-    ({"vae_loss__perceptual": 1.0}, "LPIPS"),
+    ({"system": "vae", "vae_loss__perceptual": 1.0}, "LPIPS"),
     ({"mesh__data": -1}, "only one axis may be -1"),
-    ({"sampling__steps": 2000}, "1..1000"),
-    (dict(data__max_pixels=0), r"data\.max_pixels=0: use 1 to 178956970"),
-    (dict(data__max_pixels=1 << 28), r"data\.max_pixels=268435456: use"),
+    ({"sampling__steps": 2000}, r"in \[1, 1000\]"),
+    (dict(data__max_pixels=0), r"data\.max_pixels=0 must be in \[1, 178956970"),
+    (dict(data__max_pixels=1 << 28), r"data\.max_pixels=268435456 must be"),
   ],
 )
 def test_impossible_values_are_refused_with_the_fix(changes, words):

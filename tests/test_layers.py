@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "unifluid_jax"
 LAYER = {
   "types": 0, "config": 0, "freeze": 0, "presets": 0, "files": 0,
-  "digests": 0, "interrupt": 0, "lock": 0,
+  "digests": 0, "interrupt": 0, "lock": 0, "ranges": 0, "combinations": 0,
   "ops": 1, "parallel": 1, "xla_options": 1, "checkpoint_files": 1,
   "models": 2, "data": 2, "checkpoint": 2, "optim": 2, "telemetry": 2,
   "systems": 3, "evals": 3, "weights": 3,

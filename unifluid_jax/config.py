@@ -8,12 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from unifluid_jax import freeze, presets
-from unifluid_jax.freeze import ConfigError
-from unifluid_jax.types import TASKS
+from unifluid_jax import combinations, freeze, presets, ranges
+from unifluid_jax.freeze import ConfigError as ConfigError
 
 MAX_PIXELS = 48_000_000
-_PILLOW_LIMIT = 178_956_970  # pixels that Pillow opens at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,130 +285,13 @@ def resolve(tree: Any) -> Config:
     The same values as frozen dataclasses, presets filled in.
 
   Raises:
-    ConfigError: unknown or missing keys, wrong types, values that exclude
-      one another. The message names the key and the fix.
+    ConfigError: unknown or missing keys, wrong types, numbers outside their
+      range (`ranges`), values that exclude one another. The message names the
+      key and the fix.
   """
   to_dict = getattr(tree, "to_dict", None)
   node = to_dict() if to_dict else dict(tree)
   config = freeze.build(Config, node, "config", _PRESETS)
-  _check(config)
+  ranges.check(config)
+  combinations.check(config)
   return config
-
-
-def _check(c: Config) -> None:
-  """Refuses combinations that cannot work, with the fix."""
-  _check_data(c)
-  _check_model(c.model)
-  _check_training(c)
-  _check_sampling(c)
-
-
-def _need(ok: bool, message: str) -> None:
-  """Raises ConfigError(message) unless `ok`."""
-  if not ok:
-    raise ConfigError(message)
-
-
-def _check_data(c: Config) -> None:
-  _need(
-    0 < c.data.max_pixels <= _PILLOW_LIMIT,
-    f"data.max_pixels={c.data.max_pixels}: use 1 to {_PILLOW_LIMIT}",
-  )
-  unknown = sorted(set(c.batch) - set(TASKS))
-  _need(not unknown, f"batch.{''.join(unknown[:1])}: tasks are {TASKS}")
-  _need(min(c.batch.values()) >= 0, "batch sizes cannot be negative")
-  _need(sum(c.batch.values()) > 0, "every batch.* is 0: nothing to train on")
-  for task, size in c.batch.items():
-    _need(
-      size % c.accumulate == 0,
-      f"batch.{task}={size} is not divisible by accumulate={c.accumulate}",
-    )
-    has = any(task in s.tasks for s in c.data.train.values())
-    _need(
-      not size or has or c.system == "vae",
-      f"batch.{task}={size}, but no data.train source lists task {task!r}",
-    )
-  for name, source in (*c.data.train.items(), *c.data.eval.items()):
-    _need(
-      not source.score or source.format in ("parquet", "jsonl"),
-      f"data source {name!r}: score={source.score!r} needs format='parquet' "
-      f"or 'jsonl', {source.format!r} knows no scores",
-    )
-  _need(
-    not c.data.eval or c.eval.split in c.data.eval,
-    f"eval.split={c.eval.split!r} is no key of data.eval: "
-    f"{', '.join(c.data.eval)}",
-  )
-
-
-def _check_model(m: ModelConfig) -> None:
-  cell = m.vae.factor * m.patch
-  _need(
-    m.image_size % cell == 0,
-    f"model.image_size={m.image_size} must be a multiple of {cell} "
-    f"(VAE factor {m.vae.factor} x patch {m.patch})",
-  )
-  _need(
-    m.vit.image_size % m.vit.patch == 0,
-    f"model.vit.image_size={m.vit.image_size} must be a multiple of "
-    f"model.vit.patch={m.vit.patch}",
-  )
-  _need(
-    m.vit.width % m.vit.heads == 0,
-    f"model.vit.width={m.vit.width} must be a multiple of "
-    f"model.vit.heads={m.vit.heads}",
-  )
-  _need(
-    m.decoder.heads % m.decoder.kv_heads == 0,
-    f"model.decoder.heads={m.decoder.heads} must be a multiple of "
-    f"model.decoder.kv_heads={m.decoder.kv_heads}",
-  )
-  _need(m.decoder.head_dim % 2 == 0, "model.decoder.head_dim must be even")
-  _need(m.latent_std > 0, f"model.latent_std={m.latent_std} must be positive")
-
-
-def _check_training(c: Config) -> None:
-  _need(
-    c.order.random_until <= c.order.raster_from,
-    f"order.random_until={c.order.random_until} lies after "
-    f"order.raster_from={c.order.raster_from}",
-  )
-  _need(c.loss.text_weight >= 0, "loss.text_weight (lambda) is negative")
-  _need(0 <= c.loss.prompt_dropout < 1, "loss.prompt_dropout must be in [0, 1)")
-  _need(
-    0 <= c.loss.image_dropout <= 0.5, "loss.image_dropout must be in [0, 0.5]"
-  )
-  for name in ("label_smoothing", "word_dropout"):
-    value = getattr(c.loss, name)
-    _need(0 <= value < 1, f"loss.{name}={value}: in [0, 1)")
-  _need(
-    c.optim.decay == "adamw" or c.optim.name == "adamw",
-    f"optim.decay={c.optim.decay!r} needs optim.name='adamw'",
-  )
-  _need(c.loss.draws >= 1, "loss.draws must be at least 1")
-  sizes = (c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-  _need(sizes.count(-1) <= 1, f"mesh {sizes}: only one axis may be -1")
-  _need(
-    all(s == -1 or s >= 1 for s in sizes), f"mesh {sizes}: sizes are >= 1 or -1"
-  )
-  _need(
-    not c.vae_loss.perceptual or bool(c.vae_loss.perceptual_weights),
-    "vae_loss.perceptual > 0 needs vae_loss.perceptual_weights: the path of "
-    "an npz with LPIPS VGG weights; or set vae_loss.perceptual=0",
-  )
-
-
-def _check_sampling(c: Config) -> None:
-  _need(1 <= c.sampling.steps <= 1000, "sampling.steps must be in 1..1000")
-  _need(
-    c.sampling.cfg == 1 or c.loss.prompt_dropout > 0 or not c.batch.get("t2i"),
-    "sampling.cfg != 1 needs a null condition: set loss.prompt_dropout > 0 "
-    "or sampling.cfg=1",
-  )
-  _need(
-    c.sampling.image_cfg == 1
-    or c.loss.image_dropout
-    or not c.batch.get("edit"),
-    "sampling.image_cfg != 1 needs edits without their source: set "
-    "loss.image_dropout > 0 or sampling.image_cfg=1",
-  )

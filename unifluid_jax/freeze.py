@@ -75,7 +75,7 @@ def _preset(table: Mapping[str, Any], node: dict, path: str) -> Any:
   name = node.pop("preset", None)
   if not name:
     return None
-  if name not in table:
+  if not isinstance(name, str) or name not in table:
     raise ConfigError(
       f"{path}.preset={name!r} is unknown. Known: {', '.join(table)}"
     )
@@ -110,7 +110,10 @@ def _value(hint: Any, value: Any, path: str, presets: Any) -> Any:
   if hint is Any:
     return value
   if hint is float and type(value) is int:
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError:
+      raise ConfigError(f"{path}: a number of this size is no float") from None
   if type(value) is not hint:
     raise ConfigError(
       f"{path}={value!r}: expected {hint.__name__}, got {type(value).__name__}"
