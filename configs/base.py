@@ -113,8 +113,10 @@ def _model() -> dict:
   return dict(
     decoder=dict(
       preset="gemma2_2b",
-      **_unset(int, "vocab width depth mlp heads kv_heads head_dim"),
-      **_unset(float, "rope_base rope_base_global dropout"),
+      **_unset(int, "vocab width depth mlp heads kv_heads head_dim window"),
+      **_unset(float, "query_scale attn_softcap final_softcap dropout"),
+      **_unset(float, "rope_base rope_base_global rope_scale_global"),
+      **_unset(tuple, "pattern"),
     ),
     vit=dict(
       preset="so400m_14",

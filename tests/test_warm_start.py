@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.test_train import Toy, go, make
-from unifluid_jax import checkpoint, config, train, warm_start
+from tests.weights import helpers
+from unifluid_jax import checkpoint, config, presets, train, warm_start
 from unifluid_jax.config import InitConfig
+from unifluid_jax.weights import convert
 
 
 class Two(Toy):
@@ -109,3 +111,23 @@ def test_none_says_loudly_that_all_is_fresh(tmp_path):
   job = job._replace(config=dataclasses.replace(job.config, init=None))
   _, rung = start(job, tmp_path / "w")
   assert "NO pretrained weights" in rung
+
+
+def test_other_settings_than_a_conversion_has_are_named(tmp_path):
+  path = str(tmp_path / "ours")
+  fixture = helpers.FIXTURES / "gemma2"
+  convert.to_checkpoint(f"gemma:{fixture}", path, lambda line: None)
+  same = presets.GemmaConfig(40, 24, 3, 32, 4, 2, 8, **helpers.OURS[2])
+  init = InitConfig(decoder=path)
+  other_settings = warm_start.other_settings
+  assert other_settings(init, same) == []
+  assert other_settings(InitConfig(), same) == []
+  changed = dataclasses.replace(
+    same, vocab=50, dropout=0.1, final_softcap=30.0, pattern=("global",)
+  )
+  (line,) = other_settings(init, changed)
+  assert "--config.model.decoder.final_softcap=30.0 (there 1.5)" in line
+  assert "pattern=('global',) (there ('local', 'global'))" in line
+  assert line.count("--config") == 2 and path in line
+  fresh = InitConfig(all=path, new=("decoder",))
+  assert other_settings(fresh, changed) == []

@@ -187,6 +187,7 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
       f"3: NO pretrained weights: all parameters fresh, seed {job.config.seed}"
     )
   params, notes = warm_start.load(init, state.params, job.shapes.params)
+  notes += warm_start.other_settings(init, job.config.model.decoder)
   # A copy: the step donates both.
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
   state = state._replace(params=params, ema=ema)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from unifluid_jax import checkpoint, parallel
 from unifluid_jax.config import ConfigError, InitConfig
 from unifluid_jax.parallel import path_str
+from unifluid_jax.presets import GemmaConfig
 from unifluid_jax.types import Params
 from unifluid_jax.weights.rows import nested
 
@@ -76,6 +77,40 @@ def plan(init: InitConfig, shapes: Params) -> dict[str, str]:
       )
     wanted[leaf] = path
   return wanted
+
+
+def other_settings(init: InitConfig, decoder: GemmaConfig) -> list[str]:
+  """What a converted decoder was trained with and a run computes otherwise.
+
+  Args:
+    init: names the conversion, if it is one.
+    decoder: of the run.
+
+  Returns:
+    A sentence that names the keys, or nothing. The vocabulary may differ
+    (see `load`), and a rate of dropout belongs to the run.
+
+  Raises:
+    checkpoint.CheckpointError: no, or a damaged checkpoint.
+  """
+  path = init.decoder or init.all
+  fresh = any(_below("decoder", prefix) for prefix in init.new)
+  if not path or fresh:
+    return []
+  meta = checkpoint.read_meta(path, checkpoint.latest_step(path))
+  theirs = meta.get("weights", {}).get("decoder", {})
+  found = []
+  for key, value in theirs.items():
+    ours = getattr(decoder, key, None)
+    value = tuple(value) if isinstance(value, list) else value
+    if key != "vocab" and ours != value:
+      found.append(f"--config.model.decoder.{key}={ours} (there {value})")
+  if not found:
+    return []
+  return [
+    f"warning: the decoder of {path} was trained with other settings: "
+    f"{', '.join(found)}; set those that are not meant"
+  ]
 
 
 def _read(

@@ -29,7 +29,7 @@ def _pair(generation, directory, **rest):
   params, meta = helpers.convert(
     directory / "theirs", gemma.recipe, directory / "ours"
   )
-  config = helpers.gemma_config(meta, **helpers.OURS[generation])
+  config = helpers.gemma_config(meta)
   return generation, model, config, params["decoder"]
 
 

@@ -39,7 +39,7 @@ def test_logits(tmp_path, generation, legacy):
   )
   images, tokens = _inputs()
   want = references.run_paligemma(model, images, tokens, PREFIX)
-  config = helpers.gemma_config(meta, **helpers.OURS[generation])
+  config = helpers.gemma_config(meta)
   config = helpers.without(config, window=64 * bool(config.window))
   got = helpers.run_paligemma(config, meta, params, images, tokens, PREFIX)
   assert helpers.absolute(got, want) < 1e-4

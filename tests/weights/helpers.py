@@ -15,7 +15,7 @@ from unifluid_jax.weights import engine, orbax_files, readers
 from unifluid_jax.weights.rows import Source, nested
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# What the fixtures' tensors do not tell: generation to GemmaConfig fields.
+# What config.json of the fixtures tells: generation to GemmaConfig fields.
 OURS = {
   1: {},
   2: {
@@ -65,7 +65,9 @@ def in_memory(source, recipe):
 
 def gemma_config(meta, **rest):
   """Our configuration of a converted decoder."""
-  return GemmaConfig(**meta["decoder"], **rest)
+  values = meta["decoder"] | rest
+  values |= {k: tuple(v) for k, v in values.items() if k == "pattern"}
+  return GemmaConfig(**values)
 
 
 def run_gemma(config, params, tokens, positions=None, mask=None):

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -30,7 +32,9 @@ def fixture(request, tmp_path_factory):
   params, meta = helpers.convert(
     at, gemma.recipe, tmp_path_factory.mktemp("x") / "ours"
   )
-  config = helpers.gemma_config(meta, **helpers.OURS[request.param])
+  config = helpers.gemma_config(meta)  # as config.json says
+  for key, value in helpers.OURS[request.param].items():
+    assert getattr(config, key) == value, key
   return config, params["decoder"], dict(np.load(at / "expected.npz"))
 
 
@@ -153,6 +157,24 @@ def official(theirs, generation, **options):
   return out
 
 
+def every_query_its_key(theirs):
+  """The tensors with twice as many keys."""
+  return {
+    name: np.concatenate([x, 2 * x])
+    if "k_proj" in name or "v_proj" in name else x
+    for name, x in theirs.items()
+  }  # fmt: skip
+
+
+def beside(tmp_path, generation, **changes):
+  """A path beside a fixture's config.json with other values."""
+  content = json.loads(
+    (helpers.FIXTURES / f"gemma{generation}/config.json").read_text()
+  )
+  (tmp_path / "config.json").write_text(json.dumps(content | changes))
+  return str(tmp_path / "x")
+
+
 def bare(path):
   """The mlp's arrays where they are no modules of their own."""
   return path.removesuffix("/w") if "mlp/" in path else path
@@ -194,13 +216,11 @@ def test_official_nested(tmp_path, prefix):
   same(helpers.in_memory(source, recipe), ours_of(2))
 
 
-def test_official_merged_projections():
+def test_official_merged_projections(tmp_path):
   """Where every query has its key, as in Gemma 1 7B."""
-  theirs = tensors(1)
-  for name, x in theirs.items():
-    if "k_proj" in name or "v_proj" in name:
-      theirs[name] = np.concatenate([x, 2 * x])
-  source = helpers.Tensors(theirs, str(helpers.FIXTURES / "gemma1/x"))
+  theirs = every_query_its_key(tensors(1))
+  path = beside(tmp_path, 1, num_key_value_heads=4)
+  source = helpers.Tensors(theirs, path)
   want = helpers.in_memory(source, gemma.recipe(source))
   merged = helpers.Tensors(official(theirs, 1, merged=True))
   same(helpers.in_memory(merged, gemma.recipe(merged)), want)
@@ -228,6 +248,30 @@ def test_big_vision_npz(tmp_path, prefix, dtype):
   want = {k: v.astype(dtype) for k, v in ours_of(2).items()}
   assert got["decoder/embedder/table"].dtype == dtype
   same(got, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_big_vision_npz_of_merged_projections(tmp_path, dtype):
+  """[L, 3, N, D, H] where every query has its key, as Gemma 1 7B."""
+  theirs = every_query_its_key(tensors(1))
+  theirs = {k: v.astype(dtype) for k, v in theirs.items()}
+  layers = [official_layer(theirs, i, 1, merged=True) for i in range(3)]
+  arrays = {
+    f"layers/{bare(path)}": np.stack([layer[path] for layer in layers])
+    for path in layers[0]
+  }
+  arrays["embedder/input_embedding"] = theirs["model.embed_tokens.weight"]
+  arrays["final_norm/scale"] = theirs["model.norm.weight"]
+  assert arrays["layers/attn/qkv_einsum/w"].shape == (3, 3, 4, 24, 8)
+  np.savez(tmp_path / "x.npz", **arrays)
+  source = readers.open_source(str(tmp_path / "x.npz"))
+  got = helpers.in_memory(source, gemma.recipe(source))
+  for i, name in enumerate("qkv"):  # q[l, d, n, h] = qkv[l, 0, n, d, h]
+    want = arrays["layers/attn/qkv_einsum/w"][:, i].transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(got[f"decoder/layers/attn/{name}"], want)
+    flat = want[1].transpose(1, 2, 0).reshape(32, 24)
+    hf = theirs[f"model.layers.1.self_attn.{name}_proj.weight"]
+    np.testing.assert_array_equal(flat, hf)
 
 
 @pytest.mark.parametrize(

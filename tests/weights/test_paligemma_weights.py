@@ -8,10 +8,6 @@ from unifluid_jax.weights import engine, paligemma, readers
 from unifluid_jax.weights.rows import WeightsError
 
 AT = helpers.FIXTURES / "paligemma"
-OURS = {
-  "query_scale": 5.0**-0.5, "attn_softcap": 2.0, "final_softcap": 1.5,
-  "post_norms": True, "window": 64, "pattern": ("local", "global"),
-}  # fmt: skip
 LEGACY = {
   "model.vision_tower.": "vision_tower.vision_model.",
   "model.multi_modal_projector.": "multi_modal_projector.",
@@ -42,7 +38,7 @@ def test_agrees_with_transformers(tmp_path):
   assert sorted(params) == ["decoder", "projector", "vit"]
   want = np.load(AT / "expected.npz")
   got = helpers.run_paligemma(
-    helpers.gemma_config(meta, **OURS), meta, params, want["images"],
+    helpers.gemma_config(meta), meta, params, want["images"],
     want["tokens"], prefix=4,
   )  # fmt: skip
   assert helpers.absolute(got, want["logits"]) < 1e-4

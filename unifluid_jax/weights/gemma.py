@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from unifluid_jax.models.gemma import Gemma
 from unifluid_jax.presets import GEMMA, GemmaConfig
+from unifluid_jax.weights import gemma_settings
+from unifluid_jax.weights.gemma_settings import published
 from unifluid_jax.weights.rows import (
   Drop,
   Recipe,
@@ -47,16 +49,18 @@ def recipe(source: Source) -> Recipe:
     WeightsError: not a Gemma, or of a size that its tensors do not tell.
   """
   rows, config, names, drops = decoder(source)
-  preset = published(config)
-  generation = 1 + config.post_norms + config.qk_norm
+  preset, number = published(config), gemma_settings.generation(config)
   return Recipe(
     "gemma",
-    f"Gemma {generation} ({preset or 'unpublished size'}: {in_words(config)}), "
+    f"Gemma {number} ({preset or 'unpublished size'}: {in_words(config)}), "
     f"{names} names",
     rows,
     like(config),
     drops=(*_DROPS, *drops),
-    meta={"preset": preset, "decoder": describe(config)},
+    meta={
+      "preset": preset,
+      "decoder": gemma_settings.describe(source.path, config),
+    },
   )
 
 
@@ -71,12 +75,15 @@ def decoder(
   names = source.names()
   for name in names:
     if name.endswith(_EMBED):
-      return _hugging_face(source, name.removesuffix(_EMBED))
-    if name.endswith(_INPUT):
+      found = _hugging_face(source, name.removesuffix(_EMBED))
+    elif name.endswith(_INPUT):
       prefix = name.removesuffix(_INPUT)
-      if any(n.startswith(f"{prefix}layers/") for n in names):
-        return _big_vision(source, prefix)
-      return _official(source, prefix)
+      stacked = any(n.startswith(f"{prefix}layers/") for n in names)
+      found = (_big_vision if stacked else _official)(source, prefix)
+    else:
+      continue
+    rows, config, kind, drops = found
+    return rows, gemma_settings.complete(source.path, config), kind, drops
   shown = ", ".join(names[:3]) or "no tensor"
   raise WeightsError(
     f"{source.path} holds no Gemma: expected a tensor named *{_EMBED} or "
@@ -114,24 +121,13 @@ def hf_recipe(source: Source) -> Recipe:
   )
 
 
-def published(config: GemmaConfig) -> str | None:
-  """Key of presets.GEMMA with these shapes, whatever the vocabulary."""
-  shape = _shape(config)
-  found = (k for k, v in GEMMA.items() if _shape(v)[1:] == shape[1:])
-  return next(found, None)
-
-
-def describe(config: GemmaConfig) -> dict[str, int]:
-  """The shape as JSON."""
-  keys = ("vocab", "width", "depth", "mlp", "heads", "kv_heads", "head_dim")
-  return {key: getattr(config, key) for key in keys}
-
-
 def in_words(config: GemmaConfig) -> str:
   """The shape for people."""
+  other = gemma_settings.differing(config)
   return (
     f"{config.depth} layers of {config.width}, {config.heads} heads and "
     f"{config.kv_heads} keys of {config.head_dim}, vocabulary {config.vocab}"
+    + (f"; unlike the preset: {', '.join(other)}" if other else "")
   )
 
 
@@ -248,11 +244,12 @@ def _hugging_face(source, prefix):
   post_norms = f"{layer}pre_feedforward_layernorm.weight" in names
   qk_norm = f"{layer}self_attn.q_norm.weight" in names
   flat = (width, depth, mlp, queries, keys, post_norms, qk_norm)
-  head_dim = next((c.head_dim for c in GEMMA.values() if _flat(c) == flat), 0)
   if qk_norm:
     (head_dim,) = shape_of(source, f"{layer}self_attn.q_norm.weight", 1)
-  head_dim = head_dim or _configured_head_dim(source)
-  if queries % head_dim or keys % head_dim:
+  else:
+    sizes = (c.head_dim for c in GEMMA.values() if _flat(c) == flat)
+    head_dim = _configured_head_dim(source, queries, next(sizes, 0))
+  if not head_dim or queries % head_dim or keys % head_dim:
     raise WeightsError(
       f"{source.path}: {layer}self_attn.q_proj.weight: {queries} rows are no "
       f"multiple of the head size {head_dim}: correct config.json"
@@ -266,13 +263,16 @@ def _hugging_face(source, prefix):
   return rows, config, "Hugging Face", [tied]
 
 
-def _configured_head_dim(source) -> int:
+def _configured_head_dim(source, queries: int, published_size: int) -> int:
+  """Of config.json, else of the published Gemma with these matrices."""
+
   def number(key: str) -> int:
     return number_beside(source.path, key, "text_config")
 
-  head_dim, heads = number("head_dim"), number("num_attention_heads")
+  heads = number("num_attention_heads")
+  head_dim = number("head_dim") or published_size
   if not head_dim and heads:
-    head_dim = number("hidden_size") // heads
+    head_dim = queries // heads
   if not head_dim:
     raise WeightsError(
       f"{source.path} is of no published size, and its tensors do not tell "
@@ -295,9 +295,10 @@ def _official(source, prefix):
 
 def _big_vision(source, prefix):
   layer = f"{prefix}layers/"
-  depth, *_ = shape_of(source, f"{layer}attn/q_einsum/w", 4)
-  config, gate = _einsum_config(source, prefix, layer, "", False, depth)
-  rows = official_rows(prefix, "", gate, False, stacked=True)
+  merged = f"{layer}attn/qkv_einsum/w" in source.names()
+  depth = shape_of(source, f"{layer}pre_attention_norm/scale", 2)[0]
+  config, gate = _einsum_config(source, prefix, layer, "", merged, depth)
+  rows = official_rows(prefix, "", gate, merged, stacked=True)
   return _present(rows, config), config, "big_vision", []
 
 
@@ -330,11 +331,6 @@ def _present(rows: list[Row], config: GemmaConfig) -> list[Row]:
   """Without the norms that the generation has not."""
   paths = like(config)
   return [row for row in rows if row.target in paths]
-
-
-def _shape(config: GemmaConfig) -> tuple[Any, ...]:
-  kind = (config.post_norms, config.qk_norm)
-  return (*describe(config).values(), *kind)
 
 
 def _flat(config: GemmaConfig) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from unifluid_jax.weights import gemma, siglip
+from unifluid_jax.weights import gemma, gemma_settings, siglip
 from unifluid_jax.weights.rows import (
   Drop,
   Recipe,
@@ -51,9 +51,11 @@ def recipe(source: Source, image_size: int | None = None) -> Recipe:
   dense = jax.eval_shape(
     lambda: nn.Dense(outputs).init(jax.random.key(0), jnp.zeros((1, inputs)))
   )["params"]
-  generation = 1 + config.post_norms
-  presets = gemma.published(config), siglip.published(vit)
+  generation = gemma_settings.generation(config)
+  presets = gemma_settings.published(config), siglip.published(vit)
   shown = " + ".join(p or "unpublished size" for p in presets)
+  other = gemma_settings.differing(config)
+  shown += f"; unlike the preset: {', '.join(other)}" if other else ""
   return Recipe(
     "paligemma",
     f"PaliGemma {generation} ({shown}; {vit.image_size} pixels, vocabulary "
@@ -64,7 +66,7 @@ def recipe(source: Source, image_size: int | None = None) -> Recipe:
     drops=(*_DROPS, *copies),
     meta={
       "preset": presets[0],
-      "decoder": gemma.describe(config),
+      "decoder": gemma_settings.describe(source.path, config),
       "vit_preset": presets[1],
       "vit": siglip.describe(vit),
     },

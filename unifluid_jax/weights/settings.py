@@ -7,6 +7,12 @@ from typing import Any
 from unifluid_jax.weights.rows import WeightsError
 
 
+def config_file(path: str) -> Path:
+  """Where the config.json of a model's directory, or of a file's, would be."""
+  place = Path(path)
+  return (place if place.is_dir() else place.parent) / "config.json"
+
+
 def config_beside(path: str, part: str = "") -> dict[str, Any]:
   """The config.json of a model's directory, or of a file's; {} if none.
 
@@ -17,7 +23,7 @@ def config_beside(path: str, part: str = "") -> dict[str, Any]:
   Raises:
     WeightsError: it is no JSON object.
   """
-  file = _file(path)
+  file = config_file(path)
   if not file.is_file():
     return {}
   try:
@@ -44,7 +50,7 @@ def number_beside(path: str, key: str, part: str = "") -> int:
     return 0
   if type(number) is not int or number < 1:
     raise WeightsError(
-      f"{_file(path)}: {key}: expected a whole number above 0, found "
+      f"{config_file(path)}: {key}: expected a whole number above 0, found "
       f"{number!r}; download it again or remove it"
     )
   return number
@@ -64,11 +70,6 @@ def check_depth(path: str, found: int, part: str) -> None:
   wanted = number_beside(path, "num_hidden_layers", part) or found
   if found != wanted:
     raise WeightsError(
-      f"{path}: expected {wanted} layers, as {_file(path)} says, found "
+      f"{path}: expected {wanted} layers, as {config_file(path)} says, found "
       f"{found}; copy or download the weights again"
     )
-
-
-def _file(path: str) -> Path:
-  place = Path(path)
-  return (place if place.is_dir() else place.parent) / "config.json"
