@@ -172,7 +172,7 @@ def coverage(plan: Plan) -> list[str]:
 def _regex(pattern: str) -> re.Pattern[str]:
   parts = re.split(r"\{(\w+)\}", pattern)
   for i, part in enumerate(parts):
-    parts[i] = f"(?P<{part}>\\d+)" if i % 2 else re.escape(part)
+    parts[i] = f"(?P<{part}>\\d{{1,18}})" if i % 2 else re.escape(part)
   return re.compile("".join(parts))
 
 

@@ -7,7 +7,6 @@ decoder's levels from the highest resolution and attend by 1 x 1 convolutions.
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from unifluid_jax.weights.rows import (
   shapes,
 )
 from unifluid_jax.weights.settings import config_beside, number_beside
+from unifluid_jax.weights.untrusted import read_json
 
 # What modules of ours are called by diffusers and by CompVis. {s} is encoder
 # or decoder, {i} and {j} are numbers, {r} counts levels from the other end.
@@ -270,8 +270,9 @@ def _settings(path: str) -> dict[str, Any]:
 
 def _read_json(file: str) -> dict[str, Any]:
   try:
-    with open(file) as f:
-      return json.load(f)
+    return read_json(file)
+  except WeightsError:
+    raise
   except ValueError as e:
     raise WeightsError(
       f"{file}: expected settings, found no JSON ({e}): download it again or "

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,10 +13,19 @@ import ml_dtypes
 import numpy as np
 
 from unifluid_jax.weights.rows import Source, WeightsError
+from unifluid_jax.weights.untrusted import (
+  check_regular,
+  check_shape,
+  open_zip,
+)
 
-PART = re.compile(r"(.*)\.part(\d+)")
+PART = re.compile(r"(.*)\.part(\d{1,6})")
 _BF16 = np.dtype(ml_dtypes.bfloat16)
-_BROKEN = (EOFError, OSError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (
+  EOFError, OSError, RecursionError, MemoryError, RuntimeError, SyntaxError,
+  TypeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+_HEADER = 2**16  # bytes; numpy itself believes 10,000
 _AGAIN = "copy or download it again"
 
 
@@ -31,8 +41,8 @@ class Npz(Source):
     self.path = path
     try:
       stream = io.BufferedReader(_Joined(files), 2**20)
-      self._zip = zipfile.ZipFile(stream)
-    except zipfile.BadZipFile as error:
+      self._zip = open_zip(stream, path)
+    except (zipfile.BadZipFile, struct.error) as error:
       names = ", ".join(f.name for f in files)
       raise WeightsError(
         f"{path} is damaged or truncated: no zip directory at the end of "
@@ -41,6 +51,8 @@ class Npz(Source):
     self._members = {}
     for info in self._zip.infolist():
       name = info.filename.removesuffix(".npy")
+      if name in self._members:
+        raise WeightsError(f"{path}: {name} is there twice; {_AGAIN}")
       self._members[name] = (info, *self._header(name, info))
 
   def _header(self, name, info):
@@ -48,14 +60,17 @@ class Npz(Source):
     formats = np.lib.format
     try:
       with self._zip.open(info) as stream:
-        version = formats.read_magic(stream)
-        read = (formats.read_array_header_1_0 if version == (1, 0)
-                else formats.read_array_header_2_0)  # fmt: skip
-        shape, fortran, dtype = read(stream)
-        return shape, fortran, self._real(name, dtype), stream.tell()
-    except (*_BROKEN, ValueError) as error:
-      if isinstance(error, WeightsError):
-        raise
+        start = io.BytesIO(stream.read(_HEADER))
+      version = formats.read_magic(start)
+      read = (formats.read_array_header_1_0 if version == (1, 0)
+              else formats.read_array_header_2_0)  # fmt: skip
+      shape, fortran, dtype = read(start)
+      dtype = self._real(name, dtype)
+      check_shape(shape, info.file_size - start.tell(), dtype)
+      return shape, fortran, dtype, start.tell()
+    except WeightsError:
+      raise
+    except _BROKEN as error:
       raise WeightsError(
         f"{self.path}: {name} is damaged, expected a .npy header and numbers "
         f"that agree with their checksum ({error}); {_AGAIN}"
@@ -64,7 +79,7 @@ class Npz(Source):
   def _real(self, name, dtype):
     if dtype == np.dtype("V2"):  # how numpy stores bfloat16
       return _BF16
-    if dtype.kind not in "fiub":
+    if dtype.kind not in "fiub" or dtype.itemsize > 8:
       raise WeightsError(
         f"{self.path}: {name}: expected numbers, found {dtype}; save it as "
         "float32 or bfloat16 (pickled objects are not read)"
@@ -124,6 +139,8 @@ class _Joined(io.RawIOBase):
   """Files read as if they were one."""
 
   def __init__(self, files: list[Path]):
+    for f in files:
+      check_regular(f)
     self._files = [open(f, "rb") for f in files]
     sizes = [f.stat().st_size for f in files]
     self._ends = np.cumsum(sizes)
@@ -173,10 +190,10 @@ def find_parts(whole: Path) -> list[Path]:
   if not found:
     return []
   first, last = min(found), max(found)
-  lost = sorted(set(range(min(first, 1), last)) - found.keys())
-  if lost:
+  lost = next((i for i in range(min(first, 1), last) if i not in found), None)
+  if lost is not None:
     raise WeightsError(
-      f"{whole}: part {lost[0]} is missing, found up to part {last}; expected "
+      f"{whole}: part {lost} is missing, found up to part {last}; expected "
       "all parts side by side: download it too"
     )
   return [found[i] for i in sorted(found)]

@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from unifluid_jax.weights.rows import (
   all_or_nothing,
   nested,
 )
+from unifluid_jax.weights.untrusted import MAX_JSON, check_regular, is_shape
 
 # Bytes of one file of an array: small enough to shard, large enough to read.
 _CHUNK = 8 * 2**20
@@ -34,7 +37,10 @@ _ITEMS = ("state", "default", "params")
 
 def find_orbax(path: Path) -> Path | None:
   """The directory of the tree at or below `path`; None if it holds none."""
-  saved = [p for p in (path / "checkpoints").glob("*") if p.name.isdigit()]
+  saved = [
+    p for p in (path / "checkpoints").glob("*")
+    if re.fullmatch("[0-9]{1,18}", p.name)
+  ]  # fmt: skip
   newest = sorted(saved, key=lambda p: int(p.name))[-1:]
   inner = [p / part for p in (*newest, path) for part in _ITEMS]
   for place in (path, *inner):
@@ -54,19 +60,27 @@ class OrbaxSource(Source):
     """
     self.path = path
     self._where = where.resolve()
+    _check_files(self._where)
     try:
       meta = ocp.PyTreeCheckpointHandler().metadata(self._where)
-    except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
+      tree = getattr(meta, "item_metadata", meta)
+      tree = getattr(tree, "tree", tree)
+      found = jax.tree_util.tree_leaves_with_path(tree)
+    except Exception as error:  # of whatever kind: the reader is not ours
       raise WeightsError(
-        f"{path} is damaged: {str(error).splitlines()[0]}; copy it again"
+        f"{path} is damaged: {_first_line(error)}; copy it again"
       ) from error
-    tree = getattr(meta, "item_metadata", meta)
-    tree = getattr(tree, "tree", tree)
     self._leaves = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for keys, leaf in found:
       keys = tuple(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys)
-      if getattr(leaf, "shape", None) is not None:
-        self._leaves["/".join(keys)] = (keys, leaf)
+      name = "/".join(keys)
+      if getattr(leaf, "shape", None) is None:
+        continue
+      if name in self._leaves:
+        raise WeightsError(f"{path}: {name} is there twice; copy it again")
+      if not is_shape(leaf.shape):
+        raise WeightsError(f"{path}: {name} has no shape; copy it again")
+      self._leaves[name] = (keys, leaf)
 
   def names(self) -> list[str]:
     """All arrays."""
@@ -95,14 +109,38 @@ class OrbaxSource(Source):
             item=item, restore_args=args, partial_restore=True
           ),
         )
-    except (ValueError, KeyError, FileNotFoundError) as error:
+      for key in keys:
+        got = got[key]
+    except Exception as error:  # of whatever kind: the reader is not ours
       raise WeightsError(
-        f"{self.path}: {name} is damaged: {str(error).splitlines()[0]}; copy "
-        "it again"
+        f"{self.path}: {name} is damaged: {_first_line(error)}; copy it again"
       ) from error
-    for key in keys:
-      got = got[key]
-    return np.asarray(got)
+    got = np.asarray(got)
+    if got.shape != self.shape(name):
+      raise WeightsError(
+        f"{self.path}: {name} is damaged: {got.shape}, expected "
+        f"{self.shape(name)}; copy it again"
+      )
+    return got
+
+
+def _check_files(where: Path) -> None:
+  """No pipe or device where Orbax expects a file, no endless description."""
+  for folder, _, names in os.walk(where):
+    for name in names:
+      file = Path(folder) / name
+      check_regular(file)
+      small = name.startswith((".", "_")) and not name.startswith("_strings")
+      if small and file.is_file() and file.stat().st_size > MAX_JSON:
+        raise WeightsError(
+          f"{file} has more than {MAX_JSON} bytes: too many for a "
+          "description of arrays; copy it again"
+        )
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines() or [""]
+  return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def write(

@@ -9,6 +9,7 @@ from unifluid_jax.weights.orbax_files import OrbaxSource, find_orbax
 from unifluid_jax.weights.rows import Source, WeightsError
 from unifluid_jax.weights.safetensors_file import Safetensors, Sharded
 from unifluid_jax.weights.torch_file import TorchFile
+from unifluid_jax.weights.untrusted import check_regular, open_zip
 
 
 def open_source(path: str) -> Source:
@@ -17,7 +18,17 @@ def open_source(path: str) -> Source:
   Raises:
     WeightsError: it is missing, damaged, or none of the known formats.
   """
+  try:
+    return _open(path)
+  except OSError as error:
+    raise WeightsError(
+      f"{path} cannot be read: {error.strerror or error}; correct --from"
+    ) from error
+
+
+def _open(path: str) -> Source:
   p = Path(path)
+  check_regular(p)
   if p.is_dir():
     return _open_directory(p)
   if not p.exists():
@@ -29,10 +40,7 @@ def open_source(path: str) -> Source:
   if p.name.endswith(".index.json"):
     return Sharded(path, p)
   if zipfile.is_zipfile(p):
-    with zipfile.ZipFile(p) as archive:
-      if any(name.endswith(".npy") for name in archive.namelist()):
-        return Npz(path, [p])
-    return TorchFile(path)
+    return Npz(path, [p]) if _holds_arrays(p) else TorchFile(path)
   with open(p, "rb") as file:
     zipped = file.read(4) == b"PK\x03\x04"
   if zipped or p.suffix == ".npz":
@@ -49,6 +57,15 @@ def open_source(path: str) -> Source:
     ".safetensors.index.json, .npz, .npz.partN, a PyTorch file, or a "
     "directory of safetensors or of Orbax"
   )
+
+
+def _holds_arrays(p: Path) -> bool:
+  """Whether a zip is numpy's; a torn one is told by its name."""
+  try:
+    with open(p, "rb") as file, open_zip(file, str(p)) as archive:
+      return any(name.endswith(".npy") for name in archive.namelist())
+  except zipfile.BadZipFile:
+    return p.suffix == ".npz"
 
 
 def _open_directory(p: Path) -> Source:

@@ -13,9 +13,26 @@ from typing import Any
 
 import numpy as np
 
+_LONGEST = 2000  # characters of an error message
+
 
 class WeightsError(ValueError):
-  """Weights that cannot be used; one line says which, why and the fix."""
+  """Weights that cannot be used; one line says which, why and the fix.
+
+  Names come from the files of strangers: what does not print is escaped, and
+  what is very long is cut.
+  """
+
+  def __init__(self, message: str):
+    """Makes one line of the message."""
+    shown = "".join(
+      c if c.isprintable() else c.encode("unicode_escape").decode()
+      for c in message[: 2 * _LONGEST]
+    )
+    if len(shown) > _LONGEST:
+      half = _LONGEST // 2
+      shown = f"{shown[:half]} ... {shown[-half:]}"
+    super().__init__(shown)
 
 
 class Source(abc.ABC):
@@ -134,14 +151,30 @@ def shape_of(source: Source, name: str, rank: int) -> tuple[int, ...]:
       f"{source.path}: {name}: expected {rank} axes, found {shape}; check "
       "that --from names the right kind"
     )
+  if not all(0 < size < 2**31 for size in shape):
+    raise WeightsError(
+      f"{source.path}: {name}: expected sizes above 0, found {shape}; "
+      "download it again"
+    )
   return shape
 
 
 def count_layers(source: Source, before: str, after: str) -> int:
-  """How many numbered names `before{number}after...` there are, from 0."""
-  pattern = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}")
-  found = (pattern.match(name) for name in source.names())
-  return max((int(m[1]) for m in found if m), default=-1) + 1
+  """How many numbered names `before{number}after...` there are, from 0.
+
+  Raises:
+    WeightsError: a number so high that layers before it must be missing.
+  """
+  pattern = re.compile(rf"{re.escape(before)}(\d{{1,18}}){re.escape(after)}")
+  names = source.names()
+  found = (pattern.match(name) for name in names)
+  count = max((int(m[1]) for m in found if m), default=-1) + 1
+  if count > len(names):
+    raise WeightsError(
+      f"{source.path}: {before}{count - 1}{after}* is there, but only "
+      f"{len(names)} tensors: layers are missing, download it again"
+    )
+  return count
 
 
 def check_absent(directory: str) -> None:

@@ -14,6 +14,13 @@ import ml_dtypes
 import numpy as np
 
 from unifluid_jax.weights.rows import Source, WeightsError
+from unifluid_jax.weights.untrusted import (
+  MAX_JSON,
+  check_regular,
+  is_shape,
+  parse_json,
+  read_json,
+)
 
 _SAFETENSORS = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -23,8 +30,6 @@ _SAFETENSORS = {
   "U8": np.dtype("u1"),
 }
 _AGAIN = "copy or download it again"
-# Far above any real header; a damaged size must not allocate gigabytes.
-_MAX_HEADER = 100 * 2**20
 
 
 class Safetensors(Source):
@@ -37,6 +42,7 @@ class Safetensors(Source):
       WeightsError: damaged, or shorter or longer than its header says.
     """
     self.path = path
+    check_regular(path)
     try:
       with open(path, "rb") as file:
         self._start, header = self._read_header(file)
@@ -48,6 +54,7 @@ class Safetensors(Source):
     self._header = header
     for name in header:
       self._check(name, size)
+    self._check_apart()
 
   def _read_header(self, file):
     """Where the numbers begin, and tensors by name."""
@@ -59,7 +66,7 @@ class Safetensors(Source):
         f"{path} is a Git LFS pointer of {size} bytes, expected the weights "
         "that it stands for: run git lfs pull, or download them"
       )
-    if length > _MAX_HEADER and size >= 8:
+    if length > MAX_JSON and size >= 8:
       raise WeightsError(
         f"{path} is no safetensors file: expected the size of a header, found "
         f"{first!r}; {_AGAIN}"
@@ -71,12 +78,13 @@ class Safetensors(Source):
         f"{_AGAIN}"
       )
     try:
-      header = json.loads(file.read(length))
+      header = parse_json(file.read(length))
     except ValueError:
       header = None
     if not isinstance(header, dict):
       raise WeightsError(
-        f"{path} is damaged: its header is not JSON, or no table; {_AGAIN}"
+        f"{path} is damaged: its header is not JSON, no table, or names "
+        f"a tensor twice; {_AGAIN}"
       )
     header.pop("__metadata__", None)
     return 8 + length, header
@@ -106,9 +114,27 @@ class Safetensors(Source):
         f"the file has {size}; {_AGAIN}"
       )
 
+  def _check_apart(self):
+    """No two tensors have a byte in common."""
+    ranges = sorted(
+      (*entry["data_offsets"], name) for name, entry in self._header.items()
+    )
+    last, before = 0, ""
+    for begin, end, name in ranges:
+      if begin < last and begin < end:
+        raise WeightsError(
+          f"{self.path} is damaged: {name} and {before} overlap; {_AGAIN}"
+        )
+      if end > last:
+        last, before = end, name
+
   def names(self) -> list[str]:
     """All tensors."""
     return list(self._header)
+
+  def holds(self, name: str) -> bool:
+    """Whether a tensor is there."""
+    return name in self._header
 
   def shape(self, name: str) -> tuple[int, ...]:
     """From the header."""
@@ -158,12 +184,19 @@ class Sharded(Source):
     """
     self.path = path
     try:
-      where = json.loads(index.read_text())["weight_map"]
-      files = sorted(set(map(str, where.values())))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      where = read_json(index)["weight_map"]
+      files = sorted(set(where.values()))
+      outside = [f for f in files if f != os.path.basename(f)]
+    except WeightsError:
+      raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       raise WeightsError(
         f"{index} is damaged: expected JSON with a weight_map; {_AGAIN}"
       ) from error
+    if outside:
+      raise WeightsError(
+        f"{index} names {outside[0]}, which is not beside it; {_AGAIN}"
+      )
     lost = [f for f in files if not (index.parent / f).is_file()]
     if lost:
       raise WeightsError(
@@ -173,7 +206,7 @@ class Sharded(Source):
       )
     shards = {f: Safetensors(str(index.parent / f)) for f in files}
     for name, file in where.items():
-      if name not in shards[file].names():
+      if not shards[file].holds(name):
         raise WeightsError(
           f"{index}: expected {name} in {file}, not found there; {_AGAIN}"
         )
@@ -216,7 +249,7 @@ def _is_entry(entry: Any) -> bool:
   lists = entry.get("shape"), entry.get("data_offsets")
   return (
     all(isinstance(numbers, list) for numbers in lists)
-    and all(type(n) is int and n >= 0 for numbers in lists for n in numbers)
+    and all(map(is_shape, lists))
     and len(lists[1]) == 2
   )
 

@@ -1,10 +1,10 @@
 """What config.json beside foreign weights says of them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from unifluid_jax.weights.rows import WeightsError
+from unifluid_jax.weights.untrusted import read_json
 
 
 def config_file(path: str) -> Path:
@@ -27,8 +27,10 @@ def config_beside(path: str, part: str = "") -> dict[str, Any]:
   if not file.is_file():
     return {}
   try:
-    settings = json.loads(file.read_text())
-  except ValueError:
+    settings = read_json(file)
+  except WeightsError:
+    raise
+  except (OSError, ValueError):
     settings = None
   if not isinstance(settings, dict):
     raise WeightsError(
