@@ -62,6 +62,8 @@ class Npz(Source):
       with self._zip.open(info) as stream:
         start = io.BytesIO(stream.read(_HEADER))
       version = formats.read_magic(start)
+      if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"version {version} of the format")
       read = (formats.read_array_header_1_0 if version == (1, 0)
               else formats.read_array_header_2_0)  # fmt: skip
       shape, fortran, dtype = read(start)

@@ -27,7 +27,7 @@ from unifluid_jax.weights.rows import (
   all_or_nothing,
   nested,
 )
-from unifluid_jax.weights.untrusted import MAX_JSON, check_regular, is_shape
+from unifluid_jax.weights.untrusted import check_regular, is_shape, read_json
 
 # Bytes of one file of an array: small enough to shard, large enough to read.
 _CHUNK = 8 * 2**20
@@ -125,17 +125,26 @@ class OrbaxSource(Source):
 
 
 def _check_files(where: Path) -> None:
-  """No pipe or device where Orbax expects a file, no endless description."""
+  """Refuses what Orbax would wait for, and descriptions without end.
+
+  Raises:
+    WeightsError: a pipe or a device, or a description that is no JSON.
+  """
   for folder, _, names in os.walk(where):
     for name in names:
       file = Path(folder) / name
       check_regular(file)
-      small = name.startswith((".", "_")) and not name.startswith("_strings")
-      if small and file.is_file() and file.stat().st_size > MAX_JSON:
+      if not name.startswith((".z", "_")) or not file.is_file():
+        continue
+      try:
+        if file.stat().st_size:
+          read_json(file)
+      except WeightsError:
+        raise
+      except (OSError, ValueError) as error:
         raise WeightsError(
-          f"{file} has more than {MAX_JSON} bytes: too many for a "
-          "description of arrays; copy it again"
-        )
+          f"{file} is damaged: {_first_line(error)}; copy it again"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

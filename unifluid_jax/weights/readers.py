@@ -9,7 +9,7 @@ from unifluid_jax.weights.orbax_files import OrbaxSource, find_orbax
 from unifluid_jax.weights.rows import Source, WeightsError
 from unifluid_jax.weights.safetensors_file import Safetensors, Sharded
 from unifluid_jax.weights.torch_file import TorchFile
-from unifluid_jax.weights.untrusted import check_regular, open_zip
+from unifluid_jax.weights.untrusted import check_regular, is_zip, open_zip
 
 
 def open_source(path: str) -> Source:
@@ -39,7 +39,7 @@ def _open(path: str) -> Source:
     return Npz(path, find_parts(p.with_name(PART.fullmatch(p.name)[1])))
   if p.name.endswith(".index.json"):
     return Sharded(path, p)
-  if zipfile.is_zipfile(p):
+  if is_zip(p):
     return Npz(path, [p]) if _holds_arrays(p) else TorchFile(path)
   with open(p, "rb") as file:
     zipped = file.read(4) == b"PK\x03\x04"

@@ -24,7 +24,7 @@ from unifluid_jax.weights.torch_pickle import (
   Tensor,
   Unpickler,
 )
-from unifluid_jax.weights.untrusted import check_regular, open_zip
+from unifluid_jax.weights.untrusted import check_regular, is_zip, open_zip
 
 MAGIC = 0x1950A86A20F9469CFC6C  # what the older format begins with
 
@@ -70,7 +70,7 @@ class TorchFile(Source):
     if not os.path.isfile(path):
       raise WeightsError(f"{path}: expected a PyTorch file, found none there")
     try:
-      zipped = zipfile.is_zipfile(path)
+      zipped = is_zip(path)
       self._storages = _Zip(path) if zipped else _Legacy(path)
       tree = self._storages.tree
     except WeightsError:

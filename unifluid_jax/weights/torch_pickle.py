@@ -17,10 +17,10 @@ import numpy as np
 from unifluid_jax.weights.rows import WeightsError
 from unifluid_jax.weights.untrusted import is_shape
 
-# Bytes of a pickle: tens of thousands of tensors. One byte can make a list.
-MAX_PICKLE = 4 * 2**20
+# Bytes of a pickle: twenty thousand tensors. One byte can make a list.
+MAX_PICKLE = 2 * 2**20
 # Entries that calls may copy in all.
-_MAX_COPIED = 10**6
+_MAX_COPIED = 10**5
 _MAX_NUMBERS = 2**48  # of a storage
 
 _DTYPES = {

@@ -25,6 +25,7 @@ _MAX_DIRECTORY = 16 * 2**20
 # Weights hardly shrink; what does, and is large, is there to fill memory.
 _BOMB, _BOMB_RATIO = 64 * 2**20, 200
 _MAX_RANK = 32
+_TORN = (NotImplementedError, OverflowError, UnicodeError, struct.error)
 _ENCRYPTED = 0x1
 _KINDS = {
   stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -112,6 +113,14 @@ def check_shape(shape: Any, size: int, dtype: np.dtype) -> None:
     raise ValueError(f"{shape} needs {want} bytes, {size} are there")
 
 
+def is_zip(path: str | Path) -> bool:
+  """Whether a file ends as a zip does, however damaged it is."""
+  try:
+    return zipfile.is_zipfile(path)
+  except zipfile.BadZipFile:
+    return True
+
+
 def open_zip(stream: io.BufferedIOBase, path: str) -> zipfile.ZipFile:
   """A zip archive whose members can be read in bounded memory.
 
@@ -129,7 +138,7 @@ def open_zip(stream: io.BufferedIOBase, path: str) -> zipfile.ZipFile:
     archive = zipfile.ZipFile(bounded)
     bounded.limit = None
     _check_members(archive, path)
-  except (NotImplementedError, struct.error, OverflowError) as error:
+  except _TORN as error:
     stream.close()
     raise zipfile.BadZipFile(str(error)) from error
   except BaseException:
