@@ -113,6 +113,12 @@ def test_none_says_loudly_that_all_is_fresh(tmp_path):
   assert "NO pretrained weights" in rung
 
 
+def test_a_run_says_what_it_computes_otherwise(trained, tmp_path, monkeypatch):
+  monkeypatch.setattr(warm_start, "other_settings", lambda *_: ["caps differ"])
+  job = make(tmp_path, Two(), init__all=str(trained[0]))
+  assert start(job, tmp_path / "w")[1].endswith("; caps differ")
+
+
 def test_other_settings_than_a_conversion_has_are_named(tmp_path):
   path = str(tmp_path / "ours")
   fixture = helpers.FIXTURES / "gemma2"

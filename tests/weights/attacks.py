@@ -328,6 +328,16 @@ def two_pickles(at):
   return path
 
 
+def storage_member_twice(at):
+  path = write_zip(at / "x.pt", view(), {"0": bytes(16)})
+  with (
+    warnings.catch_warnings(action="ignore"),
+    zipfile.ZipFile(path, "a") as z,
+  ):
+    z.writestr("archive/data/0", bytes(16))
+  return path
+
+
 def packed_storage(at):
   with zipfile.ZipFile(at / "x.pt", "w", zipfile.ZIP_DEFLATED) as z:
     z.writestr("a/data.pkl", view(4_000_000, (4_000_000,)))
@@ -396,6 +406,7 @@ TORCH = {
   "long_shape": checkpoint(view(4, (1,) * 999, (1,) * 999), {"0": bytes(16)}),
   "large_shape": checkpoint(view(4, (10**4000,), (1,)), {"0": bytes(16)}),
   "two_pickles": two_pickles,
+  "member_twice": storage_member_twice,
   "old_bare": legacy(dump(MAGIC)),
   "old_text_for_a_table": legacy(dump(MAGIC), dump(1001), dump("little")),
   "old_lost_keys": legacy(*HEAD, view(), dump([])),
