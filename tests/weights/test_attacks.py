@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.weights import attacks, helpers
+from tests.weights import attacks, attacks_torch, attacks_trees, helpers
 from unifluid_jax.weights import engine, gemma, readers, torch_pickle
 from unifluid_jax.weights.rows import WeightsError
 
@@ -17,6 +17,14 @@ MOST = 512 * 2**20  # bytes of memory that one file may add to the peak
 SECONDS = 20  # far above what any takes; a pipe would wait for ever
 
 
+TABLES = {
+  "safetensors": attacks.SAFETENSORS,
+  "index": attacks.INDEX,
+  "npz": attacks.NPZ,
+  "torch": attacks_torch.TORCH,
+  "orbax": attacks_trees.ORBAX,
+  "gemma": attacks_trees.GEMMA,
+}
 # Where another error would come later, and too late.
 REASONS = {
   ("torch", "dicts"): "too many copies",
@@ -66,14 +74,14 @@ def read_all(path, kind=""):
 
 
 @pytest.mark.parametrize(
-  "kind, name", [(k, n) for k, table in attacks.TABLES.items() for n in table]
+  "kind, name", [(k, n) for k, table in TABLES.items() for n in table]
 )
 def test_attacks_are_refused_in_one_line(tmp_path, monkeypatch, kind, name):
   # Type checks make every opcode slow here; 2 MiB of them take seconds.
   monkeypatch.setattr(torch_pickle, "MAX_PICKLE", 2**16)
   at = tmp_path / "x"
   at.mkdir()
-  path = attacks.TABLES[kind][name](at)
+  path = TABLES[kind][name](at)
   before = peak()
   with in_time(), pytest.raises(WeightsError) as error:
     read_all(path, kind)
@@ -138,7 +146,7 @@ def test_random_damage(tmp_path, kind):
 
 @pytest.mark.parametrize("ours", [False, True], ids=["ocdbt", "zarr"])
 def test_random_damage_of_checkpoints(tmp_path, ours):
-  whole = attacks.whole(ours, tmp_path)
+  whole = attacks_trees.whole(ours, tmp_path)
   rng, refused = np.random.default_rng(0), 0
   for i in range(12):
     path = tmp_path / str(i)
