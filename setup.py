@@ -13,7 +13,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=find_packages(include=["unifluid_jax", "unifluid_jax.*"]),
+  packages=find_packages(include=["unifluid_jax", "unifluid_jax.*", "configs"]),
   package_data={"unifluid_jax.evals": ["*.html", "*.css"]},
   install_requires=[
     "absl-py",

@@ -19,14 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from unifluid_jax import cli, systems, train
 from unifluid_jax.aot import lower
 from unifluid_jax.config import Config, resolve
 from unifluid_jax.types import UNK
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.")
+_CONFIG = cli.define_config()
 _WHAT = flags.DEFINE_enum("what", "train", ["train", "generate", "answer"], "")
 _VARIANT = flags.DEFINE_multi_string("variant", [""], "key=value,…; repeated.")
 _CALLS = flags.DEFINE_integer("calls", 10, "Timed calls of each.")

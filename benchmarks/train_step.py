@@ -13,13 +13,12 @@ import time
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from unifluid_jax import cli, parallel, systems, train
 from unifluid_jax.config import resolve
 from unifluid_jax.data import pipeline, text
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.")
+_CONFIG = cli.define_config()
 _VARIANT = flags.DEFINE_multi_string("variant", [], "key=value; repeated.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Timed steps of each.")
 

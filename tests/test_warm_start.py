@@ -110,7 +110,7 @@ def test_none_says_loudly_that_all_is_fresh(tmp_path):
   job = make(tmp_path, Two())
   job = job._replace(config=dataclasses.replace(job.config, init=None))
   _, rung = start(job, tmp_path / "w")
-  assert "NO pretrained weights" in rung
+  assert "no pretrained weights" in rung
 
 
 def test_a_run_says_what_it_computes_otherwise(trained, tmp_path, monkeypatch):

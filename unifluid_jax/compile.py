@@ -20,15 +20,12 @@ import json
 import jax
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from unifluid_jax import cli
 from unifluid_jax.aot import compiled, lower, report, table, topology
 from unifluid_jax.config import resolve
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment: a file of configs/, with its arguments."
-)
+_CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "Kind and shape, as in v5p:4x4x4 or cpu:8."
 )
@@ -79,4 +76,4 @@ def _options(pairs: list[str]) -> dict[str, str]:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "topology"])
-  cli.run(main)
+  cli.run(main, caches=False)  # what it compiles is never run

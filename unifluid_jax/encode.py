@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 from etils import epath
-from ml_collections import config_flags
 
 from unifluid_jax import checkpoint, cli, telemetry
 from unifluid_jax.config import Config, SourceConfig, resolve
@@ -27,9 +26,7 @@ from unifluid_jax.data import sources, transforms
 from unifluid_jax.models.kl_vae import KlVae
 from unifluid_jax.systems.frozen_vae import STATS, vae_weights
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment: a file of configs/, with its arguments."
-)
+_CONFIG = cli.define_config()
 _BATCH = flags.DEFINE_integer("batch", 64, "Images encoded at once.")
 
 # Images measured for mean and scale where no moments are cached.

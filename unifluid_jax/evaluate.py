@@ -57,7 +57,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from unifluid_jax import checkpoint, cli, eval_loop, files, parallel
 from unifluid_jax.config import Config, resolve
@@ -77,8 +76,8 @@ from unifluid_jax.evals import (
   transfers,
 )
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment: the file the run was trained with."
+_CONFIG = cli.define_config(
+  help_string="Configuration that the run was trained with."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the run.")
 _ONCE = flags.DEFINE_bool("once", False, "Score what is there, then leave.")

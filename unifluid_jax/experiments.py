@@ -28,8 +28,8 @@ from unifluid_jax import checkpoint, cli, interrupt
 from unifluid_jax.evals import paper_tables, weight_figure
 from unifluid_jax.evals.paper_tables import Arm, Table
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/shapes.py", "Experiment that the runs vary."
+_CONFIG = cli.define_config(
+  "configs/shapes.py", "Configuration that the runs vary."
 )
 _WORLD = flags.DEFINE_enum(
   "world", "shapes", ["shapes", "coco"], "What the runs are judged on."

@@ -14,15 +14,12 @@ from typing import Any
 import jax
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
-from unifluid_jax import api, cli, parallel, systems, train
+from unifluid_jax import api, cli, config_files, parallel, systems, train
 from unifluid_jax.config import Config, resolve
 from unifluid_jax.data import pipeline, text
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment: a file of configs/, with its arguments."
-)
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints and metrics go, and are resumed from."
 )
@@ -40,7 +37,7 @@ def main(_: list[str]) -> None:
   config = resolve(tree)
   say = cli.speaker()
   say(f"unifluid_jax.main: {config.name} in {workdir}")
-  rows = cli.differences(tree, base_tree())
+  rows = config_files.differences(tree, config_files.base_tree())
   say("\n".join(["-- differs from configs/base.py --", *rows]))
   tokenizer = None
   if config.system != "vae":
@@ -57,13 +54,6 @@ def main(_: list[str]) -> None:
     )
 
   train.run(job, workdir, loader, describe(config, tree, workdir), say)
-
-
-def base_tree() -> dict[str, Any]:
-  """The default configuration."""
-  from configs.base import base
-
-  return base().to_dict()
 
 
 def describe(

@@ -12,15 +12,12 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from unifluid_jax import cli
 from unifluid_jax.config import Config, resolve
 from unifluid_jax.data import shapes, shapes_builder, sources, text
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment: a file of configs/, with its arguments."
-)
+_CONFIG = cli.define_config()
 
 # Sentences a tokenizer is trained on at most.
 _SENTENCES = 200_000

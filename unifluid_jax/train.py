@@ -184,7 +184,7 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
   state = make()
   if init is None or not init.paths:
     return restored._replace(state=state), (
-      f"3: NO pretrained weights: all parameters fresh, seed {job.config.seed}"
+      f"3: no pretrained weights: all parameters fresh, seed {job.config.seed}"
     )
   params, notes = warm_start.load(init, state.params, job.shapes.params)
   notes += warm_start.other_settings(init, job.config.model.decoder)

@@ -77,7 +77,7 @@ def losses(workdir):
 def test_training_says_what_it_does(space):
   for words in (
     "differs from configs/base.py", "optim.name = 'muon'", "mesh",
-    "parameters, decoder", "3: NO pretrained weights", "ETA", "20/20 (100 %)",
+    "parameters, decoder", "3: no pretrained weights", "ETA", "20/20 (100 %)",
   ):  # fmt: skip
     assert words in space.said, words
   last = rows(space.run / "metrics.jsonl")[-1]

@@ -1,0 +1,1 @@
+"""Experiments as ml_collections; `base.py` has every key, others are diffs."""
