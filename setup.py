@@ -46,6 +46,7 @@ setup(
       "pytest",
       "pytest-xdist",
       "ruff",
+      "setuptools",
     ],
     "parity": [
       "torch==2.13.0",

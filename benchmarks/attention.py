@@ -1,4 +1,4 @@
-"""Times the fused attention of the device at hand against the plain one.
+r"""Times the fused attention of the device at hand against the plain one.
 
   python -m benchmarks.attention
   python -m benchmarks.attention --forward=64x32x4x2,128x64x8x2 \

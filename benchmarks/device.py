@@ -1,4 +1,4 @@
-"""Times a configuration at its real size on the devices at hand.
+r"""Times a configuration at its real size on the devices at hand.
 
   python -m benchmarks.device --config=configs/unified_2b.py --what=train \
       --config.batch.t2i=16 --config.batch.i2t=16 --config.mesh.fsdp=1 \

@@ -1,4 +1,4 @@
-"""Times one training step of a configuration, and of variants against it.
+r"""Times one training step of a configuration, and of variants against it.
 
   python -m benchmarks.train_step --config=configs/shapes.py \
       --variant=model.scan=True --variant="optim.name='adamw'"

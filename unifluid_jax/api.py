@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+import numbers
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +16,8 @@ from PIL import Image
 from unifluid_jax import checkpoint, systems
 from unifluid_jax.config import MAX_PIXELS, Config, SamplingConfig, resolve
 from unifluid_jax.data import text, transforms
-from unifluid_jax.data.images import decode_image, read_file
+from unifluid_jax.data.images import check_regular, decode_image, read_file
+from unifluid_jax.data.records import BadRecord
 from unifluid_jax.types import Prompts
 
 TOKENIZER = "tokenizer.model"
@@ -130,8 +134,16 @@ class Model:
 
     Returns:
       A PIL image; a list for a list.
+
+    Raises:
+      ValueError: an empty prompt, a seed or an option out of range.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for each in prompts:
+      check_text(each)
+    check_seeds(seed, len(prompts))
+    if not prompts:
+      return []
     seeds = [seed + i for i in range(len(prompts))]
     images = self.images(prompts, seeds, self._sampling(sampling))
     pictures = [Image.fromarray(x) for x in images]
@@ -150,17 +162,19 @@ class Model:
     self, image: Any, instruction: str, seed: int = 0, **sampling: Any
   ) -> Image.Image:
     """Changes an image as told; needs a run that was trained with edits."""
+    check_text(instruction)
+    check_seeds(seed, 1)
     options = self._sampling(sampling)
     source = as_array(image, self.config.data.max_pixels)
     out = self.edits([source], [instruction], [seed], options)
     return Image.fromarray(out[0])
 
   def _sampling(self, changes: dict[str, Any]) -> SamplingConfig:
-    known = [f.name for f in dataclasses.fields(SamplingConfig)]
-    unknown = sorted(set(changes) - set(known))
-    if unknown:
+    check_sampling(changes)
+    if changes.get("cfg", 1) != 1 and not self.config.loss.prompt_dropout:
       raise ValueError(
-        f"unknown sampling option {unknown[0]!r}; known: {', '.join(known)}"
+        f"cfg={changes['cfg']} guides away from images without a prompt, which "
+        "this run never saw (config.loss.prompt_dropout=0): use cfg=1"
       )
     return dataclasses.replace(self.config.sampling, **changes)
 
@@ -248,12 +262,90 @@ class Model:
     return function
 
 
+def check_text(text: str) -> None:
+  """Refuses what no tokenizer can read.
+
+  Raises:
+    ValueError: empty, or not valid Unicode.
+  """
+  if not isinstance(text, str):
+    raise ValueError(f"expected a text, got {type(text).__name__}")
+  if not text.strip():
+    raise ValueError("the text is empty")
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"{text!r} is not valid Unicode (character {error.start})"
+    ) from error
+
+
+def check_seeds(seed: int, count: int) -> None:
+  """Refuses seeds that do not fit 32 bits.
+
+  Args:
+    seed: of the first image.
+    count: images with a seed each, one apart.
+
+  Raises:
+    ValueError: names the allowed range.
+  """
+  last = 2**32 - max(count, 1)
+  whole = isinstance(seed, numbers.Integral)
+  if not whole or not 0 <= seed <= last:
+    raise ValueError(f"seed={seed}: a whole number from 0 to {last}")
+
+
+# Sampling options → smallest value, largest value; whole numbers are ints.
+_RANGES = {
+  "steps": (1, 1000),
+  "cfg": (0.0, math.inf),
+  "image_cfg": (0.0, math.inf),
+  "temperature": (0.0, math.inf),
+  "text_temperature": (1e-6, math.inf),
+  "clip": (0.0, math.inf),
+  "top_k": (0, math.inf),
+  "top_p": (1e-6, 1.0),
+  "beams": (1, 1000),
+  "seed": (0, 2**32 - 1),
+}
+
+
+def check_sampling(changes: Mapping[str, Any]) -> None:
+  """Refuses sampling options that do not exist or are out of range.
+
+  Args:
+    changes: fields of SamplingConfig; None: left as it is.
+
+  Raises:
+    ValueError: names the option and what it takes.
+  """
+  hints = typing.get_type_hints(SamplingConfig)
+  for name, value in changes.items():
+    if name not in hints:
+      raise ValueError(
+        f"unknown sampling option {name!r}; known: {', '.join(hints)}"
+      )
+    choices = typing.get_args(hints[name])
+    if value is None or value in choices:
+      continue
+    if choices:
+      raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+    low, high = _RANGES[name]
+    kind = numbers.Integral if hints[name] is int else numbers.Real
+    sound = isinstance(value, kind) and not isinstance(value, bool)
+    if not sound or not math.isfinite(value) or not low <= value <= high:
+      what = "a whole number" if hints[name] is int else "a number"
+      most = f"to {high}" if high < math.inf else "up"
+      raise ValueError(f"{name}={value}: {what} from {low:g} {most}")
+
+
 def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   """uint8 [H, W, 3] of a PIL image, an array or a file.
 
   Raises:
-    FileNotFoundError: no such file.
-    BadRecord: (a ValueError) no regular file, or no image to decode.
+    OSError: no such file, or a directory.
+    ValueError: no regular file, or no image to decode.
   """
   if isinstance(image, np.ndarray):
     return image
@@ -262,7 +354,11 @@ def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   path = epath.Path(image)
   if not path.exists():
     raise FileNotFoundError(f"no image at {path}")
-  return decode_image(read_file(path), max_pixels)
+  check_regular(path)
+  try:
+    return decode_image(read_file(path), max_pixels)
+  except BadRecord as error:
+    raise BadRecord(f"{path}: {error}") from error
 
 
 def to_uint8(images: Any) -> np.ndarray:

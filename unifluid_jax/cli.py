@@ -1,11 +1,12 @@
 """What the entry points share: flags, help, errors in one line, log lines."""
 
+import contextlib
 import errno
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +33,9 @@ _FIXES = {
   errno.EDQUOT: "make room or choose another disk; the same command goes on",
 }
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
+_VERBOSE = re.compile(r"--?(v|verbosity)=[1-9]\d*")
 _WIDTH = 80
+_INDENT = 24
 
 _CACHE = flags.DEFINE_bool(
   "compilation_cache", True,
@@ -62,7 +65,7 @@ def run(
     if any(word in _HELP for word in _before_dashes(argv[1:])):
       print(help_text(entry))
       sys.exit(0)
-    with _one_line(argv):
+    with _reported(argv):
       rest = flags.FLAGS(argv)
       if len(rest) > 1 + positional:
         unknown = " ".join(rest[1 + positional :])
@@ -74,7 +77,7 @@ def run(
   def guarded(argv: list[str]) -> Any:
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)
-    with _one_line(sys.argv):
+    with _reported(sys.argv):
       if caches and _CACHE.value:
         compile_cache.enable()
       return entry(argv)
@@ -82,25 +85,19 @@ def run(
   app.run(guarded, flags_parser=parsed)
 
 
-class _one_line:  # noqa: N801, used as a function
+@contextlib.contextmanager
+def _reported(argv: Sequence[str]) -> Iterator[None]:
   """Turns the errors of users into one line on stderr and status 1."""
-
-  def __init__(self, argv: Sequence[str]):
-    self._verbose = any(
-      re.fullmatch(r"--?(v|verbosity)=[1-9]\d*", word)
-      for word in _before_dashes(argv)
-    )
-
-  def __enter__(self) -> None:
-    pass
-
-  def __exit__(self, kind, error, traceback) -> None:
-    if isinstance(error, BrokenPipeError):
-      # The reader of our output has left: nothing to tell anybody.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-      raise SystemExit(1) from error
-    if isinstance(error, (flags.Error, *USER_ERRORS)) and not self._verbose:
-      raise SystemExit(f"error: {one_line(error)}") from error
+  try:
+    yield
+  except BrokenPipeError as error:
+    # The reader of our output has left: nothing to tell anybody.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(1) from error
+  except (flags.Error, *USER_ERRORS) as error:
+    if any(_VERBOSE.fullmatch(word) for word in _before_dashes(argv)):
+      raise
+    raise SystemExit(f"error: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -125,9 +122,8 @@ def _flag_error(error: flags.Error) -> str:
     name = error.flagname
     if name.startswith("config.") and "config" in flags.FLAGS:
       return f"--{name}: --config is missing"
-    return f"unknown flag --{name}: {config_files.nearest(name, _flags())}" + (
-      "--help lists the flags"
-    )
+    close = config_files.nearest(name, list(flags.FLAGS), "--")
+    return f"unknown flag --{name}: {close}--help lists the flags"
   text = str(error).removeprefix("flag ")
   missing = re.match(r"--([\w-]+)=None: Flag .* must have a value", text)
   if missing:
@@ -138,10 +134,6 @@ def _flag_error(error: flags.Error) -> str:
     if wanted and isinstance(error, flags.IllegalFlagValueError):
       return f"--{value[1]}={value[2]}: not {wanted}"
   return text
-
-
-def _flags() -> list[str]:
-  return list(flags.FLAGS)
 
 
 def _joined(text: str) -> str:
@@ -215,29 +207,29 @@ def help_text(entry: Callable[..., Any]) -> str:
 
 def _help_rows(flag: flags.Flag) -> list[str]:
   """Name and value, then what it is, at most 80 columns wide."""
-  name, text = f"--{flag.name}", flag.help or ""
+  text = re.sub(r"^<[^>]*>: |;\s+repeat this option.*", "", flag.help or "")
   choices = getattr(flag.parser, "enum_values", None)
-  kinds = {"int": "=INTEGER", "float": "=NUMBER", "config file": "=FILE"}
-  if flag.boolean:
-    name = f"--[no]{flag.name}"
-  else:
-    name += kinds.get(flag.parser.flag_type(), "=TEXT")
   if choices:
-    name = f"--{flag.name}=NAME"
     text += f" One of: {', '.join(choices)}."
-  if isinstance(flag, flags.MultiFlag):
-    text = text.rstrip(".") + "."
-  if flag.default not in (None, "", [], False, True):
+  if flag.default not in (None, "", []) and not flag.boolean:
     text += f" (default: {flag.default_as_str.strip(chr(39))})"
-  indent = 24
-  rows = textwrap.wrap(text, _WIDTH - indent, break_on_hyphens=False) or [""]
-  head = f"  {name}"
-  if len(head) > indent - 2:
-    return [head, *(" " * indent + row for row in rows)]
-  return [
-    f"{head:<{indent}}{rows[0]}",
-    *(" " * indent + row for row in rows[1:]),
-  ]
+  if flag.boolean:
+    return _help_row(f"--[no]{flag.name}", text)
+  kinds = {"int": "INT", "float": "NUMBER", "config file": "FILE"}
+  kind = "NAME" if choices else kinds.get(flag.parser.flag_type(), "TEXT")
+  rows = _help_row(f"--{flag.name}={kind}", text)
+  if flag.name == "config":
+    rows += _help_row("--config.KEY=VALUE", "Sets one of its values.")
+  return rows
+
+
+def _help_row(name: str, text: str) -> list[str]:
+  blank, head = " " * _INDENT, f"  {name}"
+  rows = textwrap.wrap(text, _WIDTH - _INDENT, break_on_hyphens=False)
+  below = [blank + row for row in rows]
+  if len(head) > _INDENT - 2 or not rows:
+    return [head, *below]
+  return [f"{head:<{_INDENT}}{rows[0]}", *below[1:]]
 
 
 # ------------------------------------------------------------------- Log lines

@@ -1,4 +1,4 @@
-"""Does a configuration fit, and how fast can it be? Needs no accelerator.
+r"""Does a configuration fit, and how fast can it be? Needs no accelerator.
 
   python -m unifluid_jax.compile --config=configs/unified_2b.py \
       --topology=v5p:4x4x4 --out=report.json

@@ -34,10 +34,10 @@ def shipped_names() -> list[str]:
   return sorted(p.stem for p in SHIPPED.glob("*.py") if p.stem not in hidden)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
   """A hint for a misspelt word: the closest known one, or nothing."""
   found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-  return f"did you mean {found[0]}? " if found else ""
+  return f"did you mean {prefix}{found[0]}? " if found else ""
 
 
 def find(name: str) -> Path:
@@ -145,7 +145,7 @@ def check_overrides(tree: ConfigDict, keys: Iterable[str]) -> None:
     known |= {".".join(parts[:i]) for i in range(1, len(parts))}
   for key in keys:
     if key not in known:
-      close = nearest(f"--config.{key}", [f"--config.{k}" for k in known])
+      close = nearest(key, sorted(known), "--config.")
       hint = close or f"known: {', '.join(tree)}"
       raise ConfigFileError(f"no key --config.{key}: {hint.strip()}")
 

@@ -1,4 +1,4 @@
-"""Evaluates a run's checkpoints, and images in files.
+r"""Evaluates a run's checkpoints, and images in files.
 
   python -m unifluid_jax.evaluate --config=configs/shapes.py \
       --workdir=runs/shapes
