@@ -24,11 +24,7 @@ $(READY): setup.py requirements.lock
 	@touch $(READY)
 
 demo: setup
-	$(PY) -m unifluid_jax.prepare --config=configs/shapes.py
-	$(PY) -m unifluid_jax.main --config=configs/vae.py:shapes --workdir=$(RUN)/vae
-	$(PY) -m unifluid_jax.encode --config=configs/shapes.py
-	$(PY) -m unifluid_jax.main --config=configs/shapes.py --workdir=$(RUN)
-	$(PY) -m unifluid_jax.evaluate --config=configs/shapes.py --workdir=$(RUN) --once
+	$(PY) -m unifluid_jax.demo --workdir=$(RUN)
 
 smoke: setup
 	rm -rf runs/debug

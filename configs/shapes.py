@@ -12,6 +12,20 @@ from configs.base import ablate, base, source
 
 ROOT = "runs/shapes"
 
+# What `make demo` is to reach on two CPU cores, by metric of its evaluation.
+TARGETS = {
+  "detector/truth": (">=", 0.99),
+  "tokenizer/agreement": (">=", 0.98),
+  "geneval/overall": (">=", 0.65),
+  "geneval/single_object": (">=", 0.85),
+  "geneval/colors": (">=", 0.85),
+  "geneval_held_out/colors": (">=", 0.60),
+  "fid/ratio": ("<=", 3.0),
+  "captions/exact": (">=", 0.90),
+  "captions_held_out/exact": (">=", 0.85),
+  "vqa/all": (">=", 0.80),
+}
+
 
 def get_config(arg: str = ""):
   """`arg`: the ablations of base.ablate, e.g. "t2i_only" or "lambda=1"."""

@@ -1,9 +1,14 @@
 """Eight fake CPU devices for every test, before jax starts.
 
 Programs of a test run once or twice: compiling them well is not worth it.
+Commands that tests start share what they compile, for one session, and leave
+the user's own cache alone.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -11,3 +16,7 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_force_host_platform_device_count=8"
   + " --xla_backend_optimization_level=0"
 )
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+  cache = tempfile.mkdtemp(prefix="unifluid_jax_tests_")
+  os.environ["XDG_CACHE_HOME"] = cache
+  atexit.register(shutil.rmtree, cache, ignore_errors=True)

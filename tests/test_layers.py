@@ -16,7 +16,7 @@ LAYER = {
   "systems": 3, "evals": 3, "weights": 3,
   "train": 4, "warm_start": 4, "aot": 4, "eval_loop": 4, "api": 4, "cli": 4,
   "stopping": 4, "workdirs": 4,
-  "config_files": 4, "compile_cache": 4, "requests": 4,
+  "config_files": 4, "compile_cache": 4, "requests": 4, "stages": 4,
   "main": 5, "evaluate": 5, "generate": 5, "prepare": 5, "encode": 5,
   "compile": 5, "experiments": 5, "demo": 5,
 }  # fmt: skip

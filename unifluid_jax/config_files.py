@@ -89,6 +89,22 @@ def load(value: str) -> ConfigDict:
   return tree
 
 
+def targets(value: str) -> dict[str, tuple[str, float]]:
+  """The scores that a configuration file says its runs should reach.
+
+  Args:
+    value: of the flag; an argument makes another run, which has no targets.
+
+  Returns:
+    Its TARGETS: metric → (">=" or "<=", bound); empty where it has none.
+  """
+  name, _, argument = value.partition(":")
+  if argument:
+    return {}
+  provide_shipped()
+  return dict(getattr(_execute(find(name)), "TARGETS", {}))
+
+
 def base_tree() -> dict[str, Any]:
   """The default configuration, of the shipped base.py."""
   provide_shipped()

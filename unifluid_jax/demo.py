@@ -1,1 +1,48 @@
-"""demo"""
+r"""The demo: five commands, one after another, and what came of them.
+
+  python -m unifluid_jax.demo
+  python -m unifluid_jax.demo --config=debug --vae_config=debug:vae \
+      --workdir=runs/debug
+
+Draws a data set, trains the autoencoder, encodes the images, trains UniFluid
+and evaluates it. Each command is shown as you would type it. Ctrl-C saves and
+leaves; the same command goes on, or says that all is done. The exit status is
+1 if a stage failed.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from unifluid_jax import cli, config_files, stages
+
+_CONFIG = cli.define_config("configs/shapes.py", "Configuration of the run.")
+_VAE_CONFIG = flags.DEFINE_string(
+  "vae_config", "configs/vae.py:shapes", "Configuration of its autoencoder."
+)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "Of the run.")
+
+
+def main(_: list[str]) -> None:
+  """Runs the stages, then says what came of them."""
+  flag, workdir = flags.FLAGS["config"], _WORKDIR.value
+  if config_flags.get_override_values(flag):
+    raise ValueError("--config.KEY=VALUE: write a file for --config instead")
+  config = config_flags.get_config_filename(flag)
+  vae = config_files.load(_VAE_CONFIG.value)
+  todo = stages.of_run(
+    config, _CONFIG.value.steps, _VAE_CONFIG.value, vae.steps, workdir
+  )
+  status = stages.run(todo, stages.execute, _say)
+  if status:
+    raise SystemExit(status)
+  for line in stages.summary(config, workdir):
+    _say(line)
+
+
+def _say(line: str) -> None:
+  """As cli.speaker, but accelerators are left to the commands."""
+  print(line, flush=True)
+
+
+if __name__ == "__main__":
+  cli.run(main, caches=False)  # each command switches its own cache on

@@ -76,7 +76,7 @@ def losses(workdir):
 
 def test_training_says_what_it_does(space):
   for words in (
-    "differs from configs/base.py", "optim.name = 'muon'", "mesh",
+    "differs from configs/base.py", "optim: ", "name 'muon'", "mesh",
     "parameters, decoder", "3: no pretrained weights", "ETA", "20/20 (100 %)",
   ):  # fmt: skip
     assert words in space.said, words
@@ -401,7 +401,7 @@ def test_wrong_calls_get_one_clear_error(module, args, words):
   done = command(module, *args, check=False)
   assert done.returncode != 0
   assert words in done.stderr + done.stdout
-  assert "Traceback" not in done.stderr or "ml_collections" in done.stderr
+  assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("module", ["main", "evaluate", "generate", "encode"])
