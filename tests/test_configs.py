@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unifluid_jax import config, parallel, systems, train, types
+from unifluid_jax import config, config_files, parallel, systems, train, types
 from unifluid_jax.config import MeshConfig
 from unifluid_jax.data import tasks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-NAMES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "base")
+NAMES = config_files.shipped_names()
 ARGS = {
   "vae": ("", "shapes", "folder"),
   "debug": ("", "vae", "raster"),
