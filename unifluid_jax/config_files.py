@@ -12,7 +12,7 @@ import importlib.util
 import sys
 import traceback
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +105,6 @@ def targets(value: str) -> dict[str, tuple[str, float]]:
   return dict(getattr(_execute(find(name)), "TARGETS", {}))
 
 
-def base_tree() -> dict[str, Any]:
-  """The default configuration, of the shipped base.py."""
-  provide_shipped()
-  return _execute(SHIPPED / "base.py").base().to_dict()
-
-
 def provide_shipped() -> None:
   """Makes `import configs` find the shipped files, whatever lies elsewhere."""
   there = getattr(sys.modules.get("configs"), "__file__", None)
@@ -166,9 +160,21 @@ def check_overrides(tree: ConfigDict, keys: Iterable[str]) -> None:
       raise ConfigFileError(f"no key --config.{key}: {hint.strip()}")
 
 
-def differences(tree: dict[str, Any], default: dict[str, Any]) -> list[str]:
-  """What `tree` sets otherwise than `default`, a line a group of keys."""
-  old, new = freeze.leaves(default), freeze.leaves(tree)
+def differences(tree: Mapping[str, Any]) -> list[str]:
+  """What a configuration sets otherwise than the shipped base.py.
+
+  Args:
+    tree: the configuration as a plain mapping.
+
+  Returns:
+    A line per group of keys; of a data source what is not its default.
+  """
+  provide_shipped()
+  module = _execute(SHIPPED / "base.py")
+  base = module.base().to_dict()
+  for part in ("train", "eval"):
+    base["data"][part] = {n: module.source("") for n in tree["data"][part]}
+  old, new = freeze.leaves(base), freeze.leaves(tree)
   groups: dict[str, list[str]] = {}
   for key, value in new.items():
     if key not in old or old[key] != value:

@@ -37,7 +37,7 @@ def main(_: list[str]) -> None:
   config = resolve(tree)
   say = cli.speaker()
   say(f"unifluid_jax.main: {config.name} in {workdir}")
-  rows = config_files.differences(tree, config_files.base_tree())
+  rows = config_files.differences(tree)
   say("\n".join(["-- differs from configs/base.py --", *rows]))
   tokenizer = None
   if config.system != "vae":
