@@ -14,7 +14,6 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["unifluid_jax", "unifluid_jax.*", "configs"]),
-  package_data={"unifluid_jax.evals": ["*.html", "*.css"]},
   install_requires=[
     "absl-py",
     "array-record",

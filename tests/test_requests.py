@@ -72,6 +72,7 @@ ODD = [
   ({"image": "text.png"}, "text.png: image of 8 bytes cannot be decoded"),
   ({"image": "pipe"}, "pipe is no regular file"),
   ({"image": ""}, ": is a directory"),
+  ({"prompts": [], "image": "image.png", "out": "a.png"}, "--out: no image is"),
   ({"out": "image.xyz"}, "cannot write .xyz; use .png, .jpg"),
   ({"out": ""}, "is no path"),
   ({"out": "a\0b"}, "is no path"),

@@ -1,6 +1,7 @@
 """The demo's stages, with stand-ins for its commands."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_ctrl_c_reaches_the_command_once_and_its_end_is_waited_for(tmp_path):
   )  # fmt: skip
   assert process.stdout.readline() == "ready\n"
   time.sleep(0.05)
-  process.send_signal(signal.SIGINT)
+  os.killpg(process.pid, signal.SIGINT)
   said, _ = process.communicate(timeout=60)
   assert said.splitlines() == ["told 1", "-1"]
 

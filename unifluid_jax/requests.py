@@ -65,6 +65,8 @@ def check(given: Flags) -> Request:
   image = None if given.image is None else api.as_array(given.image)
   prompts = [p for p in prompts for _ in range(given.samples)]
   count = 1 if given.edit else len(prompts)
+  if not count and given.out is not None:
+    raise ValueError("--out: no image is made; give --prompt or --edit")
   try:
     api.check_seeds(given.seed, count)
   except ValueError as error:
