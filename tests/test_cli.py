@@ -82,7 +82,7 @@ WRONG = [
   ("compile", ["--config=debug"], "--topology is missing"),
   ("evaluate", [], "--config is missing"),
   ("main", [*MAIN, "--config.text.tokenizer=/nowhere.model"], "/nowhere.model"),
-  ("evaluate", ["--config=debug", "--workdir=/nowhere", "--once"], "is missing"),
+  ("evaluate", ["--config=debug", "--workdir=/nowhere", "--once"], "missing"),
   ("evaluate", ["--suite=transfers"], "root"),
   ("evaluate", ["--compare=/nowhere,/no"], "--out is missing"),
   ("evaluate", ["--compare=/nowhere,/no", "--out=x.html"],
