@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from unifluid_jax import config_files, eval_loop, telemetry
+from unifluid_jax import config_files, eval_loop, interrupt, telemetry
 from unifluid_jax.evals import report_data
 
 # Seconds on two CPU cores, the first guess of the time that is left: start
@@ -158,9 +158,9 @@ def execute(
 ) -> Iterator[str | int]:
   """A command's lines, then its exit status; -1 if it was told to stop.
 
-  Signals of this process are passed on: training saves and leaves by one, and
-  leaves at once by a second. The command has a session of its own, so that a
-  terminal's Ctrl-C does not reach it twice.
+  Ctrl-C is passed on: training saves and leaves by one, and leaves at once by
+  a second. The command has a session of its own, so that a terminal's Ctrl-C
+  does not reach it twice.
   """
   module, *rest = command
   told = []
@@ -170,20 +170,20 @@ def execute(
     start_new_session=True, env=dict(os.environ, PYTHONUNBUFFERED="1"),
   )  # fmt: skip
 
-  def forward(number, _):
+  def forward(number: int = signal.SIGINT, _: object = None) -> bool:
     told.append(number)
     if process.poll() is None:
       process.send_signal(number)
+    return True  # this process ends when the command has
 
-  kinds = (signal.SIGINT, signal.SIGTERM)
-  before = {kind: signal.signal(kind, forward) for kind in kinds}
+  before = signal.signal(signal.SIGTERM, forward)
   try:
-    for line in process.stdout:
-      yield line.rstrip("\n")
-    status = process.wait()
+    with interrupt.caught_by(forward):
+      for line in process.stdout:
+        yield line.rstrip("\n")
+      status = process.wait()
   finally:
-    for kind, handler in before.items():
-      signal.signal(kind, handler)
+    signal.signal(signal.SIGTERM, before)
     process.stdout.close()
     if process.poll() is None:  # whoever reads has gone
       process.terminate()
