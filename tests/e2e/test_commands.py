@@ -186,6 +186,16 @@ def test_generate_answer_and_python_api(space, tmp_path):
     model.edit(one, "change the red circle to blue")
   with pytest.raises(ValueError, match="unknown sampling option 'cgf'"):
     model.generate("a red circle", cgf=2.0)
+  for call, words in (
+    (lambda: model.generate(" "), "the text is empty"),
+    (lambda: model.generate(["a", "b"], seed=2**32 - 1), "seed=4294967295"),
+    (lambda: model.generate("a", steps=0), "steps=0: a whole number from 1"),
+    (lambda: model.answer(one, "what", top_p=2.0), "top_p=2.0"),
+    (lambda: model.caption(str(prompts)), "prompts.txt: image of"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      call()
+  assert model.generate([]) == []
 
 
 def test_kill_in_the_middle_of_a_save_then_resume(space, tmp_path):
