@@ -344,7 +344,7 @@ def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   """uint8 [H, W, 3] of a PIL image, an array or a file.
 
   Raises:
-    OSError: no such file, or a directory.
+    FileNotFoundError: no such file.
     ValueError: no regular file, or no image to decode.
   """
   if isinstance(image, np.ndarray):
