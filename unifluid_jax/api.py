@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import numbers
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from unifluid_jax import checkpoint, systems
+from unifluid_jax import checkpoint, ranges, systems
 from unifluid_jax.config import MAX_PIXELS, Config, SamplingConfig, resolve
 from unifluid_jax.data import text, transforms
 from unifluid_jax.data.images import check_regular, decode_image, read_file
@@ -296,21 +295,6 @@ def check_seeds(seed: int, count: int) -> None:
     raise ValueError(f"seed={seed}: a whole number from 0 to {last}")
 
 
-# Sampling options → smallest value, largest value; whole numbers are ints.
-_RANGES = {
-  "steps": (1, 1000),
-  "cfg": (0.0, math.inf),
-  "image_cfg": (0.0, math.inf),
-  "temperature": (0.0, math.inf),
-  "text_temperature": (1e-6, math.inf),
-  "clip": (0.0, math.inf),
-  "top_k": (0, math.inf),
-  "top_p": (1e-6, 1.0),
-  "beams": (1, 1000),
-  "seed": (0, 2**32 - 1),
-}
-
-
 def check_sampling(changes: Mapping[str, Any]) -> None:
   """Refuses sampling options that do not exist or are out of range.
 
@@ -331,13 +315,14 @@ def check_sampling(changes: Mapping[str, Any]) -> None:
       continue
     if choices:
       raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
-    low, high = _RANGES[name]
-    kind = numbers.Integral if hints[name] is int else numbers.Real
-    sound = isinstance(value, kind) and not isinstance(value, bool)
-    if not sound or not math.isfinite(value) or not low <= value <= high:
-      what = "a whole number" if hints[name] is int else "a number"
-      most = f"to {high}" if high < math.inf else "up"
-      raise ValueError(f"{name}={value}: {what} from {low:g} {most}")
+    whole = hints[name] is int
+    kind = numbers.Integral if whole else numbers.Real
+    if not isinstance(value, kind) or isinstance(value, bool):
+      what = "a whole number" if whole else "a number"
+      raise ValueError(f"{name}={value} must be {what}")
+    allowed = ranges.row_of(f"sampling.{name}").range
+    if not allowed.holds(int(value) if whole else float(value)):
+      raise ValueError(f"{name}={value} must be {allowed}")
 
 
 def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
