@@ -206,6 +206,7 @@ class LogConfig:
 
   every: int
   tensorboard: bool
+  wandb: str  # project; empty: off
   profile_start: int
   profile_steps: int  # 0: no profile
 

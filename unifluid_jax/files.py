@@ -5,17 +5,64 @@ whoever reads it, at any moment, finds the old content or the new one, whole.
 """
 
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from etils import epath
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
-  """A path on this machine or, as gs://bucket/..., on an object store."""
+  """A path on this machine or, as gs://bucket/..., on an object store.
+
+  Raises:
+    ValueError: an object store without the package that reaches it.
+  """
+  if os.fspath(name).startswith("gs://") and not _reaches_gcs():
+    raise ValueError(
+      f"{os.fspath(name)}: gs:// needs the package gcsfs: pip install gcsfs"
+    )
   return epath.Path(name)
+
+
+@functools.cache
+def _reaches_gcs() -> bool:
+  # epath prefers TensorFlow's file system where TensorFlow is installed.
+  return any(map(importlib.util.find_spec, ("gcsfs", "tensorflow")))
+
+
+def absolute(name: str | os.PathLike[str]) -> epath.Path:
+  """The path from any working directory.
+
+  epath's own `resolve` would make a local path of one on an object store.
+  """
+  there = path(name)
+  return there if is_remote(there) else there.resolve()
+
+
+def local(name: str | os.PathLike[str], what: str, key: str) -> str:
+  """The path, for readers that know no object stores.
+
+  Args:
+    name: the path.
+    what: lies there, as the error calls it.
+    key: of the configuration, or a flag: where it is set.
+
+  Raises:
+    ValueError: the path is on an object store; says how to go on.
+  """
+  if is_remote(name):
+    raise ValueError(
+      f"{os.fspath(name)}: {what} must lie on a local disk: copy it there "
+      f"(gcloud storage cp -r) and change {key}"
+    )
+  return os.fspath(name)
 
 
 def is_remote(name: str | os.PathLike[str]) -> bool:
@@ -54,6 +101,39 @@ def replaced(name: str | os.PathLike[str]) -> Iterator[str]:
     partial.replace(target)
   finally:
     partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def local_folder(name: str | os.PathLike[str]) -> Iterator[str]:
+  """A local folder for libraries that write where they like.
+
+  It is the folder itself or, for one on an object store, a temporary one that
+  is copied there when the block ends, whatever ends it.
+  """
+  if not is_remote(name):
+    yield os.fspath(name)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      yield folder
+    finally:
+      upload(folder, name)
+
+
+def upload(folder: str, target: str | os.PathLike[str], last: str = "") -> None:
+  """Copies all files of a local folder to one on an object store.
+
+  Args:
+    folder: the local one.
+    target: the other.
+    last: files of this name say that all is there: they are copied last.
+  """
+  found = sorted(Path(folder).rglob("*"), key=lambda f: (f.name == last, f))
+  for file in found:
+    if file.is_file():
+      destination = path(target) / file.relative_to(folder).as_posix()
+      with file.open("rb") as source, destination.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 24)
 
 
 def digest(data: bytes) -> str:
