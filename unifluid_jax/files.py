@@ -16,6 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
+from fsspec import config as fsspec_config
+
+# gcsfs would list a folder once and never again: an evaluation job would wait
+# for ever for the next checkpoint, and a lock would see no other.
+fsspec_config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
