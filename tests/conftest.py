@@ -4,6 +4,9 @@ Programs of a test run once or twice: compiling them well is not worth it.
 """
 
 import os
+from unittest import mock
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -11,3 +14,13 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_force_host_platform_device_count=8"
   + " --xla_backend_optimization_level=0"
 )
+
+
+@pytest.fixture(scope="session")
+def gcs():
+  """A bucket, gs://..., that an emulator on this machine serves."""
+  pytest.importorskip("gcp_storage_emulator", reason="of the extra `test`")
+  from tests import gcs_emulator
+
+  with gcs_emulator.running() as env, mock.patch.dict(os.environ, env):
+    yield f"gs://{gcs_emulator.BUCKET}"

@@ -55,10 +55,11 @@ def read(name: str | os.PathLike[str]) -> list[Row]:
   Lines that are torn, as by a kill, are dropped and named in a warning.
   """
   path = files.path(name)
-  found = [path] if path.exists() else []
-  folder = _parts(path)
-  if folder.is_dir():
-    found += sorted(folder.glob("*.jsonl"), key=os.fspath)
+  whole, parts = [path] if path.exists() else [], []
+  if _parts(path).is_dir():
+    parts = sorted(_parts(path).glob("*.jsonl"), key=os.fspath)
+  # What this storage adds to comes last.
+  found = whole + parts if files.is_remote(path) else parts + whole
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     texts = list(pool.map(lambda p: p.read_bytes(), found))
   return [

@@ -6,7 +6,7 @@ tensorboardX. Only process 0 should own a writer.
 
 import contextlib
 import json
-import os
+import time
 import types
 import uuid
 from collections.abc import Mapping
@@ -115,20 +115,20 @@ class Events:
   def __init__(self, folder: str, config: Any, start: int = 0):
     """See `sinks`; opens no file yet."""
     self._folder, self._config, self._start = folder, config, start
-    self._count, self._writer = 0, None
+    self._begun, self._writer = False, None
     self._files = contextlib.ExitStack()
 
   def _open(self):
     from tensorboardX import SummaryWriter
 
-    first = self._count == 0
+    first = not self._begun
     writer = SummaryWriter(
       self._files.enter_context(files.local_folder(self._folder)),
       purge_step=self._start + 1 if first and self._start else None,
-      # Files of one second and host would have one name.
-      filename_suffix=f".{os.getpid()}.{self._count:06d}.{uuid.uuid4().hex[:4]}",
+      # Names are in order, and differ, within a second too.
+      filename_suffix=f".{time.time_ns()}",
     )
-    self._count += 1
+    self._begun = True
     if first and self._config:
       text = json.dumps(self._config, indent=2)
       code = "\n".join(f"    {line}" for line in text.splitlines())
