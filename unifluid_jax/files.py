@@ -131,10 +131,14 @@ def upload(folder: str, target: str | os.PathLike[str], last: str = "") -> None:
   Args:
     folder: the local one.
     target: the other.
-    last: files of this name say that all is there: they are copied last.
+    last: files of this name say that all beside and below them is there:
+      they are copied last, the outermost in the end.
   """
-  found = sorted(Path(folder).rglob("*"), key=lambda f: (f.name == last, f))
-  for file in found:
+
+  def order(file: Path):
+    return (1, -len(file.parts), file) if file.name == last else (0, 0, file)
+
+  for file in sorted(Path(folder).rglob("*"), key=order):
     if file.is_file():
       destination = path(target) / file.relative_to(folder).as_posix()
       with file.open("rb") as source, destination.open("wb") as copy:
