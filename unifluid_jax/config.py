@@ -206,9 +206,9 @@ class LogConfig:
 
   every: int
   tensorboard: bool
-  wandb: str  # project; empty: off
   profile_start: int
   profile_steps: int  # 0: no profile
+  wandb: str = ""  # project; empty: off
 
 
 @dataclasses.dataclass(frozen=True)
