@@ -270,7 +270,7 @@ def test_a_run_in_a_bucket_is_killed_goes_on_and_is_used(space, gcs, tmp_path):
   for step in checkpoint.steps(str(space.vae)):  # a copy is no save
     files.write(f"{vae}/checkpoints/{step}/commit_success.txt", "")
   args = space.config("t2i_only", **{
-    "steps": 20, "checkpoint.every": 2, "checkpoint.keep": 3, "log.every": 1,
+    "steps": 12, "checkpoint.every": 2, "checkpoint.keep": 2, "log.every": 1,
     "model.vae_path": vae, "eval.metrics": "('samples',)",
   })  # fmt: skip
   args.append(f"--workdir={run}")
@@ -291,25 +291,25 @@ def test_a_run_in_a_bucket_is_killed_goes_on_and_is_used(space, gcs, tmp_path):
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   process.wait()
-  assert max(checkpoint.steps(run)) < 20
+  assert max(checkpoint.steps(run)) < 12
   done = command("main", *args, **env)
   assert "1: resumed from step" in done.stdout
-  assert len(checkpoint.steps(run)) == 3 and max(checkpoint.steps(run)) == 20
+  assert checkpoint.steps(run) == [10, 12]
   logged = telemetry.read_metrics(f"{run}/metrics.jsonl")
-  assert [r["step"] for r in logged] == list(range(1, 21))
+  assert [r["step"] for r in logged] == list(range(1, 13))
   assert all(np.isfinite(r["loss"]) for r in logged)
   done = command("evaluate", *args, "--once", **env)
   assert f"report: {run}/report.html" in done.stdout
-  assert {r["step"] for r in run_results.read(run)} == {16, 18, 20}
+  assert {r["step"] for r in run_results.read(run)} == {10, 12}
   there = files.path(run)
   assert "data:image/png" in (there / "report.html").read_text()
-  assert len(list((there / "samples").iterdir())) == 3
+  assert len(list((there / "samples").iterdir())) == 2
   for job in ("metrics", "eval"):
     assert list((there / "events" / job).iterdir())
-  out = f"{run}/drawn/out.png"
+  out = tmp_path / "out.png"
   command("generate", f"--workdir={run}", "--prompt=a red circle",
           f"--out={out}", **env)  # fmt: skip
-  assert files.path(out).read_bytes().startswith(b"\x89PNG")
+  assert Image.open(out).size == (32, 32)
   assert not (REPO / "gs:").exists()  # nothing was written beside
 
 
