@@ -72,6 +72,9 @@ def test_rows_show_at_once_locally_and_by_flushes_on_object_stores(
   here, there = written(tmp_path), written(f"{gcs}/flushes")
   assert len(jsonl.read(tmp_path / "metrics.jsonl")) == 2
   assert len(jsonl.read(f"{gcs}/flushes/metrics.jsonl")) == 1
+  losses = [e[0] for e in events(f"{gcs}/flushes/events/metrics")
+            if e[1] == "loss"]  # fmt: skip
+  assert losses == [1]
   for writer in (here, there):
     writer.close()
   assert len(jsonl.read(f"{gcs}/flushes/metrics.jsonl")) == 2
