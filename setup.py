@@ -19,6 +19,7 @@ setup(
     "array-record",
     "clu",
     "etils[epath]",
+    "fsspec",
     "flax>=0.12",
     "grain",
     "jax>=0.10",
@@ -39,6 +40,8 @@ setup(
   extras_require={
     "test": [
       "beartype",
+      "gcp-storage-emulator",
+      "gcsfs",
       "ipykernel",
       "nbclient",
       "nbformat",
@@ -57,7 +60,7 @@ setup(
     "java_ptb": ["pycocoevalcap"],  # its Stanford tokenizer; Java comes apart
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
-    "gcs": ["gcsfs"],
+    "gcs": ["gcsfs"],  # paths that begin with gs://
     # What its data sets need; big_vision itself has no package: its checkout
     # (github.com/google-research/big_vision) goes on PYTHONPATH.
     "big_vision": ["einops", "overrides", "tensorflow"],

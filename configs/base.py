@@ -80,7 +80,13 @@ def base() -> ml_collections.ConfigDict:
   )
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.checkpoint = dict(every=1000, keep=3, keep_every=50_000)
-  c.log = dict(every=50, tensorboard=True, profile_start=10, profile_steps=0)
+  c.log = dict(
+    every=50,
+    tensorboard=True,
+    wandb="",  # the name of a project; empty: off
+    profile_start=10,
+    profile_steps=0,
+  )
   c.sampling = dict(
     steps=100,
     cfg=3.0,  # open

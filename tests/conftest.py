@@ -9,6 +9,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from unittest import mock
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -20,3 +23,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
   cache = tempfile.mkdtemp(prefix="unifluid_jax_tests_")
   os.environ["XDG_CACHE_HOME"] = cache
   atexit.register(shutil.rmtree, cache, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def gcs():
+  """A bucket, gs://..., that an emulator on this machine serves."""
+  pytest.importorskip("gcp_storage_emulator", reason="of the extra `test`")
+  from tests import gcs_emulator
+
+  with gcs_emulator.running() as env, mock.patch.dict(os.environ, env):
+    yield f"gs://{gcs_emulator.BUCKET}"

@@ -1,17 +1,20 @@
 """Weights on all devices, rows split over them; one model for a watch."""
 
 import dataclasses
-import json
+import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from configs import debug
-from unifluid_jax import api, config, eval_loop
+from tests import test_metric_writers
+from unifluid_jax import api, checkpoint, config, eval_loop
 from unifluid_jax.eval_loop import Replicas
-from unifluid_jax.evals.bench import Outcome
+from unifluid_jax.evals import report_data, run_results, samples
+from unifluid_jax.evals.bench import Outcome, Shown
 
 
 def test_the_next_checkpoint_needs_no_compilation():
@@ -74,7 +77,9 @@ class Brightness:
 def evaluator(tmp_path, monkeypatch, system, **metrics):
   c = config.resolve(debug.get_config())
   c = dataclasses.replace(
-    c, eval=dataclasses.replace(c.eval, metrics=tuple(metrics))
+    c,
+    eval=dataclasses.replace(c.eval, metrics=tuple(metrics)),
+    log=dataclasses.replace(c.log, tensorboard=False),
   )
   for name, metric in metrics.items():
     monkeypatch.setitem(eval_loop.METRICS, name, metric)
@@ -97,11 +102,13 @@ def test_a_failed_metric_lets_the_others_finish_in_one_process(
   job = evaluator(tmp_path, monkeypatch, Brightness(), bad=bad, good=good)
   (error,) = job.run(1)
   assert "no such split" in str(error)
-  results = tmp_path / eval_loop.RESULTS
-  found = [json.loads(line) for line in results.read_text().splitlines()]
-  assert [r["metric"] for r in found] == ["bad", "good"]
+  found = run_results.read(str(tmp_path))
+  values = {r["metric"]: r["value"] for r in found if "value" in r}
+  assert values == {"good": 1.0}
+  assert list(run_results.failures(found)[1]) == ["bad"]
   # Another process may be waiting for this one's share of the rows.
   monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: x)
   with pytest.raises(ValueError, match="no such split"):
     job.run(2)
 
@@ -120,13 +127,103 @@ def test_checkpoints_of_a_watch_share_one_model(tmp_path, monkeypatch):
   assert seen == [191, 191] and system.traced == 1
 
 
-def test_metrics_of_files_do_not_count_as_an_evaluation(tmp_path):
-  rows = [
-    {"step": 1, "metric": "vqa/all", "value": 0.5},
-    {"step": 2, "metric": "coco_fid/distance", "value": 9.0, "by": "coco_fid"},
-    {"step": 3, "metric": "vqa/all", "value": 0.5},
-    {"step": 3, "metric": "fid", "error": "no"},
-  ]
-  text = "".join(json.dumps(row) + "\n" for row in rows)
-  (tmp_path / eval_loop.RESULTS).write_text(text)
-  assert eval_loop.evaluated(str(tmp_path)) == {1}
+def image(prompt, seed):
+  return Shown("generated", np.full((4, 4, 3), 9, np.uint8), prompt, seed=seed)
+
+
+def test_a_new_start_runs_only_what_failed_and_keeps_the_rest(
+  tmp_path, monkeypatch
+):
+  ran, broken = [], [True]
+
+  def good(subject, bench):
+    ran.append("good")
+    return Outcome({"good": 1.0}, {}, {}, [image("a", 0)])
+
+  def bad(subject, bench):
+    ran.append("bad")
+    if broken[0]:
+      raise ValueError("no such split")
+    return Outcome({"bad": 2.0}, {}, {}, [image("b", 1)])
+
+  job = evaluator(tmp_path, monkeypatch, Brightness(), good=good, bad=bad)
+  monkeypatch.setattr(checkpoint, "steps", lambda _: [1, 2])
+  assert len(eval_loop.watch(job, True, None)) == 2
+  assert ran == ["good", "bad"] * 2
+  ran.clear()
+  # A try per step and start of the job: it goes on to what is new.
+  assert len(eval_loop.watch(job, True, None)) == 2 and ran == ["bad"] * 2
+  ran.clear()
+  broken.clear()
+  broken.append(False)
+  assert eval_loop.watch(job, True, None) == [] and ran == ["bad"] * 2
+  rows = run_results.read(str(tmp_path))
+  assert run_results.failures(rows) == {}
+  assert {r["metric"] for r in rows if "value" in r} == {"good", "bad"}
+  assert [s.prompt for s in samples.read(str(tmp_path), 1)] == ["a", "b"]
+  ran.clear()
+  assert eval_loop.watch(job, True, None) == [] and ran == []
+
+
+def test_a_checkpoint_that_vanishes_is_skipped(tmp_path, monkeypatch, caplog):
+  def metric(subject, bench):
+    return Outcome({"m": 1.0}, {}, {})
+
+  def read(config, system, workdir, step, ema):
+    if step == 1:
+      raise checkpoint.CheckpointGone("no checkpoint at checkpoints/1")
+    return {}
+
+  job = evaluator(tmp_path, monkeypatch, Brightness(), m=metric)
+  monkeypatch.setattr(checkpoint, "steps", lambda _: [1, 2])
+  monkeypatch.setattr(api, "read_params", read)
+  with caplog.at_level(logging.WARNING):
+    assert eval_loop.watch(job, True, None) == []
+  assert "step 1 is skipped: no checkpoint at checkpoints/1" in caplog.text
+  assert {r["step"] for r in run_results.read(str(tmp_path))} == {2}
+  # If another process finds it gone, this one must not wait for its share.
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    multihost_utils, "process_allgather", lambda x: np.array([x, 1])
+  )
+  with pytest.raises(checkpoint.CheckpointGone, match="another process"):
+    job.run(2)
+
+
+def test_a_report_that_is_missing_or_old_is_written_again(
+  tmp_path, monkeypatch
+):
+  write = report_data.write
+  job = evaluator(tmp_path, monkeypatch, Brightness())
+  monkeypatch.setattr(report_data, "write", write)
+  monkeypatch.setattr(checkpoint, "steps", lambda _: [1])
+  run, page = str(tmp_path), tmp_path / eval_loop.REPORT
+  row = {"step": 1, "metric": "vqa/all", "value": 0.25, "floor": None,
+         "settings": {}}  # fmt: skip
+  assert not eval_loop.refresh(job.config, run)  # there is nothing to show
+  run_results.append(run, [row])
+  eval_loop.watch(job, True, None)
+  assert ">0.250<" in page.read_text()
+  written = page.stat().st_mtime_ns
+  eval_loop.watch(job, True, None)
+  assert page.stat().st_mtime_ns == written
+  # As where the job was killed between the two files.
+  run_results.append(run, [row | {"value": 0.75}])
+  eval_loop.watch(job, True, None)
+  assert ">0.750<" in page.read_text()
+
+
+def test_scores_and_samples_are_charted(tmp_path, monkeypatch):
+  def metric(subject, bench):
+    return Outcome({"m": 1.0}, {}, {}, [image("a cat", 0), image("a cat", 1)])
+
+  job = evaluator(tmp_path, monkeypatch, Brightness(), m=metric)
+  job.run(1)
+  assert not (tmp_path / "events").exists()
+  log = dataclasses.replace(job.config.log, tensorboard=True)
+  job.config = dataclasses.replace(job.config, log=log)
+  job.run(2)
+  found = test_metric_writers.events(tmp_path / "events" / "eval")
+  assert len(found) == 3 and found[0] == (2, "m", "simple_value")
+  assert {kind for _, _, kind in found[1:]} == {"image"}
+  assert len({tag for _, tag, _ in found}) == 3

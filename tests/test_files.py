@@ -24,3 +24,18 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_remote_paths_are_known_by_their_scheme(tmp_path):
   assert files.is_remote("gs://bucket/run") and not files.is_remote(tmp_path)
+
+
+def test_remote_paths_are_absolute_as_they_are(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert str(files.absolute("gs://bucket/run")) == "gs://bucket/run"
+  assert str(files.absolute("run")) == str(tmp_path / "run")
+
+
+def test_what_reaches_object_stores_is_named_if_it_is_missing(monkeypatch):
+  monkeypatch.setattr(files.importlib.util, "find_spec", lambda _: None)
+  files._reaches_gcs.cache_clear()
+  with pytest.raises(ValueError, match="gs://b/run.*pip install gcsfs"):
+    files.path("gs://b/run")
+  files._reaches_gcs.cache_clear()
+  files.path("b/run")

@@ -11,8 +11,10 @@ ROOT = Path(__file__).parent.parent / "unifluid_jax"
 LAYER = {
   "types": 0, "config": 0, "freeze": 0, "presets": 0, "files": 0,
   "digests": 0, "interrupt": 0, "lock": 0, "ranges": 0, "combinations": 0,
+  "jsonl": 0,
   "ops": 1, "parallel": 1, "xla_options": 1, "checkpoint_files": 1,
   "models": 2, "data": 2, "checkpoint": 2, "optim": 2, "telemetry": 2,
+  "metric_writers": 2,
   "systems": 3, "evals": 3, "weights": 3,
   "train": 4, "warm_start": 4, "aot": 4, "eval_loop": 4, "api": 4, "cli": 4,
   "stopping": 4, "workdirs": 4,

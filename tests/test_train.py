@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -307,6 +308,46 @@ def test_metrics_rows_and_progress(tmp_path):
   assert {"loss", "grad_norm", "lr", "seconds_per_step"} <= set(rows[0])
   assert any("ETA" in line and "8/8 (100 %)" in line for line in said)
   assert "parameters, projector" in said[0] and "mesh" in said[0]
+
+
+def test_goodput_goes_on_where_the_run_was_left(tmp_path):
+  said = []
+  go(make(tmp_path, steps=4), tmp_path, said)
+  go(make(tmp_path), tmp_path, said)
+  rows = telemetry.read_metrics(tmp_path / "metrics.jsonl")
+  assert len({r["run_began"] for r in rows}) == 1
+  spent = [r["step_seconds"] for r in rows]
+  assert spent == sorted(spent) and spent[0] == 0
+  first = [r["step"] for r in rows].index(5)
+  assert spent[first] == spent[first - 1]  # it compiles again
+  assert 0 < rows[-1]["goodput"] < 1
+  assert "goodput" in said[-1]
+
+
+def test_rows_lie_in_a_bucket_before_the_state_that_they_lead_to(
+  gcs, monkeypatch
+):
+  run, seen = f"{gcs}/toy", []
+  save = checkpoint.Checkpoints.save
+
+  def watched(self, step, *rest):
+    rows = telemetry.read_metrics(f"{run}/metrics.jsonl")
+    seen.append((step, [r["step"] for r in rows]))
+    save(self, step, *rest)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", watched)
+  go(make(None), run)
+  assert seen == [(4, [1, 2, 4]), (8, [1, 2, 4, 6, 8])]
+  assert checkpoint.steps(run) == [4, 8]
+
+
+def test_missing_wandb_is_refused_before_anything_is_written(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(config.ConfigError, match="pip install wandb"):
+    go(make(tmp_path, log__wandb="paintings"), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
 
 
 def test_torn_metrics_line_is_dropped(tmp_path):

@@ -28,10 +28,7 @@ class CheckpointGone(CheckpointError):
 
 def root(workdir: str) -> Any:
   """The folder that holds a folder per step."""
-  there = files.path(workdir)
-  # epath would make a local path of one on an object store.
-  there = there if files.is_remote(workdir) else there.resolve()
-  return there / "checkpoints"
+  return files.absolute(workdir) / "checkpoints"
 
 
 def step_path(workdir: str, step: int) -> Any:

@@ -19,9 +19,8 @@ import json
 
 import jax
 from absl import flags
-from etils import epath
 
-from unifluid_jax import cli
+from unifluid_jax import cli, files
 from unifluid_jax.aot import compiled, lower, report, table, topology
 from unifluid_jax.config import resolve
 
@@ -59,10 +58,8 @@ def main(_: list[str]) -> int:
     reports[-1]["options"] = options
     say(table.table(reports[-1]) + "\n")
   if _OUT.value:
-    path = epath.Path(_OUT.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(reports, indent=2) + "\n")
-    say(f"wrote {path}")
+    files.write(_OUT.value, json.dumps(reports, indent=2) + "\n")
+    say(f"wrote {_OUT.value}")
   return int(any(r["fits"] is False for r in reports))
 
 

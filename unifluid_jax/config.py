@@ -208,6 +208,7 @@ class LogConfig:
   tensorboard: bool
   profile_start: int
   profile_steps: int  # 0: no profile
+  wandb: str = ""  # project; empty: off
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ It is a process of its own, so that metrics never slow or stop training. All
 of `jax.pmap` sits in `Replicas`; its successor can replace it there.
 """
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,18 +17,26 @@ from etils import epath
 from flax import jax_utils
 from jax.experimental import multihost_utils
 
-from unifluid_jax import api, checkpoint, systems, telemetry
+from unifluid_jax import (
+  api,
+  checkpoint,
+  files,
+  metric_writers,
+  systems,
+  telemetry,
+)
 from unifluid_jax.config import Config
 from unifluid_jax.data import text
 from unifluid_jax.evals import (
   edit_suite,
   report_data,
+  run_results,
   samples,
   text_suite,
   transfers,
   world_suite,
 )
-from unifluid_jax.evals.bench import Bench, Outcome, Subject
+from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 
 METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
   "captions": text_suite.captions,
@@ -41,7 +49,8 @@ METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
   transfers.METRIC: transfers.transfer,
 }
 _SAY_EVERY = 20.0  # seconds
-RESULTS = "metrics_eval.jsonl"
+_CHARTED = 16  # images that TensorBoard and wandb get of a step
+RESULTS = run_results.FILE
 REPORT = "report.html"
 
 
@@ -138,8 +147,10 @@ class Evaluator:
     """Checks the metrics' names and loads what all checkpoints share.
 
     Raises:
-      ValueError: an unknown metric, or a missing tokenizer or VAE.
+      ValueError: an unknown metric, or a missing tokenizer or VAE, or
+        charts that cannot be written here.
     """
+    metric_writers.check(config.log)
     unknown = sorted(set(config.eval.metrics) - set(METRICS))
     if unknown:
       raise ValueError(
@@ -154,22 +165,29 @@ class Evaluator:
     self._model = api.Model(config, self._system, tokenizer, self._replicas)
     self._bench = Bench(config, workdir, say)
 
-  def run(self, step: int) -> list[Exception]:
+  def run(
+    self, step: int, metrics: Sequence[str] | None = None
+  ) -> list[Exception]:
     """Scores one checkpoint; process 0 rewrites the report.
 
     Each metric runs on its own: one that fails is recorded with its error,
     the others finish. Of several processes one that fails ends, and so ends
     all: they could not go on together.
 
+    Args:
+      step: of the checkpoint.
+      metrics: of the configuration's; default all. What others have found
+        of this step stays.
+
     Returns:
       The errors.
+
+    Raises:
+      checkpoint.CheckpointGone: it was deleted, in all processes alike.
     """
-    params = api.read_params(
-      self.config, self._system, self.workdir, step, None
-    )
-    self._replicas.load(params, self._frozen)
-    errors, rows, shown = [], [], []
-    for name in self.config.eval.metrics:
+    self._load(step)
+    errors, rows, shown, values = [], [], [], {}
+    for name in metrics or self.config.eval.metrics:
       begin = time.monotonic()
       self._replicas.label = f"step {step}  {name}"
       try:
@@ -184,30 +202,89 @@ class Evaluator:
         rows.append({"step": step, "metric": name, "error": repr(error)})
         self._say(f"step {step}  {name}: FAILED: {error!r}")
         continue
+      seconds = time.monotonic() - begin
       rows += as_rows(step, outcome)
+      rows.append({"step": step, "metric": name, "seconds": round(seconds, 3)})
       shown += outcome.shown
+      values |= outcome.values
       lines = scores(step, outcome) or f"step {step}  {name}"
-      self._say(f"{lines}  ({time.monotonic() - begin:.0f} s)")
+      self._say(f"{lines}  ({seconds:.0f} s)")
     if jax.process_index() == 0:
-      samples.write(self.workdir, step, shown)
+      samples.write(self.workdir, step, shown, add=metrics is not None)
       record(self.config, self.workdir, rows)
+      chart(self.config, self.workdir, step, values, shown)
     return errors
+
+  def _load(self, step: int) -> None:
+    """Gives the model a checkpoint's weights.
+
+    Raises:
+      checkpoint.CheckpointGone: in all processes, if one finds it gone: the
+        others would wait for its share.
+    """
+    gone = None
+    try:
+      params = api.read_params(
+        self.config, self._system, self.workdir, step, None
+      )
+    except checkpoint.CheckpointGone as error:
+      gone = error
+    if jax.process_count() > 1 and np.any(
+      multihost_utils.process_allgather(np.int32(gone is not None))
+    ):
+      gone = gone or checkpoint.CheckpointGone(
+        f"another process found no checkpoint of step {step}"
+      )
+    if gone is not None:
+      raise gone
+    self._replicas.load(params, self._frozen)
 
 
 def record(
   config: Config, workdir: str, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-  """Appends rows to a workdir's results and rewrites its report.
+  """Adds rows to a workdir's results and rewrites its report.
 
   Args:
     config: of the run.
     workdir: of the run.
     rows: as `as_rows` and `file_results.rows` make them.
   """
-  folder = epath.Path(workdir)
-  with (folder / RESULTS).open("a") as f:
-    f.write("".join(json.dumps(row) + "\n" for row in rows))
-  report_data.write(folder / REPORT, config, workdir)
+  run_results.append(workdir, rows)
+  report_data.write(files.path(workdir) / REPORT, config, workdir)
+
+
+def refresh(config: Config, workdir: str) -> bool:
+  """Rewrites a report that is missing or does not show all results.
+
+  Returns:
+    Whether there was anything to do.
+  """
+  path = files.path(workdir) / REPORT
+  if not run_results.exist(workdir) or report_data.is_current(path, workdir):
+    return False
+  report_data.write(path, config, workdir)
+  return True
+
+
+def chart(
+  config: Config,
+  workdir: str,
+  step: int,
+  values: Mapping[str, float],
+  shown: Sequence[Shown],
+) -> None:
+  """Passes a step's scores and some of its images to TensorBoard and wandb."""
+  drawn = [s for s in shown if s.kind in ("generated", "edit")]
+  images = {
+    f"{s.kind}/{s.prompt}" + f" #{s.seed}" * (s.seed is not None): s.image
+    for s in drawn[:_CHARTED]
+  }
+  sinks = metric_writers.sinks(workdir, config.log, "eval", config.name, None)
+  with contextlib.ExitStack() as exits:
+    for sink in sinks:
+      exits.callback(sink.close)
+      sink.write(step, values, images)
 
 
 def as_rows(step: int, outcome: Outcome) -> list[dict[str, Any]]:
@@ -234,24 +311,13 @@ def scores(step: int, outcome: Outcome) -> str:
   return "\n".join(lines)
 
 
-def evaluated(workdir: str) -> set[int]:
-  """Steps that this job has scored without errors.
-
-  A published metric of files, which names itself in "by", is another job.
-  """
-  path = epath.Path(workdir) / RESULTS
-  if not path.exists():
-    return set()
-  rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-  rows = [r for r in rows if "by" not in r]
-  failed = {r["step"] for r in rows if "error" in r}
-  return {r["step"] for r in rows} - failed
-
-
 def watch(
   evaluator: Evaluator, once: bool, only: int | None
 ) -> list[Exception]:
   """Scores checkpoints as they appear, until the run's last one.
+
+  Metrics that had failed when this call begins are tried once more. A
+  checkpoint that its run deletes meanwhile is skipped.
 
   Args:
     evaluator: of the workdir.
@@ -272,13 +338,20 @@ def watch(
         f"{checkpoint.steps(workdir)}"
       )
     return evaluator.run(only)
+  if jax.process_index() == 0 and refresh(config, workdir):
+    logging.warning("%s/%s was missing or old: rewritten", workdir, REPORT)
   if once:
     checkpoint.latest_step(workdir)
-  errors, done = [], evaluated(workdir)
+  left = run_results.to_run(run_results.read(workdir), config.eval.metrics)
+  errors = []
+  done = {step for step, metrics in left.items() if not metrics}
   while True:
     step = _next(workdir, done)
     if step is not None:
-      errors += evaluator.run(step)
+      try:
+        errors += evaluator.run(step, left.get(step))
+      except checkpoint.CheckpointGone as error:
+        logging.warning("step %d is skipped: %s", step, error)
       done.add(step)
     elif once or (done and max(done) >= config.steps):
       return errors

@@ -24,7 +24,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from unifluid_jax import checkpoint, cli, interrupt
+from unifluid_jax import checkpoint, cli, files, interrupt
 from unifluid_jax.evals import paper_tables, weight_figure
 from unifluid_jax.evals.paper_tables import Arm, Table
 
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
   below = [*paper_tables.basis(runs, steps), *sorted(notes)]
   below += [] if coco else [paper_tables.WORLD_NOTE]
   text = paper_tables.render(table, results, below)
-  (root / f"{name}.md").write_text(text)
+  files.write(root / f"{name}.md", text)
   say(f"{text}{root / name}.md")
   if name == "table3":
     swept = [(a, r) for a, r in zip(table.arms, results, strict=True)
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
     weights = [float(a.argument.removeprefix("lambda=")) for a, _ in swept]
     figure = weight_figure.render(weights, [r for _, r in swept])
     if figure:
-      (root / "figure3.svg").write_text(figure)
+      files.write(root / "figure3.svg", figure)
     say(f"{root}/figure3.svg" if figure else "no figure yet: score two runs")
 
 

@@ -5,17 +5,69 @@ whoever reads it, at any moment, finds the old content or the new one, whole.
 """
 
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from etils import epath
+from fsspec import config as fsspec_config
+
+# gcsfs would list a folder once and never again: an evaluation job would wait
+# for ever for the next checkpoint, and a lock would see no other.
+fsspec_config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
-  """A path on this machine or, as gs://bucket/..., on an object store."""
+  """A path on this machine or, as gs://bucket/..., on an object store.
+
+  Raises:
+    ValueError: an object store without the package that reaches it.
+  """
+  if os.fspath(name).startswith("gs://") and not _reaches_gcs():
+    raise ValueError(
+      f"{os.fspath(name)}: gs:// needs the package gcsfs: pip install gcsfs"
+    )
   return epath.Path(name)
+
+
+@functools.cache
+def _reaches_gcs() -> bool:
+  # epath prefers TensorFlow's file system where TensorFlow is installed.
+  return any(map(importlib.util.find_spec, ("gcsfs", "tensorflow")))
+
+
+def absolute(name: str | os.PathLike[str]) -> epath.Path:
+  """The path from any working directory.
+
+  epath's own `resolve` would make a local path of one on an object store.
+  """
+  there = path(name)
+  return there if is_remote(there) else there.resolve()
+
+
+def local(name: str | os.PathLike[str], what: str, key: str) -> str:
+  """The path, for readers that know no object stores.
+
+  Args:
+    name: the path.
+    what: lies there, as the error calls it.
+    key: of the configuration, or a flag: where it is set.
+
+  Raises:
+    ValueError: the path is on an object store; says how to go on.
+  """
+  if is_remote(name):
+    raise ValueError(
+      f"{os.fspath(name)}: {what} must lie on a local disk: copy it there "
+      f"(gcloud storage cp -r) and change {key}"
+    )
+  return os.fspath(name)
 
 
 def is_remote(name: str | os.PathLike[str]) -> bool:
@@ -54,6 +106,43 @@ def replaced(name: str | os.PathLike[str]) -> Iterator[str]:
     partial.replace(target)
   finally:
     partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def local_folder(name: str | os.PathLike[str]) -> Iterator[str]:
+  """A local folder for libraries that write where they like.
+
+  It is the folder itself or, for one on an object store, a temporary one that
+  is copied there when the block ends, whatever ends it.
+  """
+  if not is_remote(name):
+    yield os.fspath(name)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      yield folder
+    finally:
+      upload(folder, name)
+
+
+def upload(folder: str, target: str | os.PathLike[str], last: str = "") -> None:
+  """Copies all files of a local folder to one on an object store.
+
+  Args:
+    folder: the local one.
+    target: the other.
+    last: files of this name say that all beside and below them is there:
+      they are copied last, the outermost in the end.
+  """
+
+  def order(file: Path):
+    return (1, -len(file.parts), file) if file.name == last else (0, 0, file)
+
+  for file in sorted(Path(folder).rglob("*"), key=order):
+    if file.is_file():
+      destination = path(target) / file.relative_to(folder).as_posix()
+      with file.open("rb") as source, destination.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 24)
 
 
 def digest(data: bytes) -> str:

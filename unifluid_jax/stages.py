@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from unifluid_jax import config_files, eval_loop, interrupt, telemetry
-from unifluid_jax.evals import report_data
+from unifluid_jax import config_files, eval_loop, interrupt
+from unifluid_jax.evals import report_data, run_results
 
 # Seconds on two CPU cores, the first guess of the time that is left: start
 # and compilation of a stage, and each step of it.
@@ -220,9 +220,7 @@ def verdict(
 
 def summary(config: str, workdir: str) -> list[str]:
   """The verdict, where the report lies, and what can be done next."""
-  found = report_data.by_metric(
-    telemetry.read_metrics(f"{workdir}/{eval_loop.RESULTS}")
-  )
+  found = report_data.by_metric(run_results.read(workdir))
   last = max((step for each in found.values() for step in each), default=0)
   scores = {
     name: each[last]["value"] for name, each in found.items() if last in each

@@ -1,20 +1,16 @@
-"""Numbers a run leaves behind: metrics files, progress lines, profiles.
+"""Numbers about a run: what it logged, progress lines, speed, sizes."""
 
-clu's metric writers import TensorFlow; event files are therefore written by
-tensorboardX, and clu serves where it stands alone (parameter tables).
-"""
-
-import json
+import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import logging
 from clu import parameter_overview
+
+from unifluid_jax import jsonl
 
 # Peak dense bf16 FLOP/s of one device (jax.Device.device_kind); published.
 PEAK_FLOPS = {
@@ -31,46 +27,55 @@ PEAK_FLOPS = {
 }
 
 
-class MetricsWriter:
-  """Appends rows to `metrics.jsonl` and, if wanted, TensorBoard events."""
+def read_metrics(path: str | os.PathLike) -> list[jsonl.Row]:
+  """Rows of a run's metrics.jsonl, each step once, in order.
 
-  def __init__(self, workdir: str, *, tensorboard: bool, name: str = "metrics"):
-    """Opens both files for appending; only process 0 should own one."""
-    os.makedirs(workdir, exist_ok=True)
-    self._file = open(Path(workdir) / f"{name}.jsonl", "a")
-    self._events = None
-    if tensorboard:
-      from tensorboardX import SummaryWriter
-
-      self._events = SummaryWriter(str(Path(workdir) / "events" / name))
-
-  def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """One row; each number is a plain float."""
-    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-    self._file.flush()
-    if self._events is not None:
-      for key, value in metrics.items():
-        self._events.add_scalar(key, value, step)
-      self._events.flush()
-
-  def close(self) -> None:
-    """Flushes and closes the files."""
-    self._file.close()
-    if self._events is not None:
-      self._events.close()
+  A run that was killed has logged steps that it takes again when it resumes:
+  a row supersedes all earlier rows from its step on.
+  """
+  kept: list[jsonl.Row] = []
+  for row in jsonl.read(path):
+    while kept and kept[-1]["step"] >= row["step"]:
+      kept.pop()
+    kept.append(row)
+  return kept
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """Rows of a metrics file; a torn last line of a killed run is dropped."""
-  path = Path(path)
-  rows = []
-  if path.exists():
-    for line in path.read_text().splitlines():
-      try:
-        rows.append(json.loads(line))
-      except json.JSONDecodeError:
-        logging.warning("%s: dropped a torn line", path)
-  return rows
+class Goodput:
+  """The share of wall time that a run has spent in steps that count.
+
+  Wall time runs from the first start of the run and includes whatever is not
+  a step: starting, compiling, saving, downtime between restarts. Steps that
+  were lost, as they were not saved before a kill, do not count, nor does the
+  first step of each start, which compiles. A step's time includes waiting for
+  its data. The counters lie in the rows of metrics.jsonl.
+  """
+
+  def __init__(self, rows: Sequence[Mapping[str, Any]], step: int, now: float):
+    """Goes on where the rows end.
+
+    Args:
+      rows: of `read_metrics`.
+      step: that the run starts from.
+      now: Unix time in seconds at which this process began to work.
+    """
+    kept = [r for r in rows if "run_began" in r]
+    before = [r for r in kept if r["step"] <= step]
+    self._began = kept[0]["run_began"] if kept else now
+    self._seconds = before[-1]["step_seconds"] if before else 0.0
+    self._first = True
+
+  def add(self, seconds: float, now: float) -> tuple[float, dict[str, float]]:
+    """Counts the time of a window of steps.
+
+    Returns:
+      Goodput in [0, 1], and the counters to keep in the window's row.
+    """
+    if not self._first:
+      self._seconds += seconds
+    self._first = False
+    counters = {"run_began": self._began, "step_seconds": self._seconds}
+    return self._seconds / max(now - self._began, 1e-9), counters
 
 
 class Progress:
@@ -81,6 +86,16 @@ class Progress:
     self._label, self._total = label, total
     self._last = (start, time.monotonic())
     self._begin: tuple[int, float] | None = None
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """What happens in the block counts for no step's time."""
+    begin = time.monotonic()
+    try:
+      yield
+    finally:
+      step, last = self._last
+      self._last = (step, last + time.monotonic() - begin)
 
   def line(self, step: int, text: str = "") -> tuple[str, float]:
     """A progress line and the seconds a step since the last one took."""
@@ -102,6 +117,19 @@ class Progress:
       f"{speed:.2f}/s  ETA {left}"
     )
     return line, seconds
+
+
+def speeds(metrics: Mapping[str, float]) -> str:
+  """Tokens per second, MFU and goodput of a row, as far as it has them."""
+  shown = []
+  if "tokens_per_second" in metrics:
+    shown.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
+  shown += [
+    f"{name} {100 * metrics[key]:.0f} %"
+    for key, name in {"mfu": "MFU", "goodput": "goodput"}.items()
+    if key in metrics
+  ]
+  return "  ".join(shown)
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ It knows a system only by `types.Trainable`: init, loss, load_frozen.
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ import optax
 
 from unifluid_jax import (
   checkpoint,
+  files,
   lock,
+  metric_writers,
   optim,
   parallel,
   stopping,
@@ -226,7 +229,8 @@ def run(
     lock.WorkdirLockedError: another process trains in this workdir.
     checkpoint.CheckpointError: no checkpoint of this workdir can be used.
   """
-  config = job.config
+  config, began = job.config, time.time()
+  metric_writers.check(config.log)
   with contextlib.ExitStack() as exits:
     exits.enter_context(jax.set_mesh(job.mesh))
     stop = exits.enter_context(stopping.Stop())
@@ -248,7 +252,7 @@ def run(
     keep(frozen)
     saved = checkpoint.Checkpoints(workdir, config.checkpoint)
     exits.callback(saved.close)
-    log = _Log(job, workdir, start, saved, say)
+    log = _Log(job, workdir, start, saved, say, meta, began)
     exits.callback(log.close)
     for step in range(start + 1, config.steps + 1):
       log.profile(step - start)
@@ -261,9 +265,10 @@ def run(
       if save or step % config.log.every == 0 or step == start + 1:
         log.flush(step)
       if save:
-        log.check(step, state)
-        workdirs.on_first(held)
-        saved.save(step, state, dict(meta, step=step))
+        with log.saving():
+          log.check(step, state)
+          workdirs.on_first(held)
+          saved.save(step, state, dict(meta, step=step))
       if last and step < config.steps:
         saved.wait()
         say(f"told to stop: saved step {step}; the same command resumes")
@@ -299,7 +304,7 @@ def startup_rows(job: Job, rung: str) -> list[tuple[str, Any]]:
 class _Log:
   """Collects metrics on the device; fetches, checks and prints windows."""
 
-  def __init__(self, job, workdir, start, saved, say):
+  def __init__(self, job, workdir, start, saved, say, meta, began):
     self._job, self._say, self._saved = job, say, saved
     self._workdir = workdir
     self._last, self._pending = start, []
@@ -308,10 +313,14 @@ class _Log:
     self._factor = optim.learning_rate(job.config.optim, job.config.steps)
     self._writer = None
     if jax.process_index() == 0:
-      self._writer = telemetry.MetricsWriter(
-        workdir, tensorboard=job.config.log.tensorboard
+      c, tree = job.config, meta.get("config")
+      sinks = metric_writers.sinks(
+        workdir, c.log, "metrics", c.name, tree, start
       )
-    self._profiling = False
+      self._writer = metric_writers.MetricsWriter(workdir, sinks)
+      rows = telemetry.read_metrics(f"{workdir}/metrics.jsonl")
+      self._goodput = telemetry.Goodput(rows, start, began)
+    self._profile = contextlib.ExitStack()
 
   def add(self, metrics: Metrics) -> None:
     self._pending.append(metrics)
@@ -332,13 +341,22 @@ class _Log:
     shown = [k for k in sorted(mean) if k.startswith(("loss", "text_acc"))]
     text = " ".join(f"{k} {mean[k]:.4f}" for k in shown)
     line, seconds = self._progress.line(step, text)
-    self._last = step
+    window, self._last = (step - self._last) * seconds, step
     mean["lr"] = float(self._job.config.optim.lr * self._factor(step - 1))
     mean["seconds_per_step"] = seconds
     mean |= speed(self._job, seconds)
     if self._writer is not None:
-      self._writer.write(step, mean)
-    self._say(line)
+      mean["goodput"], counters = self._goodput.add(window, time.time())
+      self._writer.write(step, mean, counters)
+    self._say(f"{line}  {telemetry.speeds(mean)}")
+
+  @contextlib.contextmanager
+  def saving(self) -> Iterator[None]:
+    """Rows are there before the state; the block is no step's time."""
+    with self._progress.paused():
+      if self._writer is not None:
+        self._writer.flush()
+      yield
 
   def check(self, step: int, state: TrainState) -> None:
     """Raises where a state must not be saved."""
@@ -362,20 +380,17 @@ class _Log:
     if not log.profile_steps:
       return
     if count == log.profile_start:
-      jax.profiler.start_trace(f"{self._workdir}/profile")
-      self._profiling = True
-    elif self._profiling and count == log.profile_start + log.profile_steps:
-      self._end_profile()
-
-  def _end_profile(self) -> None:
-    jax.profiler.stop_trace()
-    self._profiling = False
+      folder = self._profile.enter_context(
+        files.local_folder(f"{self._workdir}/profile")
+      )
+      self._profile.enter_context(jax.profiler.trace(folder))
+    elif count == log.profile_start + log.profile_steps:
+      self._profile.close()
 
   def close(self) -> None:
-    if self._profiling:
-      self._end_profile()
-    if self._writer is not None:
-      self._writer.close()
+    with self._profile:
+      if self._writer is not None:
+        self._writer.close()
 
 
 def speed(job: Job, seconds: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from unifluid_jax import files
 from unifluid_jax.data import shapes, shapes_text
 
 VERSION = "1.1.0"  # minor: fields were added, scenes are the same
@@ -59,7 +60,8 @@ def build(
       f"sizes={dict(sizes)}: give at least 1 record to some of the splits "
       f"{', '.join(shapes.SPLITS)}"
     )
-  target = pathlib.Path(directory)
+  key = "config.data.root"
+  target = pathlib.Path(files.local(directory, "a data set", key))
   recipe = _recipe(world, sizes, seed)
   if _is_built(target, recipe):
     return target

@@ -172,6 +172,7 @@ class _TfdsReader:
   bad: tuple[str, ...] = ()
 
   def __init__(self, path: str, split: str):
+    path = files.local(path, "ArrayRecord files", "config.data.root")
     folder = _version_dir(path)
     try:
       builder = tfds.builder_from_directory(folder)
@@ -292,6 +293,7 @@ def write_moments(
     ValueError: arrays of unequal shape or beyond float16.
   """
   shape, count = None, 0
+  path = files.local(path, "cached moments", "config.data.root")
   with files.replaced(path) as partial:
     writer = ArrayRecordWriter(partial, "group_size:1")
     try:
@@ -322,6 +324,7 @@ class MomentsReader:
     Raises:
       ValueError: another kind of file, or one without any moments.
     """
+    path = files.local(path, "cached moments", "config.data.root")
     try:
       self._data = ArrayRecordDataSource([path])
       shapes = (self._shape(self._data[i]) for i in range(len(self)))

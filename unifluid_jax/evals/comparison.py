@@ -15,7 +15,7 @@ from etils import epath
 
 from unifluid_jax import checkpoint, freeze, telemetry
 from unifluid_jax.config import SamplingConfig
-from unifluid_jax.evals import comparison_page, report_data
+from unifluid_jax.evals import comparison_page, report_data, run_results
 from unifluid_jax.evals.report_data import Found, Row
 from unifluid_jax.evals.report_types import (
   Chart,
@@ -67,13 +67,13 @@ def read(workdir: str, step: int | None) -> Run:
   Raises:
     FileNotFoundError, ValueError: as `write`.
   """
-  path = epath.Path(workdir) / "metrics_eval.jsonl"
-  if not path.exists():
+  path = f"{workdir}/{run_results.FILE}"
+  if not run_results.exist(workdir):
     raise FileNotFoundError(
       f"no {path}: evaluate this run first (python -m unifluid_jax.evaluate "
       f"--config=CONFIG --workdir={workdir} --once)"
     )
-  found = report_data.by_metric(telemetry.read_metrics(path))
+  found = report_data.by_metric(run_results.read(workdir))
   steps = sorted({s for each in found.values() for s in each})
   if not steps:
     raise ValueError(f"{path} has no results: every metric failed")

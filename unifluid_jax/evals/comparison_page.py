@@ -5,6 +5,7 @@ from html import escape
 
 from etils import epath
 
+from unifluid_jax import files
 from unifluid_jax.evals import report_charts as charts
 from unifluid_jax.evals import report_html as html
 from unifluid_jax.evals import report_images as images
@@ -13,10 +14,7 @@ from unifluid_jax.evals.report_types import Chart, Comparison, PairRow
 
 def write(path: str | epath.PathLike, data: Comparison) -> None:
   """Writes the page to one file, parent folders included."""
-  text = render(data)
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
+  files.write(path, render(data))
 
 
 def render(data: Comparison) -> str:

@@ -5,12 +5,15 @@ Which network gives the features decides what a distance means; any
 merge of partial moments. All statistics are float64 on the host.
 """
 
+import io
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float
+
+from unifluid_jax import files
 
 
 @runtime_checkable
@@ -171,8 +174,9 @@ def distance(real: Statistics, generated: Statistics) -> Distance:
 
 def save(path: str | epath.PathLike, s: Statistics) -> None:
   """Writes statistics to an .npz, so that a reference set is read once."""
-  with epath.Path(path).open("wb") as f:
-    np.savez(f, count=s.count, mean=s.mean, scatter=s.scatter)
+  data = io.BytesIO()
+  np.savez(data, count=s.count, mean=s.mean, scatter=s.scatter)
+  files.write(path, data.getvalue())
 
 
 def load(path: str | epath.PathLike) -> Statistics:

@@ -121,6 +121,7 @@ def begin(path: str, made_by: Mapping[str, Any]) -> Detections:
   Raises:
     ValueError: something else made it; names both.
   """
+  path = files.local(path, "detections, which grow,", "--detections")
   found = Detections(made_by, {})
   if epath.Path(path).exists():
     found = read(path)

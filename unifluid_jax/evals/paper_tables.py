@@ -12,6 +12,7 @@ from typing import NamedTuple
 from etils import epath
 
 from unifluid_jax import checkpoint
+from unifluid_jax.evals import run_results
 from unifluid_jax.evals.drawn_images import changed, home
 
 # Column of a table → metric of the embedded world that stands for it.
@@ -224,10 +225,7 @@ def _basis(workdir: str, step: int) -> str:
 
 def _rows(workdir: str, step: int) -> dict[str, dict]:
   """The evaluation job's last row with a value of each metric."""
-  path = epath.Path(workdir) / "metrics_eval.jsonl"
-  if not path.exists():
-    return {}
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  rows = run_results.read(workdir)
   return {r["metric"]: r for r in rows if r["step"] == step and "value" in r}
 
 

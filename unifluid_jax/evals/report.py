@@ -8,6 +8,7 @@ from html import escape
 
 from etils import epath
 
+from unifluid_jax import files
 from unifluid_jax.evals import report_charts as charts
 from unifluid_jax.evals import report_html as html
 from unifluid_jax.evals import report_images as images
@@ -55,10 +56,7 @@ def write_report(path: str | epath.PathLike, data: ReportData) -> None:
     ValueError: a row without one value per column, or an image that is not
       u8[H, W, 3]; the message names it.
   """
-  text = render_report(data)
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
+  files.write(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:
@@ -80,12 +78,18 @@ def render_report(data: ReportData) -> str:
     "Questions": images.answers(data.answers),
     "Editing": images.edits(data.edits),
   }
-  return html.page(
+  page = html.page(
     f"{data.name} · step {data.step:,}",
     _header(data),
     sections,
     f"unifluid_jax · {data.name} · step {data.step:,} · {data.date}",
   )
+  return page + mark(data.digest)
+
+
+def mark(digest: str) -> str:
+  """The page's last words: which results it shows."""
+  return f"<!-- results {digest} -->\n"
 
 
 # --- parts of the page --------------------------------------------------------

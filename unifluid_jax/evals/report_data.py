@@ -4,15 +4,16 @@
 """
 
 import datetime
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from unifluid_jax import telemetry
+from unifluid_jax import files, telemetry
 from unifluid_jax.config import Config
 from unifluid_jax.evals import geneval as geneval_rules
-from unifluid_jax.evals import report, samples
+from unifluid_jax.evals import report, run_results, samples
 from unifluid_jax.evals.bench import Shown
 
 HEADLINES = {
@@ -53,7 +54,7 @@ def write(path: epath.Path, config: Config, workdir: str) -> None:
     workdir: holds metrics.jsonl, metrics_eval.jsonl and samples/.
   """
   train = telemetry.read_metrics(f"{workdir}/metrics.jsonl")
-  rows = telemetry.read_metrics(f"{workdir}/metrics_eval.jsonl")
+  rows = run_results.read(workdir)
   found = by_metric(rows)
   steps = tuple(sorted({step for each in found.values() for step in each}))
   step = max((r["step"] for r in rows), default=0)
@@ -109,8 +110,19 @@ def write(path: epath.Path, config: Config, workdir: str) -> None:
         if s.kind == "edit"
       ),
       notes=_notes(rows, found, step, kept[-1] if kept else step),
+      digest=_digest(rows),
     ),
   )
+
+
+def is_current(path: epath.Path, workdir: str) -> bool:
+  """Whether the page is there and shows all results of the workdir."""
+  end = report.mark(_digest(run_results.read(workdir)))
+  return path.exists() and path.read_text().endswith(end)
+
+
+def _digest(rows: Sequence[Row]) -> str:
+  return files.digest(json.dumps(rows).encode())
 
 
 def by_metric(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
@@ -270,9 +282,8 @@ def _notes(
       + "; ".join(sorted(ways))
     )
   notes += [
-    f"{row['metric']} failed at step {step}: {row['error']}"
-    for row in rows
-    if "error" in row and row["step"] == step
+    f"{metric} failed at step {step}: {error}"
+    for metric, error in run_results.failures(rows).get(step, {}).items()
   ]
   if shown_step != step:
     notes.append(f"the newest samples are of step {shown_step}")

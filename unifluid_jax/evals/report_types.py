@@ -125,6 +125,7 @@ class ReportData:
   answers: tuple[Answer, ...] = ()
   edits: tuple[EditSample, ...] = ()
   notes: tuple[str, ...] = ()  # caveats: tokenizer, rank-deficient distances
+  digest: str = ""  # of the results that the page shows
 
 
 @dataclasses.dataclass(frozen=True)

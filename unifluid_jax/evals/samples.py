@@ -50,13 +50,16 @@ def draw(subject: Subject, bench: Bench) -> Outcome:
   return Outcome({}, {}, {}, shown)
 
 
-def write(workdir: str, step: int, shown: Sequence[Shown]) -> None:
+def write(
+  workdir: str, step: int, shown: Sequence[Shown], *, add: bool = False
+) -> None:
   """Keeps the examples of a step, in place of what is there of it.
 
   Args:
     workdir: of the run.
     step: of the checkpoint.
     shown: examples; their images may be of different sizes.
+    add: keep what is there too.
 
   Raises:
     ValueError: an image is not u8[H, W, 3].
@@ -70,7 +73,8 @@ def write(workdir: str, step: int, shown: Sequence[Shown]) -> None:
         row[key] = code.decode("ascii")
     lines.append(json.dumps(row) + "\n")
   path = epath.Path(workdir) / FOLDER / f"{step}.jsonl"
-  files.write(path, "".join(lines))
+  before = path.read_text() if add and path.exists() else ""
+  files.write(path, before + "".join(lines))
 
 
 def read(workdir: str, step: int) -> list[Shown]:
@@ -93,8 +97,8 @@ def read(workdir: str, step: int) -> list[Shown]:
 
 def steps(workdir: str) -> list[int]:
   """Steps whose examples are kept, ascending."""
-  files = (epath.Path(workdir) / FOLDER).glob("*.jsonl")
-  return sorted(int(f.stem) for f in files if f.stem.isdigit())
+  found = (epath.Path(workdir) / FOLDER).glob("*.jsonl")
+  return sorted(int(f.stem) for f in found if f.stem.isdigit())
 
 
 def encoded(image: Any) -> bytes:

@@ -8,6 +8,7 @@ data set, with one seed, and keep the file.
 
 import dataclasses
 import functools
+import io
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
+
+from unifluid_jax import files
 
 _EVAL_BATCH = 256
 
@@ -92,14 +95,15 @@ class SceneClassifier:
       for f in dataclasses.fields(_Net)
       if f.name not in ("parent", "name")
     }
-    with epath.Path(path).open("wb") as f:
-      np.savez(
-        f,
-        **{f"params/{k}": np.asarray(v) for k, v in flat.items()},
-        **{f"net/{k}": np.asarray(v) for k, v in net.items()},
-        mean=np.asarray(self.mean),
-        std=np.asarray(self.std),
-      )
+    data = io.BytesIO()
+    np.savez(
+      data,
+      **{f"params/{k}": np.asarray(v) for k, v in flat.items()},
+      **{f"net/{k}": np.asarray(v) for k, v in net.items()},
+      mean=np.asarray(self.mean),
+      std=np.asarray(self.std),
+    )
+    files.write(path, data.getvalue())
 
 
 def load_classifier(path: str | epath.PathLike) -> SceneClassifier:

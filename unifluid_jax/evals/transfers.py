@@ -5,6 +5,7 @@ splits, decoding and metrics are PaliGemma's (`data/tasks.py`).
 """
 
 import math
+import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,10 @@ from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.task_files import Example
 from unifluid_jax.data.task_source import TaskSource
 from unifluid_jax.evals import answers as answer_metrics
-from unifluid_jax.evals import ptb
+from unifluid_jax.evals import ptb, run_results
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 
 METRIC = "transfer"
-_RESULTS = "metrics_eval.jsonl"
 _CHUNK = 512  # images in memory at once
 _SHOWN = 8
 _GROUPS = {"caption": "Cap Avg", "qa": "QA Avg"}
@@ -225,11 +225,12 @@ def workdirs_below(root: str) -> list[str]:
   Raises:
     FileNotFoundError: none does.
   """
-  files = epath.Path(root).glob(f"*/{_RESULTS}")
-  found = sorted(str(file.parent) for file in files)
+  folders = sorted(map(os.fspath, epath.Path(root).glob("*")))
+  found = [folder for folder in folders if run_results.exist(folder)]
   if not found:
     raise FileNotFoundError(
-      f"no folder of {root} holds {_RESULTS}: evaluate the transfer runs first"
+      f"no folder of {root} holds {run_results.FILE}: evaluate the transfer "
+      "runs first"
     )
   return found
 
@@ -243,10 +244,11 @@ def collect(workdirs: Iterable[str]) -> dict[str, Result]:
   """
   found: dict[str, Result] = {}
   for workdir in workdirs:
-    path = epath.Path(workdir) / _RESULTS
-    if not path.exists():
-      raise FileNotFoundError(f"no {path}: evaluate this workdir first")
-    for line in telemetry.read_metrics(path):
+    if not run_results.exist(workdir):
+      raise FileNotFoundError(
+        f"no {workdir}/{run_results.FILE}: evaluate this workdir first"
+      )
+    for line in run_results.read(workdir):
       group, _, name = line["metric"].partition("/")
       if group != METRIC or "/" in name or "value" not in line:
         continue

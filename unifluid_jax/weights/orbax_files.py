@@ -21,7 +21,9 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from absl import logging
 
+from unifluid_jax.files import is_remote
 from unifluid_jax.weights.rows import (
+  COMPLETE,
   Source,
   WeightsError,
   all_or_nothing,
@@ -173,6 +175,8 @@ def write(
     _write_tree(temporary / "checkpoints", {"params": nested(leaves)}, meta)
     for name, content in files.items():
       (temporary / name).write_text(json.dumps(content))
+    if is_remote(directory):
+      (temporary / "checkpoints" / "0" / COMPLETE).write_text("")
 
 
 def _write_tree(directory, tree, meta):

@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from unifluid_jax import files
+
+# Orbax writes it into a step on an object store when all else is there.
+COMPLETE = "commit_success.txt"
 _LONGEST = 2000  # characters of an error message
 
 
@@ -185,7 +189,8 @@ def check_absent(directory: str) -> None:
   """
   if not directory:
     raise WeightsError("--to is empty: name a directory to write")
-  if os.path.lexists(directory):
+  remote = files.is_remote(directory)
+  if files.path(directory).exists() if remote else os.path.lexists(directory):
     raise WeightsError(
       f"{directory} exists: choose another --to, or remove it first"
     )
@@ -195,10 +200,18 @@ def check_absent(directory: str) -> None:
 def all_or_nothing(directory: str) -> Iterator[Path]:
   """A temporary directory that becomes `directory` when nothing goes wrong.
 
+  On an object store, where directories cannot be renamed, it is copied there
+  in the end, marks of completeness last; so it needs room on the local disk.
+
   Raises:
     WeightsError: `directory` exists, or its parent cannot be written.
   """
   check_absent(directory)
+  if files.is_remote(directory):
+    with tempfile.TemporaryDirectory() as folder:
+      yield Path(folder)
+      files.upload(folder, directory, last=COMPLETE)
+    return
   target = Path(directory).absolute()
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
