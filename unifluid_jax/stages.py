@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from unifluid_jax import config_files, eval_loop, interrupt
+from unifluid_jax import config_files, eval_loop, interrupt, telemetry
 from unifluid_jax.evals import report_data, run_results
 
 # Seconds on two CPU cores, the first guess of the time that is left: start
