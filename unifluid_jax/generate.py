@@ -12,7 +12,7 @@ Without question or edit, an image is captioned. --prompts=FILE takes one
 prompt a line; --out is then a directory.
 """
 
-from absl import flags
+from absl import flags, logging
 from etils import epath
 
 from unifluid_jax import api, cli
@@ -48,6 +48,11 @@ def main(_: list[str]) -> None:
     raise ValueError("--edit and --question need --image")
   model = api.load(_WORKDIR.value, step=_STEP.value, vae_path=_VAE.value)
   say, options = cli.speaker(), _options()
+  for words in (*prompts, _QUESTION.value or "", _EDIT.value or ""):
+    if unknown := model.unknown_words(words):
+      logging.warning(
+        "the model has never seen %s of %r", ", ".join(unknown), words
+      )
   if _IMAGE.value and _EDIT.value:
     model.edit(_IMAGE.value, _EDIT.value, _SEED.value, **options).save(
       _OUT.value

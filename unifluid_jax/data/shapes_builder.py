@@ -18,13 +18,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from unifluid_jax.data import shapes, shapes_text
+from unifluid_jax.data import shapes, shapes_text, wordings
 
-VERSION = "1.1.0"  # minor: fields were added, scenes are the same
+VERSION = "2.0.0"  # minor: fields were added, the others are the same
 SIZES = {"train": 16_000, "validation": 1024, "held_out": 512}
 
 _RECIPE = "recipe.json"
 _PROMPTS = 4
+_DESCRIPTION_SHARE = 0.5  # of training scenes that ask what there is to see
 _CHUNK = 1024
 _SHARD = 1 << 20
 
@@ -102,6 +103,9 @@ def record(
 ) -> dict[str, Any]:
   """One example, as the features describe it.
 
+  Prompts, questions and instructions of the training split are reworded at
+  random; the other splits have the plain forms that figures speak of.
+
   Args:
     world: what the scene may hold.
     split: "train", "validation" or "held_out".
@@ -117,14 +121,25 @@ def record(
   scene = shapes.sample_scene(world, rng, split)
   edit = shapes_text.edit(world, scene, rng)
   questions = shapes_text.questions(world, scene, rng, split)
+  prompts = [shapes_text.prompt(scene, rng) for _ in range(_PROMPTS)]
+  asked, instruction = [q.question for q in questions], edit.instruction
+  if split == "train":
+    if rng.random() < _DESCRIPTION_SHARE:
+      questions.append(shapes_text.description(scene))
+    asked = [wordings.reworded(q.form, q.slots, rng) for q in questions]
+    prompts = [wordings.prompt(p, rng) for p in prompts]
+    instruction = wordings.reworded(edit.form, edit.slots, rng)
   return {
     "id": f"{split}-{index:06d}",
     "image": _png(shapes.draw(world, scene)),
-    "prompts": [shapes_text.prompt(scene, rng) for _ in range(_PROMPTS)],
+    "prompts": prompts,
     "captions": [shapes_text.caption(scene)],
-    "questions": [q._asdict() for q in questions],
+    "questions": [
+      {"question": text, "answer": q.answer, "kind": q.kind}
+      for text, q in zip(asked, questions, strict=True)
+    ],
     "edit": {
-      "instruction": edit.instruction,
+      "instruction": instruction,
       "target": _png(shapes.draw(world, edit.target)),
       "scene": shapes.scene_to_json(edit.target),
     },
