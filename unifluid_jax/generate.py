@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
   for words in (*prompts, _QUESTION.value or "", _EDIT.value or ""):
     if unknown := model.unknown_words(words):
       logging.warning(
-        "the model has never seen %s of %r", ", ".join(unknown), words
+        "the model has never seen %s: %r", ", ".join(map(repr, unknown)), words
       )
   if _IMAGE.value and _EDIT.value:
     model.edit(_IMAGE.value, _EDIT.value, _SEED.value, **options).save(

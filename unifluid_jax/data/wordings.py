@@ -75,7 +75,7 @@ QUESTIONS: Mapping[str, Form] = {
        the {shape} is what colour
        what colour is the {shape} in the picture""",
     """tell me what colour the {shape} is
-       which colour has the {shape}
+       in which colour is the {shape}
        in the image what is the colour of the {shape}""",
   ),
   "colours": _form(
@@ -88,7 +88,7 @@ QUESTIONS: Mapping[str, Form] = {
        the {shapes} are what colour
        what colour are the {shapes} in the picture""",
     """tell me what colour the {shapes} are
-       which colour have the {shapes}
+       in which colour are the {shapes}
        in the image what is the colour of the {shapes}""",
   ),
   "relation": _form(

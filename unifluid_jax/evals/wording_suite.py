@@ -64,15 +64,21 @@ def paraphrases(subject: Subject, bench: Bench) -> Outcome:
 def _questions(
   world: shapes.World, scenes: Sequence[shapes.Scene], caption_prefix: str
 ) -> list[_Asked]:
-  """One question a scene, kinds in turn, in its eleven wordings."""
+  """One question a scene, kinds in turn, in its eleven wordings.
+
+  Args:
+    world: of the scenes.
+    scenes: of the evaluation split.
+    caption_prefix: the plain wording of the question what there is to see.
+  """
   asked = []
   for i, scene in enumerate(scenes):
     rng = np.random.default_rng([0, i])
-    options = [
-      *shapes_text.questions(world, scene, rng, "validation"),
-      shapes_text.description(scene),
-    ]
-    q = options[i % len(options)]
+    options = shapes_text.questions(world, scene, rng, "validation")
+    options.append(shapes_text.description(scene))
+    kinds = sorted({q.kind for q in options})
+    of_kind = [q for q in options if q.kind == kinds[i % len(kinds)]]
+    q = of_kind[int(rng.integers(len(of_kind)))]
     described = q.kind == "description"
     text = caption_prefix if described else q.question
     asked.append(_Asked(i, text, q.answer, q.kind, "plain"))
