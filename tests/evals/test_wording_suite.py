@@ -107,6 +107,15 @@ def test_ratios_are_to_the_plain_question(bench):
   assert out["paraphrases/plain"] == pytest.approx(plain)
 
 
+def test_a_run_that_does_not_draw_is_not_asked_to(bench):
+  reads = Bench(tiny(batch__t2i=0), "")
+  reads.records = bench.records
+  subject = Knower(bench, lambda a: True)
+  out = wording_suite.paraphrases(subject, reads).values
+  assert "paraphrases/geneval" not in out and subject.prompts is None
+  assert out["paraphrases/all"] == 1.0
+
+
 def test_other_data_are_refused(bench):
   data = dataclasses.replace(bench.config.data, world={})
   other = Bench(dataclasses.replace(bench.config, data=data), "")

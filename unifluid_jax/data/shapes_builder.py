@@ -26,7 +26,6 @@ SIZES = {"train": 16_000, "validation": 1024, "held_out": 512}
 
 _RECIPE = "recipe.json"
 _PROMPTS = 4
-_DESCRIPTION_SHARE = 0.5  # of training scenes that ask what there is to see
 _CHUNK = 1024
 _SHARD = 1 << 20
 
@@ -146,8 +145,7 @@ def texts(
   prompts = [shapes_text.prompt(scene, rng) for _ in range(_PROMPTS)]
   asked, instruction = [q.question for q in questions], edit.instruction
   if split == "train":
-    if rng.random() < _DESCRIPTION_SHARE:
-      questions.append(shapes_text.description(scene))
+    questions.append(shapes_text.description(scene))
     asked = [wordings.reworded(q.form, q.slots, rng) for q in questions]
     prompts = [wordings.prompt(p, rng) for p in prompts]
     instruction = wordings.reworded(edit.form, edit.slots, rng)

@@ -33,7 +33,8 @@ def paraphrases(subject: Subject, bench: Bench) -> Outcome:
   A ratio of 1 says that the wording makes no difference. A kind whose plain
   questions are all answered wrong has no ratio. "geneval" is GenEval's
   overall score of prompts that begin as no training prompt does, to be
-  compared with that of the plain prompts.
+  compared with that of the plain prompts; of runs that do not draw it is left
+  out.
 
   Raises:
     ValueError: data that are not of the embedded world.
@@ -47,7 +48,8 @@ def paraphrases(subject: Subject, bench: Bench) -> Outcome:
   said = subject.answers(images, [a.text for a in asked])
   right = vqa.exact_accuracy(said, [a.answer for a in asked]).scores
   values = _ratios(asked, right)
-  values["paraphrases/geneval"] = _geneval(subject, bench, world)
+  if bench.config.batch.get("t2i"):
+    values["paraphrases/geneval"] = _geneval(subject, bench, world)
   shown = [
     Shown("answer", images[i], asked[i].text, said[i], asked[i].answer,
           bool(right[i]), task=f"{kind}, unseen wording")
