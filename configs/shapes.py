@@ -48,15 +48,15 @@ def get_config(arg: str = ""):
   c.data.threads = 1
   c.text = dict(
     tokenizer=f"{ROOT}/data/tokenizer.model",
-    train_vocab=192,
-    prompt=10,
-    prefix=10,
+    train_vocab=320,  # every word of its language is one piece
+    prompt=14,
+    prefix=15,
     suffix=9,
   )
 
   m = c.model
   m.decoder.update(
-    vocab=192, width=128, depth=4, mlp=256, heads=4, kv_heads=4, head_dim=32
+    vocab=320, width=128, depth=4, mlp=256, heads=4, kv_heads=4, head_dim=32
   )
   # For sequences of some twenty tokens; 10,000 is for thousands.
   m.decoder.update(rope_base=100.0, rope_base_global=100.0)
@@ -93,7 +93,7 @@ def get_config(arg: str = ""):
   c.log.every = 50
   c.sampling.update(steps=50, cfg=2.5, clip=3.0)
   c.eval = dict(
-    metrics=("tokenizer", "geneval", "fid", "captions", "vqa"),
+    metrics=("tokenizer", "geneval", "fid", "captions", "vqa", "paraphrases"),
     split="validation",
     examples=512,
     prompts_per_task=64,

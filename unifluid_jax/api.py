@@ -157,6 +157,10 @@ class Model:
     images = [as_array(image, self.config.data.max_pixels)]
     return self.answers(images, [question], self._sampling(sampling))[0]
 
+  def unknown_words(self, text: str) -> list[str]:
+    """Words of a text that the run's tokenizer was not trained on."""
+    return self.tokenizer.unknown_words(text)
+
   def edit(
     self, image: Any, instruction: str, seed: int = 0, **sampling: Any
   ) -> Image.Image:

@@ -34,6 +34,7 @@ from unifluid_jax.evals import (
   samples,
   text_suite,
   transfers,
+  wording_suite,
   world_suite,
 )
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
@@ -45,6 +46,7 @@ METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
   "fid": world_suite.frechet,
   "tokenizer": world_suite.tokenizer,
   "edits": edit_suite.edits,
+  "paraphrases": wording_suite.paraphrases,
   "samples": samples.draw,
   transfers.METRIC: transfers.transfer,
 }

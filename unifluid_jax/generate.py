@@ -15,7 +15,7 @@ default to out.png or, where that exists, to out-1.png and so on. Several
 
 import io
 
-from absl import flags
+from absl import flags, logging
 from PIL import Image
 
 from unifluid_jax import api, cli, files, requests
@@ -61,6 +61,11 @@ def main(_: list[str]) -> None:
     )
   )
   model = api.load(_WORKDIR.value, step=_STEP.value, vae_path=_VAE.value)
+  for words in (*request.prompts, request.question, request.edit):
+    if unknown := model.unknown_words(words or ""):
+      logging.warning(
+        "the model has never seen %s: %r", ", ".join(map(repr, unknown)), words
+      )
   say, image = cli.speaker(), request.image
   if image is not None and not request.edit:
     question = request.question or model.config.data.caption_prefix

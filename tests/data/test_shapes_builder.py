@@ -1,5 +1,6 @@
 """The files of the world of shapes."""
 
+import re
 import sys
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from unifluid_jax.data import shapes, shapes_builder
+from unifluid_jax.data import shapes, shapes_builder, shapes_text
 
 WORLD = shapes.World()
 
@@ -57,7 +58,7 @@ def test_a_finished_build_is_reused_and_another_refused(tmp_path, monkeypatch):
     shapes_builder.build(path, WORLD, {"train": 4})
   # Earlier minor versions hold the same scenes, later majors others.
   recipe, text = path / "recipe.json", (path / "recipe.json").read_text()
-  for version, same in (("1.0.0", True), ("2.0.0", False)):
+  for version, same in (("2.9.0", True), ("1.1.0", False)):
     recipe.write_text(text.replace(shapes_builder.VERSION, version))
     if same:
       shapes_builder.build(path, WORLD, {"train": 3})
@@ -96,3 +97,32 @@ def test_records_do_not_depend_on_the_split_sizes():
   assert a["image"].getvalue() == b["image"].getvalue()
   for other in (("validation", 7, 2), ("train", 8, 2), ("train", 7, 3)):
     assert shapes_builder.record(WORLD, *other)["scene"] != a["scene"]
+
+
+def test_training_texts_are_reworded_and_the_others_plain():
+  made = {
+    split: [shapes_builder.record(WORLD, split, 0, i) for i in range(60)]
+    for split in SMALL
+  }
+
+  def texts(split):
+    for r in made[split]:
+      yield from (("prompt", p) for p in r["prompts"])
+      yield from ((q["kind"], q["question"]) for q in r["questions"])
+      yield "edit", r["edit"]["instruction"]
+
+  for split in ("validation", "held_out"):
+    kinds, said = zip(*texts(split), strict=True)
+    assert "description" not in kinds
+    assert all(t == t.lower() and t[-1] not in "?." for t in said)
+    assert not any("color" in t for t in said)
+  kinds, said = zip(*texts("train"), strict=True)
+  assert kinds.count("description") == 60
+  for sign in (r"^[A-Z]", r"\?$", r"\bcolor\b", r"(?i)^draw ", r"\b[2-4]\b"):
+    assert any(re.search(sign, t) for t in said), sign
+  for r in made["train"]:
+    scene = shapes.scene_from_json(r["scene"])
+    assert r["captions"] == [shapes_text.caption(scene)]
+    for q in r["questions"]:
+      if q["kind"] == "description":
+        assert q["answer"] == r["captions"][0]

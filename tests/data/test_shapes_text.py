@@ -177,7 +177,8 @@ def test_edits_change_what_they_say():
   rng = np.random.default_rng(0)
   seen = collections.Counter()
   for scene in scenes(600):
-    text, target = shapes_text.edit(WORLD, scene, rng)
+    made = shapes_text.edit(WORLD, scene, rng)
+    text, target = made.instruction, made.target
     assert target.background == scene.background
     kind = text.split()[0]
     seen[kind, len(scene.items), scene.identical] += 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from unifluid_jax.data import text
+from unifluid_jax.data import text, vocabulary
 from unifluid_jax.types import BOS, EOS, PAD, UNK
 
 COLOURS = ("red", "green", "blue", "yellow", "purple")
@@ -47,6 +47,67 @@ def test_frequent_words_are_single_pieces(tokenizer):
   # The dummy space makes a word the same piece at every place.
   assert tokenizer.encode("red")[0] == rest[0]
   assert tokenizer.vocab_size <= 160
+
+
+@pytest.mark.parametrize(
+  "typed",
+  [
+    "A RED CIRCLE",
+    "  a  red\tcircle ",
+    "A\u00a0Red\u3000Circle",
+    "\uff21 \uff32\uff25\uff24 circle",  # full width
+    "a red \u24d2ircle",  # circled c
+  ],
+)
+def test_case_width_and_spaces_do_not_count(tokenizer, typed):
+  assert tokenizer.encode(typed) == tokenizer.encode("a red circle")
+
+
+def test_the_newline_survives_normalisation(tokenizer):
+  newline = tokenizer.prefix_row("", 2)[1]
+  a, b = tokenizer.encode("a"), tokenizer.encode("a\nred")
+  assert b[: len(a) + 1] == [*a, newline]
+  row = tokenizer.prefix_row("What  COLOUR?", 9).tolist()
+  assert row == tokenizer.prefix_row("what colour?", 9).tolist()
+  assert row[-1] == newline and row.count(newline) == 1
+
+
+def test_tokenizers_made_elsewhere_take_texts_as_they_are():
+  ids = dict(pad_id=PAD, eos_id=EOS, bos_id=BOS, unk_id=UNK)
+  gemma = text.Tokenizer(
+    other_model(
+      normalization_rule_name="identity", user_defined_symbols=["\n"], **ids
+    )
+  )
+  assert gemma.encode("RED") != gemma.encode("red")
+  # They list no words: only what has no piece is unknown.
+  assert gemma.unknown_words("a tired quart") == []
+  assert gemma.unknown_words("a \u4e2d RED") == ["\u4e2d", "RED"]
+
+
+def test_unknown_words_are_those_never_taught(tokenizer):
+  known = "What  COLOUR is the Circles, squares of a red star?"
+  assert tokenizer.unknown_words(known) == [","]
+  assert tokenizer.unknown_words("") == []
+  # Spelt by known pieces, yet never seen; each once, in order.
+  assert UNK not in tokenizer.encode("tired quart")
+  assert tokenizer.unknown_words("A Tired red-ish quart, tired") == [
+    "tired", "-", "ish", "quart", ",",
+  ]  # fmt: skip
+  copy = pickle.loads(pickle.dumps(tokenizer))
+  assert copy.unknown_words("a blue hexagon") == ["hexagon"]
+
+
+def test_lone_surrogates_do_no_harm(tokenizer, tmp_path):
+  assert tokenizer.encode("a red\ud800 circle") == tokenizer.encode(
+    "a red circle"
+  )
+  # A pair of them is one character.
+  assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("\U0001f600")
+  assert tokenizer.unknown_words("\udfff red") == []
+  said = [*corpus(), "a \ud800 circle"]
+  made = text.train(said, tmp_path / "t.model", 160)
+  assert made.encode("a red") == tokenizer.encode("a red")
 
 
 def test_unseen_characters_are_unknown_and_others_spelt(tokenizer):
@@ -141,9 +202,51 @@ def test_training_is_deterministic_and_leaves_no_partial_file(
 def test_training_errors(tmp_path):
   with pytest.raises(ValueError, match="raise vocab_size"):
     text.train(corpus(), tmp_path / "small.model", 8)
+  with pytest.raises(ValueError, match=r"smaller than required_chars. 8 vs"):
+    text.train(corpus(), tmp_path / "small.model", 8)
   with pytest.raises(ValueError, match="empty"):
     text.train(["", " "], tmp_path / "none.model", 64)
+  with pytest.raises(ValueError, match="longer than 4192 bytes"):
+    text.train(["x" * 5000], tmp_path / "long.model", 64)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, ValueError, OSError])
+def test_errors_of_the_data_are_passed_on(tmp_path, error):
+  def sentences():
+    yield "a red circle"
+    raise error("no folder")
+
+  with pytest.raises(error, match="^no folder$") as raised:
+    text.train(sentences(), tmp_path / "t.model", 64)
+  assert type(raised.value) is error
+  assert not list(tmp_path.iterdir())
+
+
+def test_words_of_a_text():
+  typed = "the circle's 12 d\u00e9j\u00e0, e\u0301t\u00e9s?"
+  assert vocabulary.words(typed) == [
+    "the", "circle", "'", "s", "1", "2", "d\u00e9j\u00e0", ",",
+    "e\u0301t\u00e9s", "?",
+  ]  # fmt: skip
+  # No spaces between words: character by character.
+  assert vocabulary.words("\u7ea2\u5706 red") == ["\u7ea2", "\u5706", "red"]
+  assert vocabulary.words(" \x00\n") == []
+
+
+def test_words_travel_in_the_model_file():
+  proto = other_model()
+  assert vocabulary.words_of(proto) == frozenset()
+  many = [f"{a}{b}{c}" for a in "abcdef" for b in "ghijk" for c in "lmnop"]
+  stored = vocabulary.with_words(proto, [" ".join(many), "r\u00e9d"])
+  assert stored.startswith(proto)
+  assert vocabulary.words_of(stored) == {*many, "r\u00e9d"}
+
+
+def test_the_most_frequent_words_are_kept(monkeypatch):
+  monkeypatch.setattr(vocabulary, "_MOST", 2)
+  stored = vocabulary.with_words(b"", ["b c a", "a c", "c d"])
+  assert vocabulary.words_of(stored) == {"a", "c"}
 
 
 def other_model(**options):

@@ -106,7 +106,7 @@ def test_evaluate_writes_results_and_report(space):
   names = {r["metric"] for r in results if r["step"] == 20}
   expected = {
     "geneval/overall", "captions/cider_d", "vqa/all", "fid/generated",
-    "tokenizer/psnr", "captions_held_out/exact",
+    "tokenizer/psnr", "captions_held_out/exact", "paraphrases/accuracy",
   }  # fmt: skip
   assert expected <= names
   assert all(np.isfinite(r["value"]) for r in results if "value" in r)
@@ -172,14 +172,18 @@ def test_generate_answer_and_python_api(space, tmp_path):
   assert said.stdout.strip() or said.stdout == "\n"
   prompts = tmp_path / "prompts.txt"
   prompts.write_text("two green stars\n\na red circle\n")
-  command("generate", run, f"--prompts={prompts}", f"--out={tmp_path}/many",
-          "--seed=2", "--cfg=1.5", "--steps=2", "--order=random")  # fmt: skip
+  many = command(
+    "generate", run, f"--prompts={prompts}", f"--out={tmp_path}/many",
+    "--seed=2", "--cfg=1.5", "--steps=2", "--order=random",
+  )  # fmt: skip
+  assert "never seen 'stars': 'two green stars'" in many.stderr
   assert len(list((tmp_path / "many").glob("*.png"))) == 2
   import unifluid_jax
 
   model = unifluid_jax.load(str(space.run))
   one = model.generate("a red circle", seed=3)
   np.testing.assert_array_equal(np.asarray(one), np.asarray(Image.open(out)))
+  assert model.unknown_words("A red Hexagon?") == ["hexagon"]
   both = model.generate(["two green stars", "a red circle"], seed=2)
   difference = np.asarray(both[1], int) - np.asarray(one, int)
   assert np.abs(difference).max() <= 1

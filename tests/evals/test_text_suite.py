@@ -132,3 +132,23 @@ def test_first_questions_of_each_kind_are_shown():
   assert (first.prompt, first.output, first.truth) == (
     "which colour?", "green", "green"
   )  # fmt: skip
+
+
+def test_case_counts_neither_in_answers_nor_for_the_floor():
+  rows = [
+    r._replace(questions=((q, "Two"),), kinds=("count",))
+    for q, r in zip(("How many?", "how many", "HOW MANY"), records(3),
+                    strict=True)
+  ]  # fmt: skip
+
+  class Lower(Speaker):
+    def answers(self, images, questions):
+      return ["two"] * len(images)
+
+  made = bench(rows)
+  asked = rows[0]._replace(questions=(("what is it", "a thing"),) * 2)
+  # "how many" has been asked thrice, "what is it" twice: another answer.
+  made.train_records = lambda count: iter([*rows, asked])
+  out = text_suite.vqa(Lower(rows, 0), made)
+  assert out.values["vqa/all"] == 1.0
+  assert out.floors["vqa/all"] == 1.0

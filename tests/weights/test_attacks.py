@@ -14,7 +14,7 @@ from unifluid_jax.weights import engine, gemma, readers, torch_pickle
 from unifluid_jax.weights.rows import WeightsError
 
 MOST = 512 * 2**20  # bytes of memory that one file may add to the peak
-SECONDS = 20  # far above what any takes; a pipe would wait for ever
+SECONDS = 120  # far above what any takes; a pipe would wait for ever
 
 
 TABLES = {

@@ -19,9 +19,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from unifluid_jax import files
-from unifluid_jax.data import shapes, shapes_text
+from unifluid_jax.data import shapes, shapes_text, wordings
+from unifluid_jax.data.shapes import Scene
 
-VERSION = "1.1.0"  # minor: fields were added, scenes are the same
+VERSION = "2.0.0"  # minor: fields were added, the others are the same
 SIZES = {"train": 16_000, "validation": 1024, "held_out": 512}
 
 _RECIPE = "recipe.json"
@@ -117,20 +118,47 @@ def record(
   """
   rng = np.random.default_rng([seed, shapes.SPLITS.index(split), index])
   scene = shapes.sample_scene(world, rng, split)
-  edit = shapes_text.edit(world, scene, rng)
-  questions = shapes_text.questions(world, scene, rng, split)
+  said = texts(world, scene, split, rng)
+  after = said["edit"].pop("target")
+  said["edit"]["target"] = _png(shapes.draw(world, after))
+  said["edit"]["scene"] = shapes.scene_to_json(after)
   return {
     "id": f"{split}-{index:06d}",
     "image": _png(shapes.draw(world, scene)),
-    "prompts": [shapes_text.prompt(scene, rng) for _ in range(_PROMPTS)],
-    "captions": [shapes_text.caption(scene)],
-    "questions": [q._asdict() for q in questions],
-    "edit": {
-      "instruction": edit.instruction,
-      "target": _png(shapes.draw(world, edit.target)),
-      "scene": shapes.scene_to_json(edit.target),
-    },
+    **said,
     "scene": shapes.scene_to_json(scene),
+  }
+
+
+def texts(
+  world: shapes.World, scene: Scene, split: str, rng: np.random.Generator
+) -> dict[str, Any]:
+  """All that a record says of its scene.
+
+  Prompts, questions and instructions of the training split are reworded at
+  random; the other splits have the plain forms that figures speak of.
+
+  Returns:
+    prompts, captions, questions, and edit: its instruction, and as target the
+    scene that it leads to.
+  """
+  edit = shapes_text.edit(world, scene, rng)
+  questions = shapes_text.questions(world, scene, rng, split)
+  prompts = [shapes_text.prompt(scene, rng) for _ in range(_PROMPTS)]
+  asked, instruction = [q.question for q in questions], edit.instruction
+  if split == "train":
+    questions.append(shapes_text.description(scene))
+    asked = [wordings.reworded(q.form, q.slots, rng) for q in questions]
+    prompts = [wordings.prompt(p, rng) for p in prompts]
+    instruction = wordings.reworded(edit.form, edit.slots, rng)
+  return {
+    "prompts": prompts,
+    "captions": [shapes_text.caption(scene)],
+    "questions": [
+      {"question": text, "answer": q.answer, "kind": q.kind}
+      for text, q in zip(asked, questions, strict=True)
+    ],
+    "edit": {"instruction": instruction, "target": edit.target},
   }
 
 

@@ -1,19 +1,21 @@
 """Sentences about scenes: prompts, captions, questions, edits, GenEval tasks.
 
 The prompt forms are GenEval's without the leading "a photo of" (GenEval
-prompts/create_prompts.py); training and evaluation share them.
+prompts/create_prompts.py). All texts are in their plain form here, the one
+that evaluation uses; `wordings` knows the others.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from unifluid_jax.data import shapes
+from unifluid_jax.data import shapes, wordings
 from unifluid_jax.data.shapes import Item, Scene, World
+from unifluid_jax.data.wordings import NUMBERS
 
-NUMBERS = ("zero", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {
   "left of": "right of",
@@ -36,18 +38,30 @@ _RELATION_SHARE = 0.6  # of prompts for two objects that name the relation
 
 
 class Question(NamedTuple):
-  """A question about a scene; `kind` is one of KINDS."""
+  """A question about a scene; `kind` is one of KINDS, or "description"."""
 
-  question: str
+  form: str  # of wordings.QUESTIONS
+  slots: Mapping[str, str]  # what its templates name
   answer: str
   kind: str
+
+  @property
+  def question(self) -> str:
+    """Its plain wording."""
+    return wordings.plain(self.form, self.slots)
 
 
 class Edit(NamedTuple):
   """An instruction and the scene it leads to."""
 
-  instruction: str
+  form: str  # of wordings.INSTRUCTIONS
+  slots: Mapping[str, str]
   target: Scene
+
+  @property
+  def instruction(self) -> str:
+    """Its plain wording."""
+    return wordings.plain(self.form, self.slots)
 
 
 def plural(shape: str) -> str:
@@ -133,6 +147,11 @@ def questions(
   ]
 
 
+def description(scene: Scene) -> Question:
+  """The question what there is to see; its answer is the caption."""
+  return Question("description", {}, caption(scene), "description")
+
+
 def _counts(world: World, scene: Scene, rng) -> list[Question]:
   """The number of all objects and of one shape, in a quarter an absent one."""
   present = [item.shape for item in scene.items]
@@ -141,8 +160,8 @@ def _counts(world: World, scene: Scene, rng) -> list[Question]:
   shape = options[int(rng.integers(len(options)))]
   total, some = NUMBERS[len(present)], NUMBERS[present.count(shape)]
   return [
-    Question("how many objects are there", total, "count"),
-    Question(f"how many {plural(shape)} are there", some, "count"),
+    Question("count_all", {}, total, "count"),
+    Question("count", {"shapes": plural(shape)}, some, "count"),
   ]
 
 
@@ -150,10 +169,10 @@ def _colours(scene: Scene) -> list[Question]:
   """The colour of every object, or of all if they are alike."""
   if scene.identical:
     item = scene.items[0]
-    text = f"what colour are the {plural(item.shape)}"
-    return [Question(text, item.colour, "colour")]
+    slots = {"shapes": plural(item.shape)}
+    return [Question("colours", slots, item.colour, "colour")]
   return [
-    Question(f"what colour is the {i.shape}", i.colour, "colour")
+    Question("colour", {"shape": i.shape}, i.colour, "colour")
     for i in scene.items
   ]
 
@@ -165,7 +184,8 @@ def _relations(scene: Scene) -> list[Question]:
   a, b = scene.items
   return [
     Question(
-      f"where is the {i.shape} relative to the {j.shape}",
+      "relation",
+      {"a": i.shape, "b": j.shape},
       (shapes.relation(i, j) or "").removesuffix(" of"),
       "relation",
     )
@@ -194,10 +214,9 @@ def _existence(world: World, scene: Scene, rng, split) -> list[Question]:
   if swapped and rng.random() < 0.5:
     wrong = swapped
   no = wrong[int(rng.integers(len(wrong)))]
-  ask = "is there {}"
   return [
-    Question(ask.format(article(f"{colour} {shape}")), "yes", "yes/no"),
-    Question(ask.format(article(" ".join(no))), "no", "yes/no"),
+    Question("exists", {"thing": article(" ".join(pair))}, reply, "yes/no")
+    for pair, reply in (((colour, shape), "yes"), (no, "no"))
   ]
 
 
@@ -210,8 +229,8 @@ def _yes_no_number(scene: Scene, rng) -> list[Question]:
   m = wrong[int(rng.integers(len(wrong)))]
   name = plural(scene.items[0].shape)
   return [
-    Question(f"are there {NUMBERS[n]} {name}", "yes", "yes/no"),
-    Question(f"are there {NUMBERS[m]} {name}", "no", "yes/no"),
+    Question("number", {"n": NUMBERS[k], "shapes": name}, reply, "yes/no")
+    for k, reply in ((n, "yes"), (m, "no"))
   ]
 
 
@@ -221,10 +240,10 @@ def _yes_no_relation(scene: Scene, rng) -> list[Question]:
     return []
   a, b = scene.items if rng.random() < 0.5 else scene.items[::-1]
   where = shapes.relation(a, b) or ""
-  ask = f"is the {a.shape} {{}} the {b.shape}"
+  slots = {"a": a.shape, "b": b.shape}
   return [
-    Question(ask.format(where), "yes", "yes/no"),
-    Question(ask.format(OPPOSITE[where]), "no", "yes/no"),
+    Question("side", {**slots, "where": side}, reply, "yes/no")
+    for side, reply in ((where, "yes"), (OPPOSITE[where], "no"))
   ]
 
 
@@ -238,16 +257,19 @@ def edit(world: World, scene: Scene, rng: np.random.Generator) -> Edit:
   if len(scene.items) == 2:
     k = int(rng.integers(2))
     gone, kept = scene.items[k], scene.items[1 - k]
-    text = f"remove the {_noun(gone, True)}"
-    return Edit(text, dataclasses.replace(scene, items=(kept,)))
+    after = dataclasses.replace(scene, items=(kept,))
+    return Edit("remove", {"noun": _noun(gone, True)}, after)
   (item,) = scene.items
   pair = shapes.other_pair(world, rng, (item.pair,))
   new = shapes.place(world, rng, (item,), pair, True, item.texture)
   if new is None:
     return _recolour(world, scene, rng)
-  where = shapes.relation(new, item)
-  text = f"add {article(_noun(new, True))} {where} the {_noun(item, True)}"
-  return Edit(text, dataclasses.replace(scene, items=(item, new)))
+  slots = {
+    "thing": article(_noun(new, True)),
+    "where": shapes.relation(new, item) or "",
+    "noun": _noun(item, True),
+  }
+  return Edit("add", slots, dataclasses.replace(scene, items=(item, new)))
 
 
 def _recolour(world: World, scene: Scene, rng) -> Edit:
@@ -266,9 +288,8 @@ def _recolour(world: World, scene: Scene, rng) -> Edit:
   noun = _noun(item, True)
   if alike:
     noun = noun.removesuffix(item.shape) + plural(item.shape)
-  return Edit(
-    f"change the {noun} to {colour}", dataclasses.replace(scene, items=items)
-  )
+  after = dataclasses.replace(scene, items=items)
+  return Edit("recolour", {"noun": noun, "colour": colour}, after)
 
 
 def geneval_prompts(

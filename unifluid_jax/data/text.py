@@ -2,12 +2,16 @@
 
 The layout is PaliGemma's (big_vision configs/proj/paligemma): BOS + prefix +
 newline, then suffix + EOS. Ids follow Gemma's SentencePiece model.
+
+How a text is normalised is the tokenizer's own business and stands in its
+file: Gemma's take texts as they are, those of `train` fold case, Unicode's
+compatibility forms (NFKC) and runs of white space.
 """
 
 import functools
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -16,9 +20,11 @@ from etils import epath
 from jaxtyping import Int32
 
 from unifluid_jax import files
+from unifluid_jax.data import vocabulary
 from unifluid_jax.types import BOS, EOS, PAD, UNK
 
 _NEWLINE = "\n"
+_SPACE = "\u2581"  # SentencePiece's space
 _CACHE = 1 << 16  # texts whose ids are remembered
 
 
@@ -62,6 +68,7 @@ class Tokenizer:
         f"{name} has no piece for the newline that ends a question: train it "
         'with user_defined_symbols=["\\n"]'
       )
+    self._words = vocabulary.words_of(proto)
     self.truncated = 0
     self._encode = functools.lru_cache(_CACHE)(self._encode_uncached)
 
@@ -89,8 +96,33 @@ class Tokenizer:
     return self._model.vocab_size()
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without BOS and EOS."""
+    """Ids of a text, without BOS and EOS.
+
+    A lone surrogate, which is no character, is read as U+FFFD; tokenizers of
+    `train` treat that as white space.
+    """
     return list(self._encode(text))
+
+  def unknown_words(self, text: str) -> list[str]:
+    """Words that nobody taught this tokenizer, in the order of the text.
+
+    A word is unknown if the corpus of `train` held it nowhere, or if one of
+    its characters has no piece. A tokenizer made elsewhere, Gemma's for one,
+    lists no words: there only the second counts.
+
+    Args:
+      text: a prompt, question or instruction.
+
+    Returns:
+      Each word once, normalised.
+    """
+    found = vocabulary.words(self.normalise(text))
+    return [
+      word
+      for word in dict.fromkeys(found)
+      if (self._words and word not in self._words)
+      or UNK in self._model.encode(word)
+    ]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text before the first EOS; pads, BOS and ids beyond V drop out."""
@@ -172,7 +204,11 @@ class Tokenizer:
     return ids[:room]
 
   def _encode_uncached(self, text: str) -> tuple[int, ...]:
-    return tuple(self._model.encode(text))
+    return tuple(self._model.encode(_valid(text)))
+
+  def normalise(self, text: str) -> str:
+    """The text as its pieces spell it, with plain spaces."""
+    return self._model.normalize(_valid(text)).replace(_SPACE, " ").strip()
 
 
 def train(
@@ -184,11 +220,15 @@ def train(
   inside of a text, and on the narrow language of captions frequent words
   become one piece. The same sentences give the same bytes.
 
-  Differs: Gemma's model has no dummy space and falls back to bytes; a small
-  vocabulary cannot spare 256 pieces, so unseen characters become UNK.
+  Texts are normalised: NFKC, lower case, single spaces. "A RED  CIRCLE" and
+  "a red circle" have the same ids, and what a model writes is lower case.
+
+  Differs: Gemma's model normalises nothing, has no dummy space and falls back
+  to bytes; a small vocabulary cannot spare 256 pieces, so unseen characters
+  become UNK.
 
   Args:
-    sentences: the corpus.
+    sentences: the corpus, read once; what it raises is passed on.
     path: the `.model` file to write; replaced atomically.
     vocab_size: pieces at most; fewer when the corpus has no more.
 
@@ -198,15 +238,21 @@ def train(
   Raises:
     ValueError: an empty corpus, or fewer pieces than characters.
   """
+  corpus = [_valid(s) for s in sentences if s.strip()]
+  if not corpus:
+    raise ValueError(
+      "cannot train a tokenizer: the corpus is empty, no sentence holds text"
+    )
   writer = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=_nonempty(sentences),
+      sentence_iterator=iter(corpus),
       model_writer=writer,
       vocab_size=vocab_size,
       hard_vocab_limit=False,
       model_type="bpe",
-      normalization_rule_name="identity",
+      normalization_rule_name="nmt_nfkc_cf",
+      remove_extra_whitespaces=True,
       add_dummy_prefix=True,
       split_digits=True,
       byte_fallback=False,
@@ -221,14 +267,31 @@ def train(
     )
   except RuntimeError as error:
     raise ValueError(
-      f"cannot train a tokenizer of {vocab_size} pieces: the corpus is empty "
-      "or has more distinct characters than pieces; raise vocab_size"
+      f"cannot train a tokenizer of {vocab_size} pieces on {len(corpus)} "
+      f"sentences: {_cause(error)}"
     ) from error
-  tokenizer = Tokenizer(writer.getvalue(), os.fspath(path))
-  files.write(path, writer.getvalue())
-  return tokenizer
+  name = os.fspath(path)
+  plain = Tokenizer(writer.getvalue(), name)
+  proto = vocabulary.with_words(writer.getvalue(), map(plain.normalise, corpus))
+  files.write(path, proto)
+  return Tokenizer(proto, name)
 
 
-def _nonempty(sentences: Iterable[str]) -> Iterator[str]:
-  """Sentences that hold text."""
-  return (s for s in sentences if s.strip())
+def _valid(text: str) -> str:
+  """The text with U+FFFD for surrogates that UTF-8 cannot hold."""
+  if text.isascii():
+    return text
+  data = text.encode("utf-16-le", "surrogatepass")
+  return data.decode("utf-16-le", "replace")
+
+
+def _cause(error: RuntimeError) -> str:
+  """What SentencePiece says, in one line and without its source's address."""
+  whole = " ".join(str(error).split())
+  said = whole.rpartition("] ")[2]
+  if "Vocabulary size is smaller" in said:
+    said = said.partition(". Increase")[0]
+    return f"{said}; raise vocab_size (config.text.train_vocab)"
+  if "sentences_.empty()" in whole:
+    return "none is usable; each is longer than 4192 bytes"
+  return said or whole

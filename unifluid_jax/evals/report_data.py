@@ -22,6 +22,7 @@ HEADLINES = {
   "geneval_rewritten/overall": "GenEval, rewritten",
   "captions/cider_d": "CIDEr-D",
   "vqa/all": "VQA",
+  "paraphrases/all": "VQA, paraphrases : plain",
   "fid/generated": "Fréchet distance",
   "coco_fid/distance": "COCO FID",
   "mjhq_fid/distance": "MJHQ FID",

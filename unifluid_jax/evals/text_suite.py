@@ -102,8 +102,11 @@ def vqa(subject: Subject, bench: Bench) -> Outcome:
   truth = [a for _, _, a, _ in asked]
   kinds = [k for _, _, _, k in asked]
   predicted = subject.answers(images, questions)
-  score = vqa_metrics.exact_accuracy(predicted, truth, kinds)
-  blind = vqa_metrics.exact_accuracy(_blind(bench, questions), truth, kinds)
+  # Tokenizers that fold case answer in lower case.
+  score = vqa_metrics.exact_accuracy(predicted, truth, kinds, lower=True)
+  blind = vqa_metrics.exact_accuracy(
+    _blind(bench, questions), truth, kinds, lower=True
+  )
   values = {"vqa/all": score.overall}
   values |= {f"vqa/{k}": v for k, v in score.by_kind.items()}
   floors = {"vqa/all": blind.overall}
@@ -119,12 +122,20 @@ def vqa(subject: Subject, bench: Bench) -> Outcome:
 
 
 def _blind(bench: Bench, questions: Sequence[str]) -> list[str]:
-  """The most frequent training answer to each question, image unseen."""
+  """The most frequent training answer to each question, image unseen.
+
+  Case and the mark at the end do not tell questions apart.
+  """
   counts = collections.defaultdict(collections.Counter)
   for record in bench.train_records(4096):
     for question, answer in record.questions:
-      counts[question][answer] += 1
+      counts[_folded(question)][answer] += 1
       counts[None][answer] += 1
   return [
-    (counts.get(q) or counts[None]).most_common(1)[0][0] for q in questions
+    (counts.get(_folded(q)) or counts[None]).most_common(1)[0][0]
+    for q in questions
   ]
+
+
+def _folded(question: str) -> str:
+  return question.casefold().rstrip(" .?")

@@ -72,6 +72,12 @@ def geneval(subject: Subject, bench: Bench) -> Outcome:
   return Outcome(values, floors, settings, shown)
 
 
+def geneval_overall(world: shapes.World, tasks: Any, images: Any) -> float:
+  """GenEval's overall score of one image a task."""
+  judged, _ = _judge(shapes_detector.ShapesDetector(world), tasks, images)
+  return rules.aggregate(judged)["overall"]
+
+
 def _judge(
   detector: Any, tasks: Any, images: Any
 ) -> tuple[list[rules.Result], list[str]]:
