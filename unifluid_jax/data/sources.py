@@ -172,7 +172,7 @@ class _TfdsReader:
   bad: tuple[str, ...] = ()
 
   def __init__(self, path: str, split: str):
-    folder = _version_dir(path)
+    folder = version_dir(path)
     try:
       builder = tfds.builder_from_directory(folder)
       raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -260,7 +260,7 @@ def _check_shard(shard: Any) -> None:
     )
 
 
-def _version_dir(path: str) -> str:
+def version_dir(path: str) -> str:
   """The folder with the metadata: `path`, or the only one below it."""
   base = epath.Path(path)
   for depth in ("", "*/", "*/*/"):
