@@ -14,6 +14,7 @@ LAYER = {
   "ops": 1, "parallel": 1, "xla_options": 1, "checkpoint_files": 1,
   "models": 2, "data": 2, "checkpoint": 2, "optim": 2, "telemetry": 2,
   "systems": 3, "evals": 3, "weights": 3,
+  "identity": 4, "latents": 4,
   "train": 4, "warm_start": 4, "aot": 4, "eval_loop": 4, "api": 4, "cli": 4,
   "stopping": 4, "workdirs": 4,
   "main": 5, "evaluate": 5, "generate": 5, "prepare": 5, "encode": 5,

@@ -7,17 +7,20 @@ can be set on the command line: --config.optim.lr=3e-4. Ablations are
 arguments of the config file: --config=configs/unified_2b.py:lambda=0.1.
 """
 
-import hashlib
-import json
 from typing import Any
 
 import jax
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
-from unifluid_jax import api, cli, parallel, systems, train
-from unifluid_jax.config import Config, resolve
+from unifluid_jax import (
+  cli,
+  identity,
+  parallel,
+  systems,
+  train,
+)
+from unifluid_jax.config import resolve
 from unifluid_jax.data import pipeline, text
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -42,10 +45,13 @@ def main(_: list[str]) -> None:
   say(f"unifluid_jax.main: {config.name} in {workdir}")
   rows = cli.differences(tree, base_tree())
   say("\n".join(["-- differs from configs/base.py --", *rows]))
+  config = identity.at_hand(config, workdir)
   tokenizer = None
   if config.system != "vae":
     tokenizer = text.Tokenizer.load(config.text.tokenizer)
-  job = train.make_job(config, systems.build(config))
+  system = systems.build(config)
+  job = train.make_job(config, system)
+  meta = identity.describe(config, system, tree, workdir, say)
 
   def loader(start_step: int):
     return pipeline.make_loader(
@@ -56,7 +62,9 @@ def main(_: list[str]) -> None:
       process_count=jax.process_count(),
     )
 
-  train.run(job, workdir, loader, describe(config, tree, workdir), say)
+  train.run(
+    job, workdir, loader, meta, say, identity.keeper(config, meta, workdir)
+  )
 
 
 def base_tree() -> dict[str, Any]:
@@ -64,25 +72,6 @@ def base_tree() -> dict[str, Any]:
   from configs.base import base
 
   return base().to_dict()
-
-
-def describe(
-  config: Config, tree: dict[str, Any], workdir: str
-) -> dict[str, Any]:
-  """What is saved beside every state: configuration and tokenizer digest.
-
-  The tokenizer file is copied into the workdir, so that a run can be used
-  where its data are not.
-  """
-  meta = {"config": json.loads(json.dumps(tree)), "jax": jax.__version__}
-  if config.system == "vae":
-    return meta
-  data = epath.Path(config.text.tokenizer).read_bytes()
-  if jax.process_index() == 0:
-    copy = epath.Path(workdir) / api.TOKENIZER
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_bytes(data)
-  return meta | {"tokenizer_sha256": hashlib.sha256(data).hexdigest()}
 
 
 if __name__ == "__main__":

@@ -98,6 +98,15 @@ def test_second_call_says_that_it_is_done(space):
   assert "kept" in command("prepare", *space.config()).stdout
 
 
+def test_another_run_is_refused_before_anything_is_written(space):
+  args = space.config(**{"model.decoder.width": 64, "steps": 30})
+  before = {f: f.stat().st_mtime_ns for f in space.run.rglob("*")}
+  done = command("main", *args, f"--workdir={space.run}", check=False)
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert "config.model.decoder.width=32, not 64" in done.stderr
+  assert {f: f.stat().st_mtime_ns for f in space.run.rglob("*")} == before
+
+
 def test_evaluate_writes_results_and_report(space):
   done = command("evaluate", *space.config(), f"--workdir={space.run}",
                  "--once", devices=2)  # fmt: skip
@@ -160,7 +169,20 @@ def test_scores_of_files_join_the_run_and_runs_are_compared(space, tmp_path):
   assert "0.417" in out.read_text() and ">0.000<" in out.read_text()
 
 
-def test_generate_answer_and_python_api(space, tmp_path):
+def moved_elsewhere(space, folder, monkeypatch):
+  """The run, loaded from a copy where nothing else of it can be found."""
+  import unifluid_jax
+
+  shutil.copytree(space.run, folder / "copy")
+  hidden = space.root.rename(space.root.with_name("hidden"))
+  monkeypatch.chdir(folder)
+  try:
+    return unifluid_jax.load("copy")
+  finally:
+    hidden.rename(space.root)
+
+
+def test_generate_answer_and_python_api(space, tmp_path, monkeypatch):
   out = tmp_path / "out.png"
   run = f"--workdir={space.run}"
   command("generate", run, "--prompt=a red circle", f"--out={out}", "--seed=3")
@@ -173,9 +195,7 @@ def test_generate_answer_and_python_api(space, tmp_path):
   command("generate", run, f"--prompts={prompts}", f"--out={tmp_path}/many",
           "--seed=2", "--cfg=1.5", "--steps=2", "--order=random")  # fmt: skip
   assert len(list((tmp_path / "many").glob("*.png"))) == 2
-  import unifluid_jax
-
-  model = unifluid_jax.load(str(space.run))
+  model = moved_elsewhere(space, tmp_path / "there", monkeypatch)
   one = model.generate("a red circle", seed=3)
   np.testing.assert_array_equal(np.asarray(one), np.asarray(Image.open(out)))
   both = model.generate(["two green stars", "a red circle"], seed=2)
@@ -281,7 +301,7 @@ def two_processes(module, *args):
 
 
 def test_two_processes_equal_one(space, tmp_path):
-  args = space.config("i2t_only", **{
+  args = space.config("t2i_only", **{
     "steps": 4, "log.every": 1, "mesh.fsdp": 2, "mesh.data": 2,
     "checkpoint.every": 2,
   })  # fmt: skip
@@ -291,6 +311,8 @@ def test_two_processes_equal_one(space, tmp_path):
   assert "2 process" in said[0] and "ETA" not in said[1]
   a, b = losses(one), losses(two)
   assert a.keys() == b.keys() == {1, 2, 3, 4}
+  for name in ("tokenizer.model", "codec/latents.json"):
+    assert (one / name).read_bytes() == (two / name).read_bytes()
   np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
 
 
