@@ -16,6 +16,7 @@ LAYER = {
   "models": 2, "data": 2, "checkpoint": 2, "optim": 2, "telemetry": 2,
   "metric_writers": 2,
   "systems": 3, "evals": 3, "weights": 3,
+  "identity": 4, "latents": 4,
   "train": 4, "warm_start": 4, "aot": 4, "eval_loop": 4, "api": 4, "cli": 4,
   "stopping": 4, "workdirs": 4,
   "config_files": 4, "compile_cache": 4, "requests": 4, "stages": 4,

@@ -12,14 +12,15 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from unifluid_jax import checkpoint, ranges, systems
+from unifluid_jax import checkpoint, identity, ranges, systems
 from unifluid_jax.config import MAX_PIXELS, Config, SamplingConfig, resolve
 from unifluid_jax.data import text, transforms
 from unifluid_jax.data.images import check_regular, decode_image, read_file
 from unifluid_jax.data.records import BadRecord
+from unifluid_jax.systems import frozen_vae
 from unifluid_jax.types import Prompts
 
-TOKENIZER = "tokenizer.model"
+TOKENIZER = identity.TOKENIZER
 
 # (params, frozen, *arrays [B, ...]) → array [B, ...], made callable on numpy
 # arrays with any number of rows.
@@ -39,18 +40,22 @@ def load(
     workdir: of `python -m unifluid_jax.main`.
     step: checkpoint; default the newest.
     ema: averaged weights; default as config.eval.use_ema says.
-    vae_path: where the autoencoder lies now, if the run was moved.
+    vae_path: where the autoencoder lies, of a run that was moved and has no
+      copy of it.
 
   Returns:
     A model that generates, captions, answers and edits.
 
   Raises:
     checkpoint.CheckpointError: nothing usable there; says why.
+    ConfigError: no autoencoder, or not the one the run was trained on.
   """
   step = checkpoint.latest_step(workdir) if step is None else step
   meta = checkpoint.read_meta(workdir, step)
   config = resolve(meta["config"])
-  if vae_path is not None:
+  if vae_path is None:
+    config = with_own_vae(config, workdir)
+  else:
     model = dataclasses.replace(config.model, vae_path=vae_path)
     config = dataclasses.replace(config, model=model)
   if config.system == "vae":
@@ -60,8 +65,28 @@ def load(
   system = systems.build(config)
   params = read_params(config, system, workdir, step, ema)
   tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / TOKENIZER))
-  mapper = jitted(params, system.load_frozen(), 32)
-  return Model(config, system, tokenizer, mapper)
+  frozen = system.load_frozen()
+  check_frozen(config, workdir, step, frozen)
+  return Model(config, system, tokenizer, jitted(params, frozen, 32))
+
+
+def with_own_vae(config: Config, workdir: str) -> Config:
+  """The configuration of a run, with the path of the VAE that lies in it."""
+  model = frozen_vae.located(config.model, workdir)
+  return dataclasses.replace(config, model=model)
+
+
+def check_frozen(config: Config, workdir: str, step: int, frozen: Any) -> None:
+  """Whether a checkpoint was trained with these frozen weights.
+
+  Raises:
+    ConfigError: with another autoencoder.
+  """
+  codec = frozen_vae.identity(config.model, frozen)
+  if not codec:
+    return
+  meta = checkpoint.read_meta(workdir, step)
+  identity.check_codec(meta, codec, config.model.vae_path, workdir)
 
 
 def read_params(

@@ -270,6 +270,37 @@ def restore_part(workdir: str, step: int, name: str, like: Any) -> Any:
   return read_part(workdir, step, name, like)
 
 
+def write_once(directory: str, state: Any, meta: Mapping[str, Any]) -> None:
+  """Saves numpy arrays as step 0 of a directory, by one process alone.
+
+  Args:
+    directory: as a workdir; holds no checkpoint yet.
+    state: nested dict of arrays.
+    meta: JSON beside them.
+  """
+  folder = root(directory)
+  folder.mkdir(parents=True, exist_ok=True)
+  me = jax.process_index()
+  options = ocp.CheckpointManagerOptions(
+    create=False,
+    enable_async_checkpointing=False,
+    # Else it would wait for the other processes.
+    multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix="once"
+    ),
+  )
+  with ocp.CheckpointManager(
+    folder, options=options, item_names=("state", "meta")
+  ) as manager:
+    manager.save(
+      0,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+      ),
+    )
+  digests.write(step_path(directory, 0))
+
+
 def saved_part(workdir: str, step: int, name: str) -> Any:
   """The tree of a part of an intact state: leaves with `shape` and `dtype`.
 

@@ -296,3 +296,12 @@ def resolve(tree: Any) -> Config:
   ranges.check(config)
   combinations.check(config)
   return config
+
+
+def resolve_model(node: Any) -> ModelConfig:
+  """The subtree `model` alone, of any version that had these keys.
+
+  Raises:
+    ConfigError: unknown or missing keys, wrong types.
+  """
+  return freeze.build(ModelConfig, node, "config.model", _PRESETS)

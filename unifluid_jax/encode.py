@@ -5,26 +5,27 @@
 Writes the posterior moments of every training image to the `moments` file of
 its source (where one is named), so that training need not run the encoder;
 and, where config.model.vae leaves them open, the latents' mean and scale to
-the VAE's workdir. What is there already is kept. MAR does the same
-(main_cache.py); its scale is 1/std, ours too, of latents whose mean is
-subtracted.
+the VAE's workdir. Both remember the data and the weights they were made from:
+what is there already is kept, and made anew when either has changed. MAR does
+the same (main_cache.py); its scale is 1/std, ours too, of latents whose mean
+is subtracted.
 """
 
-import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
-from etils import epath
 
-from unifluid_jax import checkpoint, cli, telemetry
+from unifluid_jax import cli, latents, telemetry
 from unifluid_jax.config import Config, SourceConfig, resolve
+from unifluid_jax.data import identity as data_identity
 from unifluid_jax.data import sources, transforms
 from unifluid_jax.models.kl_vae import KlVae
-from unifluid_jax.systems.frozen_vae import STATS, vae_weights
+from unifluid_jax.systems import frozen_vae
 
 _CONFIG = cli.define_config()
 _BATCH = flags.DEFINE_integer("batch", 64, "Images encoded at once.")
@@ -38,33 +39,39 @@ def main(_: list[str]) -> None:
   config = resolve(_CONFIG.value)
   say = cli.speaker()
   say(f"unifluid_jax.encode: {config.name}")
-  encoder = make_encoder(config)
-  moments = None
-  for name, source_config in config.data.train.items():
-    if source_config.moments:
-      path = str(epath.Path(config.data.root) / source_config.moments)
-      if not _fresh(path, config):
-        sources.write_moments(
-          path, _encode(config, source_config, encoder, say, 0)
-        )
-        _mark(path, config)
-      say(f"moments of {name}: {path}")
-      moments = moments or _read(path)
+  params = frozen_vae.vae_weights(config.model)
+  weights = frozen_vae.digest(params)
+  data = data_identity.of_data(config.data)
+  encoder = make_encoder(config, params)
+  cached = []
+  for name, source in config.data.train.items():
+    if source.moments and name in data:
+      note = latents.note_of(config, source, weights, data[name]["digest"])
+      path = latents.path_of(config, source)
+      done = latents.write(
+        path, note, lambda source=source: _encode(config, source, encoder, say)
+      )
+      say(f"moments of {name}: {done}: {path}")
+      cached.append((name, path))
   if config.model.vae.latent_scale is None:
-    if moments is None:
-      first = next(iter(config.data.train.values()))
-      moments = _encode(config, first, encoder, say, _MEASURED)
-    stats = measure(moments)
-    path = epath.Path(config.model.vae_path) / STATS
-    path.write_text(json.dumps(stats))
-    mean, scale = stats["mean"], stats["scale"]
-    say(f"latents: mean {mean:.4f}, scale {scale:.4f}: {path}")
+    first = cached[0][0] if cached else next(iter(data))
+    made = {"weights": weights, "data": data[first]["digest"]}
+
+    def moments():
+      if cached:
+        return _read(cached[0][1])
+      return _encode(config, config.data.train[first], encoder, say, _MEASURED)
+
+    say(
+      latents.write_stats(
+        config.model.vae_path, made, lambda: measure(moments())
+      )
+    )
 
 
-def make_encoder(config: Config):
+def make_encoder(config: Config, params: Any):
   """images [B, H, W, 3] in [-1, 1] → moments, jitted, weights bound."""
   vae = KlVae(config.model.vae, jnp.dtype(config.model.dtype))
-  params = vae_weights(config.model)
   return jax.jit(
     lambda images: vae.apply({"params": params}, images, method="encode")
   )
@@ -84,7 +91,7 @@ def measure(moments: Iterator[np.ndarray | None]) -> dict[str, float]:
 
 
 def _encode(
-  config: Config, source_config: SourceConfig, encoder, say, limit: int
+  config: Config, source_config: SourceConfig, encoder, say, limit: int = 0
 ) -> Iterator[np.ndarray | None]:
   """Moments of a source's images in order; None for unreadable ones."""
   source = sources.open_source(
@@ -124,21 +131,6 @@ def _read(path: str) -> Iterator[np.ndarray | None]:
       yield reader[i]
     except sources.BadRecord:
       yield None
-
-
-def _tag(config: Config) -> str:
-  """Names the weights that made a moments file."""
-  step = checkpoint.latest_step(config.model.vae_path)
-  return f"{config.model.vae_path} step {step} size {config.model.image_size}"
-
-
-def _fresh(path: str, config: Config) -> bool:
-  note = epath.Path(path + ".json")
-  return note.exists() and json.loads(note.read_text())["vae"] == _tag(config)
-
-
-def _mark(path: str, config: Config) -> None:
-  epath.Path(path + ".json").write_text(json.dumps({"vae": _tag(config)}))
 
 
 if __name__ == "__main__":

@@ -134,11 +134,14 @@ class Replicas:
 
 def load_model(config: Config, workdir: str, step: int) -> api.Model:
   """The model of one checkpoint, mapped over all local devices."""
+  config = api.with_own_vae(config, workdir)
   system = systems.build(config)
   tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
   params = api.read_params(config, system, workdir, step, None)
+  frozen = system.load_frozen()
+  api.check_frozen(config, workdir, step, frozen)
   replicas = Replicas(config.eval.batch)
-  replicas.load(params, system.load_frozen())
+  replicas.load(params, frozen)
   return api.Model(config, system, tokenizer, replicas)
 
 
@@ -159,6 +162,7 @@ class Evaluator:
         f"config.eval.metrics: {unknown[0]!r} is unknown; known: "
         f"{', '.join(METRICS)}"
       )
+    config = api.with_own_vae(config, workdir)
     self.config, self.workdir, self._say = config, workdir, say
     self._system = systems.build(config)
     self._frozen = self._system.load_frozen()
@@ -229,6 +233,7 @@ class Evaluator:
       params = api.read_params(
         self.config, self._system, self.workdir, step, None
       )
+      api.check_frozen(self.config, self.workdir, step, self._frozen)
     except checkpoint.CheckpointGone as error:
       gone = error
     if jax.process_count() > 1 and np.any(

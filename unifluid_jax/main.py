@@ -7,16 +7,18 @@ can be set on the command line: --config.optim.lr=3e-4. Ablations are
 arguments of the config file: --config=configs/unified_2b.py:lambda=0.1.
 """
 
-import hashlib
-import json
-from typing import Any
-
 import jax
 from absl import flags
-from etils import epath
 
-from unifluid_jax import api, cli, config_files, parallel, systems, train
-from unifluid_jax.config import Config, resolve
+from unifluid_jax import (
+  cli,
+  config_files,
+  identity,
+  parallel,
+  systems,
+  train,
+)
+from unifluid_jax.config import resolve
 from unifluid_jax.data import pipeline, text
 
 _CONFIG = cli.define_config()
@@ -39,10 +41,13 @@ def main(_: list[str]) -> None:
   say(f"unifluid_jax.main: {config.name} in {workdir}")
   rows = config_files.differences(tree)
   say("\n".join(["-- differs from configs/base.py --", *rows]))
+  config = identity.at_hand(config, workdir)
   tokenizer = None
   if config.system != "vae":
     tokenizer = text.Tokenizer.load(config.text.tokenizer)
-  job = train.make_job(config, systems.build(config))
+  system = systems.build(config)
+  job = train.make_job(config, system)
+  meta = identity.describe(config, system, tree, workdir, say)
 
   def loader(start_step: int):
     return pipeline.make_loader(
@@ -53,26 +58,9 @@ def main(_: list[str]) -> None:
       process_count=jax.process_count(),
     )
 
-  train.run(job, workdir, loader, describe(config, tree, workdir), say)
-
-
-def describe(
-  config: Config, tree: dict[str, Any], workdir: str
-) -> dict[str, Any]:
-  """What is saved beside every state: configuration and tokenizer digest.
-
-  The tokenizer file is copied into the workdir, so that a run can be used
-  where its data are not.
-  """
-  meta = {"config": json.loads(json.dumps(tree)), "jax": jax.__version__}
-  if config.system == "vae":
-    return meta
-  data = epath.Path(config.text.tokenizer).read_bytes()
-  if jax.process_index() == 0:
-    copy = epath.Path(workdir) / api.TOKENIZER
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_bytes(data)
-  return meta | {"tokenizer_sha256": hashlib.sha256(data).hexdigest()}
+  train.run(
+    job, workdir, loader, meta, say, identity.keeper(config, meta, workdir)
+  )
 
 
 if __name__ == "__main__":

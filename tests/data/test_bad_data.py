@@ -18,9 +18,8 @@ import pytest
 from PIL import Image
 
 from configs import debug
-from unifluid_jax import prepare
 from unifluid_jax.config import SourceConfig, resolve
-from unifluid_jax.data import json_files, json_readers, sources
+from unifluid_jax.data import corpus, json_files, json_readers, sources
 from unifluid_jax.data.records import BadRecord
 
 
@@ -323,7 +322,7 @@ def sentences(root, format="jsonl", path="t.jsonl"):
   config = resolve(debug.get_config())
   train = {"x": SourceConfig(format, path)}
   data = dataclasses.replace(config.data, root=str(root), train=train)
-  return prepare._sentences(dataclasses.replace(config, data=data))
+  return corpus._sentences(dataclasses.replace(config, data=data))
 
 
 def test_the_corpus_is_every_text_of_readable_records(tmp_path):

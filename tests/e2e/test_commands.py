@@ -99,6 +99,15 @@ def test_second_call_says_that_it_is_done(space):
   assert "kept" in command("prepare", *space.config()).stdout
 
 
+def test_another_run_is_refused_before_anything_is_written(space):
+  args = space.config(**{"model.decoder.width": 64, "steps": 30})
+  before = {f: f.stat().st_mtime_ns for f in space.run.rglob("*")}
+  done = command("main", *args, f"--workdir={space.run}", check=False)
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert "config.model.decoder.width=32, not 64" in done.stderr
+  assert {f: f.stat().st_mtime_ns for f in space.run.rglob("*")} == before
+
+
 def test_evaluate_writes_results_and_report(space):
   done = command("evaluate", *space.config(), f"--workdir={space.run}",
                  "--once", devices=2)  # fmt: skip
@@ -162,7 +171,20 @@ def test_scores_of_files_join_the_run_and_runs_are_compared(space, tmp_path):
   assert "0.417" in out.read_text() and ">0.000<" in out.read_text()
 
 
-def test_generate_answer_and_python_api(space, tmp_path):
+def moved_elsewhere(space, folder, monkeypatch):
+  """The run, loaded from a copy where nothing else of it can be found."""
+  import unifluid_jax
+
+  shutil.copytree(space.run, folder / "copy")
+  hidden = space.root.rename(space.root.with_name("hidden"))
+  monkeypatch.chdir(folder)
+  try:
+    return unifluid_jax.load("copy")
+  finally:
+    hidden.rename(space.root)
+
+
+def test_generate_answer_and_python_api(space, tmp_path, monkeypatch):
   out = tmp_path / "out.png"
   run = f"--workdir={space.run}"
   command("generate", run, "--prompt=a red circle", f"--out={out}", "--seed=3")
@@ -178,9 +200,7 @@ def test_generate_answer_and_python_api(space, tmp_path):
   )  # fmt: skip
   assert "never seen 'stars': 'two green stars'" in many.stderr
   assert len(list((tmp_path / "many").glob("*.png"))) == 2
-  import unifluid_jax
-
-  model = unifluid_jax.load(str(space.run))
+  model = moved_elsewhere(space, tmp_path / "there", monkeypatch)
   one = model.generate("a red circle", seed=3)
   np.testing.assert_array_equal(np.asarray(one), np.asarray(Image.open(out)))
   assert model.unknown_words("A red Hexagon?") == ["hexagon"]
@@ -339,7 +359,9 @@ def two_processes(module, *args):
        f"--process_id={i}"],
       cwd=REPO,
       env=dict(
-        ENV, XLA_FLAGS=FLAGS + "--xla_force_host_platform_device_count=2"
+        ENV, XLA_FLAGS=FLAGS + "--xla_force_host_platform_device_count=2",
+        # One that finds its program waits for the other only 30 seconds.
+        JAX_ENABLE_COMPILATION_CACHE="false",
       ),
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
@@ -362,6 +384,23 @@ def test_two_processes_equal_one(space, tmp_path):
   a, b = losses(one), losses(two)
   assert a.keys() == b.keys() == {1, 2, 3, 4}
   np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
+
+
+def test_two_processes_train_on_images_and_keep_one_codec(space, tmp_path):
+  """The frozen weights come to all devices; one process writes the copy."""
+  args = space.config("t2i_only", **{
+    "steps": 1, "optim.name": "adamw", "model.decoder.depth": 1,
+    "loss.draws": 1, "batch.t2i": 4,
+  })  # fmt: skip
+  run = tmp_path / "run"
+  two_processes("main", *args, f"--workdir={run}")
+  assert np.isfinite(losses(run)[1])
+  for name in ("tokenizer.model", "codec/latents.json"):
+    assert (run / name).exists()
+  weights = json.loads((run / "codec" / "latents.json").read_text())["weights"]
+  assert (
+    weights == json.loads((space.vae / "latents.json").read_text())["weights"]
+  )
 
 
 def launched(job, space, *args):

@@ -60,6 +60,8 @@ def test_folder_of_images(tmp_path):
   coco = {
     "data.train.images.format": "coco",
     "data.train.images.path": "annotations.json:images",
+    "model.vae.latent_mean": 0.0,  # else measured again, of this data set
+    "model.vae.latent_scale": 1.0,
   }
   command("main", *flags("folder.py", tmp_path, **coco),
           f"--workdir={tmp_path}/coco")  # fmt: skip

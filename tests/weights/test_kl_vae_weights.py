@@ -257,7 +257,7 @@ def test_unknown_scale_has_to_be_measured(source, tmp_path):
   assert kl_vae.recipe(alone).files == {}
   wide = presets.VaeConfig(32, (1, 2), 1, 24)
   with pytest.raises(ConfigError, match="measure the latents"):
-    frozen_vae.latent_stats(model_config(tmp_path, wide))
+    frozen_vae.latent_stats(model_config(tmp_path, wide), {})
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Rows:
       ValueError: a file of another format, or one that lacks a column.
     """
     self._columns = tuple(columns)
-    self.files = _shards(path)
+    self.files = shards(path)
     places, ends = [], [0]
     for file in self.files:
       first = 0
@@ -166,7 +166,7 @@ def open_rows(config: SourceConfig, path: str) -> EditRows | CaptionRows:
   )
 
 
-def _shards(path: str) -> list[str]:
+def shards(path: str) -> list[str]:
   """The files that a path stands for, sorted."""
   base = epath.Path(path)
   if not base.is_dir():

@@ -173,7 +173,7 @@ class _TfdsReader:
 
   def __init__(self, path: str, split: str):
     path = files.local(path, "ArrayRecord files", "config.data.root")
-    folder = _version_dir(path)
+    folder = version_dir(path)
     try:
       builder = tfds.builder_from_directory(folder)
       raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -261,7 +261,7 @@ def _check_shard(shard: Any) -> None:
     )
 
 
-def _version_dir(path: str) -> str:
+def version_dir(path: str) -> str:
   """The folder with the metadata: `path`, or the only one below it."""
   base = epath.Path(path)
   for depth in ("", "*/", "*/*/"):

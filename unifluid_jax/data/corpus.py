@@ -1,0 +1,119 @@
+"""The texts of a data set, and the tokenizer that is trained on them."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from unifluid_jax import files
+from unifluid_jax.config import Config
+from unifluid_jax.data import identity, sources, text
+
+# Sentences a tokenizer is trained on at most.
+_SENTENCES = 200_000
+
+
+def make_tokenizer(config: Config) -> str:
+  """Loads the tokenizer, or trains it if the configuration allows.
+
+  A note beside the model says what it was trained on. A run that has used the
+  old model carries a copy of it, and refuses the new one by name.
+
+  Raises:
+    ValueError: it is missing and config.text.train_vocab is 0.
+  """
+  path, done = config.text.tokenizer, "kept"
+  if config.text.train_vocab:
+    note = _note(config)
+    done, fit = _judge(path, note)
+    if not fit:
+      text.train(_sentences(config), path, config.text.train_vocab)
+      made = files.digest(epath.Path(path).read_bytes())
+      files.write(f"{path}.json", json.dumps(note | {"model": made}))
+  tokenizer = text.Tokenizer.load(path)
+  if tokenizer.vocab_size > config.model.decoder.vocab:
+    raise ValueError(
+      f"{path} has {tokenizer.vocab_size} pieces, "
+      f"config.model.decoder.vocab={config.model.decoder.vocab}: too few"
+    )
+  return f"{done} the tokenizer: {tokenizer.vocab_size} pieces in {path}"
+
+
+def _note(config: Config) -> dict[str, Any]:
+  """What the trained tokenizer depends on."""
+  return {
+    "data": {
+      name: found["digest"]
+      for name, found in identity.of_data(config.data).items()
+    },
+    "vocab": config.text.train_vocab,
+    "caption_prefix": config.data.caption_prefix,
+  }
+
+
+def _judge(path: str, note: dict[str, Any]) -> tuple[str, bool]:
+  """What is done with the model file, for people; whether it can be kept.
+
+  A model that this command did not write, or that was changed since, is its
+  owner's and is kept.
+  """
+  if not epath.Path(path).exists():
+    return "trained", False
+  old = identity.read_note(path)
+  if old.get("model") != files.digest(epath.Path(path).read_bytes()):
+    return "kept, not knowing its data (delete it to train it anew),", True
+  changed = [k for k in note if old.get(k) != note[k]]
+  if changed:
+    return f"trained anew, as {' and '.join(changed)} changed,", False
+  return "kept", True
+
+
+def _sentences(config: Config) -> list[str]:
+  """The corpus: as a list, since SentencePiece hides what iterators raise.
+
+  Raises:
+    FileNotFoundError: a source is missing.
+    ValueError: one cannot be read, or none has a text.
+  """
+  opened = {
+    f"data.train.{name}": sources.open_source(
+      entry, config.data.root, config.data.caption_prefix, f"data.train.{name}"
+    )
+    for name, entry in config.data.train.items()
+  }
+  bad: list[str] = []
+  texts = _texts(opened, bad)
+  found = list(itertools.islice(texts, _SENTENCES - 1))
+  if not found:
+    where = "; ".join(
+      f"{key}.path={config.data.train[key.rpartition('.')[2]].path!r}"
+      for key in opened
+    )
+    raise ValueError(
+      f"no text to train a tokenizer on in data.root={config.data.root!r}: "
+      f"looked for captions, prompts, questions and instructions in "
+      f"{where or 'data.train, which is empty'}; bad records: {len(bad)}"
+      + (f", the first: {bad[0]}" if bad else "")
+    )
+  return [config.data.caption_prefix, *found]
+
+
+def _texts(
+  opened: Mapping[str, sources.Source], bad: list[str]
+) -> Iterator[str]:
+  """Texts of all sources that hold any; appends the names of bad records."""
+  for key, source in opened.items():
+    bad += source.bad
+    for i in range(len(source)):
+      try:
+        record = source[i]
+      except sources.BadRecord as error:
+        # Counted here, judged by the training pipeline.
+        bad.append(f"{key}[{i}]: {error}")
+        continue
+      edit = record.edit[:1] if record.edit is not None else ()
+      questions = (text for pair in record.questions for text in pair)
+      texts = (*record.prompts, *record.captions, *questions, *edit)
+      yield from (text for text in texts if text.strip())
