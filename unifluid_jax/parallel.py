@@ -351,6 +351,7 @@ def start_processes(
     return
   if coordinator == "auto":
     jax.distributed.initialize()
+    _compile_alike()
     return
   count = count if count is not None else _int(env.get("JAX_NUM_PROCESSES"))
   index = index if index is not None else _int(env.get("JAX_PROCESS_ID"))
@@ -360,6 +361,17 @@ def start_processes(
       "(or JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
     )
   jax.distributed.initialize(coordinator, count, index)
+  _compile_alike()
+
+
+def _compile_alike() -> None:
+  """No compilation cache for several processes on CPUs.
+
+  One that finds its program would wait in the first collective for those that
+  compile it, and Gloo gives up after 30 seconds.
+  """
+  if jax.default_backend() == "cpu":
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _int(text: str | None) -> int | None:
