@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.systems.conftest import whole_loss
 from unifluid_jax import config, config_files, parallel, systems, train, types
 from unifluid_jax.config import MeshConfig
 from unifluid_jax.data import tasks
@@ -144,7 +145,7 @@ def test_full_size_loss_has_a_shape(name):
   step = jax.ShapeDtypeStruct((), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   loss, metrics = jax.eval_shape(
-    system.loss, params, frozen, batch_of(c), key, step
+    whole_loss(system), params, frozen, batch_of(c), key, step
   )
   assert loss.shape == () and all(x.shape == () for x in metrics.values())
 

@@ -388,7 +388,7 @@ def test_overfit_regenerates_tokens_and_captions_exactly():
   @jax.jit
   def update(params, state, key):
     def objective(p):
-      return m.system.loss(p, m.frozen, batch, key, 0)
+      return m.whole_loss(p, m.frozen, batch, key, 0)
 
     grads, metrics = jax.grad(objective, has_aux=True)(params)
     change, state = optimizer.update(grads, state)
