@@ -33,12 +33,15 @@ def test_the_next_checkpoint_needs_no_compilation():
   assert traced == [(2, 2)]
 
 
-def test_floating_weights_are_narrow_and_others_are_not():
+def test_networks_are_bfloat16_and_constants_are_not():
   replicas = Replicas(rows=1)
-  weights = {"w": np.float32(1.001), "n": np.int32(257)}
-  replicas.load(weights, {})
+  weights = {"w": np.float32([1.001]), "n": np.int32(257)}
+  scale = np.float32(0.18215)  # of Stable Diffusion's latents
+  replicas.load(weights, {"latent_scale": scale})
   kinds = replicas(lambda p, _, x: p["w"].astype("float32") + x)
   np.testing.assert_array_equal(kinds(np.zeros(1, np.float32)), 1.0)
+  scaled = replicas(lambda _, f, x: f["latent_scale"] * x)
+  np.testing.assert_array_equal(scaled(np.ones(1, np.float32)), scale)
   counted = replicas(lambda p, _, x: p["n"] + x)
   np.testing.assert_array_equal(counted(np.zeros(1, np.int32)), 257)
 
