@@ -143,6 +143,39 @@ def test_micro_batches_stay_on_their_devices():
   np.testing.assert_array_equal(parts, want)
 
 
+def first_steps(tmp_path, **changes):
+  """A job of one device, its state, and its step on one batch."""
+  job = make(tmp_path, devices=jax.devices()[:1], **changes)
+  batch = next(loader(0))
+
+  def step(state):
+    with jax.set_mesh(job.mesh):
+      copied = jax.tree.map(jnp.copy, state)  # the step donates it
+      return job.step(copied, job.system.load_frozen(), batch)
+
+  return train.init_state(job.system, job.optimizer, job.config), step
+
+
+def test_draws_differ_from_step_to_step(tmp_path):
+  """Of the same parameters and batch, by the step and by the run's seed."""
+  state, step = first_steps(tmp_path)
+  losses = [step(state._replace(step=jnp.int32(n)))[1]["loss"] for n in (0, 1)]
+  assert losses[0] == step(state)[1]["loss"] != losses[1]
+
+
+def test_average_is_of_the_new_parameters_and_warms_up(tmp_path):
+  """min(.9, (1 + t) / (10 + t)) at steps t of 0 and 1000."""
+  state, step = first_steps(tmp_path)
+  for t, decay in ((0, 0.1), (1000, 0.9)):
+    old = state._replace(step=jnp.int32(t))
+    new, _ = step(old)
+    for e, p, q in zip(
+      *map(jax.tree.leaves, (new.ema, new.params, old.params)), strict=True
+    ):
+      assert np.abs(p - q).max() > 5e-3
+      np.testing.assert_allclose(e, decay * q + (1 - decay) * p, atol=1e-6)
+
+
 def test_not_a_number_stops_with_the_window_and_the_last_good(tmp_path):
   words = r"steps 5\.\.6.*checkpoint: 4"
   with pytest.raises(train.NonFiniteError, match=words):
