@@ -163,12 +163,27 @@ def test_draws_differ_from_step_to_step(tmp_path):
   assert losses[0] == step(state)[1]["loss"] != losses[1]
 
 
+def test_draws_differ_from_part_to_part(tmp_path):
+  class Draws(Toy):
+    def loss(self, params, frozen, batch, counts, key, step):
+      loss, _ = super().loss(params, frozen, batch, counts, key, step)
+      draw = jax.random.uniform(key)
+      return loss, {"mean": draw / 2, "square": draw**2 / 2}
+
+  job = make(tmp_path, Draws(), devices=jax.devices()[:1], accumulate=2)
+  state = train.init_state(job.system, job.optimizer, job.config)
+  with jax.set_mesh(job.mesh):
+    _, metrics = job.step(state, job.system.load_frozen(), next(loader(0)))
+  assert abs(metrics["square"] - metrics["mean"] ** 2) > 1e-3
+
+
 def test_average_is_of_the_new_parameters_and_warms_up(tmp_path):
   """min(.9, (1 + t) / (10 + t)) at steps t of 0 and 1000."""
   state, step = first_steps(tmp_path)
   for t, decay in ((0, 0.1), (1000, 0.9)):
     old = state._replace(step=jnp.int32(t))
     new, _ = step(old)
+    assert new.step == t + 1
     for e, p, q in zip(
       *map(jax.tree.leaves, (new.ema, new.params, old.params)), strict=True
     ):

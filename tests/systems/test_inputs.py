@@ -26,10 +26,13 @@ def packed(model, monkeypatch):
 
     monkeypatch.setattr(model.system, "embed_image", embed_image)
     t2i = examples().t2i
-    _, target = model.system._pack_image(
+    whole, target = model.system._pack_image(
       model.params, model.frozen, Prompts(t2i.prompt), t2i, KEY, share
     )
     k_latent = jax.random.split(KEY, 3)[0]
+    # The prompt's slot sees all of itself, then every token what was before.
+    want = [*[0] * 5, *range(1, 17)]
+    np.testing.assert_array_equal(whole.block, [want] * 8)
     raster = model.system.encode(model.frozen, None, t2i.moments, k_latent)
     return np.asarray(raster), np.asarray(target), seen
 
