@@ -141,6 +141,8 @@ MUTATIONS = tuple(
     (_UNIFLUID, "z.append(hidden[i][:, length - n : length])",
      "z.append(hidden[i][:, length - n - 1 : length - 1])",
      f"{TRACE}[unifluid-adamw]"),
+    (_UNIFLUID, 'count = draws * counts["image_tokens"]', "count = mse.size",
+     "systems/test_accumulate.py"),
     (_UNIFLUID, "total + c.loss.text_weight * text", "total + text",
      f"{LOSS}::test_losses_of_all_tasks_are_finite_and_weighted"),
     (_UNIFLUID, '"answers": sum(map(len, answers))', '"answers": 1', ANSWER),
