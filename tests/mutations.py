@@ -35,20 +35,20 @@ LOSS = "systems/test_unifluid.py"
 ANSWER = "systems/test_answer_loss.py"
 DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
 GREEDY = "systems/test_decode.py::test_greedy_answers_equal_full_recomputation"
-TRAIN = "test_train.py"
+STEP = "test_train_step.py"
 OPTIM = "test_optim.py"
 LAYOUT = (
   "test_golden.py::test_parameters_are_split_decayed_and_updated_as_pinned"
 )
 TRACE = "test_golden.py::test_training_steps_are_those_pinned"
-AVERAGE = f"{TRAIN}::test_average_is_of_the_new_parameters_and_warms_up"
+AVERAGE = f"{STEP}::test_average_is_of_the_new_parameters_and_warms_up"
 ORDER = f"{INPUTS}::test_the_share_of_random_orders_is_the_steps"
 CELLS = (
   f"{INPUTS}::test_tokens_are_fed_and_predicted_in_the_order_of_their_cells"
 )
 PLAIN = f"{LOSS}::test_text_loss_equals_a_plain_computation"
 BESIDE = f"{OPTIM}::test_adam_beside_muon_has_its_own_eps_rate_and_decay"
-MICRO = f"{TRAIN}::test_micro_batches_stay_on_their_devices"
+MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 
 _UNIFLUID, _DECODE = "systems/unifluid.py", "systems/unifluid_decode.py"
 _ORDER = "r = order.randomness(step, c.order.random_until, c.order.raster_from)"
@@ -59,16 +59,16 @@ MUTATIONS = tuple(
     # ------------------------------------------------------------ the step
     ("train.py", "jax.random.fold_in(jax.random.key(config.seed), state.step)",
      "jax.random.key(config.seed)",
-     f"{TRAIN}::test_draws_differ_from_step_to_step"),
+     f"{STEP}::test_draws_differ_from_step_to_step"),
     ("train.py", "keys = jax.random.split(key, config.accumulate)",
      "keys = jnp.broadcast_to(key, (config.accumulate,))",
-     f"{TRAIN}::test_draws_differ_from_part_to_part"),
+     f"{STEP}::test_draws_differ_from_part_to_part"),
     ("train.py", "update_ema(ema, params,", "update_ema(ema, state.params,",
      AVERAGE),
     ("train.py", "TrainState(state.step + 1,", "TrainState(state.step,",
      AVERAGE),
     ("train.py", "xs[0], counts,", "xs[0], system.counts(xs[0]),",
-     f"{TRAIN}::test_accumulated_parts_add_up"),
+     f"{STEP}::test_accumulated_parts_add_up"),
     ("train.py", "grouped = x.reshape(groups, count, rows, *rest)"
      ".swapaxes(0, 1)", "grouped = x.reshape(count, groups, rows, *rest)",
      MICRO),
