@@ -36,11 +36,12 @@ STEPS = 3
 
 
 def machine() -> dict[str, str]:
-  """What rounding depends on: jaxlib, the CPU's instructions, its cores."""
+  """What rounding depends on: jaxlib; the CPU, its instructions and cores."""
   path = Path("/proc/cpuinfo")
   lines = path.read_text().splitlines() if path.exists() else []
-  flags = [line for line in lines if line.startswith(("flags", "Features"))]
-  said = f"{platform.machine()} {flags[:1]} {os.cpu_count()}"
+  told = ("model name", "cache size", "flags", "Features")
+  kinds = sorted({line for line in lines if line.startswith(told)})
+  said = f"{platform.machine()} {kinds} {os.cpu_count()}"
   digest = hashlib.sha256(said.encode()).hexdigest()[:16]
   return {"jaxlib": jaxlib.__version__, "cpu": digest}
 
