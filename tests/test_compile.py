@@ -194,6 +194,7 @@ def test_other_programs(what, names):
   assert len(made) == names and {p.rows for p in made} == {2}
   dtypes = {str(x.dtype) for x in jax.tree.leaves(made[0].held["parameters"])}
   assert dtypes == {"bfloat16" if what == "eval" else "float32"}
+  assert made[0].held["frozen"]["latent_scale"].dtype == np.float32
   done = compiled.compile_program(made[-1].lowered, place)
   found = report.report(config, made[-1], done, place, 2**40)
   assert found["collectives"] == [] and found["devices"] == 1

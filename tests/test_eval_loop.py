@@ -33,12 +33,15 @@ def test_the_next_checkpoint_needs_no_compilation():
   assert traced == [(2, 2)]
 
 
-def test_floating_weights_are_narrow_and_others_are_not():
+def test_networks_are_bfloat16_and_constants_are_not():
   replicas = Replicas(rows=1)
-  weights = {"w": np.float32(1.001), "n": np.int32(257)}
-  replicas.load(weights, {})
+  weights = {"w": np.float32([1.001]), "n": np.int32(257)}
+  scale = np.float32(0.18215)  # of Stable Diffusion's latents
+  replicas.load(weights, {"latent_scale": scale})
   kinds = replicas(lambda p, _, x: p["w"].astype("float32") + x)
   np.testing.assert_array_equal(kinds(np.zeros(1, np.float32)), 1.0)
+  scaled = replicas(lambda _, f, x: f["latent_scale"] * x)
+  np.testing.assert_array_equal(scaled(np.ones(1, np.float32)), scale)
   counted = replicas(lambda p, _, x: p["n"] + x)
   np.testing.assert_array_equal(counted(np.zeros(1, np.int32)), 257)
 
@@ -227,3 +230,29 @@ def test_scores_and_samples_are_charted(tmp_path, monkeypatch):
   assert len(found) == 3 and found[0] == (2, "m", "simple_value")
   assert {kind for _, _, kind in found[1:]} == {"image"}
   assert len({tag for _, tag, _ in found}) == 3
+
+
+@pytest.mark.parametrize("use, average, want", [
+  (True, 0.9, "ema"), (False, 0.9, "params"), (True, 0.0, "params"),
+])  # fmt: skip
+def test_averaged_weights_are_read_where_wanted(
+  use, average, want, monkeypatch
+):
+  c = config.resolve(debug.get_config())
+  c = dataclasses.replace(
+    c, eval=dataclasses.replace(c.eval, use_ema=use),
+    optim=dataclasses.replace(c.optim, ema=average),
+  )  # fmt: skip
+
+  class Weights:
+    def init(self, key):
+      del key
+      return {"w": jnp.zeros(2)}
+
+  def restore(workdir, step, name, like):
+    assert (workdir, step, like["w"].shape) == ("run", 7, (2,))
+    return name
+
+  monkeypatch.setattr(api.checkpoint, "restore_part", restore)
+  assert api.read_params(c, Weights(), "run", 7, None) == want
+  assert api.read_params(c, Weights(), "run", 7, False) == "params"

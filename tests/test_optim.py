@@ -103,6 +103,44 @@ def test_a_rate_of_nothing_is_refused():
   optim.check_rates({"vit/position": 0.1, "head": 1.0}, tree())
 
 
+def test_adam_beside_muon_has_its_own_eps_rate_and_decay():
+  """Tables decay, at adam_lr; vectors and the diffusion head do not."""
+  params = {
+    "decoder": {"embedder": {"table": jnp.full((2, 3), 2.0)}},
+    "image": {"boi": jnp.full(3, 2.0)},
+    "head": {"input": {"kernel": jnp.full((2, 3), 2.0)}},
+  }
+  grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params)
+  config = dataclasses.replace(
+    BASE, name="muon", lr=9.0, adam_lr=0.1, eps=1.0, weight_decay=0.5
+  )
+  optimizer = optim.make_optimizer(config, 10)
+  out, _ = optimizer.update(grads, optimizer.init(params), params)
+  # Nesterov's first step: of the next momentum, both corrected for bias.
+  momentum = (0.9 * 0.1 / (1 - 0.9**2) + 0.1 / (1 - 0.9)) * 1e-3
+  step = -0.1 * momentum / (1e-3 + 1.0)
+  table, boi, kernel = jax.tree.leaves(out)[:1] + [
+    out["image"]["boi"], out["head"]["input"]["kernel"]
+  ]  # fmt: skip
+  np.testing.assert_allclose(boi, step, rtol=1e-5)
+  np.testing.assert_allclose(kernel, step, rtol=1e-5)
+  np.testing.assert_allclose(table, step - 0.1 * 0.5 * 2.0, rtol=1e-5)
+
+
+def test_only_the_diffusion_head_is_spared_decay_by_its_name():
+  kernel = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+  scales = {"upscale": jnp.ones((2, 3)), "scale": jnp.ones((2, 3))}
+  params = {"head": kernel, "decoder": {"head": kernel, "norm": scales}}
+  want = {
+    "head": {"kernel": False, "bias": False},
+    "decoder": {
+      "head": {"kernel": True, "bias": False},
+      "norm": {"upscale": True, "scale": False},
+    },
+  }
+  assert optim.decay_mask(params) == want
+
+
 def test_muon_turns_patches_to_one_rotation():
   """The kernel [p, p, 3, D] is one matrix: its update's directions weigh alike.
 

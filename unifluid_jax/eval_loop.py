@@ -86,12 +86,16 @@ class Replicas:
     self._weights: Any = None
 
   def load(self, params: Any, frozen: Any) -> None:
-    """Replaces the weights; floating ones are replicated in bfloat16."""
+    """Replaces the weights, replicated; networks' are cast to bfloat16.
+
+    Scalars are constants, e.g. the scale of latents, which bfloat16 would
+    change by up to .4 %: they keep their dtype.
+    """
 
     def narrow(x):
       x = jnp.asarray(x)
-      floating = jnp.issubdtype(x.dtype, jnp.floating)
-      return x.astype(jnp.bfloat16) if floating else x
+      weights = x.ndim > 0 and jnp.issubdtype(x.dtype, jnp.floating)
+      return x.astype(jnp.bfloat16) if weights else x
 
     self._weights = None  # frees them: two checkpoints may not fit
     self._weights = jax_utils.replicate(

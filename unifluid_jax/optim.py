@@ -1,8 +1,9 @@
 """Optimizers: AdamW as the paper trains, Muon for small budgets.
 
 Paper: UniFluid §4.1 (AdamW, constant rate after warm-up). What decays follows
-MAR: no vectors, no biases, nothing of the diffusion head. Fine-tuning follows
-PaliGemma (arXiv 2407.07726, appendix J; big_vision optax.py).
+MAR: no vectors, no biases, nothing of the diffusion head; tables do. Muon
+leaves tables and the head's outer layers to Adam, at `adam_lr`. Fine-tuning
+follows PaliGemma (arXiv 2407.07726, appendix J; big_vision optax.py).
 """
 
 import re
@@ -17,7 +18,8 @@ from optax import contrib
 from unifluid_jax.config import OptimConfig
 from unifluid_jax.parallel import path_str
 
-_NO_DECAY = re.compile(r"(bias|scale|boi)$|(^|/)head/")
+# "head" at the root is the diffusion head; a part's own head does decay.
+_NO_DECAY = re.compile(r"(^|/)(bias|scale)$|^head/")
 _KERNEL = re.compile(r"(^|/)kernel$")  # of encoder and projector, not of Gemma
 
 # Matrices Muon orthogonalises: path → (input axes, output axes); the rest
@@ -28,7 +30,7 @@ _MATRICES: tuple[tuple[str, tuple[tuple[int, ...], tuple[int, ...]]], ...] = (
   (r"layers/mlp/(gate|up|down)(/kernel)?$", ((1,), (2,))),
   (r"vit/patch/kernel$", ((0, 1, 2), (3,))),
   (r"(projector|image/in)/kernel$", ((0,), (1,))),
-  (r"head/(cond|time/in|time/out|block_\d+/.*)/kernel$", ((0,), (1,))),
+  (r"^head/(cond|time/in|time/out|block_\d+/.*)/kernel$", ((0,), (1,))),
 )
 
 
@@ -124,7 +126,6 @@ def _update(config: OptimConfig, steps: int) -> optax.GradientTransformation:
   PaliGemma's decay is absolute: times the schedule, not times the rate.
   """
   factor = learning_rate(config, steps)
-  adam_lr = config.lr if config.name == "adamw" else config.adam_lr
   if config.decay == "paligemma":
     return optax.chain(
       optax.scale_by_adam(
@@ -135,32 +136,39 @@ def _update(config: OptimConfig, steps: int) -> optax.GradientTransformation:
       optax.scale_by_schedule(lambda step: -factor(step)),
     )
   if config.name == "adamw":
-    return optax.adamw(
-      lambda step: adam_lr * factor(step),
-      b1=config.b1,
-      b2=config.b2,
-      eps=config.eps,
-      mu_dtype=config.mu_dtype,
-      weight_decay=config.weight_decay,
-      mask=decay_mask,
-    )
-  return contrib.muon(
+    return _adamw(config, lambda step: config.lr * factor(step))
+  # optax's own Adam beside its Muon decays all it is given or nothing, and
+  # shares Muon's eps: it is left without parameters.
+  muon = contrib.muon(
     lambda step: config.lr * factor(step),
     weight_decay=config.weight_decay,
     weight_decay_mask=decay_mask,
     mu_dtype=config.mu_dtype,
-    adam_b1=config.b1,
-    adam_b2=config.b2,
-    adam_learning_rate=lambda step: adam_lr * factor(step),
     muon_weight_dimension_numbers=muon_dimensions,
+  )
+  adam = _adamw(config, lambda step: config.adam_lr * factor(step), True)
+  return optax.partition({"muon": muon, "adam": adam}, muon_or_adam)
+
+
+def _adamw(
+  config: OptimConfig, rate: optax.Schedule, nesterov: bool = False
+) -> optax.GradientTransformation:
+  return optax.adamw(
+    rate,
+    b1=config.b1,
+    b2=config.b2,
+    eps=config.eps,
+    mu_dtype=config.mu_dtype,
+    weight_decay=config.weight_decay,
+    mask=decay_mask,
+    nesterov=nesterov,
   )
 
 
 def decay_mask(params: Any) -> Any:
   """True for every parameter that weight decay touches."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x.ndim > 1 and not _NO_DECAY.search(path_str(path)),
-    params,
+  return _by_path(
+    lambda name, x: x.ndim > 1 and not _NO_DECAY.search(name), params
   )
 
 
@@ -172,14 +180,22 @@ def kernel_mask(params: Any) -> Any:
 def muon_dimensions(params: Any) -> Any:
   """Muon's matrix axes of each parameter; None leaves it to Adam."""
 
-  def axes(path, _):
-    name = path_str(path)
+  def axes(name, _):
     for pattern, (inputs, outputs) in _MATRICES:
       if re.search(pattern, name):
         return contrib.MuonDimensionNumbers(inputs, outputs)
     return None
 
-  return jax.tree_util.tree_map_with_path(axes, params)
+  return _by_path(axes, params)
+
+
+def muon_or_adam(params: Any) -> Any:
+  """ "muon" for each matrix it orthogonalises, "adam" for the rest."""
+  return jax.tree.map(
+    lambda axes: "adam" if axes is None else "muon",
+    muon_dimensions(params),
+    is_leaf=lambda x: x is None or isinstance(x, contrib.MuonDimensionNumbers),
+  )
 
 
 def update_ema(ema: Any, params: Any, decay: float, step: Any) -> Any:

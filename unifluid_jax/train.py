@@ -1,6 +1,6 @@
 """The training loop. The step itself is `train_step`: start reading there.
 
-It knows a system only by `types.Trainable`: init, loss, load_frozen.
+It knows a system only by `types.Trainable`: init, counts, loss, load_frozen.
 """
 
 import contextlib
@@ -62,10 +62,12 @@ def train_step(
   """
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
   grad = jax.value_and_grad(system.loss, has_aux=True)
+  counts = system.counts(batch)  # of the whole: what its parts give adds up
 
   def micro(carry, xs):
-    part, k = xs
-    (loss, metrics), grads = grad(state.params, frozen, part, k, state.step)
+    (loss, metrics), grads = grad(
+      state.params, frozen, xs[0], counts, xs[1], state.step
+    )
     new = (grads, dict(metrics, loss=loss))
     return jax.tree.map(jnp.add, carry, new) if carry else new, None
 
@@ -76,7 +78,7 @@ def train_step(
   if config.accumulate > 1:
     rest = jax.tree.map(lambda x: x[1:], (parts, keys))
     totals, _ = jax.lax.scan(micro, totals, rest)
-  grads, metrics = jax.tree.map(lambda x: x / config.accumulate, totals)
+  grads, metrics = totals
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema

@@ -89,15 +89,32 @@ class TrainState(NamedTuple):
 
 @runtime_checkable
 class Trainable(Protocol):
-  """What `train.py` knows of a model: these three methods, nothing else."""
+  """What `train.py` knows of a model: these four methods, nothing else."""
 
   def init(self, key: Any) -> Params:
     """Fresh parameters as a plain nested dict of float32 arrays."""
 
+  def counts(self, batch: Any) -> Mapping[str, Any]:
+    """How many items each term of the loss has in a whole global batch.
+
+    A Python int where shapes fix it, else an integer array.
+    """
+
   def loss(
-    self, params: Params, frozen: Any, batch: Any, key: Any, step: Any
+    self,
+    params: Params,
+    frozen: Any,
+    batch: Any,
+    counts: Mapping[str, Any],
+    key: Any,
+    step: Any,
   ) -> tuple[Any, Metrics]:
-    """Scalar loss and a flat dict of scalar metrics for one batch."""
+    """Scalar loss and a flat dict of scalar metrics of a part of a batch.
+
+    Each is a sum over the part's items divided by `counts`, which are those
+    of the whole batch: losses, gradients and metrics of its parts add up to
+    those of the batch, however it was cut.
+    """
 
   def load_frozen(self) -> Any:
     """Weights the optimizer never sees; read from disk, or an empty dict."""

@@ -19,7 +19,7 @@ from tests.ops.test_fused_attention import (
   merged_mask,
   results,
 )
-from tests.systems.conftest import Tiny, examples, tiny
+from tests.systems.conftest import Tiny, examples, tiny, whole_loss
 from unifluid_jax import parallel, systems, types
 from unifluid_jax.aot import compiled, topology
 from unifluid_jax.config import MeshConfig
@@ -245,8 +245,10 @@ def test_training_uses_it_and_decoding_does_not(model, interpreted):
   for kernel in ("plain", "mosaic"):
     system = systems.build(tiny(model__attention=kernel, **changes))
     assert not interpreted
-    run = jax.jit(lambda params, s=system: s.loss(
-      params, model.frozen, batch, key, 0)[0])  # fmt: skip
+    loss = whole_loss(system)
+    run = jax.jit(
+      lambda params, loss=loss: loss(params, model.frozen, batch, key, 0)[0]
+    )
     losses[kernel] = run(model.params)
   assert_close([losses["mosaic"]], [losses["plain"]], 1e-5)
   rows, vit, heads = 8, (16, 2, 8), (2, 16)

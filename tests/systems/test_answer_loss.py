@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.systems.conftest import tiny
 from unifluid_jax.models import gemma
+from unifluid_jax.systems import packing
 from unifluid_jax.systems.unifluid import UniFluid
-from unifluid_jax.types import EOS, UNK, TextOnly
+from unifluid_jax.types import EOS, UNK, Batch, TextOnly
 
 RNG = np.random.default_rng(0)
 SUFFIX = np.array([[5, EOS, 0, 0], [7, 8, 9, EOS]], np.int32)
@@ -24,11 +26,13 @@ def losses(**changes):
   class Task:
     x = task
 
-  loss, metrics = UniFluid(config)._text_loss(
+  system, suffix = UniFluid(config), jnp.asarray(SUFFIX)
+  loss, metrics = system._text_loss(
     {"decoder": {"embedder": {"table": jnp.asarray(table)}}},
     [Task],
     [jnp.asarray(hidden)],
-    [(0, jnp.asarray(SUFFIX))],
+    [(0, suffix)],
+    system.counts(Batch(text=TextOnly(suffix, suffix))),
   )
   logits = gemma.logits(d, jnp.asarray(table), jnp.asarray(hidden[:, 5:]))
   return loss, metrics, np.asarray(jax.nn.log_softmax(logits), np.float64)
@@ -51,6 +55,33 @@ def test_mean_over_tokens_or_over_answers():
   long = np.mean([nll(p, 1, j) for j in range(4)])
   np.testing.assert_allclose(loss, (short + long) / 2, rtol=1e-5)
   assert metrics["loss_text"] == loss
+
+
+@pytest.mark.parametrize("mean", ["tokens", "answers"])
+def test_parts_with_unequal_answers_add_up(mean):
+  """Loss, accuracy and gradients, of two words and of four."""
+  system = UniFluid(tiny(loss__text_mean=mean))
+  d, suffix = system.config.model.decoder, jnp.asarray(SUFFIX)
+  table = jnp.asarray(RNG.normal(size=(d.vocab, d.width)), jnp.float32)
+  hidden = jnp.asarray(RNG.normal(size=(2, 4, d.width)), jnp.float32)
+  counts = system.counts(Batch(text=TextOnly(suffix, suffix)))
+
+  def loss(table, rows):
+    part = hidden[rows], suffix[rows]
+    task = packing.prefix(part[0], part[1] != 0)
+    return system._text_loss(
+      {"decoder": {"embedder": {"table": table}}},
+      [task], [part[0]], [(0, part[1])], counts,
+    )  # fmt: skip
+
+  run = jax.value_and_grad(loss, has_aux=True)
+  short, long, whole = (
+    run(table, slice(*rows)) for rows in ((0, 1), (1, 2), (0, 2))
+  )
+  jax.tree.map(
+    lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-5, atol=1e-7),
+    short, long, whole,
+  )  # fmt: skip
 
 
 def test_smoothing_comes_from_the_configuration():

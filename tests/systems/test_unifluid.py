@@ -125,7 +125,7 @@ def test_vb_trains_only_the_variance_output(model):
   batch = Batch(t2i=examples().t2i)
 
   def term(params, name):
-    return model.system.loss(params, model.frozen, batch, KEY, 0)[1][name]
+    return model.whole_loss(params, model.frozen, batch, KEY, 0)[1][name]
 
   def output(name):
     grad = jax.grad(term)(model.params, name)
@@ -255,7 +255,7 @@ def test_the_vocabulary_stays_split_over_devices():
 
 
 def loss_of(m, params, batch):
-  return m.system.loss(params, m.frozen, batch, KEY, 0)[0]
+  return m.whole_loss(params, m.frozen, batch, KEY, 0)[0]
 
 
 def test_sharded_step_equals_single_device(model):

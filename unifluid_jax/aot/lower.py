@@ -218,8 +218,9 @@ def frozen_shapes(config: Config, system: Any) -> Any:
 
 
 def _spec(x: Any, sharding: Any, dtype: Any = None) -> jax.ShapeDtypeStruct:
-  floating = jnp.issubdtype(x.dtype, jnp.floating)
-  dtype = dtype if dtype is not None and floating else x.dtype
+  # Scalars are constants and keep their dtype, as in eval_loop.Replicas.
+  weights = x.ndim > 0 and jnp.issubdtype(x.dtype, jnp.floating)
+  dtype = dtype if dtype is not None and weights else x.dtype
   return jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding)
 
 

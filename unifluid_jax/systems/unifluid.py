@@ -5,6 +5,7 @@ PaliGemma (projector, text layout), RAR (position tables) and MAR (head).
 Decoding lives in `unifluid_decode.py`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,32 +53,28 @@ class UniFluid:
     m = self.config.model
     keys = jax.random.split(key, 7)
     width, pixels = m.decoder.width, m.vit.image_size
-    x = jnp.zeros((1, 1, width), jnp.float32)
+    tokens, states = (1, m.token_channels), (1, width)
+    x, position = jnp.zeros((1, *states)), jnp.zeros((1, 1), jnp.int32)
     table = nn.initializers.truncated_normal(0.02)
+
+    def fresh(network, key, *inputs):
+      return network.init(key, *inputs)["params"]
+
     return {
-      "decoder": self.decoder.init(
-        keys[0], x, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
-      )["params"],
-      "vit": self.vit.init(keys[1], jnp.zeros((1, pixels, pixels, 3)))[
-        "params"
-      ],
-      "projector": self.project.init(keys[2], jnp.zeros((1, m.vit.width)))[
-        "params"
-      ],
+      "decoder": fresh(
+        self.decoder, keys[0], x, position, jnp.ones((1, 1, 1), bool)
+      ),
+      "vit": fresh(self.vit, keys[1], jnp.zeros((1, pixels, pixels, 3))),
+      "projector": fresh(self.project, keys[2], jnp.zeros((1, m.vit.width))),
       "image": {
-        "in": self.embed_token.init(keys[3], jnp.zeros((1, m.token_channels)))[
-          "params"
-        ],
+        "in": fresh(self.embed_token, keys[3], jnp.zeros(tokens)),
         "position": table(keys[4], (m.image_tokens, width)),
         "next_position": table(keys[5], (m.image_tokens, width)),
         "boi": table(keys[6], (width,)),
       },
-      "head": self.head.init(
-        key,
-        jnp.zeros((1, m.token_channels)),
-        jnp.zeros((1,), jnp.int32),
-        jnp.zeros((1, width)),
-      )["params"],
+      "head": fresh(
+        self.head, key, jnp.zeros(tokens), position[0], jnp.zeros(states)
+      ),
     }
 
   def load_frozen(self) -> Any:
@@ -168,9 +165,8 @@ class UniFluid:
   ) -> Float[Array, "B N D"]:
     """The VAE tokens of an image to edit, with positions, as a prefix."""
     x = self.encode(frozen, images, None, None)
-    return self.embed_tokens(params, x) + params["image"]["position"].astype(
-      self.decoder.dtype
-    )
+    position = params["image"]["position"].astype(self.decoder.dtype)
+    return self.embed_tokens(params, x) + position
 
   def encode(
     self,
@@ -181,49 +177,62 @@ class UniFluid:
   ) -> Float[Array, "B N C"]:
     """Normalised image tokens in raster order; without a key the mode."""
     if moments is None:
-      moments = self.vae.apply({"params": frozen["vae"]}, images,
-                               method="encode")  # fmt: skip
+      vae = {"params": frozen["vae"]}
+      moments = self.vae.apply(vae, images, method="encode")
     z = kl_vae.sample(moments.astype(jnp.float32), key)
     z = kl_vae.to_latents(z, frozen["latent_mean"], frozen["latent_scale"])
     return patches.patchify(z, self.config.model.patch)
 
   # ------------------------------------------------------------------- loss
 
+  def counts(self, batch: Batch) -> dict[str, Any]:
+    """Tokens of images and of answers, and answers; see `Trainable.counts`."""
+    drawn = [e.prompt for e in (batch.t2i, batch.edit) if e is not None]
+    answers = [e.suffix for e in (batch.i2t, batch.text) if e is not None]
+    words = sum((suffix != PAD).sum() for suffix in answers)
+    return {
+      "image_tokens": sum(map(len, drawn)) * self.config.model.image_tokens,
+      "answer_tokens": jnp.maximum(words, 1),
+      "answers": sum(map(len, answers)),
+    }
+
   def loss(
-    self, params: Params, frozen: Any, batch: Batch, key: PRNGKeyArray, step
+    self,
+    params: Params,
+    frozen: Any,
+    batch: Batch,
+    counts: Mapping[str, Any],
+    key: PRNGKeyArray,
+    step: int | Int[Array, ""],
   ) -> tuple[Float[Array, ""], Metrics]:
     """L = L_visual + lambda * L_text over one backbone pass (UniFluid §4.1)."""
     keys = jax.random.split(key, 5)
     c, params = self.config, self._with_narrow_table(params)
     r = order.randomness(step, c.order.random_until, c.order.raster_from)
     tasks, images, texts = [], [], []
-    if batch.t2i is not None:
-      prompts = Prompts(batch.t2i.prompt)
-      packed, target = self._pack_image(
-        params, frozen, prompts, batch.t2i, keys[0], r
-      )
-      images.append((len(tasks), target))
-      tasks.append(packed)
-    if batch.edit is not None:
-      e = batch.edit
-      prompts = Prompts(e.prompt, e.source, e.source_image)
-      packed, target = self._pack_image(params, frozen, prompts, e, keys[1], r)
-      images.append((len(tasks), target))
-      tasks.append(packed)
+    for i, e in enumerate((batch.t2i, batch.edit)):
+      if e is not None:
+        source = (e.source, e.source_image) if e is batch.edit else ()
+        packed, target = self._pack_image(
+          params, frozen, Prompts(e.prompt, *source), e, keys[i], r
+        )
+        images.append((len(tasks), target))
+        tasks.append(packed)
     for i, example in enumerate((batch.i2t, batch.text)):
       if example is not None:
         texts.append((len(tasks), example.suffix))
         k = jax.random.fold_in(keys[4], i)
         tasks.append(self._pack_answer(params, example, k))
     hidden = self._backbone(params, tasks, keys[2])
-    metrics, total = {}, jnp.float32(0)
+    total, metrics = jnp.float32(0), {}
     if images:
-      visual, metrics = self._visual_loss(params, tasks, hidden, images,
-                                          keys[3])  # fmt: skip
-      metrics["order_randomness"] = r
-      total = total + visual
+      total, metrics = self._visual_loss(
+        params, tasks, hidden, images, counts, keys[3]
+      )
+      drawn = sum(target.shape[0] * target.shape[1] for _, target in images)
+      metrics["order_randomness"] = r * (drawn / counts["image_tokens"])
     if texts:
-      text, more = self._text_loss(params, tasks, hidden, texts)
+      text, more = self._text_loss(params, tasks, hidden, texts, counts)
       metrics |= more
       total = total + c.loss.text_weight * text
     return total, metrics
@@ -270,8 +279,8 @@ class UniFluid:
       hidden = (u >= p / 2) & (u < p / 2 + c.loss.image_dropout)
       head = packing.hide_source(head, text.shape[1], hidden[:, 0])
     tail = self.embed_image(params, x, cells)
-    packed = packing.join([head, packing.causal(tail, packing.all_valid(tail))])
-    return packed, x
+    tail = packing.causal(tail, packing.all_valid(tail))
+    return packing.join([head, tail]), x
 
   def _pack_answer(self, params, example, key):
     """An understanding or text example: predicts its suffix.
@@ -310,7 +319,7 @@ class UniFluid:
     sizes = [t.x.shape[0] for t in tasks]
     return packing.split(hidden, sizes, groups)
 
-  def _visual_loss(self, params, tasks, hidden, images, key):
+  def _visual_loss(self, params, tasks, hidden, images, counts, key):
     """MSE + VB of every image token, several noise draws each (MAR)."""
     z, x0 = [], []
     for i, target in images:
@@ -331,10 +340,11 @@ class UniFluid:
     t = parallel.constrain(t, "_BT")
     out = self.head.apply({"params": params["head"]}, x_t, t, z)
     mse, vb = diffusion.loss_terms(self.schedule, out, x0, x_t, t, noise)
-    mse, vb = mse.mean(), vb.mean()
+    count = draws * counts["image_tokens"]
+    mse, vb = mse.sum() / count, vb.sum() / count
     return mse + vb, {"loss_visual": mse + vb, "mse": mse, "vb": vb}
 
-  def _text_loss(self, params, tasks, hidden, texts):
+  def _text_loss(self, params, tasks, hidden, texts, counts):
     """Cross entropy of the answers; labels smoothed if configured.
 
     The mean is over all answer tokens, or within each answer first, as
@@ -357,19 +367,16 @@ class UniFluid:
     def logits(x):
       return parallel.constrain(gemma.logits(config, table, x), "GTV")
 
+    c = self.config.loss
     nll, hits = chunked_cross_entropy(
-      logits,
-      h,
-      suffix,
-      self.config.loss.vocab_chunk,
-      self.config.loss.label_smoothing,
+      logits, h, suffix, c.vocab_chunk, c.label_smoothing
     )
     mask = (suffix != PAD).astype(jnp.float32)
-    count = jnp.maximum(mask.sum(), 1)
-    loss, accuracy = (nll * mask).sum() / count, (hits * mask).sum() / count
-    if self.config.loss.text_mean == "answers":
+    count, nll = counts["answer_tokens"], nll * mask
+    loss, accuracy = nll.sum() / count, (hits * mask).sum() / count
+    if c.text_mean == "answers":
       lengths = jnp.maximum(mask.sum(axis=1), 1)
-      loss = ((nll * mask).sum(axis=1) / lengths).mean()
+      loss = (nll.sum(axis=1) / lengths).sum() / counts["answers"]
     return loss, {"loss_text": loss, "text_accuracy": accuracy}
 
   # ------------------------------------------------------------------ decode
@@ -398,8 +405,9 @@ class UniFluid:
   ) -> Int[Array, "B A"]:
     """Token ids; see `unifluid_decode.answer`."""
     del frozen
-    params = self._for_loops(params)
-    return unifluid_decode.answer(self, params, images, prefix, sampling)
+    return unifluid_decode.answer(
+      self, self._for_loops(params), images, prefix, sampling
+    )
 
   def reconstruct(
     self, frozen: Any, images: Float[Array, "B H W 3"]

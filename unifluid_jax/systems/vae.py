@@ -4,14 +4,14 @@ Source: Latent Diffusion Models (arXiv 2112.10752), loss of kl-f8
 (ldm/modules/losses/contperceptual.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from unifluid_jax.config import Config
+from unifluid_jax.config import Config, ConfigError
 from unifluid_jax.models import kl_vae, lpips, patch_gan
 from unifluid_jax.types import Batch, Metrics, Params
 
@@ -58,11 +58,32 @@ def adaptive_weight(
   return jnp.clip(nll_norm / (norm + _ADAPTIVE_EPS), 0, _MAX_ADAPTIVE)
 
 
+def _pixels(batch: Batch) -> Float[Array, "B H W 3"]:
+  """The images of a batch.
+
+  Raises:
+    ValueError: it carries no pixels.
+  """
+  if batch.t2i is None or batch.t2i.image is None:
+    raise ValueError(
+      "the VAE needs pixels: batch.t2i.image is None; drop the cached "
+      "moments (data.train.*.moments) from its data"
+    )
+  return batch.t2i.image
+
+
+def _mean(x: Float[Array, "B *rest"], count: int) -> Float[Array, ""]:
+  """The share of these rows in the mean over a batch of `count` rows."""
+  return x.sum() / float(x[0].size * count)  # an int32 would overflow
+
+
 class VaeSystem:
   """The tokenizer's networks and objective; a `types.Trainable`.
 
   Reads the pixels of generation examples (`batch.t2i.image`) and nothing else
-  of a batch. All losses are means over pixels or latent elements.
+  of a batch. All losses are means over pixels or latent elements, of the whole
+  batch: they add up over its parts. The adversarial terms do not (a ratio of
+  gradient norms of the batch weighs them) and need it in one piece.
 
   Differs from LDM: generator and discriminator step together, on one scalar
   whose terms are kept apart by stopped gradients; the constant logvar of the
@@ -74,10 +95,17 @@ class VaeSystem:
 
     Raises:
       ValueError: the configuration trains on no images.
+      ConfigError: it cuts a batch that adversarial terms need whole.
     """
     if not config.batch.get("t2i"):
       raise ValueError(
         "the VAE trains on the images of generation examples: set batch.t2i > 0"
+      )
+    if config.vae_loss.adversarial and config.accumulate > 1:
+      raise ConfigError(
+        f"vae_loss.adversarial={config.vae_loss.adversarial} weighs gradients "
+        f"of a whole batch, accumulate={config.accumulate} cuts it: set "
+        "accumulate=1 or vae_loss.adversarial=0"
       )
     model, self._weights = config.model, config.vae_loss
     self._image_size = model.image_size
@@ -119,43 +147,50 @@ class VaeSystem:
     z = kl_vae.sample(self.encode_moments(params, images), None)
     return self._apply(params["vae"], z, "decode")
 
+  def counts(self, batch: Batch) -> dict[str, int]:
+    """Images of the batch; see `Trainable.counts`.
+
+    Raises:
+      ValueError: the batch carries no pixels.
+    """
+    return {"images": len(_pixels(batch))}
+
   def loss(
     self,
     params: Params,
     frozen: Params,
     batch: Batch,
+    counts: Mapping[str, int],
     key: PRNGKeyArray,
     step: int | Int[Array, ""],
   ) -> tuple[Float[Array, ""], Metrics]:
-    """Reconstruction, KL and adversarial loss of one batch.
+    """Reconstruction, KL and adversarial loss of a part of a batch.
 
     Args:
       params: as `init` returns them.
       frozen: as `load_frozen` returns it.
       batch: `t2i.image` f32[B, H, W, 3] in [-1, 1]; its text is not read.
+      counts: of the whole batch.
       key: draws the latents.
       step: number of the training step, from 0.
 
     Returns:
-      The scalar to minimise, and metrics; `kl` is per latent element.
+      The scalar to minimise, and metrics; `kl` is per latent element, as are
+      `latent_mean` and `latent_square`, the latents' first two moments.
 
     Raises:
       ValueError: the batch carries no pixels.
     """
-    if batch.t2i is None or batch.t2i.image is None:
-      raise ValueError(
-        "the VAE needs pixels: batch.t2i.image is None; drop the cached "
-        "moments (data.train.*.moments) from its data"
-      )
-    images, w = batch.t2i.image, self._weights
+    images, w, count = _pixels(batch), self._weights, counts["images"]
     moments = self.encode_moments(params, images)
     z = kl_vae.sample(moments, key)
     features = self._apply(params["vae"], z, "decode_features")
     output = self._apply(params["vae"], features, "decode_output")
-    nll, metrics = self._reconstruction(frozen, images, output)
-    kl = kl_vae.kl(moments).mean() / z[0].size
+    nll, metrics = self._reconstruction(frozen, images, output, count)
+    kl = _mean(kl_vae.kl(moments), count) / z[0].size
     total = nll + w.kl * kl
-    metrics |= dict(kl=kl, latent_mean=z.mean(), latent_std=z.std())
+    square = _mean(jnp.square(z), count)
+    metrics |= dict(kl=kl, latent_mean=_mean(z, count), latent_square=square)
     if w.adversarial:
       terms = self._adversarial(params, frozen, images, features, output, step)
       total += terms[0]
@@ -170,15 +205,20 @@ class VaeSystem:
     frozen: Params,
     images: Float[Array, "B H W 3"],
     output: Float[Array, "B H W 3"],
+    count: int,
   ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Weighted pixel and perceptual distance, and its parts."""
+    """Weighted pixel and perceptual distance, and its parts.
+
+    Means over a whole batch of `count` images.
+    """
     w = self._weights
-    l1 = jnp.abs(images - output).mean()
-    l2 = jnp.square(images - output).mean()
+    l1 = _mean(jnp.abs(images - output), count)
+    l2 = _mean(jnp.square(images - output), count)
     total = w.l1 * l1 + w.l2 * l2
-    metrics = dict(l1=l1, l2=l2, psnr=psnr(images, output).mean())
+    metrics = dict(l1=l1, l2=l2, psnr=_mean(psnr(images, output), count))
     if w.perceptual:
-      perceptual = lpips.distance(frozen["lpips"], images, output).mean()
+      distance = lpips.distance(frozen["lpips"], images, output)
+      perceptual = _mean(distance, count)
       total += w.perceptual * perceptual
       metrics["perceptual"] = perceptual
     return total, metrics
@@ -214,7 +254,9 @@ class VaeSystem:
 
     weight = _sg(
       adaptive_weight(
-        lambda k: n * self._reconstruction(frozen, images, decoded(k))[0],
+        lambda k: (
+          n * self._reconstruction(frozen, images, decoded(k), len(images))[0]
+        ),
         lambda k: generator(decoded(k)),
         kl_vae.last_kernel(vae),
       )

@@ -1,0 +1,121 @@
+"""Three training steps of tiny systems: losses and norms, pinned.
+
+  python -m tests.golden.trace
+
+rewrites trace.json beside this file, after a change that is meant to change
+training. `tests/test_golden.py` compares it: all of it and exactly where
+jaxlib and CPU are those of the recording; elsewhere the first step, to
+rounding.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+
+from tests import conftest  # before jax: sets its flags
+
+import jax  # isort: skip
+import jaxlib
+import numpy as np
+import optax
+
+from tests.systems import conftest as tiny_systems
+from tests.systems import test_vae
+from unifluid_jax import parallel, systems, train
+from unifluid_jax.config import Config, MeshConfig
+from unifluid_jax.types import Batch, TextToImage
+
+assert conftest
+FILE = Path(__file__).parent / "trace.json"
+SYSTEMS = ("unifluid", "vae")
+OPTIMIZERS = ("adamw", "muon")
+STEPS = 3
+
+
+def machine() -> dict[str, str]:
+  """What rounding depends on: jaxlib; the CPU, its instructions and cores."""
+  path = Path("/proc/cpuinfo")
+  lines = path.read_text().splitlines() if path.exists() else []
+  told = ("model name", "cache size", "flags", "Features")
+  kinds = sorted({line for line in lines if line.startswith(told)})
+  said = f"{platform.machine()} {kinds} {os.cpu_count()}"
+  digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+  return {"jaxlib": jaxlib.__version__, "cpu": digest}
+
+
+def configuration(system: str, optimizer: str) -> Config:
+  """All that a step can do: annealed orders, moving average, clipping."""
+  if system == "vae":
+    weight = 0.5 if optimizer == "adamw" else 0.0  # once: it compiles slowly
+    c = test_vae.make(adversarial=weight, adversarial_start=1)
+  else:
+    c = tiny_systems.tiny(
+      model__decoder__depth=1, loss__word_dropout=0.3,
+      order__random_until=0, order__raster_from=4,
+    )  # fmt: skip
+  optim = dataclasses.replace(
+    c.optim, name=optimizer, lr=3e-3, adam_lr=2e-3, warmup=2, ema=0.9,
+    weight_decay=0.1, clip=1.0, schedule="constant",
+  )  # fmt: skip
+  return dataclasses.replace(c, optim=optim, mesh=MeshConfig(1, 1, 1))
+
+
+def trace(system: str, optimizer: str) -> dict[str, list[float]]:
+  """Metrics of each step, and norms of what is left after it."""
+  c = configuration(system, optimizer)
+  model = systems.build(c)
+  job = train.make_job(c, model, jax.devices()[:1])
+  frozen = _frozen(system, model)
+  values: dict[str, list[float]] = {}
+  with jax.set_mesh(job.mesh):
+    params = _filled(job.shapes.params)
+    ema = jax.tree.map(np.copy, params)
+    moments = jax.jit(job.optimizer.init)(params)
+    state = train.TrainState(np.int32(0), params, moments, ema)
+    state = jax.device_put(state, job.shardings)
+    for step in range(STEPS):
+      batch = parallel.to_global(_batch(system, step), job.mesh)
+      state, metrics = job.step(state, frozen, batch)
+      found = jax.device_get(metrics)
+      found["norm"] = optax.tree.norm(jax.device_get(state.params))
+      found["ema_norm"] = optax.tree.norm(jax.device_get(state.ema))
+      for name, value in found.items():
+        values.setdefault(name, []).append(float(value))
+  return values
+
+
+def _filled(shapes):
+  filled = test_vae.filled(shapes)
+  return jax.tree.map(np.asarray, filled)
+
+
+def _frozen(system, model):
+  if system == "vae":
+    return {}
+  vae = jax.eval_shape(
+    model.vae.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)
+  )["params"]
+  return {
+    "vae": _filled(vae),
+    "latent_mean": np.float32(0.1),
+    "latent_scale": np.float32(1.3),
+  }
+
+
+def _batch(system, step):
+  if system == "unifluid":
+    return jax.tree.map(np.asarray, tiny_systems.examples(seed=step, text=True))
+  rng = np.random.default_rng(step)
+  images = rng.uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
+  return Batch(t2i=TextToImage(np.zeros((8, 0), np.int32), images))
+
+
+if __name__ == "__main__":
+  recorded: dict = {"machine": machine()}
+  for name in SYSTEMS:
+    for kind in OPTIMIZERS:
+      recorded[f"{name} {kind}"] = trace(name, kind)
+  FILE.write_text(json.dumps(recorded, indent=1) + "\n")

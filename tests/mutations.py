@@ -1,0 +1,277 @@
+"""Breaks the core on purpose, line by line, and runs the tests meant for it.
+
+  python -m tests.mutations [--only=REGEX]
+
+A person runs it, `make test` does not: it takes a while. Every mutation is
+made in a copy of the tree; a test that still passes did not look. Prints a
+line per mutation and ends with the survivors; exit code 1 if there are any.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutation(NamedTuple):
+  """One edit, and the tests that must notice it."""
+
+  file: str  # below unifluid_jax/
+  old: str  # occurs once
+  new: str
+  tests: str  # arguments of pytest, below tests/
+
+
+INPUTS = "systems/test_inputs.py"
+LOSS = "systems/test_unifluid.py"
+ANSWER = "systems/test_answer_loss.py"
+DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
+GREEDY = "systems/test_decode.py::test_greedy_answers_equal_full_recomputation"
+STEP = "test_train_step.py"
+OPTIM = "test_optim.py"
+LAYOUT = (
+  "test_golden.py::test_parameters_are_split_decayed_and_updated_as_pinned"
+)
+TRACE = "test_golden.py::test_training_steps_are_those_pinned"
+AVERAGE = f"{STEP}::test_average_is_of_the_new_parameters_and_warms_up"
+ORDER = f"{INPUTS}::test_the_share_of_random_orders_is_the_steps"
+CELLS = (
+  f"{INPUTS}::test_tokens_are_fed_and_predicted_in_the_order_of_their_cells"
+)
+PLAIN = f"{LOSS}::test_text_loss_equals_a_plain_computation"
+BESIDE = f"{OPTIM}::test_adam_beside_muon_has_its_own_eps_rate_and_decay"
+MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
+
+_UNIFLUID, _DECODE = "systems/unifluid.py", "systems/unifluid_decode.py"
+_ORDER = "r = order.randomness(step, c.order.random_until, c.order.raster_from)"
+
+MUTATIONS = tuple(
+  Mutation(*row)
+  for row in (
+    # ------------------------------------------------------------ the step
+    ("train.py", "jax.random.fold_in(jax.random.key(config.seed), state.step)",
+     "jax.random.key(config.seed)",
+     f"{STEP}::test_draws_differ_from_step_to_step"),
+    ("train.py", "keys = jax.random.split(key, config.accumulate)",
+     "keys = jnp.broadcast_to(key, (config.accumulate,))",
+     f"{STEP}::test_draws_differ_from_part_to_part"),
+    ("train.py", "update_ema(ema, params,", "update_ema(ema, state.params,",
+     AVERAGE),
+    ("train.py", "TrainState(state.step + 1,", "TrainState(state.step,",
+     AVERAGE),
+    ("train.py", "xs[0], counts,", "xs[0], system.counts(xs[0]),",
+     f"{STEP}::test_accumulated_parts_add_up"),
+    ("train.py", "grouped = x.reshape(groups, count, rows, *rest)"
+     ".swapaxes(0, 1)", "grouped = x.reshape(count, groups, rows, *rest)",
+     MICRO),
+    ("train.py", "grad_norm=optax.tree.norm(grads)",
+     "grad_norm=optax.tree.norm(updates)", f"{TRACE}[vae-muon]"),
+    # ------------------------------------------------------------ optimizer
+    ("optim.py", "decay = jnp.minimum(decay, (1 + step) / (10 + step))", "",
+     AVERAGE),
+    ("optim.py", "e + (1 - decay) * (p - e)", "e + decay * (p - e)", AVERAGE),
+    ("optim.py", '(bias|scale)$|^head/")', '(bias|scale)$")',
+     f"{LAYOUT}[shapes]"),
+    ("optim.py", '(bias|scale)$|^head/")', '(bias|scale)$|(^|/)head/")',
+     f"{OPTIM}::test_only_the_diffusion_head_is_spared_decay_by_its_name"),
+    ("optim.py", "lambda name, x: x.ndim > 1 and not", "lambda name, x: not",
+     f"{LAYOUT}[shapes]"),
+    ("optim.py", "(step + 1) / warmup", "step / warmup",
+     f"{OPTIM}::test_cosine_falls_to_zero_after_a_linear_rise"),
+    ("optim.py", "range(len(parts), 0, -1)", "range(1, len(parts) + 1)",
+     f"{OPTIM}::test_rates_scale_updates_of_their_part"),
+    ("optim.py", "lambda step: config.adam_lr * factor(step), True",
+     "lambda step: config.lr * factor(step), True", BESIDE),
+    ("optim.py", "eps=config.eps,", "eps=1e-8,", BESIDE),
+    ("optim.py", "mask=decay_mask,\n    nes",
+     "mask=lambda _: False,\n    nes", BESIDE),
+    ("optim.py", "((1, 2), (3,))),", "((1,), (2, 3))),",
+     f"{TRACE}[unifluid-muon]"),
+    ("optim.py", "optax.clip_by_global_norm(config.clip)", "optax.identity()",
+     f"{OPTIM}::test_frozen_gradients_do_not_count_in_the_clip"),
+    # ------------------------------------------------------------- sharding
+    ("parallel.py", '(None, "tensor", None, "fsdp")),  # LNHD',
+     '(None, None, None, "fsdp")),  # LNHD', f"{LAYOUT}[unified_2b]"),
+    ("parallel.py", '("fsdp", "tensor")),  # VD', '("fsdp", None)),  # VD',
+     f"{LAYOUT}[unified_2b]"),
+    ("parallel.py", 'BATCH_AXES = ("data", "fsdp")', 'BATCH_AXES = ("data",)',
+     "test_parallel.py::test_to_global_splits_the_batch"),
+    ("parallel.py",
+     "return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))",
+     "return 1", MICRO),
+    ("parallel.py", "if shape == x.shape:\n", "if False:\n",
+     "test_parallel.py::test_moments_are_laid_out_like_their_parameters"),
+    # ----------------------------------------------- inputs, order, targets
+    (_UNIFLUID, "return packing.join([head, tail]), x",
+     "return packing.join([head, tail]), order.put_tokens(x, cells)", CELLS),
+    (_UNIFLUID, "x = order.take_tokens(x, cells)", "pass", CELLS),
+    (_UNIFLUID, _ORDER, "r = jnp.float32(0)", ORDER),
+    (_UNIFLUID, _ORDER, "r = jnp.float32(1)", ORDER),
+    (_UNIFLUID, "order.sample_orders(k_order, b, n, r)",
+     "order.sample_orders(k_order, b, n, 1 - r)", CELLS),
+    (_UNIFLUID, "kl_vae.sample(moments.astype(jnp.float32), key)",
+     "kl_vae.sample(moments.astype(jnp.float32), None)",
+     f"{INPUTS}::test_latents_in_training_are_drawn_from_their_posterior"),
+    (_UNIFLUID, 'z, frozen["latent_mean"], frozen["latent_scale"])',
+     'z, 0.0, frozen["latent_scale"])',
+     f"{LOSS}::test_moments_and_pixels_give_the_same_tokens"),
+    (_UNIFLUID, "tail = packing.causal(tail, packing.all_valid(tail))",
+     "tail = packing.prefix(tail, packing.all_valid(tail))", CELLS),
+    (_UNIFLUID, "order.next(coming, cells)",
+     "order.next(coming, jnp.roll(cells, 1, axis=1))",
+     f"{LOSS}::test_next_position_reaches_only_its_slot_and_later_ones"),
+    (_UNIFLUID, "order.current(position, cells)",
+     "order.current(position, jnp.roll(cells, -1, axis=1))",
+     f"{LOSS}::test_current_position_belongs_to_the_token_that_is_fed"),
+    (_UNIFLUID, "jnp.where(u < p, packing", "jnp.where(u >= p, packing",
+     f"{LOSS}::test_dropped_prompts_are_the_null_prompt"),
+    # --------------------------------------------------------------- losses
+    (_UNIFLUID, "fed, p = example.suffix[:, :-1],",
+     "fed, p = example.suffix[:, 1:],", PLAIN),
+    (_UNIFLUID, "h.append(hidden[i][:, length - a : length])",
+     "h.append(hidden[i][:, length - a - 1 : length - 1])", ANSWER),
+    (_UNIFLUID, "z.append(hidden[i][:, length - n : length])",
+     "z.append(hidden[i][:, length - n - 1 : length - 1])",
+     f"{TRACE}[unifluid-adamw]"),
+    (_UNIFLUID, 'count = draws * counts["image_tokens"]', "count = mse.size",
+     "systems/test_accumulate.py"),
+    (_UNIFLUID, "total + c.loss.text_weight * text", "total + text",
+     f"{LOSS}::test_losses_of_all_tasks_are_finite_and_weighted"),
+    (_UNIFLUID, '"answers": sum(map(len, answers))', '"answers": 1', ANSWER),
+    (_UNIFLUID, '"answer_tokens": jnp.maximum(words, 1)',
+     '"answer_tokens": sum(s.size for s in answers)', ANSWER),
+    (_UNIFLUID, "mask = (suffix != PAD)", "mask = (suffix == suffix)", ANSWER),
+    ("systems/packing.py",
+     "counted = jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1",
+     "counted = jnp.cumsum(jnp.ones_like(valid, jnp.int32), axis=1) - 1",
+     PLAIN),
+    ("ops/diffusion.py", "_reverse(at, x_t, jax.lax.stop_gradient(eps), value)",
+     "_reverse(at, x_t, eps, value)",
+     f"{LOSS}::test_vb_trains_only_the_variance_output"),
+    ("ops/attention.py", "block[:, None, :] <= block[:, :, None]",
+     "block[:, None, :] < block[:, :, None]",
+     "ops/test_attention.py::test_block_causal_mask_examples"),
+    ("systems/vae.py", "step >= w.adversarial_start", "step >= 0",
+     "systems/test_vae.py::test_before_the_start_the_discriminator_takes_no_part"),
+    ("systems/vae.py", "float(x[0].size * count)", "float(x.size)",
+     "systems/test_vae.py::test_parts_of_a_batch_add_up"),
+    # ------------------------------------------------------------- decoding
+    (_DECODE, "here[:, jnp.maximum(i - 1, 0)]", "here[:, i]", DRAW),
+    (_DECODE, "next_rows[:, i]", "next_rows[:, jnp.maximum(i - 1, 0)]", DRAW),
+    (_DECODE, "jax.random.fold_in(k, i))(keys)",
+     "jax.random.fold_in(k, 0))(keys)", DRAW),
+    (_DECODE, "x.astype(packed.x.dtype),\n      (offset + i)[:, None],",
+     "x.astype(packed.x.dtype),\n      (offset + i + 1)[:, None],", DRAW),
+    (_DECODE, "start + i,\n    )\n    z = hidden",
+     "start + jnp.maximum(i - 1, 0),\n    )\n    z = hidden", DRAW),
+    (_DECODE, "mask = prefix_ok | ((slots >= start) & (slots <= start + i))",
+     "mask = prefix_ok | ((slots >= start) & (slots < start + i))", DRAW),
+    (_DECODE, "z[b : 2 * b] if guided", "z[:b] if guided", DRAW),
+    (_DECODE, "config.cfg, i, n)", "config.cfg, 0, n)", DRAW),
+    (_DECODE, "config.temperature,\n      limit", "1.0,\n      limit", DRAW),
+    (_DECODE, "limit=config.clip or math.inf", "limit=math.inf", DRAW),
+    (_DECODE, "order.put_tokens(tokens, cells)", "tokens", DRAW),
+    ("ops/sampling.py", "return null + scale * (cond - null)",
+     "return null - scale * (cond - null)",
+     "ops/test_sampling.py::test_guide"),
+    (_DECODE, "first = logits_of(hidden[:, -1])",
+     "first = logits_of(hidden[:, -2])", GREEDY),
+    (_DECODE, "mask = valid | ((slots >= start) & (slots <= start + i))",
+     "mask = valid | ((slots >= start) & (slots < start + i))", GREEDY),
+    ("ops/sampling.py", "logits, cache = step(cache, token, i - 1)\n    "
+     "return i + 1, *emit", "logits, cache = step(cache, token, i)\n    "
+     "return i + 1, *emit", GREEDY),
+    # -------------------------------------------------- latents, evaluation
+    ("encode.py", '"scale": 1 / std', '"scale": std', "test_encode.py"),
+    ("encode.py", "(mean**2 + np.exp(logvar))", "(mean**2)", "test_encode.py"),
+    ("eval_loop.py", "weights = x.ndim > 0 and", "weights =",
+     "test_eval_loop.py::test_networks_are_bfloat16_and_constants_are_not"),
+    ("eval_loop.py", "*out.shape[2:])[:n])", "*out.shape[2:]))",
+     "test_eval_loop.py::test_the_next_checkpoint_needs_no_compilation"),
+    ("api.py", '"ema" if ema and config.optim.ema else "params"', '"params"',
+     "test_eval_loop.py::test_averaged_weights_are_read_where_wanted"),
+    ("api.py", '"ema" if ema and config.optim.ema else "params"', '"ema"',
+     "test_eval_loop.py::test_averaged_weights_are_read_where_wanted"),
+  )
+)  # fmt: skip
+
+
+def run(tree: Path, tests: str) -> subprocess.CompletedProcess:
+  """Pytest in a copy of the tree, until the first failure."""
+  environment = os.environ | {
+    "PYTHONPATH": str(tree),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    # Programs that no mutation touches are compiled once.
+    "JAX_COMPILATION_CACHE_DIR": str(tree / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+  }
+  return subprocess.run(
+    [sys.executable, "-m", "pytest", "-x", "-n0", "--tb=line",
+     *(f"tests/{test}" for test in tests.split())],
+    cwd=tree, env=environment, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+
+
+def outcome(tree: Path, mutation: Mutation) -> str:
+  """Applies a mutation, runs its tests, takes it back.
+
+  Returns:
+    "killed" or "SURVIVED", or why neither can be said.
+  """
+  path = tree / "unifluid_jax" / mutation.file
+  text = path.read_text()
+  if text.count(mutation.old) != 1:
+    return f"STALE: occurs {text.count(mutation.old)} times"
+  path.write_text(text.replace(mutation.old, mutation.new))
+  try:
+    done = run(tree, mutation.tests)
+  finally:
+    path.write_text(text)
+  if done.returncode > 1:
+    return f"BROKEN: {(done.stdout + done.stderr).strip()[-300:]}"
+  return "killed" if done.returncode else "SURVIVED"
+
+
+def main() -> int:
+  """Runs the chosen mutations; 1 unless all are killed."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--only", default="", help="regex: file, line or test")
+  only = re.compile(parser.parse_args().only)
+  chosen = [m for m in MUTATIONS if only.search("  ".join(m))]
+  bad = []
+  with tempfile.TemporaryDirectory() as folder:
+    tree = Path(folder) / "tree"
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    tests = sorted({test for m in chosen for test in m.tests.split()})
+    whole = run(tree, " ".join(tests))
+    if whole.returncode:
+      print(whole.stdout[-2000:], "the tests fail without a mutation")
+      return 1
+    for i, mutation in enumerate(chosen, 1):
+      begin = time.monotonic()
+      found = outcome(tree, mutation)
+      line = mutation.new.strip().split("\n")[0] or f"no {mutation.old}"
+      seconds = time.monotonic() - begin
+      print(
+        f"{i}/{len(chosen)} {found} ({seconds:.0f} s)  {mutation.file}: {line}",
+        flush=True,
+      )
+      if found != "killed":
+        bad.append(mutation)
+  print(f"{len(chosen) - len(bad)} of {len(chosen)} killed")
+  for mutation in bad:
+    print(f"  {mutation.file}: {mutation.old!r} -> {mutation.new!r}")
+  return int(bool(bad))
+
+
+if __name__ == "__main__":
+  sys.exit(main())
