@@ -24,6 +24,7 @@ TARGETS = {
   "captions/exact": (">=", 0.90),
   "captions_held_out/exact": (">=", 0.85),
   "vqa/all": (">=", 0.80),
+  "paraphrases/all": (">=", 0.95),
 }
 
 
@@ -31,7 +32,7 @@ def get_config(arg: str = ""):
   """`arg`: the ablations of base.ablate, e.g. "t2i_only" or "lambda=1"."""
   c = base()
   c.name = "shapes"
-  c.steps = 1500
+  c.steps = 2400
   c.batch = dict(t2i=32, i2t=24, edit=0, text=0)
 
   c.data.root = f"{ROOT}/data"
@@ -89,7 +90,7 @@ def get_config(arg: str = ""):
     weight_decay=0.15,
     ema=0.995,
   )
-  c.checkpoint = dict(every=750, keep=3, keep_every=0)
+  c.checkpoint = dict(every=1200, keep=3, keep_every=0)
   c.log.every = 50
   c.sampling.update(steps=50, cfg=2.5, clip=3.0)
   c.eval = dict(

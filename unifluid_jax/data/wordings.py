@@ -15,7 +15,7 @@ import numpy as np
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 
-_PLAIN_SHARE = 0.3  # of the questions and prompts that training shows
+_PLAIN_SHARE = 0.5  # of the questions and prompts that training shows
 _AMERICAN_SHARE = 0.5
 _MARK_SHARE = 0.5  # of questions that end in a question mark
 _STOP_SHARE = 0.1  # of prompts and instructions that end in a full stop
@@ -220,7 +220,7 @@ def plain(form: str, slots: Mapping[str, str]) -> str:
 
 
 def reworded(form: str, slots: Mapping[str, str], rng) -> str:
-  """The same as training words it: three in ten are plain.
+  """The same as training words it: half of them are plain.
 
   Args:
     form: a key of QUESTIONS or INSTRUCTIONS.
@@ -248,7 +248,7 @@ def paraphrases(form: str, slots: Mapping[str, str], rng) -> list[Paraphrase]:
 
 
 def prompt(text: str, rng: np.random.Generator, unseen: bool = False) -> str:
-  """A plain prompt as training words it: three in ten are as they were.
+  """A plain prompt as training words it: half of them are as they were.
 
   Others get a lead ("draw ..."), digits, other words for the relation, or
   lose their articles.
