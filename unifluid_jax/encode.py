@@ -11,7 +11,6 @@ the same (main_cache.py); its scale is 1/std, ours too, of latents whose mean
 is subtracted.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,7 +63,7 @@ def main(_: list[str]) -> None:
 
     say(
       latents.write_stats(
-        config.model.vae_path, made, lambda: measure(moments())
+        config.model.vae_path, made, lambda: latents.measure(moments())
       )
     )
 
@@ -75,19 +74,6 @@ def make_encoder(config: Config, params: Any):
   return jax.jit(
     lambda images: vae.apply({"params": params}, images, method="encode")
   )
-
-
-def measure(moments: Iterator[np.ndarray | None]) -> dict[str, float]:
-  """Mean and 1/std of posterior samples: E[z], E[z^2] in closed form."""
-  n = total = square = 0.0
-  for m in filter(lambda m: m is not None, moments):
-    mean, logvar = np.split(np.asarray(m, np.float64), 2, axis=-1)
-    total += mean.sum()
-    square += (mean**2 + np.exp(logvar)).sum()
-    n += mean.size
-  average = total / n
-  std = math.sqrt(max(square / n - average**2, 1e-12))
-  return {"mean": average, "scale": 1 / std, "values": int(n)}
 
 
 def _encode(

@@ -5,6 +5,7 @@ both, so that they are never used with others.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -152,3 +153,16 @@ def write_stats(
     files.write(path, json.dumps(stats))
   mean, scale = stats["mean"], stats["scale"]
   return f"latents: mean {mean:.4f}, scale {scale:.4f} ({done}): {path}"
+
+
+def measure(moments: Iterator[np.ndarray | None]) -> dict[str, float]:
+  """Mean and 1/std of posterior samples: E[z], E[z^2] in closed form."""
+  n = total = square = 0.0
+  for m in filter(lambda m: m is not None, moments):
+    mean, logvar = np.split(np.asarray(m, np.float64), 2, axis=-1)
+    total += mean.sum()
+    square += (mean**2 + np.exp(logvar)).sum()
+    n += mean.size
+  average = total / n
+  std = math.sqrt(max(square / n - average**2, 1e-12))
+  return {"mean": average, "scale": 1 / std, "values": int(n)}

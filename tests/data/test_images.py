@@ -340,7 +340,7 @@ def test_the_api_takes_only_what_data_sets_may_hold(tmp_path):
   np.testing.assert_array_equal(got, plain(KINDS["rgba png"]))
   with pytest.raises(BadRecord, match=r"data\.max_pixels=62"):
     api.as_array(str(tmp_path / "a.png"), 62)
-  with pytest.raises(BadRecord, match="no regular file"):
+  with pytest.raises(ValueError, match="no regular file"):
     api.as_array(str(tmp_path))
   (tmp_path / "a.png").write_bytes(EPS)
   with pytest.raises(BadRecord, match="it is no PNG"):

@@ -193,7 +193,7 @@ def test_a_model_is_a_subject_and_refuses_what_it_never_saw():
   assert issubclass(api.Model, Subject)
   with pytest.raises(ConfigError, match="needs edits without their source"):
     tiny(batch__edit=4, sampling__image_cfg=2.0)
-  with pytest.raises(ConfigError, match="image_dropout must be in"):
+  with pytest.raises(ConfigError, match="image_dropout=0.6 must be in"):
     tiny(loss__image_dropout=0.6)
   words = types.SimpleNamespace(prompt_row=lambda text, n: np.zeros(n, int))
 

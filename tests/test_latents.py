@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unifluid_jax import encode
+from unifluid_jax import latents
 
 
 def test_scale_brings_sampled_latents_to_unit_variance():
@@ -11,7 +11,7 @@ def test_scale_brings_sampled_latents_to_unit_variance():
   mean = rng.normal(3.0, 2.0, (500, 4, 4, 2))
   log_var = np.full_like(mean, np.log(1.5**2))
   moments = list(np.concatenate([mean, log_var], axis=-1))
-  stats = encode.measure(iter([*moments, None]))  # one could not be read
+  stats = latents.measure(iter([*moments, None]))  # one could not be read
   assert stats["values"] == mean.size
   assert stats["mean"] == pytest.approx(mean.mean())
   # Var z = Var E[z] + E Var z.
