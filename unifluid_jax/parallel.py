@@ -365,12 +365,13 @@ def start_processes(
 
 
 def _compile_alike() -> None:
-  """No compilation cache for several processes on CPUs.
+  """No compilation cache of ours for several processes on CPUs.
 
   One that finds its program would wait in the first collective for those that
   compile it, and Gloo gives up after 30 seconds.
   """
-  if jax.default_backend() == "cpu":
+  named = "JAX_COMPILATION_CACHE_DIR" in os.environ  # the user's own choice
+  if jax.default_backend() == "cpu" and not named:
     jax.config.update("jax_enable_compilation_cache", False)
 
 
