@@ -1,6 +1,7 @@
 """Decoding with a cache equals recomputing everything, step by step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -393,7 +394,10 @@ def test_overfit_regenerates_tokens_and_captions_exactly():
   params = jax.jit(m.system.init)(jax.random.key(5))
   state = optimizer.init(params)
 
-  @jax.jit
+  # Runs a thousand times: worth compiling well.
+  @functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 2}
+  )
   def update(params, state, key):
     def objective(p):
       return m.whole_loss(p, m.frozen, batch, key, 0)
