@@ -8,7 +8,7 @@ RUN := runs/shapes
 .PHONY: help setup demo smoke test test-parity lint clean
 
 help:
-	@echo "make demo   set up, train and evaluate the embedded default (9 to 15 min)"
+	@echo "make demo   set up, train and evaluate the embedded default (11 to 20 min)"
 	@echo "make test   set up and run the tests"
 	@echo "make smoke  every stage at its smallest"
 	@echo "make test-parity  against PyTorch, transformers and diffusers"

@@ -3,8 +3,8 @@
   make demo     (or its five commands, one by one)
 
 Trains joint generation and understanding on 16,000 drawn scenes of coloured
-shapes, 32 x 32 pixels. Hardware: 2 CPU cores, 6 to 10 minutes. Expected:
-GenEval-shapes .79, captions 1.00, VQA .88; all measured numbers, and why the
+shapes, 32 x 32 pixels. Hardware: 2 CPU cores, 8 minutes. Expected:
+GenEval-shapes .85, captions 1.00, VQA .86; all measured numbers, and why the
 values below are what they are: docs/results.md.
 """
 

@@ -191,7 +191,8 @@ MUTATIONS = tuple(
      "return i + 1, *emit", GREEDY),
     # -------------------------------------------------- latents, evaluation
     ("latents.py", '"scale": 1 / std', '"scale": std', "test_latents.py"),
-    ("latents.py", "(mean**2 + np.exp(logvar))", "(mean**2)", "test_latents.py"),
+    ("latents.py", "(mean**2 + np.exp(logvar))", "(mean**2)",
+     "test_latents.py"),
     ("eval_loop.py", "weights = x.ndim > 0 and", "weights =",
      "test_eval_loop.py::test_networks_are_bfloat16_and_constants_are_not"),
     ("eval_loop.py", "*out.shape[2:])[:n])", "*out.shape[2:]))",
