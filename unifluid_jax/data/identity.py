@@ -83,16 +83,16 @@ def of_source(
   elif config.format == "transfer":
     _transfer(digest, config, root)
   elif config.format == "jsonl":
-    file = _found(root, path, key)
+    file = _path(root, path, key)
     digest.shards([file])
     digest.images(file.parent, _jsonl_images(file))
   elif config.format == "coco":
     stem, colon, folder = path.partition(".json:")
-    file = _found(root, stem + ".json" if colon else path, key)
+    file = _path(root, stem + ".json" if colon else path, key)
     digest.shards([file])
     digest.images(file.parent / folder, _coco_images(file))
   else:
-    found = _found(root, path, key)
+    found = _path(root, path, key)
     if config.format == "array_record":
       digest.add(config.split)
       digest.shards(_tfds_shards(found, config.split))
@@ -241,16 +241,9 @@ def _name(entry: Any, key: str) -> str:
 def _tfds_shards(path: epath.Path, split: str) -> list[epath.Path]:
   """The files of a prepared data set's split."""
   folder = sources.version_dir(os.fspath(path))
-  try:
+  with sources.opening(folder, split):
     info = tfds.builder_from_directory(folder).info
     instructions = info.splits[split].file_instructions
-  # TFDS raises what its parsers raise on files that are cut or another's.
-  except Exception as error:
-    what = " ".join(str(error).split()) or type(error).__name__
-    raise ValueError(
-      f"{folder}, split {split!r}: no data set that TFDS can open ({what}): "
-      "prepare it again, or correct path and split"
-    ) from error
   return [epath.Path(i.filename) for i in instructions]
 
 
@@ -270,12 +263,5 @@ def _transfer(digest: _Digest, config: SourceConfig, root: str) -> None:
   digest.images(epath.Path(root), names)
 
 
-def _found(root: str, path: str, key: str) -> epath.Path:
-  """The joined path, which exists."""
-  full = epath.Path(root) / path
-  if not path or not full.exists():
-    raise FileNotFoundError(
-      f"no data at {os.fspath(full)}: change {key}.path={path!r} or "
-      f"data.root={root!r}, or prepare the data set first"
-    )
-  return full
+def _path(root: str, path: str, key: str) -> epath.Path:
+  return epath.Path(sources.found(root, path, key))

@@ -4,9 +4,10 @@ A source is random-access and picklable, so that any process can read any
 record; nothing is decoded here. Cached VAE moments are read and written too.
 """
 
+import contextlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -121,25 +122,25 @@ def open_source(
 
     reader: Any = big_vision.BigVisionReader(config, key)
   elif config.format == "array_record":
-    reader = _TfdsReader(_found(root, path, key), config.split)
+    reader = _TfdsReader(found(root, path, key), config.split)
   elif config.format == "jsonl":
     reader = json_readers.JsonlReader(
-      _found(root, path, key), root, caption_prefix,
+      found(root, path, key), root, caption_prefix,
       config.score, config.min_score,
     )  # fmt: skip
   elif config.format == "coco":
     stem, colon, folder = path.partition(".json:")
     file = stem + ".json" if colon else path
-    reader = json_readers.CocoReader(_found(root, file, key), folder, root)
+    reader = json_readers.CocoReader(found(root, file, key), folder, root)
   else:
     from unifluid_jax.data import parquet  # slow to load
 
-    reader = parquet.open_rows(config, _found(root, path, key))
+    reader = parquet.open_rows(config, found(root, path, key))
   for entry in reader.bad[:_LOGGED]:
     logging.warning("%s: %d bad; skipped %s", key, len(reader.bad), entry)
   if not moments or not config.moments:
     return Source(reader, config.limit)
-  cache = MomentsReader(_found(root, config.moments, key, "moments"))
+  cache = MomentsReader(found(root, config.moments, key, "moments"))
   source = Source(reader, config.limit, cache)
   if len(cache) not in (len(reader), len(source)):
     raise ValueError(
@@ -149,7 +150,7 @@ def open_source(
   return source
 
 
-def _found(root: str, path: str, key: str, field: str = "path") -> str:
+def found(root: str, path: str, key: str, field: str = "path") -> str:
   """The joined path, which exists."""
   full = epath.Path(root) / path
   if not path or "\0" in path or not full.exists():
@@ -160,6 +161,24 @@ def _found(root: str, path: str, key: str, field: str = "path") -> str:
   if not full.is_dir():
     images.check_regular(full)  # opening a FIFO would wait for ever
   return os.fspath(full)
+
+
+@contextlib.contextmanager
+def opening(folder: str, split: str) -> Iterator[None]:
+  """One line for whatever opening a prepared data set raises.
+
+  Raises:
+    ValueError: files that are cut, or another's; no such split.
+  """
+  try:
+    yield
+  # TFDS raises what its parsers raise.
+  except Exception as error:
+    what = " ".join(str(error).split()) or type(error).__name__
+    raise ValueError(
+      f"{folder}, split {split!r}: no data set that TFDS can open ({what}): "
+      "prepare it again, or correct path and split"
+    ) from error
 
 
 class _TfdsReader:
@@ -174,19 +193,12 @@ class _TfdsReader:
   def __init__(self, path: str, split: str):
     path = files.local(path, "ArrayRecord files", "config.data.root")
     folder = version_dir(path)
-    try:
+    with opening(folder, split):
       builder = tfds.builder_from_directory(folder)
       raw = tfds.decode.DeserializeMethod.RAW_BYTES
       self._data = builder.as_data_source(split, deserialize_method=raw)
       shards = builder.info.splits[split].file_instructions
       features = sorted(builder.info.features)
-    # TFDS raises what its parsers raise on files that are cut or another's.
-    except Exception as error:
-      what = " ".join(str(error).split()) or type(error).__name__
-      raise ValueError(
-        f"{folder}, split {split!r}: no data set that TFDS can open ({what}): "
-        "prepare it again, or correct path and split"
-      ) from error
     if "image" not in features:
       raise ValueError(f"{path}: no feature 'image' in {features}")
     with ThreadPoolExecutor(_THREADS) as pool:
