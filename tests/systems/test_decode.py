@@ -16,6 +16,7 @@ from unifluid_jax.models import gemma
 from unifluid_jax.models.diffusion_head import sample_tokens
 from unifluid_jax.models.kl_vae import from_latents
 from unifluid_jax.ops import diffusion, order, patches
+from unifluid_jax.ops import sampling as sampling_ops
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.systems import packing, unifluid_decode
 from unifluid_jax.types import BOS, EOS, PAD, Batch, Prompts
@@ -179,12 +180,21 @@ def test_guidance_off_ignores_the_null_prompt(model):
   assert np.abs(run(1.0) - run(4.0)).max() > 1e-2
 
 
-def test_greedy_answers_equal_full_recomputation(model):
+def test_greedy_answers_equal_full_recomputation(model, monkeypatch):
   batch = examples(rows=4).i2t
   s, params = model.system, model.params
+  seen, greedy = [], sampling_ops.greedy
+
+  def watched(logits):  # the likeliest token alone hardly shows a wrong slot
+    jax.debug.callback(lambda x: seen.append(np.asarray(x)), logits,
+                       ordered=True)  # fmt: skip
+    return greedy(logits)
+
+  monkeypatch.setattr(sampling_ops, "greedy", watched)
   got = np.asarray(
     jax.jit(lambda: s.answer(params, {}, batch.image, batch.prefix, SAMPLING))()
   )
+  jax.effects_barrier()
   table = params["decoder"]["embedder"]["table"]
 
   @jax.jit
@@ -197,17 +207,18 @@ def test_greedy_answers_equal_full_recomputation(model):
       packing.positions(packed.valid), mask,
     )  # fmt: skip
     start = packed.x.shape[1] - suffix.shape[1]
-    logits = gemma.logits(
+    return gemma.logits(
       model.config.model.decoder, table, hidden[:, start + length]
     )
-    return logits.argmax(-1)
 
   suffix, done = np.full((4, 4), PAD), np.zeros(4, bool)
   for i in range(4):
     # A pad that was emitted is fed as a token: give it another id to stay
     # visible would change it, so rows stop at their first pad.
-    token = np.asarray(next_token(jnp.asarray(suffix), i))
-    token = np.where(done, PAD, token)
+    logits = np.asarray(next_token(jnp.asarray(suffix), i))
+    if not done.all():
+      np.testing.assert_allclose(seen[i][~done], logits[~done], atol=1e-4)
+    token = np.where(done, PAD, logits.argmax(-1))
     done |= np.isin(token, (EOS, PAD))
     suffix[:, i] = token
   first_stop = [
