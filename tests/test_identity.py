@@ -491,6 +491,14 @@ def test_a_tokenizer_that_prepare_did_not_train_is_kept(root):
   assert (root / "tokenizer.model").read_bytes() == before
 
 
+@pytest.mark.parametrize("path", ["/dev/null", "."])
+def test_a_tokenizer_is_a_regular_file(root, path):
+  """Of another device, as /dev/zero, reading would never end."""
+  tree = tree_of(text__train_vocab=40, text__tokenizer=path)
+  with pytest.raises(ValueError, match="is no regular file"):
+    corpus.make_tokenizer(config.resolve(tree))
+
+
 # ---------------------------------------------------------------- Digest
 
 
