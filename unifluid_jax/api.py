@@ -12,10 +12,10 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from unifluid_jax import checkpoint, identity, ranges, systems
+from unifluid_jax import checkpoint, files, identity, ranges, systems
 from unifluid_jax.config import MAX_PIXELS, Config, SamplingConfig, resolve
 from unifluid_jax.data import text, transforms
-from unifluid_jax.data.images import check_regular, decode_image, read_file
+from unifluid_jax.data.images import decode_image, read_file
 from unifluid_jax.data.records import BadRecord
 from unifluid_jax.systems import frozen_vae
 from unifluid_jax.types import Prompts
@@ -368,7 +368,7 @@ def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   path = epath.Path(image)
   if not path.exists():
     raise FileNotFoundError(f"no image at {path}")
-  check_regular(path)
+  files.check_regular(path)
   try:
     return decode_image(read_file(path), max_pixels)
   except BadRecord as error:

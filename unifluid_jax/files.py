@@ -11,6 +11,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,3 +149,16 @@ def upload(folder: str, target: str | os.PathLike[str], last: str = "") -> None:
 def digest(data: bytes) -> str:
   """SHA-256 in hexadecimal."""
   return hashlib.sha256(data).hexdigest()
+
+
+def check_regular(name: str | os.PathLike[str]) -> None:
+  """Refuses FIFOs, devices and folders where a file is to be read.
+
+  Raises:
+    OSError: as opening it would.
+    ValueError: it is no regular file.
+  """
+  if is_remote(name):
+    return
+  if not stat.S_ISREG(os.stat(name).st_mode):
+    raise ValueError(f"{os.fspath(name)} is no regular file")

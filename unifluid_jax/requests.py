@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from unifluid_jax import api, files
-from unifluid_jax.data.images import check_regular
 
 # Suffixes of files that can be written → names of PIL's formats.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -94,7 +93,7 @@ def _prompts(given: Flags) -> list[str]:
   if given.prompts_file is None:
     return prompts
   try:
-    check_regular(given.prompts_file)
+    files.check_regular(given.prompts_file)
     content = files.path(given.prompts_file).read_bytes()
     text = content.decode("utf-8-sig")
   except UnicodeDecodeError as error:

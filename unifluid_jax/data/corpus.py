@@ -61,10 +61,7 @@ def _judge(path: str, note: dict[str, Any]) -> tuple[str, bool]:
   """
   if not epath.Path(path).exists():
     return "trained", False
-  if not epath.Path(path).is_file():  # reading a device would never end
-    raise ValueError(
-      f"text.tokenizer={path!r} is no regular file: name a .model file"
-    )
+  files.check_regular(path)  # reading a device would never end
   old = identity.read_note(path)
   if old.get("model") != files.digest(epath.Path(path).read_bytes()):
     return "kept, not knowing its data (delete it to train it anew),", True

@@ -8,7 +8,6 @@ is known from its header before anything is decoded.
 import io
 import os
 import posixpath
-import stat
 import warnings
 
 import numpy as np
@@ -181,7 +180,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
       device may wait for ever), or too large.
   """
   try:
-    check_regular(path)
+    files.check_regular(path)
     file = epath.Path(path)
     size = file.stat().length
     if size > MAX_BYTES:
@@ -191,16 +190,3 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     raise
   except (OSError, ValueError) as error:
     raise BadRecord(f"unreadable: {error}") from error
-
-
-def check_regular(path: str | os.PathLike[str]) -> None:
-  """Refuses FIFOs, devices and folders where a file is to be read.
-
-  Raises:
-    OSError: as opening it would.
-    ValueError: it is no regular file.
-  """
-  if files.is_remote(path):
-    return
-  if not stat.S_ISREG(os.stat(path).st_mode):
-    raise ValueError(f"{os.fspath(path)} is no regular file")

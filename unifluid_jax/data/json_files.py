@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from unifluid_jax.data import images
+from unifluid_jax import files
 
 MAX_BYTES = 1 << 29  # of a file; what it holds takes several times that
 
@@ -56,7 +56,7 @@ def read(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
     ValueError: unreadable or too large; names the file.
   """
   try:
-    images.check_regular(path)
+    files.check_regular(path)
     size = epath.Path(path).stat().length
     if size > limit:
       raise ValueError(

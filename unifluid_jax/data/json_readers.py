@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
+from unifluid_jax import files
 from unifluid_jax.data import images, json_files
 from unifluid_jax.data.records import BadRecord, Record
 
@@ -48,7 +49,7 @@ class JsonlReader:
     self._score, self._min_score = score, min_score
     index, bad = array("q"), _Faults()
     try:
-      images.check_regular(path)
+      files.check_regular(path)
       with self._file.open("rb") as stream:
         for number, (offset, line) in enumerate(_lines(stream), 1):
           self._enter(index, bad, offset, number, line)

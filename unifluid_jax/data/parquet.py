@@ -18,8 +18,9 @@ from absl import logging
 from etils import epath
 from jaxtyping import Float64
 
+from unifluid_jax import files
 from unifluid_jax.config import SourceConfig
-from unifluid_jax.data import images, json_files
+from unifluid_jax.data import json_files
 from unifluid_jax.data.records import BadRecord, Record
 
 # KeyError: of a column that comes twice. ValueError: texts that are not UTF-8.
@@ -180,7 +181,7 @@ def shards(path: str) -> list[str]:
 def _sizes(file: str, columns: Sequence[str]) -> list[int]:
   """Rows of each row group, after a look at the columns."""
   try:
-    images.check_regular(file)
+    files.check_regular(file)
     with epath.Path(file).open("rb") as f:
       parquet = pq.ParquetFile(f)
       names, meta = parquet.schema_arrow.names, parquet.metadata

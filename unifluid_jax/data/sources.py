@@ -26,7 +26,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from unifluid_jax import files
 from unifluid_jax.config import SourceConfig
-from unifluid_jax.data import images, json_readers
+from unifluid_jax.data import json_readers
 from unifluid_jax.data.records import BadRecord, Record
 
 _MAGIC = b"UFM1"
@@ -159,7 +159,7 @@ def found(root: str, path: str, key: str, field: str = "path") -> str:
       f"data.root={root!r}, or prepare the data set first"
     )
   if not full.is_dir():
-    images.check_regular(full)  # opening a FIFO would wait for ever
+    files.check_regular(full)  # opening a FIFO would wait for ever
   return os.fspath(full)
 
 

@@ -88,6 +88,7 @@ class Tokenizer:
         f"no tokenizer at {os.fspath(path)!r}: set text.tokenizer to a "
         "SentencePiece .model file"
       )
+    files.check_regular(file)
     return cls(file.read_bytes(), os.fspath(path))
 
   @property
