@@ -1,6 +1,7 @@
 """One trainer per workdir, whoever else starts, dies or shares the disk."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -189,4 +190,6 @@ def test_a_torn_lock_file_is_no_reason_to_stop(tmp_path):
   (tmp_path / lock.NAME).write_text('{"host": "a')
   lock.refuse_if_held(str(tmp_path))
   with held(tmp_path):
-    pass
+    assert (
+      json.loads((tmp_path / lock.NAME).read_text())["process"] == os.getpid()
+    )

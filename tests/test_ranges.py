@@ -197,7 +197,8 @@ def test_an_autoencoder_is_not_refused_for_the_rest(changes):
   ],
 )  # fmt: skip
 def test_the_ends_of_the_ranges_are_allowed(key, value):
-  config.resolve(changed(TREES["unifluid"], key, value))
+  resolved = config.resolve(changed(TREES["unifluid"], key, value))
+  assert dict(ranges.numbers(resolved))[key] == value
 
 
 def test_every_number_has_one_row():
