@@ -7,6 +7,7 @@ the user's own cache alone.
 
 import atexit
 import os
+import secrets
 import shutil
 import tempfile
 from unittest import mock
@@ -26,10 +27,16 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
 
 
 @pytest.fixture(scope="session")
-def gcs():
-  """A bucket, gs://..., that an emulator on this machine serves."""
+def bucket():
+  """gs://..., which an emulator on this machine serves."""
   pytest.importorskip("gcp_storage_emulator", reason="of the extra `test`")
   from tests import gcs_emulator
 
   with gcs_emulator.running() as env, mock.patch.dict(os.environ, env):
     yield f"gs://{gcs_emulator.BUCKET}"
+
+
+@pytest.fixture
+def gcs(bucket):
+  """A folder of the bucket, each test's own: tests in any order never meet."""
+  return f"{bucket}/{secrets.token_hex(4)}"
