@@ -37,9 +37,10 @@ smoke: setup
 	$(PY) -m unifluid_jax.generate --workdir=runs/debug --prompt="a red circle" --out=runs/debug/sample.png
 	$(PY) -m unifluid_jax.generate --workdir=runs/debug --image=runs/debug/sample.png --question="what colour is the circle"
 
-# One process a core: most of the time is compilation, on one thread.
+# One process a core: most of the time is compilation, on one thread. Files in
+# their order: by number of tests, those of few long ones would all come last.
 test: setup
-	$(PY) -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+	$(PY) -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 test-parity: setup
 	$(PY) -m pip install --quiet --constraint requirements.lock -e ".[test,parity]"
