@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from unifluid_jax import cli
+from unifluid_jax.core import cli
 from unifluid_jax.ops import attention, triton_attention
 from unifluid_jax.ops.triton_attention import Blocks
 

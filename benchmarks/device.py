@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from unifluid_jax import cli, systems, train
+from unifluid_jax import systems, train
 from unifluid_jax.aot import lower
-from unifluid_jax.config import Config, resolve
-from unifluid_jax.types import UNK
+from unifluid_jax.core import cli
+from unifluid_jax.core.config import Config, resolve
+from unifluid_jax.core.types import UNK
 
 _CONFIG = cli.define_config()
 _WHAT = flags.DEFINE_enum("what", "train", ["train", "generate", "answer"], "")

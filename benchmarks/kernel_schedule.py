@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from unifluid_jax import cli, presets
 from unifluid_jax.aot import topology
+from unifluid_jax.core import cli, presets
 from unifluid_jax.ops import attention
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x2"], "Of libtpu.")

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from unifluid_jax import cli, parallel, systems, train
-from unifluid_jax.config import resolve
+from unifluid_jax import systems, train
+from unifluid_jax.core import cli, parallel
+from unifluid_jax.core.config import resolve
 from unifluid_jax.data import pipeline, text
 
 _CONFIG = cli.define_config()

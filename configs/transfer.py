@@ -6,9 +6,10 @@
       --workdir=runs/transfers/okvqa --once
   python -m unifluid_jax.evaluate --suite=transfers --root=runs/transfers
 
-Tasks and settings: unifluid_jax/data/tasks.py (PaliGemma, appendix J, at 224
-pixels; PaliGemma 2's learning rates stand beside them as `lr2`). 20 runs give
-the 24 numbers of UniFluid §5.1. Raw files lie in config.data.root/TASK.
+Tasks and settings: unifluid_jax/data/transfers/tasks.py (PaliGemma, appendix
+J, at 224 pixels; PaliGemma 2's learning rates stand beside them as `lr2`). 20
+runs give the 24 numbers of UniFluid §5.1. Raw files lie in
+config.data.root/TASK.
 From converted PaliGemma weights: --config.init.new="('image','head')".
 To leave out a number, e.g. of a set one does not have:
 --config.data.eval.countbenchqa.weight=0.0.
@@ -21,7 +22,7 @@ from ml_collections.config_dict import FieldReference
 
 from configs import debug, shapes, unified_2b, unified_2b_gemma1, unified_700m
 from configs.base import source
-from unifluid_jax.data import tasks
+from unifluid_jax.data.transfers import tasks
 
 BASES = {
   "unified_2b": unified_2b,

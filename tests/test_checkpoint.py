@@ -9,7 +9,7 @@ import pytest
 from orbax.checkpoint._src.path import gcs_utils
 
 from tests.test_train import Toy, go, make, same
-from unifluid_jax import checkpoint, checkpoint_files, digests
+from unifluid_jax.core import checkpoint, checkpoint_files, digests
 
 
 @pytest.fixture(scope="module")

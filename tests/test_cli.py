@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from unifluid_jax import cli
+from unifluid_jax.core import cli
 
 REPO = Path(__file__).parent.parent
 MODULES = (

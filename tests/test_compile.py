@@ -16,7 +16,7 @@ import pytest
 from configs import transfer
 from tests import task_sets
 from tests.systems.conftest import examples, tiny
-from unifluid_jax import parallel, systems, telemetry
+from unifluid_jax import systems
 from unifluid_jax.aot import (
   advice,
   compiled,
@@ -26,9 +26,10 @@ from unifluid_jax.aot import (
   table,
   topology,
 )
-from unifluid_jax.config import ConfigError, MeshConfig, resolve
+from unifluid_jax.core import parallel, telemetry
+from unifluid_jax.core.config import ConfigError, MeshConfig, resolve
 from unifluid_jax.data import pipeline, text
-from unifluid_jax.systems import cost
+from unifluid_jax.systems.common import cost
 
 REPO = Path(__file__).parent.parent
 SLICE = [

@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from unifluid_jax import compile_cache
+from unifluid_jax.core import compile_cache
 
 
 @pytest.fixture

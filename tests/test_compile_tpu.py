@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from tests.libtpu import needs_libtpu
 from tests.systems.conftest import tiny
-from unifluid_jax import parallel, xla_options
 from unifluid_jax.aot import compiled, hlo, lower, report, topology
-from unifluid_jax.config import MeshConfig
+from unifluid_jax.core import parallel, xla_options
+from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.models import kl_vae, stack
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from configs.base import base
-from unifluid_jax import config, presets
+from unifluid_jax.core import config, presets
 
 
 def tree(**changes):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unifluid_jax import config_files
+from unifluid_jax.core import config_files
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tests.systems.conftest import whole_loss
-from unifluid_jax import config, config_files, parallel, systems, train, types
-from unifluid_jax.config import MeshConfig
-from unifluid_jax.data import tasks
+from unifluid_jax import systems, train
+from unifluid_jax.core import config, config_files, parallel, types
+from unifluid_jax.core.config import MeshConfig
+from unifluid_jax.data.transfers import tasks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = config_files.shipped_names()

@@ -8,8 +8,9 @@ from absl import flags
 from absl.testing import flagsaver
 
 from configs import shapes
-from unifluid_jax import config, experiments
-from unifluid_jax.evals import paper_tables
+from unifluid_jax import experiments
+from unifluid_jax.core import config
+from unifluid_jax.evals.published import paper_tables
 
 REPO = Path(__file__).parent.parent
 ORDER = {"random_until": 100, "raster_from": 250}

@@ -1,6 +1,6 @@
 import pytest
 
-from unifluid_jax import files
+from unifluid_jax.core import files
 
 
 def test_a_file_is_replaced_whole(tmp_path):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.weights import helpers
-from unifluid_jax import checkpoint, files
-from unifluid_jax.config import CheckpointConfig
-from unifluid_jax.data import shapes, shapes_builder, sources
+from unifluid_jax.core import checkpoint, files
+from unifluid_jax.core.config import CheckpointConfig
+from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.worlds import shapes, shapes_builder
 from unifluid_jax.weights import convert, gemma, readers
 from unifluid_jax.weights.rows import WeightsError
 

@@ -14,19 +14,13 @@ from PIL import Image
 
 from configs import debug
 from configs.base import source
-from unifluid_jax import (
-  api,
-  checkpoint,
-  config,
-  digests,
-  files,
-  identity,
-  latents,
-  systems,
-)
-from unifluid_jax.data import corpus, sources, text
+from unifluid_jax import api, identity, systems
+from unifluid_jax.codecs import cache as latents
+from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax.core import checkpoint, config, digests, files
+from unifluid_jax.data import corpus, text
+from unifluid_jax.data.sources import source as sources
 from unifluid_jax.models.kl_vae import KlVae
-from unifluid_jax.systems import frozen_vae
 from unifluid_jax.weights import kl_vae as saved_vae
 
 CAPTIONS = ("a red sky", "a green field", "a blue lake")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from unifluid_jax import interrupt
+from unifluid_jax.core import interrupt
 
 START = """
 import gc, sys, threading, time

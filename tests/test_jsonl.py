@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from unifluid_jax import files, jsonl
+from unifluid_jax.core import files, jsonl
 
 A, B, C = ({"step": i, "x": i / 2} for i in (1, 2, 3))
 

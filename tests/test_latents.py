@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unifluid_jax import latents
+from unifluid_jax.codecs import cache as latents
 
 
 def test_scale_brings_sampled_latents_to_unit_variance():

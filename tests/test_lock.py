@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from unifluid_jax import lock
+from unifluid_jax.core import lock
 
 HOLD = """
 import sys, time

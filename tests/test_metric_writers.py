@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from unifluid_jax import config, files, jsonl, metric_writers
+from unifluid_jax.core import config, files, jsonl, metric_writers
 
 OFF = config.LogConfig(every=1, tensorboard=False, wandb="", profile_start=0,
                        profile_steps=0)  # fmt: skip

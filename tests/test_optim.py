@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from unifluid_jax import optim
-from unifluid_jax.config import OptimConfig
+from unifluid_jax.core import optim
+from unifluid_jax.core.config import OptimConfig
 
 BASE = OptimConfig(
   name="adamw", lr=0.1, warmup=1, schedule="constant", adam_lr=0.1, b1=0.9,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from unifluid_jax import optim, parallel
-from unifluid_jax.config import ConfigError, MeshConfig, OptimConfig
+from unifluid_jax.core import optim, parallel
+from unifluid_jax.core.config import ConfigError, MeshConfig, OptimConfig
 
 OPTIM = OptimConfig(
   "adamw",

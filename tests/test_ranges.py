@@ -7,7 +7,7 @@ import pytest
 
 from configs import debug, shapes
 from configs.base import base, source
-from unifluid_jax import config, ranges
+from unifluid_jax.core import config, ranges
 
 NAN, INF = math.nan, math.inf
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax import api, cli, requests
+from unifluid_jax import api, requests
+from unifluid_jax.core import cli
 from unifluid_jax.requests import Flags
 
 ONE = Flags(prompts=["a red circle"])

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from unifluid_jax import config_files, eval_loop, stages
+from unifluid_jax import evaluation, stages
+from unifluid_jax.core import config_files
 
 REPO = Path(__file__).parent.parent
 STAGES = stages.of_run("configs/shapes.py", 1500, "configs/vae.py:shapes", 1000,
@@ -168,7 +169,7 @@ def test_the_end_shows_verdict_report_and_commands_that_fit(tmp_path):
     for step in (3, 9)  # the last one counts
   ]
   text = "".join(json.dumps(row) + "\n" for row in rows)
-  (tmp_path / eval_loop.RESULTS).write_text(text)
+  (tmp_path / evaluation.RESULTS).write_text(text)
   lines = stages.summary("configs/shapes.py", str(tmp_path))
   assert f"verdict: all {len(targets)} targets are met" in lines
   assert f"report: file://{tmp_path}/report.html" in lines

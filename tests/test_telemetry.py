@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from unifluid_jax import jsonl, telemetry
+from unifluid_jax.core import jsonl, telemetry
 
 
 def test_rows_of_steps_that_were_taken_again_are_superseded(tmp_path):

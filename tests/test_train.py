@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from configs.base import base
-from unifluid_jax import checkpoint, config, lock, stopping, telemetry, train
+from unifluid_jax import train
+from unifluid_jax.core import checkpoint, config, lock, stopping, telemetry
 
 
 class Toy:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.test_train import Toy, loader, make
-from unifluid_jax import parallel, train
+from unifluid_jax import train
+from unifluid_jax.core import parallel
 
 
 def test_accumulated_parts_add_up(tmp_path):

@@ -9,9 +9,10 @@ import pytest
 
 from tests.test_train import Toy, go, make
 from tests.weights import helpers
-from unifluid_jax import checkpoint, config, presets, train, warm_start
-from unifluid_jax.config import InitConfig
-from unifluid_jax.weights import convert
+from unifluid_jax import train
+from unifluid_jax.core import checkpoint, config, presets
+from unifluid_jax.core.config import InitConfig
+from unifluid_jax.weights import convert, warm_start
 
 
 class Two(Toy):

@@ -9,7 +9,7 @@ model.caption(image), model.answer(image, "how many squares are there")
 import sys
 from typing import Any
 
-from unifluid_jax import interrupt
+from unifluid_jax.core import interrupt
 
 __version__ = "0.1.0"
 

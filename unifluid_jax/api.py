@@ -12,13 +12,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from unifluid_jax import checkpoint, files, identity, ranges, systems
-from unifluid_jax.config import MAX_PIXELS, Config, SamplingConfig, resolve
+from unifluid_jax import identity, systems
+from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax.core import checkpoint, files, ranges
+from unifluid_jax.core.config import MAX_PIXELS, Config, SamplingConfig, resolve
+from unifluid_jax.core.types import Prompts
 from unifluid_jax.data import text, transforms
 from unifluid_jax.data.images import decode_image, read_file
 from unifluid_jax.data.records import BadRecord
-from unifluid_jax.systems import frozen_vae
-from unifluid_jax.types import Prompts
 
 TOKENIZER = identity.TOKENIZER
 

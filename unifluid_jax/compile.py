@@ -20,9 +20,9 @@ import json
 import jax
 from absl import flags
 
-from unifluid_jax import cli, files
 from unifluid_jax.aot import compiled, lower, report, table, topology
-from unifluid_jax.config import resolve
+from unifluid_jax.core import cli, files
+from unifluid_jax.core.config import resolve
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string(

@@ -13,7 +13,8 @@ leaves; the same command goes on, or says that all is done. The exit status is
 from absl import flags
 from ml_collections import config_flags
 
-from unifluid_jax import cli, config_files, stages
+from unifluid_jax import stages
+from unifluid_jax.core import cli, config_files
 
 _CONFIG = cli.define_config("configs/shapes.py", "Configuration of the run.")
 _VAE_CONFIG = flags.DEFINE_string(

@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from unifluid_jax import cli, latents, telemetry
-from unifluid_jax.config import Config, SourceConfig, resolve
+from unifluid_jax.codecs import cache as latents
+from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax.core import cli, telemetry
+from unifluid_jax.core.config import Config, SourceConfig, resolve
 from unifluid_jax.data import identity as data_identity
-from unifluid_jax.data import sources, transforms
+from unifluid_jax.data import transforms
+from unifluid_jax.data.sources import source as sources
 from unifluid_jax.models.kl_vae import KlVae
-from unifluid_jax.systems import frozen_vae
 
 _CONFIG = cli.define_config()
 _BATCH = flags.DEFINE_integer("batch", 64, "Images encoded at once.")

@@ -58,11 +58,12 @@ from typing import Any
 import jax
 from absl import flags
 
-from unifluid_jax import checkpoint, cli, eval_loop, files, parallel
-from unifluid_jax.config import Config, resolve
-from unifluid_jax.evals import (
+from unifluid_jax import evaluation
+from unifluid_jax.core import checkpoint, cli, files, parallel
+from unifluid_jax.core.config import Config, resolve
+from unifluid_jax.evals import transfers
+from unifluid_jax.evals.published import (
   clip_score,
-  comparison,
   drawn_images,
   file_results,
   geneval_detections,
@@ -73,8 +74,8 @@ from unifluid_jax.evals import (
   published,
   published_prompts,
   torch_networks,
-  transfers,
 )
+from unifluid_jax.evals.report import comparison
 
 _CONFIG = cli.define_config(
   help_string="Configuration that the run was trained with."
@@ -164,10 +165,10 @@ def _watch(say: Say) -> None:
   """The evaluation job; then says where to look."""
   config, workdir = _experiment()
   say(f"unifluid_jax.evaluate: {config.name} in {workdir}")
-  evaluator = eval_loop.Evaluator(config, workdir, say)
-  errors = eval_loop.watch(evaluator, _ONCE.value, _STEP.value)
+  evaluator = evaluation.Evaluator(config, workdir, say)
+  errors = evaluation.watch(evaluator, _ONCE.value, _STEP.value)
   say(
-    f"report: {workdir}/{eval_loop.REPORT}\n"
+    f"report: {workdir}/{evaluation.REPORT}\n"
     "next:\n"
     f"  python -m unifluid_jax.generate --workdir={workdir} "
     '--prompt="two green squares" --out=out.png\n'
@@ -312,7 +313,7 @@ def _run(name: str, say: Say) -> published.Run:
   text = ", ".join(f"{key} {value}" for key, value in how.items())
   say(f"drawn by {config.name} at step {step}, {workdir}: {text}")
   return published.Run(
-    painter=eval_loop.load_model(config, workdir, step),
+    painter=evaluation.load_model(config, workdir, step),
     folder=_IMAGES.value or f"{workdir}/drawn/{name}_{step}",
     rows=config.eval.batch * jax.local_device_count(),
     made_by={
@@ -349,8 +350,8 @@ def _store(result: Mapping[str, Any], by: Mapping[str, Any], say: Say) -> None:
     say(f"result: {_OUT.value}")
   if by:
     rows = file_results.rows(result, by)
-    eval_loop.record(_config_of(_WORKDIR.value), _WORKDIR.value, rows)
-    say(f"report: {_WORKDIR.value}/{eval_loop.REPORT}")
+    evaluation.record(_config_of(_WORKDIR.value), _WORKDIR.value, rows)
+    say(f"report: {_WORKDIR.value}/{evaluation.REPORT}")
 
 
 def _config_of(workdir: str) -> Config:

@@ -24,9 +24,9 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from unifluid_jax import checkpoint, cli, files, interrupt
-from unifluid_jax.evals import paper_tables, weight_figure
-from unifluid_jax.evals.paper_tables import Arm, Table
+from unifluid_jax.core import checkpoint, cli, files, interrupt
+from unifluid_jax.evals.published import paper_tables, weight_figure
+from unifluid_jax.evals.published.paper_tables import Arm, Table
 
 _CONFIG = cli.define_config(
   "configs/shapes.py", "Configuration that the runs vary."

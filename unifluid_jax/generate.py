@@ -18,7 +18,8 @@ import io
 from absl import flags, logging
 from PIL import Image
 
-from unifluid_jax import api, cli, files, requests
+from unifluid_jax import api, requests
+from unifluid_jax.core import cli, files
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the trained run.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default the newest.")

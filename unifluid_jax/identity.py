@@ -12,10 +12,16 @@ from typing import Any
 import jax
 from etils import epath
 
-from unifluid_jax import checkpoint, files, freeze, latents, workdirs
-from unifluid_jax.config import Config, ConfigError, ModelConfig, resolve_model
+from unifluid_jax.codecs import cache as latents
+from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax.core import checkpoint, files, freeze, workdirs
+from unifluid_jax.core.config import (
+  Config,
+  ConfigError,
+  ModelConfig,
+  resolve_model,
+)
 from unifluid_jax.data import identity as data_identity
-from unifluid_jax.systems import frozen_vae
 
 TOKENIZER = "tokenizer.model"  # the run's copy, in its workdir
 

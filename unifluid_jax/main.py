@@ -10,15 +10,9 @@ arguments of the config file: --config=configs/unified_2b.py:lambda=0.1.
 import jax
 from absl import flags
 
-from unifluid_jax import (
-  cli,
-  config_files,
-  identity,
-  parallel,
-  systems,
-  train,
-)
-from unifluid_jax.config import resolve
+from unifluid_jax import identity, systems, train
+from unifluid_jax.core import cli, config_files, parallel
+from unifluid_jax.core.config import resolve
 from unifluid_jax.data import pipeline, text
 
 _CONFIG = cli.define_config()

@@ -11,9 +11,10 @@ tokenizer that was trained here, on other data, is trained anew.
 from absl import flags
 from etils import epath
 
-from unifluid_jax import cli
-from unifluid_jax.config import Config, resolve
-from unifluid_jax.data import corpus, shapes, shapes_builder
+from unifluid_jax.core import cli
+from unifluid_jax.core.config import Config, resolve
+from unifluid_jax.data import corpus
+from unifluid_jax.data.worlds import shapes, shapes_builder
 
 _CONFIG = cli.define_config()
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from unifluid_jax import api, files
+from unifluid_jax import api
+from unifluid_jax.core import files
 
 # Suffixes of files that can be written → names of PIL's formats.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from unifluid_jax import config_files, eval_loop, interrupt, telemetry
-from unifluid_jax.evals import report_data, run_results
+from unifluid_jax import evaluation
+from unifluid_jax.core import config_files, interrupt, telemetry
+from unifluid_jax.evals.report import data as report_data
+from unifluid_jax.evals.report import run_results
 
 # Seconds on two CPU cores, the first guess of the time that is left: start
 # and compilation of a stage, and each step of it.
@@ -225,7 +227,7 @@ def summary(config: str, workdir: str) -> list[str]:
   scores = {
     name: each[last]["value"] for name, each in found.items() if last in each
   }
-  page = Path(workdir, eval_loop.REPORT).resolve()
+  page = Path(workdir, evaluation.REPORT).resolve()
   lines = [
     "",
     verdict(scores, config_files.targets(config)),

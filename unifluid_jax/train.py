@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unifluid_jax import (
+from unifluid_jax.core import (
   checkpoint,
   files,
   lock,
@@ -23,12 +23,12 @@ from unifluid_jax import (
   parallel,
   stopping,
   telemetry,
-  warm_start,
   workdirs,
   xla_options,
 )
-from unifluid_jax.config import Config
-from unifluid_jax.types import Metrics, Trainable, TrainState
+from unifluid_jax.core.config import Config
+from unifluid_jax.core.types import Metrics, Trainable, TrainState
+from unifluid_jax.weights import warm_start
 
 
 class NonFiniteError(FloatingPointError):

@@ -18,9 +18,11 @@ import pytest
 from PIL import Image
 
 from configs import debug
-from unifluid_jax.config import SourceConfig, resolve
-from unifluid_jax.data import corpus, json_files, json_readers, sources
+from unifluid_jax.core.config import SourceConfig, resolve
+from unifluid_jax.data import corpus, json_files
 from unifluid_jax.data.records import BadRecord
+from unifluid_jax.data.sources import json_readers
+from unifluid_jax.data.sources import source as sources
 
 
 def png(seed=0):

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.task_sets import png, write
-from unifluid_jax.data import task_caption_readers as captions
-from unifluid_jax.data import task_readers as photographs
-from unifluid_jax.data import task_text_readers as texts
+from unifluid_jax.data.transfers import caption_readers as captions
+from unifluid_jax.data.transfers import photo_readers as photographs
+from unifluid_jax.data.transfers import text_readers as texts
 
 DOC = {"questionId": 1, "question": "q", "image": "a", "answers": ["x"]}
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.config import SourceConfig
-from unifluid_jax.data import big_vision, sources
+from unifluid_jax.core.config import SourceConfig
+from unifluid_jax.data.sources import big_vision
+from unifluid_jax.data.sources import source as sources
 
 CONFIG = SourceConfig(format="big_vision", path="bv:jsonl(fname='x')")
 

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from tests import task_sets
-from unifluid_jax.config import SourceConfig
-from unifluid_jax.data import identity, shapes, shapes_builder, tasks
+from unifluid_jax.core.config import SourceConfig
+from unifluid_jax.data import identity
+from unifluid_jax.data.transfers import tasks
+from unifluid_jax.data.worlds import shapes, shapes_builder
 
 
 def digest(root, format_, path, **more):

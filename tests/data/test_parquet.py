@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.systems.conftest import tiny
-from unifluid_jax.config import ConfigError, SourceConfig
-from unifluid_jax.data import parquet, pipeline, sources, text
+from unifluid_jax.core.config import ConfigError, SourceConfig
+from unifluid_jax.data import pipeline, text
 from unifluid_jax.data.records import BadRecord
+from unifluid_jax.data.sources import parquet
+from unifluid_jax.data.sources import source as sources
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

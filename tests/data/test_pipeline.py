@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from configs.base import base
-from unifluid_jax.config import SourceConfig, resolve
-from unifluid_jax.data import pipeline, sources, text
-from unifluid_jax.types import Batch
+from unifluid_jax.core.config import SourceConfig, resolve
+from unifluid_jax.core.types import Batch
+from unifluid_jax.data import pipeline, text
+from unifluid_jax.data.sources import source as sources
 
 SIZE, VIT = 8, 4
 NUMBERS = "zero one two three four five six seven eight nine".split()

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from unifluid_jax.data import shapes, shapes_builder, shapes_text
+from unifluid_jax.data.worlds import shapes, shapes_builder, shapes_text
 
 WORLD = shapes.World()
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from unifluid_jax.data import shapes, shapes_text
+from unifluid_jax.data.worlds import shapes, shapes_text
 
 WORLD = shapes.World()
 

@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from unifluid_jax.config import SourceConfig
-from unifluid_jax.data import sources
+from unifluid_jax.core.config import SourceConfig
+from unifluid_jax.data.sources import source as sources
 
 PREFIX = "caption en"
 

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.task_sets import relative, write
-from unifluid_jax.data import task_caption_readers as captions
 from unifluid_jax.data.records import BadRecord
-from unifluid_jax.data.task_files import Example
+from unifluid_jax.data.transfers import caption_readers as captions
+from unifluid_jax.data.transfers.files import Example
 
 COCO = {
   "images": [

@@ -7,10 +7,10 @@ import pyarrow.parquet
 import pytest
 
 from tests.task_sets import png, relative, write
-from unifluid_jax.data import task_readers as photographs
-from unifluid_jax.data import task_text_readers as texts
-from unifluid_jax.data import tasks
-from unifluid_jax.data.task_files import Example
+from unifluid_jax.data.transfers import photo_readers as photographs
+from unifluid_jax.data.transfers import tasks
+from unifluid_jax.data.transfers import text_readers as texts
+from unifluid_jax.data.transfers.files import Example
 
 
 def test_okvqa(tmp_path):

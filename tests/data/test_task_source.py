@@ -7,10 +7,11 @@ import pytest
 
 from configs import transfer
 from tests import task_sets
-from unifluid_jax.config import SourceConfig, resolve
-from unifluid_jax.data import pipeline, sources, text, transforms
+from unifluid_jax.core.config import SourceConfig, resolve
+from unifluid_jax.data import pipeline, text, transforms
 from unifluid_jax.data.records import BadRecord
-from unifluid_jax.data.task_source import in_turn
+from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.transfers.source import in_turn
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@
 
 import pytest
 
-from unifluid_jax.data import task_readers, tasks
-from unifluid_jax.data.task_files import Example
-from unifluid_jax.evals import answers
+from unifluid_jax.data.transfers import photo_readers as task_readers
+from unifluid_jax.data.transfers import tasks
+from unifluid_jax.data.transfers.files import Example
+from unifluid_jax.evals.metrics import answers
 
 BY_NAME = {row.name: row for row in tasks.ROWS}
 

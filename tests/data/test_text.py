@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from unifluid_jax.core.types import BOS, EOS, PAD, UNK
 from unifluid_jax.data import text, vocabulary
-from unifluid_jax.types import BOS, EOS, PAD, UNK
 
 COLOURS = ("red", "green", "blue", "yellow", "purple")
 SHAPES = ("circle", "square", "triangle", "star")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unifluid_jax.core.types import BOS, PAD
 from unifluid_jax.data import text, transforms
-from unifluid_jax.data.sources import BadRecord, Record
-from unifluid_jax.types import BOS, PAD
+from unifluid_jax.data.sources.source import BadRecord, Record
 
 RNG = np.random.default_rng
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs import shapes as config
-from unifluid_jax.data import (
+from unifluid_jax.data import text
+from unifluid_jax.data.worlds import (
   shapes,
   shapes_builder,
   shapes_text,
-  text,
   wordings,
 )
 

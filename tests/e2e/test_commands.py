@@ -17,9 +17,10 @@ from PIL import Image
 
 from configs import debug
 from tests.evals import test_geneval_files as geneval_case
-from unifluid_jax import checkpoint, config, eval_loop, files, telemetry
-from unifluid_jax.evals import run_results
-from unifluid_jax.systems import frozen_vae
+from unifluid_jax import evaluation
+from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax.core import checkpoint, config, files, telemetry
+from unifluid_jax.evals.report import run_results
 
 REPO = Path(__file__).parent.parent.parent
 FLAGS = "--xla_backend_optimization_level=0 "
@@ -464,7 +465,7 @@ def test_two_processes_evaluate_what_one_does(space, tmp_path):
   for name in ("one", "two"):
     run = tmp_path / name
     shutil.copytree(space.run, run)
-    (run / eval_loop.RESULTS).unlink(missing_ok=True)
+    (run / evaluation.RESULTS).unlink(missing_ok=True)
     args = space.config(**{
       "eval.metrics": "('tokenizer','captions')", "eval.examples": 7,
     })  # fmt: skip
@@ -477,7 +478,7 @@ def test_two_processes_evaluate_what_one_does(space, tmp_path):
     found.append(
       {
         r["metric"]: r["value"]
-        for r in rows(run / eval_loop.RESULTS)
+        for r in rows(run / evaluation.RESULTS)
         if "value" in r
       }
     )

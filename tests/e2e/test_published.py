@@ -22,9 +22,9 @@ from tests.evals import random_run, tiny_inception, tiny_torch
 from tests.evals.test_geneval_files import FOUND, PROMPTS
 from tests.evals.test_published import write_coco, write_mjhq
 from unifluid_jax.data import transforms
-from unifluid_jax.evals import (
+from unifluid_jax.evals.metrics import fid
+from unifluid_jax.evals.published import (
   clip_score,
-  fid,
   geneval_detections,
   geneval_detector,
   inception_features,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import debug
-from unifluid_jax import checkpoint, config, systems
+from unifluid_jax import systems
+from unifluid_jax.core import checkpoint, config
 from unifluid_jax.data import text
 from unifluid_jax.models.kl_vae import KlVae
 

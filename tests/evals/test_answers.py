@@ -5,7 +5,13 @@ import math
 
 import pytest
 
-from unifluid_jax.evals import answers, captions, ngrams, pairing, vqa_text
+from unifluid_jax.evals.metrics import (
+  answers,
+  captions,
+  ngrams,
+  pairing,
+  vqa_text,
+)
 
 
 def one(metric, target, prediction, **kw):

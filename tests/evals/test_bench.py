@@ -8,9 +8,10 @@ import pytest
 
 from tests.data.test_bad_data import png
 from tests.systems.conftest import tiny
-from unifluid_jax.config import SourceConfig
-from unifluid_jax.evals import samples, text_suite
+from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.evals.bench import Bench
+from unifluid_jax.evals.report import samples
+from unifluid_jax.evals.worlds import text_suite
 
 
 def bench(root, count, bad):

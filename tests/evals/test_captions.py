@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from unifluid_jax.evals import captions, ptb
+from unifluid_jax.evals.metrics import captions, ptb
 
 REFERENCES = {
   0: ["a cat sits on a mat", "cat on the mat"],

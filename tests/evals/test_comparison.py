@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.evals.test_report import _Page
-from unifluid_jax.evals import comparison, comparison_page, samples
 from unifluid_jax.evals.bench import Shown
-from unifluid_jax.evals.report_types import Comparison, PairRow
+from unifluid_jax.evals.report import comparison, comparison_page, samples
+from unifluid_jax.evals.report.types import Comparison, PairRow
 
 
 def row(metric, value, floor=None, step=10, **settings):

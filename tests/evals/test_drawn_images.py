@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.evals import drawn_images
-from unifluid_jax.evals.drawn_images import Drawing
+from unifluid_jax.evals.published import drawn_images
+from unifluid_jax.evals.published.drawn_images import Drawing
 
 DRAWINGS = [Drawing(f"{i % 2}/{i:05d}.png", f"p{i}", 100 + i) for i in range(5)]
 BY = {"run": "debug", "step": 3, "cfg": 2.0}

@@ -10,14 +10,16 @@ from PIL import Image
 
 from tests.systems.conftest import tiny
 from unifluid_jax import api
-from unifluid_jax.config import ConfigError
-from unifluid_jax.data import shapes, shapes_builder
+from unifluid_jax.core.config import ConfigError
 from unifluid_jax.data.records import Record
-from unifluid_jax.data.shapes import Item, Scene
-from unifluid_jax.evals import edit_suite, report_data, samples
+from unifluid_jax.data.worlds import shapes, shapes_builder
+from unifluid_jax.data.worlds.shapes import Item, Scene
 from unifluid_jax.evals.bench import Bench, Subject
-from unifluid_jax.evals.edit_suite import Task, Verdict
-from unifluid_jax.evals.shapes_detector import ShapesDetector
+from unifluid_jax.evals.report import data as report_data
+from unifluid_jax.evals.report import samples
+from unifluid_jax.evals.worlds import edit_suite
+from unifluid_jax.evals.worlds.edit_suite import Task, Verdict
+from unifluid_jax.evals.worlds.shapes_detector import ShapesDetector
 
 WORLD = shapes.World()
 DETECTOR = ShapesDetector(WORLD)

@@ -5,7 +5,8 @@ import pytest
 import scipy.linalg
 from PIL import Image, ImageDraw
 
-from unifluid_jax.evals import fid, scene_classifier
+from unifluid_jax.evals.metrics import fid
+from unifluid_jax.evals.worlds import scene_classifier
 
 
 def _moments(features):

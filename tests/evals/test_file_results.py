@@ -7,7 +7,7 @@ import pytest
 
 from tests.evals import test_geneval_files as geneval_case
 from tests.evals import test_published as fid_case
-from unifluid_jax.evals import (
+from unifluid_jax.evals.published import (
   clip_score,
   drawn_images,
   file_results,
@@ -15,7 +15,7 @@ from unifluid_jax.evals import (
   published,
   published_prompts,
 )
-from unifluid_jax.evals.drawn_images import Drawing
+from unifluid_jax.evals.published.drawn_images import Drawing
 
 HOW = {"cfg": 3.0, "sample_seed": 4, "ema": True}
 

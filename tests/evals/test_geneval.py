@@ -2,9 +2,9 @@
 
 import pytest
 
-from unifluid_jax.data import shapes_text
-from unifluid_jax.evals import geneval
-from unifluid_jax.evals.geneval import Detection, Result, judge
+from unifluid_jax.data.worlds import shapes_text
+from unifluid_jax.evals.metrics import geneval
+from unifluid_jax.evals.metrics.geneval import Detection, Result, judge
 
 
 def found(name, x=0.0, y=0.0, score=0.95, colour=None, side=2.0):

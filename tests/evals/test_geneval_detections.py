@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from unifluid_jax.evals import geneval_detections
-from unifluid_jax.evals.geneval import Detection
-from unifluid_jax.evals.geneval_detections import Found
+from unifluid_jax.evals.metrics.geneval import Detection
+from unifluid_jax.evals.published import geneval_detections
+from unifluid_jax.evals.published.geneval_detections import Found
 
 BENCH = {"class": "bench", "score": 0.95, "box": [0, 0, 2, 2], "colour": "pink"}
 NAME = "00000/samples/00000.png"

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.evals import (
+from unifluid_jax.evals.metrics.geneval import Detection
+from unifluid_jax.evals.published import (
   geneval_detections,
   geneval_detector,
   geneval_files,
 )
-from unifluid_jax.evals.geneval import Detection
-from unifluid_jax.evals.geneval_detections import COLOURS
+from unifluid_jax.evals.published.geneval_detections import COLOURS
 
 NAMES = ("cow", "cup", "bench")
 

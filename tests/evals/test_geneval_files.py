@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.evals import (
+from unifluid_jax.evals.metrics import geneval
+from unifluid_jax.evals.metrics.geneval import Detection
+from unifluid_jax.evals.published import (
   drawn_images,
-  geneval,
   geneval_detections,
   geneval_files,
 )
-from unifluid_jax.evals.geneval import Detection
 
 # Hand-made in the form of the benchmark's evaluation_metadata.jsonl.
 PROMPTS = [

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.evals import tiny_inception
-from unifluid_jax import checkpoint
-from unifluid_jax.evals import (
-  fid,
+from unifluid_jax.core import checkpoint
+from unifluid_jax.evals.metrics import fid
+from unifluid_jax.evals.published import (
   file_results,
   image_fid,
   image_sets,

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from unifluid_jax.data import transforms
-from unifluid_jax.evals import image_sets
+from unifluid_jax.evals.published import image_sets
 
 
 def picture(seed, size=(6, 5)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.evals import inception_features as conventions
+from unifluid_jax.evals.published import inception_features as conventions
 
 # Shrinks rows, stretches columns; sides that 299 does not divide.
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 340, 37, 3), np.uint8)

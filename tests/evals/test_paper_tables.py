@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from unifluid_jax.evals import paper_tables
+from unifluid_jax.evals.published import paper_tables
 
 TABLES = paper_tables.TABLES
 

@@ -13,10 +13,14 @@ from etils import epath
 from configs import debug
 from configs import transfer as transfer_config
 from tests import task_sets
-from unifluid_jax import config
-from unifluid_jax.data import shapes, shapes_text, tasks
-from unifluid_jax.evals import captions, ptb, report_data, text_suite, transfers
+from unifluid_jax.core import config
+from unifluid_jax.data.transfers import tasks
+from unifluid_jax.data.worlds import shapes, shapes_text
+from unifluid_jax.evals import transfers
 from unifluid_jax.evals.bench import Bench
+from unifluid_jax.evals.metrics import captions, ptb
+from unifluid_jax.evals.report import data as report_data
+from unifluid_jax.evals.worlds import text_suite
 
 JAVA, JAR = shutil.which("java"), ptb._find_jar()
 needs_java = pytest.mark.skipif(

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.evals import fid, image_sets, published, published_prompts
-from unifluid_jax.evals.drawn_images import seed_of
+from unifluid_jax.evals.metrics import fid
+from unifluid_jax.evals.published import (
+  image_sets,
+  published,
+  published_prompts,
+)
+from unifluid_jax.evals.published.drawn_images import seed_of
 
 BY = {"run": "debug", "step": 3}
 # Ranked by 32 bits of SHA-256 of "0/<id>", caption by "0/<id>/caption".

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax.evals import report, report_charts, report_images
+from unifluid_jax.evals.report import (
+  charts as report_charts,
+)
+from unifluid_jax.evals.report import (
+  images as report_images,
+)
+from unifluid_jax.evals.report import (
+  page as report,
+)
 
 _VOID = {"meta", "img", "br", "link", "input", "hr"}
 

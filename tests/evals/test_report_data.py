@@ -8,8 +8,9 @@ import pytest
 from etils import epath
 
 from tests.systems.conftest import tiny
-from unifluid_jax.evals import report_data, samples
 from unifluid_jax.evals.bench import Shown
+from unifluid_jax.evals.report import data as report_data
+from unifluid_jax.evals.report import samples
 
 
 def row(step, metric, value, floor=None, **more):

@@ -1,6 +1,6 @@
 """Which metrics of which steps are done, have failed, are left."""
 
-from unifluid_jax.evals import run_results
+from unifluid_jax.evals.report import run_results
 
 
 def value(step, metric, **more):

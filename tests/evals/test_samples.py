@@ -6,8 +6,8 @@ from PIL import Image
 
 from tests.systems.conftest import tiny
 from unifluid_jax.data.records import Record
-from unifluid_jax.evals import samples
 from unifluid_jax.evals.bench import Bench, Shown
+from unifluid_jax.evals.report import samples
 
 
 def noise(seed, height, width):

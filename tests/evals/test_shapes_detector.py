@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unifluid_jax.data import shapes, shapes_text
-from unifluid_jax.evals import geneval
-from unifluid_jax.evals.shapes_detector import ShapesDetector, scene_agreement
+from unifluid_jax.data.worlds import shapes, shapes_text
+from unifluid_jax.evals.metrics import geneval
+from unifluid_jax.evals.worlds.shapes_detector import (
+  ShapesDetector,
+  scene_agreement,
+)
 
 WORLD = shapes.World()
 DETECTOR = ShapesDetector(WORLD)

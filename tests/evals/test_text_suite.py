@@ -9,9 +9,9 @@ from PIL import Image
 
 from tests.systems.conftest import tiny
 from unifluid_jax.data.records import Record
-from unifluid_jax.evals import captions as metrics
-from unifluid_jax.evals import text_suite
 from unifluid_jax.evals.bench import Bench
+from unifluid_jax.evals.metrics import captions as metrics
+from unifluid_jax.evals.worlds import text_suite
 
 WORDS = "red green blue pink grey brown black white".split()
 

@@ -8,7 +8,11 @@ import pytest
 from PIL import Image
 
 from tests.evals import tiny_torch
-from unifluid_jax.evals import clip_score, drawn_images, torch_networks
+from unifluid_jax.evals.published import (
+  clip_score,
+  drawn_images,
+  torch_networks,
+)
 
 
 def picture(height, width, seed=0):

@@ -7,8 +7,8 @@ import pytest
 
 from configs import transfer as transfer_config
 from tests import task_sets
-from unifluid_jax import config
-from unifluid_jax.data import tasks
+from unifluid_jax.core import config
+from unifluid_jax.data.transfers import tasks
 from unifluid_jax.evals import transfers
 from unifluid_jax.evals.bench import Bench
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unifluid_jax.evals import vqa
+from unifluid_jax.evals.metrics import vqa
 
 
 def test_exact_accuracy_overall_and_by_kind():

@@ -2,7 +2,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from unifluid_jax.evals import weight_figure
+from unifluid_jax.evals.published import weight_figure
 
 
 def parsed(weights, results):

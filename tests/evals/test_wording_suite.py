@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 from tests.systems.conftest import tiny
-from unifluid_jax.data import shapes, shapes_builder, shapes_text, wordings
 from unifluid_jax.data.records import Record
-from unifluid_jax.evals import wording_suite
+from unifluid_jax.data.worlds import (
+  shapes,
+  shapes_builder,
+  shapes_text,
+  wordings,
+)
 from unifluid_jax.evals.bench import Bench
+from unifluid_jax.evals.worlds import wording_suite
 
 COUNT = 24
 

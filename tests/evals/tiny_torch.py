@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from unifluid_jax.evals import geneval_detector
+from unifluid_jax.evals.published import geneval_detector
 
 WHY = "PyTorch networks need the extra geneval"
 _COW = geneval_detector.NAMES.index("cow")

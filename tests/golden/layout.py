@@ -14,7 +14,8 @@ from tests import conftest  # before jax: fakes devices
 
 import jax  # isort: skip
 
-from unifluid_jax import config, optim, parallel, systems, train
+from unifluid_jax import systems, train
+from unifluid_jax.core import config, optim, parallel
 
 assert conftest
 

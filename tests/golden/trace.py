@@ -24,9 +24,10 @@ import optax
 
 from tests.systems import conftest as tiny_systems
 from tests.systems import test_vae
-from unifluid_jax import parallel, systems, train
-from unifluid_jax.config import Config, MeshConfig
-from unifluid_jax.types import Batch, TextToImage
+from unifluid_jax import systems, train
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import Config, MeshConfig
+from unifluid_jax.core.types import Batch, TextToImage
 
 assert conftest
 FILE = Path(__file__).parent / "trace.json"

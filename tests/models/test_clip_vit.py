@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unifluid_jax import presets
+from unifluid_jax.core import presets
 from unifluid_jax.models.clip_vit import ClipVit, quick_gelu
 
 TINY = presets.VitConfig(

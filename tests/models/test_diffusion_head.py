@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unifluid_jax.core.presets import HEAD, HeadConfig
 from unifluid_jax.models import diffusion_head
 from unifluid_jax.models.diffusion_head import DiffusionHead, sample_tokens
 from unifluid_jax.ops import diffusion
-from unifluid_jax.presets import HEAD, HeadConfig
 
 C, Z, W, DEPTH = 3, 5, 8, 2
 HEAD_ = DiffusionHead(HeadConfig(W, DEPTH), C)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.jaxprs import operations
-from unifluid_jax import parallel, presets
-from unifluid_jax.config import MeshConfig
+from unifluid_jax.core import parallel, presets
+from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.models import gemma
 from unifluid_jax.ops import attention
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import signal, special
 
-from unifluid_jax import presets
+from unifluid_jax.core import presets
 from unifluid_jax.models import kl_vae
 
 # Factor 2, attention, shortcuts in encoder and decoder.

@@ -14,12 +14,13 @@ import pytest
 
 from tests.libtpu import needs_libtpu
 from tests.systems.conftest import tiny
-from unifluid_jax import parallel, systems, train
+from unifluid_jax import systems, train
 from unifluid_jax.aot import compiled, topology
-from unifluid_jax.config import ConfigError, MeshConfig
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import ConfigError, MeshConfig
+from unifluid_jax.core.presets import GemmaConfig
 from unifluid_jax.models import gemma
 from unifluid_jax.ops import attention, fused_attention
-from unifluid_jax.presets import GemmaConfig
 
 splash = functools.partial(fused_attention.splash, interpret=True)
 

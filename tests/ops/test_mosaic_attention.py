@@ -20,13 +20,14 @@ from tests.ops.test_fused_attention import (
   results,
 )
 from tests.systems.conftest import Tiny, examples, tiny, whole_loss
-from unifluid_jax import parallel, systems, types
+from unifluid_jax import systems
 from unifluid_jax.aot import compiled, topology
-from unifluid_jax.config import MeshConfig
+from unifluid_jax.core import parallel, types
+from unifluid_jax.core.config import MeshConfig
+from unifluid_jax.core.presets import GemmaConfig, VitConfig
 from unifluid_jax.models import gemma
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import attention, mosaic_attention
-from unifluid_jax.presets import GemmaConfig, VitConfig
 
 mosaic = functools.partial(mosaic_attention.attention, interpret=True)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unifluid_jax.core.types import EOS, PAD
 from unifluid_jax.ops import sampling
-from unifluid_jax.types import EOS, PAD
 
 
 def keys(n, seed=0):

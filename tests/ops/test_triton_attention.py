@@ -20,12 +20,13 @@ from tests.ops.test_fused_attention import (
   results,
 )
 from tests.systems.conftest import tiny
-from unifluid_jax import parallel, systems, train
-from unifluid_jax.config import ConfigError, MeshConfig
+from unifluid_jax import systems, train
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import ConfigError, MeshConfig
+from unifluid_jax.core.presets import GemmaConfig
 from unifluid_jax.models import gemma
 from unifluid_jax.ops import attention, triton_attention
 from unifluid_jax.ops.triton_attention import Blocks, Plan
-from unifluid_jax.presets import GemmaConfig
 
 SQUARE = Plan(*[Blocks(16, 16, 4, 1)] * 3)
 UNEVEN = Plan(Blocks(32, 16, 4, 1), Blocks(16, 64, 4, 1), Blocks(16, 32, 4, 1))

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.jaxprs import operations
-from unifluid_jax import parallel
-from unifluid_jax.config import MeshConfig
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.ops.weight_product import product
 
 

@@ -22,8 +22,8 @@ from big_vision.models import vit as their_vit
 from big_vision.models.ppp import gemma as their_gemma
 
 from tests.weights import helpers
-from unifluid_jax.config import SourceConfig
-from unifluid_jax.data import sources
+from unifluid_jax.core.config import SourceConfig
+from unifluid_jax.data.sources import source as sources
 from unifluid_jax.weights import gemma, siglip
 
 B, T = 2, 9

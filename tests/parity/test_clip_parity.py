@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers")
 
 from tests.weights import helpers  # noqa: E402
 from tests.weights.make_fixtures_vision import randomized  # noqa: E402
-from unifluid_jax import presets  # noqa: E402
+from unifluid_jax.core import presets  # noqa: E402
 from unifluid_jax.models.clip_vit import ClipVit  # noqa: E402
 from unifluid_jax.weights import clip  # noqa: E402
 

@@ -12,7 +12,7 @@ from tests.weights.make_fixtures_vision import (  # noqa: E402
   inception_image,
   inception_network,
 )
-from unifluid_jax.evals import inception_features  # noqa: E402
+from unifluid_jax.evals.published import inception_features  # noqa: E402
 from unifluid_jax.models.inception import Inception  # noqa: E402
 from unifluid_jax.weights import inception  # noqa: E402
 

@@ -15,7 +15,7 @@ from tests.weights.make_fixtures_vision import (  # noqa: E402
   compvis_names,
   randomized,
 )
-from unifluid_jax import presets  # noqa: E402
+from unifluid_jax.core import presets  # noqa: E402
 from unifluid_jax.models.kl_vae import KlVae  # noqa: E402
 from unifluid_jax.weights import convert, kl_vae, readers  # noqa: E402
 

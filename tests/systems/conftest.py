@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from unifluid_jax import config, types
+from unifluid_jax.core import config, types
 from unifluid_jax.systems.unifluid import UniFluid
 
 

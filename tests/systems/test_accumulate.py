@@ -10,12 +10,13 @@ import optax
 import pytest
 
 from tests.systems.conftest import examples
-from unifluid_jax import parallel, train
-from unifluid_jax.config import MeshConfig
+from unifluid_jax import train
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import MeshConfig
+from unifluid_jax.core.types import EOS
 from unifluid_jax.models import kl_vae
 from unifluid_jax.ops import diffusion, order
 from unifluid_jax.systems.unifluid import UniFluid
-from unifluid_jax.types import EOS
 
 # Passes gradients on as its state, and changes nothing.
 KEEP = optax.GradientTransformation(

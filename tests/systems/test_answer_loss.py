@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.systems.conftest import tiny
+from unifluid_jax.core.types import EOS, UNK, Batch, TextOnly
 from unifluid_jax.models import gemma
-from unifluid_jax.systems import packing
+from unifluid_jax.systems.common import packing
 from unifluid_jax.systems.unifluid import UniFluid
-from unifluid_jax.types import EOS, UNK, Batch, TextOnly
 
 RNG = np.random.default_rng(0)
 SUFFIX = np.array([[5, EOS, 0, 0], [7, 8, 9, EOS]], np.int32)

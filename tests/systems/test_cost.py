@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from configs import unified_2b
-from unifluid_jax import config, presets
-from unifluid_jax.systems import cost
+from unifluid_jax.core import config, presets
+from unifluid_jax.systems.common import cost
 
 
 def resolved(**batch):

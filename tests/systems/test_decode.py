@@ -11,15 +11,16 @@ import pytest
 
 from tests.jaxprs import repeated
 from tests.systems.conftest import Tiny, examples, right_aligned
-from unifluid_jax.config import SamplingConfig
+from unifluid_jax.core.config import SamplingConfig
+from unifluid_jax.core.types import BOS, EOS, PAD, Batch, Prompts
 from unifluid_jax.models import gemma
 from unifluid_jax.models.diffusion_head import sample_tokens
 from unifluid_jax.models.kl_vae import from_latents
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops import sampling as sampling_ops
 from unifluid_jax.ops.attention import block_causal_mask
-from unifluid_jax.systems import packing, unifluid_decode
-from unifluid_jax.types import BOS, EOS, PAD, Batch, Prompts
+from unifluid_jax.systems import unifluid_decode
+from unifluid_jax.systems.common import packing
 
 SAMPLING = SamplingConfig(
   steps=3, cfg=2.0, cfg_schedule="linear", temperature=0.9, clip=3.0,

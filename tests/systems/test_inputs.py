@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.systems.conftest import examples
+from unifluid_jax.core.types import Batch, Prompts
 from unifluid_jax.models import kl_vae
 from unifluid_jax.ops import order, patches
-from unifluid_jax.types import Batch, Prompts
 
 KEY = jax.random.key(3)
 

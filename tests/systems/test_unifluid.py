@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from tests.systems.conftest import Tiny, examples
-from unifluid_jax import parallel, train
-from unifluid_jax.config import MeshConfig
+from unifluid_jax import train
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import MeshConfig
+from unifluid_jax.core.types import BOS, PAD, Batch, Prompts
 from unifluid_jax.models import gemma
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
-from unifluid_jax.systems import packing
-from unifluid_jax.types import BOS, PAD, Batch, Prompts
+from unifluid_jax.systems.common import packing
 
 KEY = jax.random.key(7)
 

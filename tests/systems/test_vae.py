@@ -9,10 +9,10 @@ import pytest
 
 from configs.base import base
 from tests.systems.conftest import whole_loss
-from unifluid_jax import config, presets
+from unifluid_jax.core import config, presets
+from unifluid_jax.core.types import Batch, ImageToText, TextToImage
 from unifluid_jax.models import kl_vae, lpips, patch_gan
-from unifluid_jax.systems import vae as vae_system
-from unifluid_jax.types import Batch, ImageToText, TextToImage
+from unifluid_jax.systems import tokenizer_training as vae_system
 
 # Few blocks: the tests spend their time compiling.
 TINY = presets.VaeConfig(8, (1, 1), 0, 3, attention=False, groups=4)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unifluid_jax import checkpoint
+from unifluid_jax.core import checkpoint
+from unifluid_jax.core.presets import GemmaConfig, VitConfig
 from unifluid_jax.models import gemma
 from unifluid_jax.models.vit import Vit
-from unifluid_jax.presets import GemmaConfig, VitConfig
 from unifluid_jax.weights import engine, orbax_files, readers
 from unifluid_jax.weights.rows import Source, nested
 

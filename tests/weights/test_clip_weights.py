@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.weights import helpers
-from unifluid_jax import presets
+from unifluid_jax.core import presets
 from unifluid_jax.models.clip_vit import ClipVit
 from unifluid_jax.weights import clip, engine, readers, siglip
 from unifluid_jax.weights.rows import WeightsError

@@ -10,7 +10,7 @@ import pytest
 
 from tests.weights import helpers
 from tests.weights.test_gemma_weights import hf_shapes
-from unifluid_jax.presets import GEMMA, GemmaConfig
+from unifluid_jax.core.presets import GEMMA, GemmaConfig
 from unifluid_jax.weights import gemma, gemma_settings
 from unifluid_jax.weights.rows import WeightsError
 

@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.weights import helpers
-from unifluid_jax.presets import GEMMA
+from unifluid_jax.core.presets import GEMMA
 from unifluid_jax.weights import (
   engine,
   gemma,

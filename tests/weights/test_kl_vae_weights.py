@@ -13,10 +13,10 @@ import pytest
 
 from configs import unified_2b
 from tests.weights import helpers
-from unifluid_jax import presets
-from unifluid_jax.config import ConfigError, resolve
+from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax.core import presets
+from unifluid_jax.core.config import ConfigError, resolve
 from unifluid_jax.models.kl_vae import KlVae
-from unifluid_jax.systems import frozen_vae
 from unifluid_jax.weights import convert, engine, kl_vae, readers, to_hf
 from unifluid_jax.weights.rows import WeightsError
 

@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.weights import helpers
-from unifluid_jax import checkpoint
+from unifluid_jax.core import checkpoint
 from unifluid_jax.weights import engine, orbax_files, readers, safetensors_file
 from unifluid_jax.weights.rows import Recipe, Row, WeightsError
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tests.weights import helpers
-from unifluid_jax.presets import VIT
+from unifluid_jax.core.presets import VIT
 from unifluid_jax.weights import (
   axes,
   engine,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.weights import helpers
-from unifluid_jax import checkpoint
+from unifluid_jax.core import checkpoint
 from unifluid_jax.weights import convert, gemma, readers, safetensors_file
 from unifluid_jax.weights.rows import WeightsError
 

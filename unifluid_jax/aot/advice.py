@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from unifluid_jax import parallel
 from unifluid_jax.aot.lower import Program
-from unifluid_jax.config import Config
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import Config
 
 
 def advice(

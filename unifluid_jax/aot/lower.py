@@ -14,10 +14,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from unifluid_jax import api, parallel, systems, train
-from unifluid_jax.config import Config, ConfigError
+from unifluid_jax import api, systems, train
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import Config, ConfigError
+from unifluid_jax.core.types import (
+  Batch,
+  Edit,
+  ImageToText,
+  TextOnly,
+  TextToImage,
+)
 from unifluid_jax.models import kl_vae, lpips
-from unifluid_jax.types import Batch, Edit, ImageToText, TextOnly, TextToImage
 
 WHAT = ("train", "generate", "answer", "eval")
 _MOST_ROWS = 32  # of api.load
@@ -218,7 +225,7 @@ def frozen_shapes(config: Config, system: Any) -> Any:
 
 
 def _spec(x: Any, sharding: Any, dtype: Any = None) -> jax.ShapeDtypeStruct:
-  # Scalars are constants and keep their dtype, as in eval_loop.Replicas.
+  # Scalars are constants and keep their dtype, as in evaluation.Replicas.
   weights = x.ndim > 0 and jnp.issubdtype(x.dtype, jnp.floating)
   dtype = dtype if dtype is not None and weights else x.dtype
   return jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding)

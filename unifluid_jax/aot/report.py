@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from unifluid_jax import telemetry
 from unifluid_jax.aot import advice, hlo, topology
 from unifluid_jax.aot.compiled import Compiled
 from unifluid_jax.aot.lower import Program
-from unifluid_jax.config import Config
-from unifluid_jax.systems import cost
+from unifluid_jax.core import telemetry
+from unifluid_jax.core.config import Config
+from unifluid_jax.systems.common import cost
 
 # Of a chip's peak, assumed of fused attention: the program's text estimates
 # nothing inside such a kernel. What the compiler schedules inside mosaic's, for

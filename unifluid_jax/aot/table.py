@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from unifluid_jax import telemetry
+from unifluid_jax.core import telemetry
 
 
 def table(report: dict[str, Any]) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 from etils import epath
 
-from unifluid_jax import files
-from unifluid_jax.config import Config
-from unifluid_jax.data import identity, sources, text
+from unifluid_jax.core import files
+from unifluid_jax.core.config import Config
+from unifluid_jax.data import identity, text
+from unifluid_jax.data.sources import source as sources
 
 # Sentences a tokenizer is trained on at most.
 _SENTENCES = 200_000

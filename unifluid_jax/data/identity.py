@@ -33,9 +33,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from unifluid_jax import files
-from unifluid_jax.config import DataConfig, SourceConfig
-from unifluid_jax.data import sources, tasks
+from unifluid_jax.core import files
+from unifluid_jax.core.config import DataConfig, SourceConfig
+from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.transfers import tasks
 
 _BLOCK = 1 << 16  # bytes read at once of what is sampled
 _BLOCKS = 4096  # of all shards together: 256 MiB
@@ -97,7 +98,7 @@ def of_source(
       digest.add(config.split)
       digest.shards(_tfds_shards(found, config.split))
     else:
-      from unifluid_jax.data import parquet  # slow to load
+      from unifluid_jax.data.sources import parquet  # slow to load
 
       digest.shards([epath.Path(f) for f in parquet.shards(os.fspath(found))])
   return {"digest": digest.hex(), "path": path, "files": digest.files}

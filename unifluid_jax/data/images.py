@@ -15,8 +15,8 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unifluid_jax import files
-from unifluid_jax.config import MAX_PIXELS
+from unifluid_jax.core import files
+from unifluid_jax.core.config import MAX_PIXELS
 from unifluid_jax.data.records import BadRecord
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")

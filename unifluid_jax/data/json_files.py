@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from unifluid_jax import files
+from unifluid_jax.core import files
 
 MAX_BYTES = 1 << 29  # of a file; what it holds takes several times that
 

@@ -13,14 +13,14 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from unifluid_jax import interrupt
-from unifluid_jax.config import Config
+from unifluid_jax.core import interrupt
+from unifluid_jax.core.config import Config
+from unifluid_jax.core.types import TASKS, Batch
 from unifluid_jax.data import transforms
 from unifluid_jax.data.records import BadRecord, Record
-from unifluid_jax.data.sources import Source, open_source
+from unifluid_jax.data.sources.source import Source, open_source
 from unifluid_jax.data.text import Tokenizer
 from unifluid_jax.data.transforms import NoExample, Recipe
-from unifluid_jax.types import TASKS, Batch
 
 _TRIES = 256  # records of a source tried in a row before it counts as broken
 _MIN_SEEN = 100  # examples before the share of bad ones means anything

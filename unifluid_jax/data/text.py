@@ -19,9 +19,9 @@ from absl import logging
 from etils import epath
 from jaxtyping import Int32
 
-from unifluid_jax import files
+from unifluid_jax.core import files
+from unifluid_jax.core.types import BOS, EOS, PAD, UNK
 from unifluid_jax.data import vocabulary
-from unifluid_jax.types import BOS, EOS, PAD, UNK
 
 _NEWLINE = "\n"
 _SPACE = "\u2581"  # SentencePiece's space

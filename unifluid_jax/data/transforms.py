@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from unifluid_jax.config import MAX_PIXELS
+from unifluid_jax.core.config import MAX_PIXELS
+from unifluid_jax.core.types import Edit, ImageToText, TextOnly, TextToImage
 from unifluid_jax.data import paint
 from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import BadRecord, Marks, Record
 from unifluid_jax.data.text import Tokenizer
-from unifluid_jax.types import Edit, ImageToText, TextOnly, TextToImage
 
 T = TypeVar("T")
 _CAPTION_SHARE = 0.4  # of understanding examples, where questions exist too

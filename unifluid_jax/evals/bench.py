@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from absl import logging
 
-from unifluid_jax.config import Config
-from unifluid_jax.data import sources, transforms
+from unifluid_jax.core.config import Config
+from unifluid_jax.data import transforms
+from unifluid_jax.data.sources import source as sources
 
 
 @runtime_checkable

@@ -15,15 +15,17 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from unifluid_jax import telemetry
-from unifluid_jax.config import Config, SamplingConfig, SourceConfig
-from unifluid_jax.data import tasks, transforms
+from unifluid_jax.core import telemetry
+from unifluid_jax.core.config import Config, SamplingConfig, SourceConfig
+from unifluid_jax.data import transforms
 from unifluid_jax.data.records import BadRecord
-from unifluid_jax.data.task_files import Example
-from unifluid_jax.data.task_source import TaskSource
-from unifluid_jax.evals import answers as answer_metrics
-from unifluid_jax.evals import ptb, run_results
+from unifluid_jax.data.transfers import tasks
+from unifluid_jax.data.transfers.files import Example
+from unifluid_jax.data.transfers.source import TaskSource
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
+from unifluid_jax.evals.metrics import answers as answer_metrics
+from unifluid_jax.evals.metrics import ptb
+from unifluid_jax.evals.report import run_results
 
 METRIC = "transfer"
 _CHUNK = 512  # images in memory at once

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from unifluid_jax import parallel
+from unifluid_jax.core import parallel
+from unifluid_jax.core.presets import VitConfig
 from unifluid_jax.models import vit
 from unifluid_jax.models.stack import fold_layers, init_tree
-from unifluid_jax.presets import VitConfig
 
 # Of the images' three channels in [0, 1], which CLIP expects normalised.
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from unifluid_jax import parallel
+from unifluid_jax.core import parallel
+from unifluid_jax.core.presets import HeadConfig
+from unifluid_jax.core.types import Params
 from unifluid_jax.ops import diffusion, sampling
-from unifluid_jax.presets import HeadConfig
-from unifluid_jax.types import Params
 
 _FREQUENCIES = 128  # of the time sinusoid; twice as many features
 

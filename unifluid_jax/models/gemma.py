@@ -14,11 +14,11 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from unifluid_jax import parallel
+from unifluid_jax.core import parallel
+from unifluid_jax.core.presets import GemmaConfig
 from unifluid_jax.models import stack
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
-from unifluid_jax.presets import GemmaConfig
 
 
 class Cache(NamedTuple):

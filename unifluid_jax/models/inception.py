@@ -14,8 +14,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from unifluid_jax.core.types import Params
 from unifluid_jax.models.stack import init_tree
-from unifluid_jax.types import Params
 
 SIZE = 299  # pixels a side
 FEATURES, CLASSES = 2048, 1008

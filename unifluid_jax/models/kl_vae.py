@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from unifluid_jax import presets
-from unifluid_jax.types import Params
+from unifluid_jax.core import presets
+from unifluid_jax.core.types import Params
 
 LOG_VARIANCE_MIN, LOG_VARIANCE_MAX = -30.0, 20.0
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from unifluid_jax.types import Params
+from unifluid_jax.core.types import Params
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width, depth
 SHIFT = (-0.030, -0.088, -0.188)

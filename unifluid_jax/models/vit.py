@@ -13,11 +13,11 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from unifluid_jax import parallel
+from unifluid_jax.core import parallel
+from unifluid_jax.core.presets import VitConfig
 from unifluid_jax.models.stack import fold_layers, init_tree, keep, narrow
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
-from unifluid_jax.presets import VitConfig
 
 
 class Vit(nn.Module):

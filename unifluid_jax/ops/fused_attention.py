@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
-from unifluid_jax import parallel
+from unifluid_jax.core import parallel
 
 _LANES = 128  # blocks are multiples of a vector register's width
 _LONGEST = 512  # positions of a block: its float32 logits take 1 MiB

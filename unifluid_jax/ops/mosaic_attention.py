@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 from jaxtyping import Array, Bool, Float
 
-from unifluid_jax import parallel
+from unifluid_jax.core import parallel
 from unifluid_jax.ops import fused_attention
 
 _LANES = 128  # of a vector register; blocks are multiples of it

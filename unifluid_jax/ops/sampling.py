@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from unifluid_jax.types import EOS, PAD
+from unifluid_jax.core.types import EOS, PAD
 
 # (cache, token i32[B], i) -> (logits [B, V], cache): feeds answer token i and
 # predicts token i + 1.

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float
 
-from unifluid_jax import parallel
+from unifluid_jax.core import parallel
 from unifluid_jax.ops import fused_attention
 
 # Finite, so that the difference of two is 0 and not NaN; below any logit.

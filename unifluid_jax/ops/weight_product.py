@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from unifluid_jax import parallel
+from unifluid_jax.core import parallel
 
 _WEIGHT = {"D": "fsdp", "N": "tensor", "F": "tensor"}
 _TILE = 8  # rows of a TPU's memory layout

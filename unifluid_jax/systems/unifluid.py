@@ -13,16 +13,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from unifluid_jax import parallel
-from unifluid_jax.config import Config
+from unifluid_jax.codecs.kl_vae import load_vae
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import Config
+from unifluid_jax.core.types import PAD, UNK, Batch, Metrics, Params, Prompts
 from unifluid_jax.models import diffusion_head, gemma, kl_vae, stack
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
-from unifluid_jax.systems import cost, packing, unifluid_decode
-from unifluid_jax.systems.frozen_vae import load_vae
-from unifluid_jax.types import PAD, UNK, Batch, Metrics, Params, Prompts
+from unifluid_jax.systems import unifluid_decode
+from unifluid_jax.systems.common import cost, packing
 
 
 class UniFluid:

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from unifluid_jax import parallel
-from unifluid_jax.config import SamplingConfig
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import SamplingConfig
+from unifluid_jax.core.types import Params, Prompts
 from unifluid_jax.models import gemma
 from unifluid_jax.models.diffusion_head import sample_tokens
 from unifluid_jax.models.kl_vae import from_latents
 from unifluid_jax.ops import diffusion, order, patches, sampling
 from unifluid_jax.ops.attention import block_causal_mask
-from unifluid_jax.systems import packing
-from unifluid_jax.types import Params, Prompts
+from unifluid_jax.systems.common import packing
 
 
 def generate(

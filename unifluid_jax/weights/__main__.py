@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from unifluid_jax import cli
+from unifluid_jax.core import cli
 from unifluid_jax.weights import convert
 
 _FROM = flags.DEFINE_string(

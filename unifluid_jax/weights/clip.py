@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unifluid_jax import presets
+from unifluid_jax.core import presets
 from unifluid_jax.models.clip_vit import ClipVit
 from unifluid_jax.weights import siglip
 from unifluid_jax.weights.rows import (

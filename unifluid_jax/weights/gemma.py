@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from unifluid_jax.core.presets import GEMMA, GemmaConfig
 from unifluid_jax.models.gemma import Gemma
-from unifluid_jax.presets import GEMMA, GemmaConfig
 from unifluid_jax.weights import gemma_settings
 from unifluid_jax.weights.gemma_settings import published
 from unifluid_jax.weights.rows import (

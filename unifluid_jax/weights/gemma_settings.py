@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from unifluid_jax.presets import GEMMA, GemmaConfig
+from unifluid_jax.core.presets import GEMMA, GemmaConfig
 from unifluid_jax.weights.rows import WeightsError
 from unifluid_jax.weights.settings import config_beside, config_file
 

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unifluid_jax import checkpoint, presets
-from unifluid_jax.config import resolve
+from unifluid_jax.core import checkpoint, presets
+from unifluid_jax.core.config import resolve
 from unifluid_jax.models.kl_vae import KlVae
 from unifluid_jax.weights.rows import (
   Drop,

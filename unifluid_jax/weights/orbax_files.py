@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from absl import logging
 
-from unifluid_jax.files import is_remote
+from unifluid_jax.core.files import is_remote
 from unifluid_jax.weights.rows import (
   COMPLETE,
   Source,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unifluid_jax import files
+from unifluid_jax.core import files
 
 # Orbax writes it into a step on an object store when all else is there.
 COMPLETE = "commit_success.txt"

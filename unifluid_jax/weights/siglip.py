@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 import scipy.ndimage
 
+from unifluid_jax.core.presets import VIT, VitConfig
 from unifluid_jax.models.vit import Vit
-from unifluid_jax.presets import VIT, VitConfig
 from unifluid_jax.weights.rows import (
   Drop,
   Recipe,

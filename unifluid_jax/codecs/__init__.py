@@ -1,0 +1,1 @@
+"""Images as tokens and back: frozen tokenizers, and what is cached of them."""

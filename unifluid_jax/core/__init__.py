@@ -1,0 +1,1 @@
+"""What every layer uses: configuration, devices, states on disk, flags."""

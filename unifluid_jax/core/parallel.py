@@ -1,0 +1,379 @@
+"""The device mesh, one table of parameter shardings, and process start-up.
+
+Every parameter (and every optimizer moment, whose path ends like its
+parameter's) matches exactly one row of `RULES`; nothing large is ever
+replicated because a rule was forgotten.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from unifluid_jax.core.config import ConfigError, MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Path (searched in the "/"-joined tree path) → mesh axis of each dimension.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+  # Decoder; letters are those of types.py, F the hidden size of the MLP.
+  (r"embedder/table$", ("fsdp", "tensor")),  # VD
+  (r"layers/attn/q$", (None, "fsdp", "tensor", None)),  # LDNH
+  (r"layers/attn/[kv]$", (None, "fsdp", None, None)),  # LDKH
+  (r"layers/attn/o$", (None, "tensor", None, "fsdp")),  # LNHD
+  (r"layers/mlp/(gate|up)$", (None, "fsdp", "tensor")),  # LDF
+  (r"layers/mlp/down$", (None, "tensor", "fsdp")),  # LFD
+  (r"layers/attn/[qk]_norm/scale$", (None, None)),  # LH
+  (r"layers/(pre|post)_(attn|ffw)/scale$", (None, None)),  # LD
+  (r"final_norm/scale$", (None,)),  # D
+  # Vision encoder.
+  (r"vit/patch/kernel$", (None, None, None, "fsdp")),
+  (r"vit/position$", (None, "fsdp")),
+  (r"layers/attn/[qkv]/kernel$", (None, "fsdp", "tensor", None)),
+  (r"layers/attn/out/kernel$", (None, "tensor", None, "fsdp")),
+  (r"layers/mlp/up/kernel$", (None, "fsdp", "tensor")),
+  (r"layers/mlp/down/kernel$", (None, "tensor", "fsdp")),
+  (r"layers/attn/[qkv]/bias$", (None, None, None)),
+  (r"layers/(attn/out|mlp/up|mlp/down)/bias$", (None, None)),
+  (r"layers/norm[12]/(scale|bias)$", (None, None)),
+  (r"vit/(norm/(scale|bias)|patch/bias)$", (None,)),
+  # Image tokens and the projector.
+  (r"projector/kernel$", ("fsdp", None)),
+  (r"image/in/kernel$", (None, "fsdp")),  # CD
+  (r"image/(position|next_position)$", (None, "fsdp")),  # ND
+  (r"(projector|image/in)/bias$|image/boi$", (None,)),
+  # Diffusion head; W is its width.
+  (r"head/input/kernel$", (None, "fsdp")),  # CW
+  (r"head/(cond|time/in|time/out)/kernel$", ("fsdp", None)),
+  (r"head/(block_\d+|final)/(modulation|in|out)/kernel$", ("fsdp", None)),
+  (r"head/.*(bias|norm/scale)$", (None,)),
+  # Autoencoder and discriminator: convolutions over their output channels.
+  (r"vae/.*/attention(_\d+)?/(q|k|v|out)/kernel$", (None, "fsdp")),
+  (r"(vae|discriminator)/(?!.*attention).*kernel$", (None,) * 3 + ("fsdp",)),
+  (r"(vae|discriminator)/.*(bias|scale)$", (None,)),
+)
+
+# Arrays below this many elements may stay whole on every device.
+SMALL = 2**18
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+  """Devices as a (data, fsdp, tensor) grid, in automatic sharding mode.
+
+  Raises:
+    ConfigError: when the sizes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = [getattr(config, axis) for axis in AXES]
+  known = int(np.prod([s for s in sizes if s != -1]))
+  if -1 in sizes and len(devices) % known == 0:
+    sizes[sizes.index(-1)] = len(devices) // known
+  if int(np.prod(sizes)) != len(devices):
+    raise ConfigError(
+      f"config.mesh {dict(zip(AXES, sizes, strict=True))} does not fit "
+      f"{len(devices)} devices: the sizes must multiply to that number "
+      "(set one axis to -1 to let it fill up)"
+    )
+  # As jax.make_mesh, which splits an axis of a TPU's torus on v5e only: 128 of
+  # a 16 x 16 slice then is 16 x 8 of it.
+  grid = mesh_utils.create_device_mesh(
+    sizes, devices, allow_split_physical_axes=True
+  )
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def path_str(path: Sequence[Any]) -> str:
+  """A pytree path as "a/b/c"."""
+  return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+
+
+def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
+  """The one rule that matches a parameter.
+
+  Args:
+    path: "/"-joined path.
+    shape: of the array; scalars are replicated.
+    mesh: sizes decide whether a dimension can be split.
+
+  Raises:
+    ValueError: no rule or several match, the rule has another rank, or a
+      large array cannot be split as the rule says.
+  """
+  if not shape:
+    return P()
+  rows = [axes for pattern, axes in RULES if re.search(pattern, path)]
+  if len(rows) != 1:
+    raise ValueError(
+      f"parameter {path} {tuple(shape)} matches {len(rows)} rows of "
+      "parallel.RULES; exactly one must match"
+    )
+  (axes,) = rows
+  if len(axes) != len(shape):
+    raise ValueError(
+      f"parameter {path} {tuple(shape)}: its rule {axes} has another rank"
+    )
+  bad = [
+    f"{size} by {axis}={mesh.shape[axis]}"
+    for size, axis in zip(shape, axes, strict=True)
+    if axis and size % mesh.shape[axis]
+  ]
+  if not bad:
+    return P(*axes)
+  if int(np.prod(shape)) <= SMALL:
+    return P()
+  raise ValueError(
+    f"parameter {path} {tuple(shape)} is too large to replicate and cannot "
+    f"be split: {', '.join(bad)}; choose other config.mesh sizes"
+  )
+
+
+def shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+  """NamedShardings of a training state.
+
+  Args:
+    state: parameters, or any state around them: a leaf whose path ends like
+      a parameter's, with its shape, is laid out like that parameter (both
+      Adam moments, momentum, moving average).
+    params: the parameters (arrays or shapes).
+    mesh: the device mesh.
+
+  Raises:
+    ValueError: a leaf that belongs to no parameter is too large to replicate.
+  """
+  flat = jax.tree_util.tree_leaves_with_path(params)
+  specs = {path_str(k): (x.shape, spec_of(path_str(k), x.shape, mesh))
+           for k, x in flat}  # fmt: skip
+
+  def place(path, x):
+    parts = path_str(path).split("/")
+    for start in range(len(parts)):
+      shape, spec = specs.get("/".join(parts[start:]), (None, None))
+      if shape == x.shape:
+        return NamedSharding(mesh, spec)
+    if int(np.prod(x.shape)) > SMALL:
+      raise ValueError(
+        f"state {'/'.join(parts)} {x.shape} mirrors no parameter and is too "
+        "large to replicate"
+      )
+    return NamedSharding(mesh, P())
+
+  return jax.tree_util.tree_map_with_path(place, state)
+
+
+def mesh_in_use() -> Any:
+  """The mesh of AXES that is set, or None; pmap sets one of its own."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if set(AXES) <= set(mesh.shape) else None
+
+
+def batch_groups(mesh: Mesh | None = None) -> int:
+  """Parts a global batch is split into; 1 without a mesh."""
+  mesh = mesh or mesh_in_use()
+  if mesh is None:
+    return 1
+  return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+_ACTIVATION = {
+  **{"B": BATCH_AXES, "G": "data", "V": "fsdp"},
+  **{"N": "tensor", "K": "tensor", "F": "tensor"},
+}
+
+
+def layout(shape: Sequence[int], letters: str) -> P | None:
+  """How an activation is split: B over data and fsdp, N, K, F over tensor.
+
+  G are rows that all devices along fsdp share, while V, the vocabulary, is
+  split over them.
+
+  Args:
+    shape: of the array.
+    letters: of its dimensions, shape legend of types.py, e.g. "BTD".
+
+  Returns:
+    A mesh axis a dimension, none where the size does not divide; None where
+    no mesh is set.
+  """
+  mesh = mesh_in_use()
+  if mesh is None:
+    return None
+  axes = [_ACTIVATION.get(letter) for letter in letters]
+  for i, axis in enumerate(axes):
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    if shape[i] % int(np.prod([mesh.shape[n] for n in names])):
+      axes[i] = None
+  return P(*axes)
+
+
+def split_rows(rows: int) -> int:
+  """Parts that `rows` rows laid out as G are split into."""
+  mesh = mesh_in_use()
+  parts = 1 if mesh is None else mesh.shape[_ACTIVATION["G"]]
+  return 1 if rows % parts else parts
+
+
+def constrain(x: Any, letters: str) -> Any:
+  """Pins an activation to its `layout`; nothing where no mesh is set."""
+  spec = layout(x.shape, letters)
+  return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+def by_rows_and_heads(
+  attend: Callable[..., Any], q: Any, k: Any, v: Any, *rows: Any
+) -> Any:
+  """Attention that the compiler cannot split, on each device's own part.
+
+  Args:
+    attend: of queries, keys, values and `rows`.
+    q: [B, T, N, H].
+    k: [B, S, K, H].
+    v: [B, S, K, H].
+    *rows: arrays that lead with B, e.g. the mask; or None.
+
+  Returns:
+    Attended values, [B, T, N, H], laid out like `q`; without a mesh
+    everything is one part.
+  """
+  specs = [
+    layout(x.shape, letters)
+    for x, letters in ((q, "BTNH"), (k, "BSKH"), (v, "BSKH"))
+  ]
+  if specs[0] is None:
+    return attend(q, k, v, *rows)
+  if specs[0] != specs[1]:
+    # Fewer key heads than devices to split query heads over: a copy each.
+    repeats = q.shape[2] // k.shape[2]
+    k, v = (jax.numpy.repeat(x, repeats, axis=2) for x in (k, v))
+    specs[1] = specs[2] = specs[0]
+  specs += [None if x is None else layout(x.shape[:1], "B") for x in rows]
+  return jax.shard_map(
+    attend, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
+  )(q, k, v, *rows)
+
+
+def gather(x: Any, *axes: str | None) -> Any:
+  """Collects a sharded array whole on every device, once, before loops.
+
+  Args:
+    x: the array.
+    *axes: mesh axis of each of its dimensions; the gradient is summed into
+      that layout (a reduce-scatter), not into a whole copy (an all-reduce).
+
+  Returns:
+    `x`, replicated; unchanged where no mesh is set.
+  """
+  mesh = mesh_in_use()
+  if mesh is None:
+    return x
+  split = all(
+    not axis or size % mesh.shape[axis] == 0
+    for size, axis in zip(x.shape, axes, strict=False)
+  )
+  return _gather(x, P(*axes) if split else P())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x, spec):
+  del spec
+  return jax.lax.with_sharding_constraint(x, P())
+
+
+_gather.defvjp(
+  lambda x, spec: (_gather(x, spec), None),
+  lambda spec, _, g: (jax.lax.with_sharding_constraint(g, spec),),
+)
+
+
+def to_global(batch: Any, mesh: Mesh) -> Any:
+  """Process-local numpy batches as global arrays split over the batch axes."""
+  sharding = NamedSharding(mesh, P(BATCH_AXES))
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
+
+
+def check_batch(batch: Mapping[str, int], accumulate: int, mesh: Mesh) -> None:
+  """Refuses batch sizes that do not split over devices and micro-steps.
+
+  Raises:
+    ConfigError: names the size, the divisor and where each factor is set.
+  """
+  groups = batch_groups(mesh)
+  for task, size in batch.items():
+    if size % (groups * accumulate):
+      raise ConfigError(
+        f"config.batch.{task}={size} must be a multiple of {groups} batch "
+        f"shards (mesh data x fsdp) x {accumulate} (config.accumulate)"
+      )
+
+
+def check_attention(kernel: str, mesh: Mesh) -> None:
+  """Refuses a kernel that the mesh's devices cannot run.
+
+  Raises:
+    ConfigError: names the devices and the kernel for them.
+  """
+  platform = mesh.devices.flat[0].platform
+  fused = {"tpu": ("mosaic", "splash"), "gpu": ("triton",)}
+  runs = (*fused.get(platform, ()), "plain")
+  if kernel not in runs:
+    raise ConfigError(
+      f"config.model.attention={kernel!r} does not run here, these devices "
+      f"are {platform}: set config.model.attention={runs[0]!r}"
+    )
+
+
+def start_processes(
+  coordinator: str | None, count: int | None, index: int | None
+) -> None:
+  """Joins a multi-process run; a single process needs no call to succeed.
+
+  Args:
+    coordinator: "host:port" of process 0; default JAX_COORDINATOR_ADDRESS.
+      "auto" lets the cluster environment (TPU pods, Slurm, GKE) tell.
+    count: processes; default JAX_NUM_PROCESSES.
+    index: of this process; default JAX_PROCESS_ID.
+
+  Raises:
+    ConfigError: an address without count and index.
+  """
+  env = os.environ
+  coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
+  if not coordinator:
+    return
+  if coordinator == "auto":
+    jax.distributed.initialize()
+    _compile_alike()
+    return
+  count = count if count is not None else _int(env.get("JAX_NUM_PROCESSES"))
+  index = index if index is not None else _int(env.get("JAX_PROCESS_ID"))
+  if count is None or index is None:
+    raise ConfigError(
+      f"coordinator {coordinator} needs --num_processes and --process_id "
+      "(or JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
+    )
+  jax.distributed.initialize(coordinator, count, index)
+  _compile_alike()
+
+
+def _compile_alike() -> None:
+  """No compilation cache of ours for several processes on CPUs.
+
+  One that finds its program would wait in the first collective for those that
+  compile it, and Gloo gives up after 30 seconds.
+  """
+  named = "JAX_COMPILATION_CACHE_DIR" in os.environ  # the user's own choice
+  if jax.default_backend() == "cpu" and not named:
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _int(text: str | None) -> int | None:
+  return int(text) if text else None

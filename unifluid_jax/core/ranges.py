@@ -1,0 +1,221 @@
+"""The range of every number in a configuration: one row per key.
+
+A number that no row names must still be finite. Rows of the other system do
+not apply: nobody has to mend the decoder's width to train an autoencoder.
+"""
+
+import dataclasses
+import fnmatch
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from unifluid_jax.core.freeze import ConfigError
+
+_UINT32 = 2**32 - 1  # seeds are folded into keys of 32 bits
+_INT32 = 2**31 - 1  # sizes and steps are counted on devices in int32
+_FLOAT32 = 3.4028234663852886e38
+
+
+class Range(NamedTuple):
+  """Numbers from `low` to `high`; an open end is not one of them."""
+
+  low: int | float = -math.inf
+  high: int | float = math.inf
+  opens_low: bool = False
+  opens_high: bool = False
+  or_rest: bool = False  # -1 is allowed too: all that remain
+
+  def holds(self, x: int | float) -> bool:
+    """Whether `x` lies within; NaN and infinity never do."""
+    if self.or_rest and x == -1:
+      return True
+    if isinstance(x, float) and not math.isfinite(x):
+      return False
+    above = x > self.low if self.opens_low else x >= self.low
+    below = x < self.high if self.opens_high else x <= self.high
+    return above and below
+
+  def __str__(self) -> str:
+    """As it stands in an error, after "must be"."""
+    if self == ANY:
+      return "a finite number"
+    if self.high == math.inf:
+      if self.low == 0 and self.opens_low:
+        return "positive"
+      rest = ", or -1 (all devices that remain)" if self.or_rest else ""
+      return f"at least {self.low:g}{rest}"
+    left, right = "[("[self.opens_low], "])"[self.opens_high]
+    return f"in {left}{_plain(self.low)}, {_plain(self.high)}{right}"
+
+
+COUNT = Range(1)  # what sizes or divides something
+AMOUNT = Range(0)  # 0 is none, or off
+POSITIVE = Range(0, opens_low=True)
+SHARE = Range(0, 1)
+DECAY = Range(0, 1, opens_high=True)  # moving averages, drop rates
+SEED = Range(0, _UINT32)
+ANY = Range()
+
+
+class Row(NamedTuple):
+  """What the numbers of some keys may be."""
+
+  keys: str  # separated by spaces; * stands for a name
+  range: Range
+  system: str = ""  # the only one that reads them; "": both do
+
+
+_DECODER = "vocab width depth mlp heads kv_heads head_dim"
+_VIT = "width depth mlp heads patch image_size"
+_VAE = "base multipliers blocks latent groups stem"
+
+
+def _below(parent: str, names: str) -> str:
+  return " ".join(f"{parent}.{name}" for name in names.split())
+
+
+ROWS = (
+  Row("seed data.world.seed", SEED),
+  Row("steps accumulate", COUNT),
+  Row("batch.*", AMOUNT),
+  Row("data.workers data.train.*.weight data.eval.*.weight", AMOUNT),
+  Row("data.train.*.limit data.eval.*.limit text.train_vocab", AMOUNT),
+  Row("data.train.*.min_score data.eval.*.min_score", ANY),
+  Row("data.threads data.images", COUNT),
+  Row(_below("data.world", "train validation held_out"), COUNT),
+  Row("data.world.*", ANY),
+  Row("data.max_bad_share", SHARE),
+  Row("data.max_pixels", Range(1, 178_956_970)),  # what Pillow opens at most
+  Row(_below("text", "prompt prefix suffix"), COUNT, "unifluid"),
+  # Networks.
+  Row(_below("model.decoder", _DECODER), COUNT, "unifluid"),
+  Row(
+    _below("model.decoder", "query_scale rope_base rope_base_global"),
+    POSITIVE,
+    "unifluid",
+  ),
+  Row("model.decoder.rope_scale_global", POSITIVE, "unifluid"),
+  Row(
+    _below("model.decoder", "attn_softcap final_softcap window"),
+    AMOUNT,
+    "unifluid",
+  ),
+  Row("model.decoder.dropout", DECAY, "unifluid"),
+  Row(_below("model.vit", _VIT), COUNT, "unifluid"),
+  Row(_below("model.head", "width depth"), COUNT, "unifluid"),
+  Row("model.patch", COUNT, "unifluid"),
+  Row("model.latent_std", POSITIVE, "unifluid"),
+  Row(_below("model.vae", _VAE), COUNT),
+  Row("model.vae.latent_mean", ANY),
+  Row("model.vae.latent_scale", POSITIVE),
+  Row("model.image_size", COUNT),
+  # Objectives.
+  Row("loss.text_weight", AMOUNT, "unifluid"),
+  Row("loss.draws loss.vocab_chunk", COUNT, "unifluid"),
+  Row(
+    _below("loss", "prompt_dropout label_smoothing word_dropout"),
+    DECAY,
+    "unifluid",
+  ),
+  Row("loss.image_dropout", Range(0, 0.5), "unifluid"),
+  Row("order.random_until order.raster_from", AMOUNT, "unifluid"),
+  Row(
+    _below("vae_loss", "l1 l2 kl perceptual adversarial adversarial_start"),
+    AMOUNT,
+    "vae",
+  ),
+  Row(
+    _below("vae_loss", "discriminator_width discriminator_layers"),
+    COUNT,
+    "vae",
+  ),
+  # Training.
+  Row("optim.lr optim.adam_lr optim.warmup optim.rates.*", AMOUNT),
+  Row("optim.weight_decay optim.clip", AMOUNT),
+  Row("optim.b1 optim.b2 optim.ema", DECAY),
+  # Smaller ones vanish in float32, and 0 / 0 ruins what has no gradient.
+  Row("optim.eps", Range(1e-30)),
+  Row(_below("mesh", "data fsdp tensor"), Range(1, or_rest=True)),
+  Row("checkpoint.every checkpoint.keep log.every", COUNT),
+  Row("checkpoint.keep_every log.profile_start log.profile_steps", AMOUNT),
+  # Use.
+  Row("sampling.steps", Range(1, 1000), "unifluid"),
+  Row("sampling.cfg sampling.image_cfg", AMOUNT, "unifluid"),
+  Row("sampling.temperature sampling.clip sampling.top_k", AMOUNT, "unifluid"),
+  Row("sampling.text_temperature", POSITIVE, "unifluid"),
+  Row("sampling.top_p", Range(0, 1, opens_low=True), "unifluid"),
+  Row("sampling.beams", COUNT, "unifluid"),
+  Row("sampling.seed", SEED, "unifluid"),
+  Row("eval.examples eval.prompts_per_task eval.batch", COUNT),
+  Row("eval.poll_seconds", Range(0, 86_400, opens_low=True)),
+)
+
+# Tuples that something is divided into, or that are gone through in turn.
+_NEVER_EMPTY = ("model.decoder.pattern", "model.vae.multipliers")
+
+
+def check(config: Any) -> None:
+  """Refuses the first number that is outside its range.
+
+  Args:
+    config: a `config.Config`.
+
+  Raises:
+    ConfigError: its key, its value and the range.
+  """
+  for key, value in numbers(config):
+    row = row_of(key)
+    if row is None or row.system not in ("", config.system):
+      allowed = ANY
+    else:
+      allowed = _representable(value, row.range)
+    if not allowed.holds(value):
+      raise ConfigError(f"config.{key}={value!r} must be {allowed}")
+
+
+def numbers(node: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
+  """Dotted keys and values of all numbers; those of a tuple share its key.
+
+  Raises:
+    ConfigError: a tuple without entries that needs some.
+  """
+  if dataclasses.is_dataclass(node):
+    items = [(f.name, getattr(node, f.name)) for f in dataclasses.fields(node)]
+  elif isinstance(node, Mapping):
+    items = list(node.items())
+  elif isinstance(node, (tuple, list)):
+    if not node and key in _NEVER_EMPTY:
+      raise ConfigError(f"config.{key}=() must have an entry at least")
+    for entry in node:
+      yield from numbers(entry, key)
+    return
+  else:
+    if isinstance(node, (int, float)) and not isinstance(node, bool):
+      yield key, node
+    return
+  for name, value in items:
+    yield from numbers(value, f"{key}.{name}" if key else str(name))
+
+
+@functools.cache
+def row_of(key: str) -> Row | None:
+  """The first row that names a key."""
+  for row in ROWS:
+    for pattern in row.keys.split():
+      if pattern == key or fnmatch.fnmatchcase(key, pattern):
+        return row
+  return None
+
+
+def _representable(value: int | float, wanted: Range) -> Range:
+  """The range, cut to what devices can hold; the whole one where it fits."""
+  limit = _INT32 if isinstance(value, int) else _FLOAT32
+  if wanted.high < math.inf or not abs(value) > limit:  # NaN: as it is
+    return wanted
+  return wanted._replace(low=max(wanted.low, -limit), high=limit)
+
+
+def _plain(x: int | float) -> str:
+  return str(x) if isinstance(x, int) else f"{x:g}"

@@ -1,0 +1,1 @@
+"""Records of data sets in their formats."""

@@ -1,0 +1,373 @@
+"""Records by index: prepared TFDS sets, JSONL, COCO captions, transfer tasks.
+
+A source is random-access and picklable, so that any process can read any
+record; nothing is decoded here. Cached VAE moments are read and written too.
+"""
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import (
+  ArrayRecordReader,
+  ArrayRecordWriter,
+)
+from etils import epath
+from google.protobuf.message import DecodeError
+from jaxtyping import Float16, Int64
+from tensorflow_datasets.proto import tf_example_pb2
+
+from unifluid_jax.core import files
+from unifluid_jax.core.config import SourceConfig
+from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.data.sources import json_readers
+
+_MAGIC = b"UFM1"
+_HEADER = struct.Struct("<4s3I")  # magic, h, w, 2c
+_UNREADABLE = (IndexError, RuntimeError, ValueError, struct.error)
+_THREADS = 16  # that look at shards
+_LOGGED = 10  # bad lines named in the log, per source
+
+
+class Source:
+  """A data set as a sequence of records.
+
+  Attributes:
+    bad: lines or entries skipped at opening, as "file:line: reason".
+    moments: the cached moments, or None.
+  """
+
+  def __init__(
+    self, reader: Any, limit: int, moments: "MomentsReader | None" = None
+  ):
+    """Keeps the first `limit` records, all if it is 0.
+
+    `reader` has a length, records by index, `bad`, and `mask(task)`: which
+    records can serve a task, None for all.
+    """
+    self._reader = reader
+    self._length = min(limit, len(reader)) if limit else len(reader)
+    self.bad = reader.bad
+    self.moments = moments
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, i: int) -> Record:
+    if not 0 <= i < self._length:
+      raise IndexError(f"record {i} of {self._length}")
+    record = self._reader[i]
+    if self.moments is None:
+      return record
+    return record._replace(moments=self.moments[i])
+
+  def draw(self, i: int, turn: int, rng: np.random.Generator) -> Record:
+    """Record i as training shows it for the `turn`-th time, from 0.
+
+    Args:
+      i: its index.
+      turn: passes over the source before this one.
+      rng: of this example.
+    """
+    del turn, rng  # what is chosen anew each time, `transforms` chooses
+    return self[i]
+
+  def indices(self, task: str) -> Int64[np.ndarray, "R"]:
+    """Records that can serve a task, as far as the index of the set tells."""
+    mask = self._reader.mask(task)
+    if mask is None:
+      return np.arange(self._length, dtype=np.int64)
+    return np.flatnonzero(mask[: self._length]).astype(np.int64)
+
+
+def open_source(
+  config: SourceConfig,
+  root: str,
+  caption_prefix: str,
+  key: str = "data.train.<name>",
+  moments: bool = False,
+) -> Source:
+  """Opens a data set; records are read later.
+
+  Args:
+    config: format, path and split. `path` may hold "{split}". For "coco" it
+      is "annotations.json" or "annotations.json:imagedir", the latter
+      relative to the JSON file's folder, as file names in JSONL are. For
+      "transfer" it is the name of a task of `tasks.ROWS`, for Parquet
+      formats a file or a folder of them, for "big_vision" see there.
+    root: what `path` and `moments` are relative to.
+    caption_prefix: a JSONL prefix that only asks for a caption.
+    key: the source's place in the configuration, for messages.
+    moments: whether records carry the cached moments that `config` names.
+
+  Raises:
+    FileNotFoundError: nothing at the path.
+    ValueError: not of that format, an unknown split, or moments of another
+      data set.
+  """
+  if config.format == "transfer":
+    from unifluid_jax.data.transfers import (
+      source as task_source,  # which builds on this module
+    )
+
+    return task_source.TaskSource(config, root, key)
+  path = config.path.replace("{split}", config.split)
+  if config.format == "big_vision":
+    from unifluid_jax.data.sources import big_vision  # which needs TensorFlow
+
+    reader: Any = big_vision.BigVisionReader(config, key)
+  elif config.format == "array_record":
+    reader = _TfdsReader(found(root, path, key), config.split)
+  elif config.format == "jsonl":
+    reader = json_readers.JsonlReader(
+      found(root, path, key), root, caption_prefix,
+      config.score, config.min_score,
+    )  # fmt: skip
+  elif config.format == "coco":
+    stem, colon, folder = path.partition(".json:")
+    file = stem + ".json" if colon else path
+    reader = json_readers.CocoReader(found(root, file, key), folder, root)
+  else:
+    from unifluid_jax.data.sources import parquet  # slow to load
+
+    reader = parquet.open_rows(config, found(root, path, key))
+  for entry in reader.bad[:_LOGGED]:
+    logging.warning("%s: %d bad; skipped %s", key, len(reader.bad), entry)
+  if not moments or not config.moments:
+    return Source(reader, config.limit)
+  cache = MomentsReader(found(root, config.moments, key, "moments"))
+  source = Source(reader, config.limit, cache)
+  if len(cache) not in (len(reader), len(source)):
+    raise ValueError(
+      f"{key}.moments holds {len(cache)} records, {key}.path {len(source)}: "
+      "cache the moments again from this very source"
+    )
+  return source
+
+
+def found(root: str, path: str, key: str, field: str = "path") -> str:
+  """The joined path, which exists."""
+  full = epath.Path(root) / path
+  if not path or "\0" in path or not full.exists():
+    raise FileNotFoundError(
+      f"no data at {os.fspath(full)!r}: change {key}.{field}={path!r} or "
+      f"data.root={root!r}, or prepare the data set first"
+    )
+  if not full.is_dir():
+    files.check_regular(full)  # opening a FIFO would wait for ever
+  return os.fspath(full)
+
+
+@contextlib.contextmanager
+def opening(folder: str, split: str) -> Iterator[None]:
+  """One line for whatever opening a prepared data set raises.
+
+  Raises:
+    ValueError: files that are cut, or another's; no such split.
+  """
+  try:
+    yield
+  # TFDS raises what its parsers raise.
+  except Exception as error:
+    what = " ".join(str(error).split()) or type(error).__name__
+    raise ValueError(
+      f"{folder}, split {split!r}: no data set that TFDS can open ({what}): "
+      "prepare it again, or correct path and split"
+    ) from error
+
+
+class _TfdsReader:
+  """A prepared TensorFlow Datasets directory in ArrayRecord format.
+
+  The known features are taken from the tf.Example itself: TFDS's own decoding
+  costs ten times as much, and its PartialDecoding needs TensorFlow.
+  """
+
+  bad: tuple[str, ...] = ()
+
+  def __init__(self, path: str, split: str):
+    path = files.local(path, "ArrayRecord files", "config.data.root")
+    folder = version_dir(path)
+    with opening(folder, split):
+      builder = tfds.builder_from_directory(folder)
+      raw = tfds.decode.DeserializeMethod.RAW_BYTES
+      self._data = builder.as_data_source(split, deserialize_method=raw)
+      shards = builder.info.splits[split].file_instructions
+      features = sorted(builder.info.features)
+    if "image" not in features:
+      raise ValueError(f"{path}: no feature 'image' in {features}")
+    with ThreadPoolExecutor(_THREADS) as pool:
+      for _ in pool.map(_check_shard, shards):
+        pass  # what one raises is raised here
+    self._path, self._edits = path, "edit" in features
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def mask(self, task: str) -> np.ndarray | None:
+    useless = task == "edit" and not self._edits
+    return np.zeros(len(self), bool) if useless else None
+
+  def __getitem__(self, i: int) -> Record:
+    try:
+      return self._record(i)
+    # IndexError: a feature without its value. RuntimeError: a corrupt shard.
+    except (DecodeError, IndexError, RuntimeError, ValueError) as error:
+      raise BadRecord(f"{self._path}, record {i}: {error}") from error
+
+  def _record(self, i: int) -> Record:
+    fields = tf_example_pb2.Example.FromString(self._data[i]).features.feature
+
+    def texts(*names: str) -> tuple[str, ...]:
+      found = [n for n in names if n in fields]
+      values = fields[found[0]].bytes_list.value if found else ()
+      return tuple(v.decode(errors="replace") for v in values)
+
+    edit = None  # TFDS has no optional features: a blank one means none
+    if "".join(instruction := texts("edit/instruction")).strip():
+      edit = (instruction[0], fields["edit/target"].bytes_list.value[0])
+    asked = zip(
+      texts("questions/question"), texts("questions/answer"), strict=True
+    )
+    return Record(
+      id="".join(texts("id")) or str(i),
+      image=fields["image"].bytes_list.value[0],
+      prompts=texts("prompts"),
+      captions=texts("captions", "captions/text"),
+      questions=tuple(asked),
+      edit=edit,
+      kinds=texts("questions/kind"),
+      scene="".join(texts("scene")),
+      edit_scene="".join(texts("edit/scene")),
+    )
+
+
+def _check_shard(shard: Any) -> None:
+  """Refuses a shard that was lost or cut: reading beyond its end may crash.
+
+  Args:
+    shard: TFDS's instruction to read a file.
+
+  Raises:
+    ValueError: names the file.
+  """
+  path, needed = shard.filename, shard.examples_in_shard
+  try:
+    reader = ArrayRecordReader(path)
+    found = reader.num_records()
+    reader.close()
+  except (OSError, RuntimeError, ValueError) as error:
+    raise ValueError(
+      f"{path} is no whole shard ({str(error) or 'cut'}): prepare the data "
+      "set again"
+    ) from error
+  if found < needed:
+    raise ValueError(
+      f"{path} has {found} records, its data set says {needed}: prepare the "
+      "data set again"
+    )
+
+
+def version_dir(path: str) -> str:
+  """The folder with the metadata: `path`, or the only one below it."""
+  base = epath.Path(path)
+  for depth in ("", "*/", "*/*/"):
+    files = base.glob(depth + "dataset_info.json")
+    if found := sorted(os.fspath(file.parent) for file in files):
+      break
+  if len(found) != 1:
+    raise ValueError(
+      f"{path} holds {len(found)} prepared data sets {found}: the path must "
+      "name the folder of one dataset_info.json"
+    )
+  return found[0]
+
+
+def write_moments(
+  path: str | os.PathLike[str], arrays: Iterable[np.ndarray | None]
+) -> int:
+  """Writes VAE moments, in the order of the source's records.
+
+  Args:
+    path: a local ArrayRecord file; replaced atomically.
+    arrays: [h, w, 2c] each, mean and log-variance, stored as float16; None
+      for a record whose image cannot be decoded, which is then a bad one.
+
+  Returns:
+    How many were written.
+
+  Raises:
+    ValueError: arrays of unequal shape or beyond float16.
+  """
+  shape, count = None, 0
+  path = files.local(path, "cached moments", "config.data.root")
+  with files.replaced(path) as partial:
+    writer = ArrayRecordWriter(partial, "group_size:1")
+    try:
+      for count, array in enumerate(arrays, 1):
+        if array is None:
+          writer.write(_HEADER.pack(_MAGIC, 0, 0, 0))
+          continue
+        with np.errstate(over="ignore"):  # checked below
+          half = np.asarray(array).astype(np.float16)
+        shape = shape or half.shape
+        if half.ndim != 3 or half.shape != shape or not np.isfinite(half).all():
+          raise ValueError(
+            f"moments {count - 1} of shape {half.shape}: need finite float16 "
+            f"[h, w, 2c] like the first, {shape}"
+          )
+        writer.write(_HEADER.pack(_MAGIC, *half.shape) + half.tobytes())
+    finally:
+      writer.close()
+  return count
+
+
+class MomentsReader:
+  """Cached moments by index."""
+
+  def __init__(self, path: str):
+    """Opens a file that `write_moments` made.
+
+    Raises:
+      ValueError: another kind of file, or one without any moments.
+    """
+    path = files.local(path, "cached moments", "config.data.root")
+    try:
+      self._data = ArrayRecordDataSource([path])
+      shapes = (self._shape(self._data[i]) for i in range(len(self)))
+      self.shape = next(shape for shape in shapes if all(shape))
+    except (*_UNREADABLE, StopIteration) as error:
+      raise ValueError(
+        f"{path} holds no cached moments; write_moments makes them"
+      ) from error
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, i: int) -> Float16[np.ndarray, "h w c"]:
+    try:
+      data = self._data[i]
+      shape = self._shape(data)
+      values = np.frombuffer(data, np.float16, offset=_HEADER.size)
+      moments = values.reshape(shape)
+    except _UNREADABLE as error:
+      raise BadRecord(f"cached moments {i}: {error}") from error
+    if not all(shape):
+      raise BadRecord("its image could not be decoded for the cached moments")
+    if shape != self.shape:
+      raise BadRecord(f"cached moments {i} are {shape}, others {self.shape}")
+    return moments
+
+  @staticmethod
+  def _shape(data: bytes) -> tuple[int, ...]:
+    """From the header; raises ValueError where there is none."""
+    if data[:4] != _MAGIC:
+      raise ValueError("not a record of moments")
+    return _HEADER.unpack_from(data)[1:]

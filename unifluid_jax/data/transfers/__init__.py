@@ -1,0 +1,1 @@
+"""The transfer tasks and their raw files."""

@@ -1,0 +1,1 @@
+"""Exact metrics of texts, images and detections."""

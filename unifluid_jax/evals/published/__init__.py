@@ -1,0 +1,1 @@
+"""Metrics of files as papers report them."""

@@ -1,0 +1,165 @@
+"""Small pieces of HTML that all report pages are made of; text is escaped."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from unifluid_jax.evals.report.contact_sheet import enlarged
+from unifluid_jax.evals.report.samples import encoded
+from unifluid_jax.evals.report.template import PAGE, STYLE
+
+MISSING = "–"
+_PIXELATED_TO = 384  # small canvases are enlarged by whole factors up to this
+
+
+def page(
+  title: str, header: str, sections: Mapping[str, str], footer: str
+) -> str:
+  """A whole page.
+
+  Args:
+    title: of the window, plain text.
+    header: HTML.
+    sections: HTML by heading; empty ones are left out.
+    footer: plain text.
+  """
+  shown = {name: html for name, html in sections.items() if html}
+  links = "".join(f'<a href="#{n.lower()}">{n}</a>' for n in shown)
+  body = "".join(
+    f'<section id="{name.lower()}"><h2>{name}</h2>{html}</section>'
+    for name, html in shown.items()
+  )
+  return PAGE.format(
+    title=escape(title),
+    style=STYLE,
+    body=f"<header>{header}</header><nav><div>{links}</div></nav>"
+    f"<main>{body}</main><footer>{escape(footer)}</footer>",
+  )
+
+
+def missing(value: float | None) -> bool:
+  """Whether there is no number to show."""
+  return value is None or not math.isfinite(value)
+
+
+def number(value: float | None, digits: int, sign: str = "") -> str:
+  """A number, or a dash; `sign` "+" shows it of positive ones too."""
+  return MISSING if missing(value) else f"{value:{sign}.{digits}f}"
+
+
+def better(lower_is_better: bool) -> str:
+  """An arrow that says which way a metric should go."""
+  arrow, way = ("↓", "lower") if lower_is_better else ("↑", "higher")
+  return f'<span class="dir" title="{way} is better">{arrow}</span>'
+
+
+def mark(correct: bool | None) -> str:
+  """A tick, a cross, or nothing where nobody judged."""
+  if correct is None:
+    return ""
+  if correct:
+    return '<span class="mark yes" role="img" aria-label="correct">✓</span>'
+  return '<span class="mark no" role="img" aria-label="incorrect">✗</span>'
+
+
+def heading(text: str, correct: Sequence[bool | None]) -> str:
+  """Of a group of samples, with how many of the judged ones are right."""
+  judged = [c for c in correct if c is not None]
+  if not text and not judged:
+    return ""
+  count = f"{sum(judged)} of {len(judged)} correct" if judged else ""
+  return f"<h3>{escape(text)}<small>{count}</small></h3>"
+
+
+def said(text: str, correct: bool | None) -> str:
+  """What a model said, with a mark."""
+  shown = escape(text) if text.strip() else MISSING
+  return f'<p class="said"><span>{shown}</span>{mark(correct)}</p>'
+
+
+def note(text: str) -> str:
+  """A sentence below a heading."""
+  return f'<p class="note">{escape(text)}</p>'
+
+
+def table(
+  head: Sequence[str], rows: Sequence[tuple[str, str]], kind: str = ""
+) -> str:
+  """Metrics by group, a row each.
+
+  Args:
+    head: `<th>` of every column but the first.
+    rows: group, plain text, and `<tr>` of each metric; a group's rows are
+      brought together.
+    kind: class of the table.
+  """
+  groups: dict[str, list[str]] = {}
+  for group, row in rows:
+    groups.setdefault(group, []).append(row)
+  body = []
+  for group, lines in groups.items():
+    if group:
+      body.append(
+        f'<tr class="group"><th scope="rowgroup">{escape(group)}</th>'
+        f'<td colspan="{len(head)}"></td></tr>'
+      )
+    body += lines
+  return (
+    f'<div class="card scroll"><table class="{kind}"><thead><tr>'
+    f'<th scope="col">Metric</th>{"".join(head)}</tr></thead>'
+    f"<tbody>{''.join(body)}</tbody></table></div>"
+  )
+
+
+def notes(lines: Sequence[str]) -> str:
+  """Remarks below a table; nothing without any."""
+  items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+  return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def panel(title: str, remark: str, body: str) -> str:
+  """A chart on a card; `remark` and `body` are HTML."""
+  return (
+    f'<figure class="panel card"><figcaption>{escape(title)}'
+    f"<span>{remark}</span></figcaption>{body}</figure>"
+  )
+
+
+def figure(image: Any, caption: str) -> str:
+  """An image above its caption."""
+  return (
+    f"<figure>{picture(image, caption)}<figcaption>{escape(caption)}"
+    "</figcaption></figure>"
+  )
+
+
+def framed(image: Any, caption: str, correct: bool | None) -> str:
+  """An image with a mark on its corner."""
+  return f'<div class="frame">{picture(image, caption)}{mark(correct)}</div>'
+
+
+def picture(image: Any, alt: str) -> str:
+  """An `<img>` that carries its file; small canvases become visible pixels.
+
+  Raises:
+    ValueError: not u8[H, W, 3].
+  """
+  scale = max(1, _PIXELATED_TO // max(np.shape(image)[:2]))
+  if scale > 1:
+    shown, file = enlarged(image, scale), io.BytesIO()
+    shown.save(file, format="PNG", optimize=True)
+    (width, height), data = shown.size, file.getvalue()
+  else:
+    height, width = np.shape(image)[:2]
+    data = encoded(image)
+  kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+  code = base64.b64encode(data).decode("ascii")
+  return (
+    f'<img src="data:image/{kind};base64,{code}" alt="{escape(alt)}" '
+    f'width="{width}" height="{height}">'
+  )

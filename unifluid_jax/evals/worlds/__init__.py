@@ -1,0 +1,1 @@
+"""Scoring what a model draws and says in the embedded world."""

@@ -1,0 +1,1 @@
+"""What systems share, as functions."""

@@ -1,0 +1,113 @@
+"""Sequences of several tasks as one batch for one backbone pass.
+
+All tasks share one layout: a bidirectional prefix (image features, text
+aligned to its right end), then causal tokens. Static slots make every read-out
+a slice, and training and decoding see the same positions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from unifluid_jax.core.types import BOS, PAD
+
+
+class Packed(NamedTuple):
+  """Embedded sequences with the mask rule's two inputs."""
+
+  x: Any  # f[B, T, D]
+  block: Any  # i32[B, T] 0 in the prefix, then one block a causal token
+  valid: Any  # bool[B, T]
+
+
+def prefix(x: Any, valid: Any) -> Packed:
+  """Bidirectional tokens: block 0."""
+  return Packed(x, jnp.zeros(valid.shape, jnp.int32), valid)
+
+
+def causal(x: Any, valid: Any) -> Packed:
+  """Causal tokens: blocks 1, 2, ..."""
+  steps = jnp.arange(1, x.shape[1] + 1, dtype=jnp.int32)
+  return Packed(x, jnp.broadcast_to(steps, valid.shape), valid)
+
+
+def join(parts: Sequence[Packed]) -> Packed:
+  """Parts of one task after one another along the sequence."""
+  return Packed(
+    *(jnp.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+  )
+
+
+def all_valid(x: Any) -> Bool[Array, "B T"]:
+  """A validity mask for tokens none of which is padding."""
+  return jnp.ones(x.shape[:2], bool)
+
+
+def text_valid(tokens: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+  """True at every id that is no pad."""
+  return tokens != PAD
+
+
+def null_prompt(text: Int[Array, "B P"]) -> Int[Array, "B P"]:
+  """The empty prompt, BOS alone: the null condition of guidance."""
+  return jnp.full_like(text, PAD).at[:, -1].set(BOS)
+
+
+def hide_source(prompts: Packed, text: int, hidden: Bool[Array, "B"]) -> Packed:
+  """Prompts with an unseen source image: the null condition of edits.
+
+  The source's slots become invalid. No query sees them and positions do not
+  count them, so what is left equals a prompt that never had a source.
+
+  Args:
+    prompts: source parts, then the slot of the instruction.
+    text: P, width of that slot.
+    hidden: rows whose source is hidden.
+  """
+  slots = jnp.arange(prompts.x.shape[1])
+  source = slots < prompts.x.shape[1] - text
+  return prompts._replace(valid=prompts.valid & ~(hidden[:, None] & source))
+
+
+def positions(valid: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+  """Sequence positions that count valid tokens only; pads repeat one."""
+  counted = jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1
+  return jnp.maximum(counted, 0)
+
+
+def merge(tasks: Sequence[Packed], groups: int) -> Packed:
+  """Tasks padded to one length and stacked on the batch axis.
+
+  Rows are interleaved in `groups` equal parts: with the batch split over that
+  many shards, row block g of every task stays on its device, so merging moves
+  no data.
+
+  Args:
+    tasks: one Packed a task, batch sizes divisible by `groups`.
+    groups: batch shards of the mesh.
+  """
+  length = max(t.x.shape[1] for t in tasks)
+
+  def padded(a):
+    widths = [(0, 0)] * a.ndim
+    widths[1] = (0, length - a.shape[1])
+    return jnp.pad(a, widths).reshape(groups, -1, length, *a.shape[2:])
+
+  def stacked(*arrays):
+    whole = jnp.concatenate([padded(a) for a in arrays], axis=1)
+    return whole.reshape(-1, *whole.shape[2:])
+
+  return Packed(*(stacked(*arrays) for arrays in zip(*tasks, strict=True)))
+
+
+def split(x: Any, sizes: Sequence[int], groups: int) -> list[Any]:
+  """Undoes `merge` along the batch axis; lengths stay the merged one."""
+  grouped = x.reshape(groups, -1, *x.shape[1:])
+  out, start = [], 0
+  for size in sizes:
+    part = grouped[:, start : start + size // groups]
+    out.append(part.reshape(size, *x.shape[1:]))
+    start += size // groups
+  return out

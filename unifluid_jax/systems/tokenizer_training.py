@@ -1,0 +1,276 @@
+"""Training of the image tokenizer: a KL-VAE, with an optional discriminator.
+
+Source: Latent Diffusion Models (arXiv 2112.10752), loss of kl-f8
+(ldm/modules/losses/contperceptual.py).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from unifluid_jax.core.config import Config, ConfigError
+from unifluid_jax.core.types import Batch, Metrics, Params
+from unifluid_jax.models import kl_vae, lpips, patch_gan
+
+_MAX_ADAPTIVE = 1e4
+_ADAPTIVE_EPS = 1e-4
+
+_sg = jax.lax.stop_gradient
+
+
+def psnr(
+  x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]
+) -> Float[Array, "B"]:
+  """Peak signal-to-noise ratio in dB of images in [-1, 1]."""
+  mse = jnp.square(x - y).mean((1, 2, 3))
+  return 10 * jnp.log10(4 / jnp.maximum(mse, 1e-10))
+
+
+def hinge(
+  real: Float[Array, "B i j"], fake: Float[Array, "B i j"]
+) -> Float[Array, ""]:
+  """The discriminator's hinge loss of its logits."""
+  relu = jax.nn.relu
+  return 0.5 * (relu(1 - real).mean() + relu(1 + fake).mean())
+
+
+def adaptive_weight(
+  nll: Callable[[Any], Array],
+  generator: Callable[[Any], Array],
+  kernel: Float[Array, "3 3 d 3"],
+) -> Float[Array, ""]:
+  """Balance of the adversarial term against the reconstruction.
+
+  Args:
+    nll: reconstruction loss of an image, summed over its pixels and channels
+      and averaged over the batch, as a function of the decoder's last kernel.
+    generator: the generator's adversarial loss, likewise.
+    kernel: where both are differentiated.
+
+  Returns:
+    clip(|grad nll| / (|grad generator| + 1e-4), 0, 1e4) (LDM).
+  """
+  nll_norm = jnp.linalg.norm(jax.grad(nll)(kernel))
+  norm = jnp.linalg.norm(jax.grad(generator)(kernel))
+  return jnp.clip(nll_norm / (norm + _ADAPTIVE_EPS), 0, _MAX_ADAPTIVE)
+
+
+def _pixels(batch: Batch) -> Float[Array, "B H W 3"]:
+  """The images of a batch.
+
+  Raises:
+    ValueError: it carries no pixels.
+  """
+  if batch.t2i is None or batch.t2i.image is None:
+    raise ValueError(
+      "the VAE needs pixels: batch.t2i.image is None; drop the cached "
+      "moments (data.train.*.moments) from its data"
+    )
+  return batch.t2i.image
+
+
+def _mean(x: Float[Array, "B *rest"], count: int) -> Float[Array, ""]:
+  """The share of these rows in the mean over a batch of `count` rows."""
+  return x.sum() / float(x[0].size * count)  # an int32 would overflow
+
+
+class VaeSystem:
+  """The tokenizer's networks and objective; a `types.Trainable`.
+
+  Reads the pixels of generation examples (`batch.t2i.image`) and nothing else
+  of a batch. All losses are means over pixels or latent elements, of the whole
+  batch: they add up over its parts. The adversarial terms do not (a ratio of
+  gradient norms of the batch weighs them) and need it in one piece.
+
+  Differs from LDM: generator and discriminator step together, on one scalar
+  whose terms are kept apart by stopped gradients; the constant logvar of the
+  reconstruction (0, never trained there) is left out.
+  """
+
+  def __init__(self, config: Config):
+    """Builds the modules.
+
+    Raises:
+      ValueError: the configuration trains on no images.
+      ConfigError: it cuts a batch that adversarial terms need whole.
+    """
+    if not config.batch.get("t2i"):
+      raise ValueError(
+        "the VAE trains on the images of generation examples: set batch.t2i > 0"
+      )
+    if config.vae_loss.adversarial and config.accumulate > 1:
+      raise ConfigError(
+        f"vae_loss.adversarial={config.vae_loss.adversarial} weighs gradients "
+        f"of a whole batch, accumulate={config.accumulate} cuts it: set "
+        "accumulate=1 or vae_loss.adversarial=0"
+      )
+    model, self._weights = config.model, config.vae_loss
+    self._image_size = model.image_size
+    dtype = jnp.dtype(model.dtype)
+    self._vae = kl_vae.KlVae(model.vae, dtype)
+    self._discriminator = patch_gan.PatchGan(
+      self._weights.discriminator_width,
+      self._weights.discriminator_layers,
+      dtype,
+    )
+
+  def init(self, key: PRNGKeyArray) -> Params:
+    """Parameters of "vae" and, with an adversarial loss, "discriminator"."""
+    vae_key, discriminator_key = jax.random.split(key)
+    images = jnp.zeros((1, self._image_size, self._image_size, 3))
+    params = {"vae": self._vae.init(vae_key, images)["params"]}
+    if self._weights.adversarial:
+      params["discriminator"] = self._discriminator.init(
+        discriminator_key, images
+      )["params"]
+    return params
+
+  def load_frozen(self) -> dict[str, Any]:
+    """LPIPS weights under "lpips", or nothing when they take no part."""
+    if not self._weights.perceptual:
+      return {}
+    return {"lpips": lpips.load_lpips(self._weights.perceptual_weights)}
+
+  def encode_moments(
+    self, params: Params, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B h w m"]:
+    """Mean and log-variance of the raw latents; see `KlVae.encode`."""
+    return self._apply(params["vae"], images, "encode")
+
+  def reconstruct(
+    self, params: Params, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B H W 3"]:
+    """Images decoded from their posterior's mode."""
+    z = kl_vae.sample(self.encode_moments(params, images), None)
+    return self._apply(params["vae"], z, "decode")
+
+  def counts(self, batch: Batch) -> dict[str, int]:
+    """Images of the batch; see `Trainable.counts`.
+
+    Raises:
+      ValueError: the batch carries no pixels.
+    """
+    return {"images": len(_pixels(batch))}
+
+  def loss(
+    self,
+    params: Params,
+    frozen: Params,
+    batch: Batch,
+    counts: Mapping[str, int],
+    key: PRNGKeyArray,
+    step: int | Int[Array, ""],
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """Reconstruction, KL and adversarial loss of a part of a batch.
+
+    Args:
+      params: as `init` returns them.
+      frozen: as `load_frozen` returns it.
+      batch: `t2i.image` f32[B, H, W, 3] in [-1, 1]; its text is not read.
+      counts: of the whole batch.
+      key: draws the latents.
+      step: number of the training step, from 0.
+
+    Returns:
+      The scalar to minimise, and metrics; `kl` is per latent element, as are
+      `latent_mean` and `latent_square`, the latents' first two moments.
+
+    Raises:
+      ValueError: the batch carries no pixels.
+    """
+    images, w, count = _pixels(batch), self._weights, counts["images"]
+    moments = self.encode_moments(params, images)
+    z = kl_vae.sample(moments, key)
+    features = self._apply(params["vae"], z, "decode_features")
+    output = self._apply(params["vae"], features, "decode_output")
+    nll, metrics = self._reconstruction(frozen, images, output, count)
+    kl = _mean(kl_vae.kl(moments), count) / z[0].size
+    total = nll + w.kl * kl
+    square = _mean(jnp.square(z), count)
+    metrics |= dict(kl=kl, latent_mean=_mean(z, count), latent_square=square)
+    if w.adversarial:
+      terms = self._adversarial(params, frozen, images, features, output, step)
+      total += terms[0]
+      metrics |= terms[1]
+    return total, metrics
+
+  def _apply(self, vae_params: Params, x: Array, method: str) -> Array:
+    return self._vae.apply({"params": vae_params}, x, method=method)
+
+  def _reconstruction(
+    self,
+    frozen: Params,
+    images: Float[Array, "B H W 3"],
+    output: Float[Array, "B H W 3"],
+    count: int,
+  ) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Weighted pixel and perceptual distance, and its parts.
+
+    Means over a whole batch of `count` images.
+    """
+    w = self._weights
+    l1 = _mean(jnp.abs(images - output), count)
+    l2 = _mean(jnp.square(images - output), count)
+    total = w.l1 * l1 + w.l2 * l2
+    metrics = dict(l1=l1, l2=l2, psnr=_mean(psnr(images, output), count))
+    if w.perceptual:
+      distance = lpips.distance(frozen["lpips"], images, output)
+      perceptual = _mean(distance, count)
+      total += w.perceptual * perceptual
+      metrics["perceptual"] = perceptual
+    return total, metrics
+
+  def _adversarial(
+    self,
+    params: Params,
+    frozen: Params,
+    images: Float[Array, "B H W 3"],
+    features: Float[Array, "B H W d"],
+    output: Float[Array, "B H W 3"],
+    step: int | Int[Array, ""],
+  ) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Both players' terms; neither's gradient reaches the other's parameters.
+
+    LDM sums the reconstruction over pixels and channels. This objective is
+    that one divided by their number n, hence the weight's 1 / n; the ratio of
+    norms is taken on LDM's scale, for which its bounds are made.
+    """
+    w, n = self._weights, images[0].size
+    discriminator = params["discriminator"]
+    vae, features = _sg((params["vae"], features))
+
+    def logits(discriminator_params: Params, x: Array) -> Array:
+      return self._discriminator.apply({"params": discriminator_params}, x)
+
+    def decoded(kernel: Array) -> Array:
+      swapped = kl_vae.with_last_kernel(vae, kernel)
+      return self._apply(swapped, features, "decode_output")
+
+    def generator(x: Array) -> Array:
+      return -logits(_sg(discriminator), x).mean()
+
+    weight = _sg(
+      adaptive_weight(
+        lambda k: (
+          n * self._reconstruction(frozen, images, decoded(k), len(images))[0]
+        ),
+        lambda k: generator(decoded(k)),
+        kl_vae.last_kernel(vae),
+      )
+    )
+    fool = generator(output)
+    real = logits(discriminator, images)
+    fake = logits(discriminator, _sg(output))
+    judge = hinge(real, fake)
+    started = jnp.asarray(step >= w.adversarial_start, jnp.float32)
+    total = started * (w.adversarial * weight / n * fool + judge)
+    return total, dict(
+      generator=fool,
+      discriminator=judge,
+      logits_real=real.mean(),
+      logits_fake=fake.mean(),
+      adaptive_weight=weight,
+    )
