@@ -23,7 +23,7 @@ from absl import flags
 from unifluid_jax import systems, train
 from unifluid_jax.aot import lower
 from unifluid_jax.core import cli
-from unifluid_jax.core.config import Config, resolve
+from unifluid_jax.core.config import Config
 from unifluid_jax.core.types import UNK
 
 _CONFIG = cli.define_config()
@@ -44,7 +44,7 @@ def main(_: list[str]) -> None:
       tree.update_from_flattened_dict({key: ast.literal_eval(value)})
     measure = _train if _WHAT.value == "train" else _call
     try:
-      text = measure(resolve(tree))
+      text = measure(systems.resolve(tree))
     except jax.errors.JaxRuntimeError as error:
       text = f"failed: {str(error).splitlines()[0][:150]}"
     print(f"{_WHAT.value} {variant or 'as configured'}: {text}", flush=True)
@@ -59,9 +59,9 @@ def _train(config: Config) -> str:
       out_shardings=job.shardings,
     )()
     frozen, batch = (
-      _random(shapes(config), config.model.decoder.vocab)
+      _random(shapes, config.model.decoder.vocab)
       for shapes in (
-        lambda c: lower.frozen_shapes(c, system), lower.batch_shapes
+        systems.frozen_shapes(system), lower.batch_shapes(config, system)
       )
     )  # fmt: skip
     losses = []

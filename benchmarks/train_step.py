@@ -16,7 +16,6 @@ from absl import flags
 
 from unifluid_jax import systems, train
 from unifluid_jax.core import cli, parallel
-from unifluid_jax.core.config import resolve
 from unifluid_jax.data import pipeline, text
 
 _CONFIG = cli.define_config()
@@ -32,7 +31,7 @@ def main(_: list[str]) -> None:
     if variant:
       key, _, value = variant.partition("=")
       tree.update_from_flattened_dict({key: ast.literal_eval(value)})
-    compile_s, low, middle = measure(resolve(tree))
+    compile_s, low, middle = measure(systems.resolve(tree))
     base = base or middle
     print(
       f"{variant or 'as configured':32} compile {compile_s:6.1f} s   step "
@@ -46,9 +45,9 @@ def measure(config) -> tuple[float, float, float]:
   system = systems.build(config)
   job = train.make_job(config, system)
   tokenizer = None
-  if config.system != "vae":
+  if pipeline.needs_text(system.inputs):
     tokenizer = text.Tokenizer.load(config.text.tokenizer)
-  loader = pipeline.make_loader(config, tokenizer)
+  loader = pipeline.make_loader(config, system.inputs, tokenizer)
   batch = next(loader)
   loader.close()
   with jax.set_mesh(job.mesh):
@@ -56,7 +55,7 @@ def measure(config) -> tuple[float, float, float]:
       lambda: train.init_state(system, job.optimizer, config),
       out_shardings=job.shardings,
     )()
-    frozen = system.load_frozen()
+    frozen = systems.load_frozen(system)
     batch = parallel.to_global(batch, job.mesh)
     times = []
     for _ in range(_STEPS.value + 1):

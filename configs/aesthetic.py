@@ -33,8 +33,8 @@ def get_config(arg: str = ""):
       min_score=6.0,  # of LAION's predictor, 1 to 10
     )
   )
-  c.init.update(all="runs/unified_2b", decoder="", vit="", new=())
+  c.init = dict.fromkeys(c.init, "") | {"all": "runs/unified_2b"}
   c.optim.update(lr=2e-5, warmup=500)
-  c.order = dict(random_until=0, raster_from=0)  # as its start ended
+  c.loss.update(random_until=0, raster_from=0)  # as its start ended
   c.eval.metrics = ("captions",)  # what of understanding is left
   return c

@@ -44,24 +44,12 @@ def base() -> ml_collections.ConfigDict:
     word_dropout=0.0,
     text_mean="tokens",
     image_dropout=0.0,
-  )
-  c.order = dict(random_until=300_000, raster_from=600_000)
-  c.vae_loss = dict(
-    l1=1.0,
-    l2=0.0,
-    kl=2.1e-8,  # the published 1e-6 under sum reduction, per element
-    perceptual=0.0,
-    perceptual_weights="",
-    adversarial=0.0,
-    adversarial_start=50_001,
-    discriminator_width=64,
-    discriminator_layers=3,
+    random_until=300_000,  # the order of tokens
+    raster_from=600_000,
   )
   # Converted weights (python -m unifluid_jax.weights) or a run's workdir for
-  # each part; all empty: from scratch. `new` names what is in none of them.
-  c.init = dict(
-    all="", decoder="", vit="", projector="", image="", head="", new=()
-  )
+  # each part, or "new" for what is in none of them; all empty: from scratch.
+  c.init = dict(all="", decoder="", vit="", projector="", image="", head="")
   c.optim = dict(
     name="adamw",
     lr=1e-4,
@@ -112,6 +100,27 @@ def base() -> ml_collections.ConfigDict:
     use_ema=False,
   )
   return c
+
+
+def image_tokenizer(c: ml_collections.ConfigDict) -> None:
+  """Makes `c` the training of its autoencoder: system "vae"."""
+  c.system = "vae"
+  c.model = dict(
+    vae=c.model.vae, image_size=c.model.image_size, dtype=c.model.dtype
+  )
+  c.loss = dict(
+    l1=1.0,
+    l2=0.0,
+    kl=2.1e-8,  # the published 1e-6 under sum reduction, per element
+    perceptual=0.0,
+    perceptual_weights="",
+    adversarial=0.0,
+    adversarial_start=50_001,
+    discriminator_width=64,
+    discriminator_layers=3,
+  )
+  c.batch = dict(image=0)
+  c.sampling = {}
 
 
 def _model() -> dict:
@@ -188,7 +197,7 @@ def ablate(c: ml_collections.ConfigDict, arg: str) -> None:
     elif name == "i2t_only":
       c.batch.t2i = c.batch.edit = 0
     elif name == "raster":
-      c.order = dict(random_until=0, raster_from=0)
+      c.loss.update(random_until=0, raster_from=0)
     elif name == "lambda" and value:
       c.loss.text_weight = float(value)
     else:

@@ -7,7 +7,7 @@
 """
 
 from configs import shapes, vae
-from configs.base import ablate
+from configs.base import ablate, image_tokenizer
 
 ROOT = "runs/debug"
 
@@ -27,15 +27,15 @@ def get_config(arg: str = ""):
   m.head.update(width=32, depth=1)
   m.vae.update(base=32)
   m.vae_path = f"{ROOT}/vae"
-  c.order = dict(random_until=8, raster_from=16)
+  c.loss.update(random_until=8, raster_from=16)
   c.optim.warmup = 5
   c.checkpoint = dict(every=10, keep=4, keep_every=0)
   c.log.every = 5
   c.sampling.steps = 4
   c.eval.update(examples=16, prompts_per_task=2, batch=16)
   if arg == "vae":
+    image_tokenizer(c)
     vae.tiny(c)
-    c.system = "vae"
     c.name = "debug_vae"
     c.steps = 20
     c.checkpoint.every = 10

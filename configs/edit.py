@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
     raise ValueError(f"unknown config argument {arg!r}: shapes")
   c = _embedded() if arg else _paper()
   c.name = f"edit_{arg}" if arg else "edit"
-  c.order = dict(random_until=0, raster_from=0)  # as its start ended
+  c.loss.update(random_until=0, raster_from=0)  # as its start ended
   c.model.edit_latents = True  # what stays the same need not be redrawn
   # InstructPix2Pix: a twentieth each without text, without image, without both.
   c.loss.update(prompt_dropout=0.1, image_dropout=0.1)
@@ -40,7 +40,7 @@ def _paper():
     ultra_edit=source("ultra_edit", format="ultra_edit", tasks=("edit",),
                       weight=0.95),
   )  # fmt: skip
-  c.init.update(all="runs/unified_2b", decoder="", vit="", new=())
+  c.init = dict.fromkeys(c.init, "") | {"all": "runs/unified_2b"}
   c.optim.update(lr=2e-5, warmup=500)
   c.eval.metrics = ("captions",)  # what of understanding is left
   return c

@@ -39,7 +39,7 @@ def get_config(arg: str = ""):
   m.vit.update(image_size=64)
   m.image_size = 64
   m.vae_path = "runs/folder/vae"
-  c.order = dict(random_until=200, raster_from=500)
+  c.loss.update(random_until=200, raster_from=500)
   c.eval.update(split="images", examples=64, batch=16)
   c.eval.metrics = ("samples", "captions")
   c.checkpoint.every = 600

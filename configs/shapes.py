@@ -79,7 +79,7 @@ def get_config(arg: str = ""):
   c.loss.word_dropout = 0.4
   c.loss.draws = 8
   c.loss.vocab_chunk = 16
-  c.order = dict(random_until=250, raster_from=700)
+  c.loss.update(random_until=250, raster_from=700)
   c.optim.update(
     name="muon",
     lr=7e-3,

@@ -10,7 +10,8 @@ Tasks and settings: unifluid_jax/data/transfers/tasks.py (PaliGemma, appendix
 J, at 224 pixels; PaliGemma 2's learning rates stand beside them as `lr2`). 20
 runs give the 24 numbers of UniFluid §5.1. Raw files lie in
 config.data.root/TASK.
-From converted PaliGemma weights: --config.init.new="('image','head')".
+From converted PaliGemma weights: --config.init.image=new
+--config.init.head=new.
 To leave out a number, e.g. of a set one does not have:
 --config.data.eval.countbenchqa.weight=0.0.
 
@@ -55,15 +56,7 @@ def get_config(arg: str = ""):
   # Both follow a batch or a number of steps that is set on the command line.
   examples = FieldReference(row.epochs * (row.train_size - row.held))
   c.steps = examples // c.batch.get_ref("i2t")
-  c.init = dict(
-    all=f"runs/{base}",
-    decoder="",
-    vit="",
-    projector="",
-    image="",
-    head="",
-    new=(),
-  )
+  c.init = dict.fromkeys(c.init, "") | {"all": f"runs/{base}"}
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   _data(c, rows)
   _recipe(c, row)

@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
   c.init.update(
     decoder="weights/gemma2_2b",
     vit="weights/siglip_so400m_14",
-    new=("projector", "image", "head"),
+    **dict.fromkeys(("projector", "image", "head"), "new"),
   )
   # On 256 v5e or v6e chips fsdp=32 is faster: docs/results.md.
   c.mesh = dict(data=-1, fsdp=16, tensor=1)

@@ -15,5 +15,5 @@ def get_config(arg: str = ""):
   c.name = c.name.replace("unified_2b", "unified_700m")
   c.model.decoder.preset = "gemma2_700m"
   # No published weights have this shape.
-  c.init.update(decoder="", new=("decoder", "projector", "image", "head"))
+  c.init.decoder = "new"
   return c

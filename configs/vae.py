@@ -5,14 +5,14 @@
 
 Without argument: the Stable-Diffusion f8 shape on 256 x 256 images, with the
 published recipe's weights (perceptual and adversarial terms are off until
-config.vae_loss.perceptual_weights names LPIPS weights, resp. until
-config.vae_loss.adversarial is set). Hardware: 8 GPUs or a v5e-16; not yet
+config.loss.perceptual_weights names LPIPS weights, resp. until
+config.loss.adversarial is set). Hardware: 8 GPUs or a v5e-16; not yet
 run by us. `:shapes` is the embedded default (2 cores, under a minute;
 docs/results.md), `:folder` your own images.
 """
 
 from configs import folder, shapes
-from configs.base import base, source
+from configs.base import base, image_tokenizer, source
 
 
 def get_config(arg: str = ""):
@@ -21,7 +21,8 @@ def get_config(arg: str = ""):
     raise ValueError(f"unknown config argument {arg!r}: shapes or folder")
   if not arg:
     c = base()
-    c.batch = dict(t2i=96, i2t=0, edit=0, text=0)
+    image_tokenizer(c)
+    c.batch.image = 96
     c.steps = 250_000
     c.data.train = dict(images=source("pairs"))
     c.optim.update(lr=4.3e-4, warmup=1000, b1=0.5, b2=0.9, weight_decay=0.0,
@@ -29,17 +30,17 @@ def get_config(arg: str = ""):
     c.checkpoint.every = 5000
   else:
     c = {"shapes": shapes, "folder": folder}[arg].get_config()
+    image_tokenizer(c)
     tiny(c)
   c.name = f"vae_{arg}" if arg else "vae"
-  c.system = "vae"
   return c
 
 
 def tiny(c):
   """A recipe for small autoencoders on small images."""
-  c.batch = dict(t2i=16, i2t=0, edit=0, text=0)
+  c.batch.image = 16
   c.steps = 1000
-  c.vae_loss.update(l1=1.0, l2=2.0, kl=1e-3)
+  c.loss.update(l1=1.0, l2=2.0, kl=1e-3)
   c.optim.update(
     name="adamw",
     lr=4e-3,

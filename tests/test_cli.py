@@ -23,7 +23,7 @@ DRIVER = """
 import contextlib, io, json, runpy, sys, traceback
 from absl import flags
 from absl.testing import flagsaver
-from unifluid_jax import cli
+from unifluid_jax.core import cli
 shared, results = set(flags.FLAGS), []
 for module, args in json.load(sys.stdin):
   said = io.StringIO()

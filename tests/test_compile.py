@@ -27,7 +27,7 @@ from unifluid_jax.aot import (
   topology,
 )
 from unifluid_jax.core import parallel, telemetry
-from unifluid_jax.core.config import ConfigError, MeshConfig, resolve
+from unifluid_jax.core.config import ConfigError, MeshConfig
 from unifluid_jax.data import pipeline, text
 from unifluid_jax.systems.common import cost
 
@@ -66,7 +66,7 @@ def test_two_images_a_question_are_lowered_as_the_pipeline_gives_them(tmp_path):
   root = task_sets.make(tmp_path)
   tree = transfer.get_config("nlvr2,debug")
   tree.data.root, tree.batch.i2t = str(root), 8
-  config = resolve(tree)
+  config = systems.resolve(tree)
   assert config.data.images == 2
   said = ["answer en both are red", "true false"]
   tokenizer = text.train(said, tmp_path / "t.model", 24)

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from configs.base import base
+from unifluid_jax import systems
 from unifluid_jax.core import config, presets
 
 
@@ -17,18 +18,18 @@ def tree(**changes):
 def test_resolve_fills_presets_and_overrides():
   c = tree()
   c.model.decoder.width = 128
-  m = config.resolve(c).model
+  m = systems.resolve(c).model
   expected = dataclasses.replace(presets.GEMMA["gemma2_2b"], width=128)
   assert m.decoder == expected
   assert (m.image_tokens, m.token_channels) == (256, 16)
 
 
 def test_resolve_widens_ints_to_floats():
-  assert config.resolve(tree(loss__text_weight=1)).loss.text_weight == 1.0
+  assert systems.resolve(tree(loss__text_weight=1)).loss.text_weight == 1.0
 
 
 def test_resolved_config_is_frozen():
-  c = config.resolve(tree())
+  c = systems.resolve(tree())
   with pytest.raises(dataclasses.FrozenInstanceError):
     c.steps = 3
   with pytest.raises(TypeError):
@@ -48,7 +49,7 @@ def test_resolved_config_is_frozen():
     ({"model__decoder__preset": "gemma9"}, "gemma2_2b"),
     ({"model__dtype": "float16"}, "choose one of"),
     ({"optim__lr": "fast"}, "expected float, got str"),
-    ({"order__random_until": 700_000}, "lies after"),
+    ({"loss__random_until": 700_000}, "lies after"),
     ({"loss__prompt_dropout": 0.0}, "null condition"),
     ({"system": "vae", "vae_loss__perceptual": 1.0}, "LPIPS"),
     ({"mesh__data": -1}, "only one axis may be -1"),
@@ -66,21 +67,21 @@ def test_impossible_values_are_refused_with_the_fix(changes, words):
       node = node[p]
     node[last] = value
   with pytest.raises(config.ConfigError, match=words):
-    config.resolve(plain)
+    systems.resolve(plain)
 
 
 def test_unknown_key_names_its_neighbour():
   plain = tree().to_dict()
   plain["optim"]["weigth_decay"] = 0.1
   with pytest.raises(config.ConfigError, match="did you mean 'weight_decay'"):
-    config.resolve(plain)
+    systems.resolve(plain)
 
 
 def test_missing_key_is_named():
   plain = tree().to_dict()
   del plain["loss"]["draws"]
   with pytest.raises(config.ConfigError, match="missing key config.loss.draws"):
-    config.resolve(plain)
+    systems.resolve(plain)
 
 
 def test_every_dataclass_key_stands_in_base():

@@ -11,7 +11,7 @@ import pytest
 
 from tests.systems.conftest import whole_loss
 from unifluid_jax import systems, train
-from unifluid_jax.core import config, config_files, parallel, types
+from unifluid_jax.core import config_files, parallel, types
 from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.data.transfers import tasks
 
@@ -40,7 +40,7 @@ CASES = [(n, a) for n in NAMES for a in ARGS.get(n, ABLATIONS)]
 @pytest.mark.parametrize("name, arg", CASES)
 def test_config_resolves(name, arg):
   tree, doc = load(name, arg)
-  resolved = config.resolve(tree)
+  resolved = systems.resolve(tree)
   assert resolved.name.startswith(name) and doc
   assert "python -m" in doc or "make" in doc or name.startswith("unified_")
 
@@ -49,7 +49,7 @@ def test_transfer_takes_its_settings_from_the_row():
   def of(arg, **changes):
     tree, _ = load("transfer", arg)
     tree.update_from_flattened_dict(changes)
-    return config.resolve(tree)
+    return systems.resolve(tree)
 
   c = of("cococap")
   # 5 epochs of 113,287 images, 256 a step; a twentieth of it warms up.
@@ -78,7 +78,7 @@ def test_transfer_takes_its_settings_from_the_row():
 
 
 def test_transfer_starts_from_the_base_it_is_told():
-  c = config.resolve(load("transfer", "gqa,debug")[0])
+  c = systems.resolve(load("transfer", "gqa,debug")[0])
   assert (c.model.decoder.width, c.init.all) == (32, "runs/debug")
   for arg, message in (
     ("gqq", "no transfer task 'gqq': use one of cococap, textcaps"),
@@ -139,7 +139,7 @@ def frozen_of(c):
   ["unified_2b", "unified_2b_gemma1", "unified_700m", "vae", "folder", "edit"],
 )
 def test_full_size_loss_has_a_shape(name):
-  c = config.resolve(load(name)[0])
+  c = systems.resolve(load(name)[0])
   system = systems.build(c)
   params = jax.eval_shape(system.init, jax.random.key(0))
   frozen = {} if c.system == "vae" else frozen_of(c)
@@ -166,7 +166,7 @@ def count(tree):
 def test_full_size_parameters(name, decoder, tolerance):
   """The decoder as published; SigLIP without its pooling head; MAR-B's head
   on 2304 conditions 37.3M."""
-  c = config.resolve(load(name)[0])
+  c = systems.resolve(load(name)[0])
   params = jax.eval_shape(systems.build(c).init, jax.random.key(0))
   assert abs(count(params["decoder"]) - decoder) <= tolerance
   assert count(params["vit"]) == 412_442_352
@@ -179,7 +179,7 @@ def test_2b_state_is_sharded_everywhere():
   tree, _ = load("unified_2b")
   tree.mesh = dict(data=2, fsdp=4, tensor=1)
   tree.model.attention = "plain"
-  c = config.resolve(tree)
+  c = systems.resolve(tree)
   job = train.make_job(c, systems.build(c))
   whole = sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(job.shapes)
@@ -194,7 +194,7 @@ def test_2b_state_is_sharded_everywhere():
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 2, 4)])
 @pytest.mark.parametrize("name", ["unified_2b", "unified_2b_gemma1", "shapes"])
 def test_every_parameter_has_one_rule_on_many_meshes(name, sizes):
-  c = config.resolve(load(name)[0])
+  c = systems.resolve(load(name)[0])
   params = jax.eval_shape(systems.build(c).init, jax.random.key(0))
   mesh = parallel.make_mesh(MeshConfig(*sizes))
   places = parallel.shardings(params, params, mesh)

@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 
 from configs import debug
 from tests import test_metric_writers
-from unifluid_jax import api, evaluation
-from unifluid_jax.core import checkpoint, config
+from unifluid_jax import api, evaluation, systems
+from unifluid_jax.core import checkpoint
 from unifluid_jax.evals.bench import Outcome, Shown
 from unifluid_jax.evals.report import data as report_data
 from unifluid_jax.evals.report import run_results, samples
@@ -80,7 +80,7 @@ class Brightness:
 
 
 def evaluator(tmp_path, monkeypatch, system, **metrics):
-  c = config.resolve(debug.get_config())
+  c = systems.resolve(debug.get_config())
   c = dataclasses.replace(
     c,
     eval=dataclasses.replace(c.eval, metrics=tuple(metrics)),
@@ -240,7 +240,7 @@ def test_scores_and_samples_are_charted(tmp_path, monkeypatch):
 def test_averaged_weights_are_read_where_wanted(
   use, average, want, monkeypatch
 ):
-  c = config.resolve(debug.get_config())
+  c = systems.resolve(debug.get_config())
   c = dataclasses.replace(
     c, eval=dataclasses.replace(c.eval, use_ema=use),
     optim=dataclasses.replace(c.optim, ema=average),

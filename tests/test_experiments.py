@@ -8,8 +8,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from configs import shapes
-from unifluid_jax import experiments
-from unifluid_jax.core import config
+from unifluid_jax import experiments, systems
 from unifluid_jax.evals.published import paper_tables
 
 REPO = Path(__file__).parent.parent
@@ -33,7 +32,7 @@ def resolved(arm, steps=600):
       .replace("'", '"')
     )  # fmt: skip
     tree.update_from_flattened_dict({key: kind(value)})
-  return config.resolve(tree)
+  return systems.resolve(tree)
 
 
 @pytest.mark.parametrize("name", sorted(ARMS))

@@ -47,7 +47,7 @@ def photos(root, first=0):
 @functools.cache
 def weights(seed):
   """Random ones of the debug configuration's autoencoder."""
-  vae = KlVae(config.resolve(debug.get_config()).model.vae)
+  vae = KlVae(systems.resolve(debug.get_config()).model.vae)
   shapes = jax.eval_shape(
     lambda: vae.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   )["params"]
@@ -79,7 +79,7 @@ def tree_of(**changes):
 
 def start(tree, workdir, say=nothing):
   """What main does before training, and what the checkpoint then says."""
-  c = identity.at_hand(config.resolve(tree), str(workdir))
+  c = identity.at_hand(systems.resolve(tree), str(workdir))
   system = systems.build(c)
   meta = identity.describe(c, system, tree, str(workdir), say)
   return c, system, meta
@@ -267,7 +267,7 @@ def test_a_run_is_loaded_from_its_own_folder_anywhere(
   root, run, tmp_path, monkeypatch
 ):
   trained = frozen_vae.digest(frozen_vae.vae_weights(
-    config.resolve(tree_of()).model))  # fmt: skip
+    systems.resolve(tree_of()).model))  # fmt: skip
   moved = tmp_path / "elsewhere" / "copy"
   shutil.copytree(run, moved)
   for name in ("run", "vae", "photos"):
@@ -276,13 +276,13 @@ def test_a_run_is_loaded_from_its_own_folder_anywhere(
   monkeypatch.chdir(tmp_path / "elsewhere")
   for place in ("copy", moved):
     meta = checkpoint.read_meta(str(place), 0)
-    c = api.with_own_vae(config.resolve(meta["config"]), str(place))
+    c = api.with_own_vae(systems.resolve(meta["config"]), str(place))
     frozen = systems.build(c).load_frozen()
     api.check_frozen(c, str(place), 0, frozen)
     assert frozen_vae.digest(frozen["vae"]) == trained
     assert frozen["latent_mean"] == 0.25
     np.testing.assert_allclose(frozen["latent_scale"], 2.0 * 0.4)
-  c = identity.at_hand(config.resolve(tree_of()), "copy")
+  c = identity.at_hand(systems.resolve(tree_of()), "copy")
   assert c.text.tokenizer == "copy/tokenizer.model"
   assert c.model.vae_path == "copy/codec"
 
@@ -290,11 +290,11 @@ def test_a_run_is_loaded_from_its_own_folder_anywhere(
 def test_a_run_without_a_copy_finds_its_vae_beside_it(root, run, monkeypatch):
   """As older runs were laid out, with paths relative to where they began."""
   shutil.rmtree(run / "codec")
-  model = config.resolve(tree_of(model__vae_path="vae")).model
+  model = systems.resolve(tree_of(model__vae_path="vae")).model
   monkeypatch.chdir("/")
   assert frozen_vae.located(model, str(run)).vae_path == str(root / "vae")
   other_weights(root)
-  found = config.resolve(tree_of(model__vae_path=str(root / "vae")))
+  found = systems.resolve(tree_of(model__vae_path=str(root / "vae")))
   frozen = systems.build(found).load_frozen()
   words = "trained on a VAE with weights .*: name that VAE by config"
   with pytest.raises(config.ConfigError, match=words):
@@ -303,19 +303,19 @@ def test_a_run_without_a_copy_finds_its_vae_beside_it(root, run, monkeypatch):
 
 def test_a_copy_without_its_statistics_is_not_whole(root, run):
   (run / "codec" / frozen_vae.STATS).unlink()
-  model = config.resolve(tree_of()).model
+  model = systems.resolve(tree_of()).model
   assert frozen_vae.located(model, str(run)).vae_path == "vae"
 
 
 def test_a_copy_is_read_by_whatever_reads_autoencoders(root, run):
   found = saved_vae._saved_config(str(run / "codec"))
-  vae = config.resolve(tree_of()).model.vae
+  vae = systems.resolve(tree_of()).model.vae
   stats = {"latent_mean": STATS["mean"], "latent_scale": STATS["scale"]}
   assert found == dataclasses.replace(vae, **stats)
 
 
 def test_a_damaged_copy_is_told(root, run):
-  model = frozen_vae.located(config.resolve(tree_of()).model, str(run))
+  model = frozen_vae.located(systems.resolve(tree_of()).model, str(run))
   assert model.vae_path == str(run / "codec")
   rewrite(run / "codec", lambda meta: meta.update(weights_sha256="0" * 64))
   with pytest.raises(checkpoint.CheckpointError, match="codec.*is damaged"):
@@ -336,8 +336,8 @@ def test_the_copy_is_written_once_and_again_for_another_start(root):
   other_weights(root)
   other_tokenizer(root)
   keep()
-  own = frozen_vae.located(config.resolve(tree).model, str(run))
-  now = frozen_vae.digest(frozen_vae.vae_weights(config.resolve(tree).model))
+  own = frozen_vae.located(systems.resolve(tree).model, str(run))
+  now = frozen_vae.digest(frozen_vae.vae_weights(systems.resolve(tree).model))
   assert frozen_vae.digest(frozen_vae.vae_weights(own)) == now
   ours = (run / identity.TOKENIZER).read_bytes()
   assert ours == (root / "tokenizer.model").read_bytes()
@@ -350,7 +350,7 @@ def cached(root):
   """A new run's configuration, with moments as `encode` leaves them."""
   tree = tree_of()
   tree["data"]["train"]["images"]["moments"] = "m"
-  c = config.resolve(tree)
+  c = systems.resolve(tree)
   params = frozen_vae.vae_weights(c.model)
   found = identity.of_run(c, {}, None)["data"]["images"]["digest"]
   note = latents.note_of(
@@ -434,9 +434,9 @@ def test_statistics_follow_weights_and_data(root):
 
 def test_statistics_of_other_weights_or_data_are_refused(root):
   tree = tree_of()
-  params = frozen_vae.vae_weights(config.resolve(tree).model)
+  params = frozen_vae.vae_weights(systems.resolve(tree).model)
   ours = {"weights": frozen_vae.digest(params), "values": 9}
-  data = identity.of_run(config.resolve(tree), {}, None)["data"]
+  data = identity.of_run(systems.resolve(tree), {}, None)["data"]
   ours["data"] = data["images"]["digest"]
   path = root / "vae" / frozen_vae.STATS
   files.write(path, json.dumps(STATS | ours))
@@ -460,7 +460,7 @@ def test_a_second_folder_gets_a_tokenizer_of_its_own(root):
   tree = tree_of(text__tokenizer=str(path), text__train_vocab=40)
 
   def done(tree=tree):
-    return corpus.make_tokenizer(config.resolve(tree))
+    return corpus.make_tokenizer(systems.resolve(tree))
 
   assert done().startswith("trained the tokenizer")
   first = path.read_bytes()
@@ -478,10 +478,10 @@ def test_a_second_folder_gets_a_tokenizer_of_its_own(root):
 def test_a_tokenizer_that_prepare_did_not_train_is_kept(root):
   tree = tree_of(text__train_vocab=40)
   before = (root / "tokenizer.model").read_bytes()
-  said = corpus.make_tokenizer(config.resolve(tree))
+  said = corpus.make_tokenizer(systems.resolve(tree))
   assert said.startswith("kept, not knowing its data")
   (root / "tokenizer.model.json").write_text(json.dumps({"model": "another"}))
-  corpus.make_tokenizer(config.resolve(tree))
+  corpus.make_tokenizer(systems.resolve(tree))
   assert (root / "tokenizer.model").read_bytes() == before
 
 
@@ -490,7 +490,7 @@ def test_a_tokenizer_is_a_regular_file(root, path):
   """Of another device, as /dev/zero, reading would never end."""
   tree = tree_of(text__train_vocab=40, text__tokenizer=path)
   with pytest.raises(ValueError, match="is no regular file"):
-    corpus.make_tokenizer(config.resolve(tree))
+    corpus.make_tokenizer(systems.resolve(tree))
 
 
 # ---------------------------------------------------------------- Digest
@@ -507,5 +507,5 @@ def test_weights_have_one_digest_wherever_they_are(root):
   leaves[3] = leaves[3].copy()
   leaves[3].flat[0] = np.nextafter(leaves[3].flat[0], 9)
   assert frozen_vae.digest(jax.tree.unflatten(tree, leaves)) != ours
-  model = config.resolve(tree_of()).model
+  model = systems.resolve(tree_of()).model
   assert frozen_vae.digest(frozen_vae.vae_weights(model)) == ours

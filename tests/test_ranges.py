@@ -7,6 +7,7 @@ import pytest
 
 from configs import debug, shapes
 from configs.base import base, source
+from unifluid_jax import systems
 from unifluid_jax.core import config, ranges
 
 NAN, INF = math.nan, math.inf
@@ -137,7 +138,7 @@ def cases(system, *tables):
 )
 def test_impossible_values_are_refused_by_key(system, key, value):
   with pytest.raises(config.ConfigError) as error:
-    config.resolve(changed(TREES[system], key, value))
+    systems.resolve(changed(TREES[system], key, value))
   text = str(error.value)
   # Two of -1 and a size that others divide are told with their neighbours.
   name = {"mesh.tensor": "mesh"}.get(key, key)
@@ -155,9 +156,9 @@ def test_settings_of_the_other_system_do_not_matter(system, key, value):
     with pytest.raises(
       config.ConfigError, match=f"{key}=(nan|inf) must be a finite"
     ):
-      config.resolve(tree)
+      systems.resolve(tree)
   else:
-    config.resolve(tree)
+    systems.resolve(tree)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +177,10 @@ def test_an_autoencoder_is_not_refused_for_the_rest(changes):
     for key, value in changes.items():
       tree = changed(tree, key, value)
     if system == "vae":
-      config.resolve(tree)
+      systems.resolve(tree)
     else:
       with pytest.raises(config.ConfigError):
-        config.resolve(tree)
+        systems.resolve(tree)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_an_autoencoder_is_not_refused_for_the_rest(changes):
   ],
 )  # fmt: skip
 def test_the_ends_of_the_ranges_are_allowed(key, value):
-  resolved = config.resolve(changed(TREES["unifluid"], key, value))
+  resolved = systems.resolve(changed(TREES["unifluid"], key, value))
   assert dict(ranges.numbers(resolved))[key] == value
 
 
@@ -208,7 +209,7 @@ def test_every_number_has_one_row():
   tree.data.eval = {"b": source("b")}
   tree.data.world = dict(TREES["unifluid"]["data"]["world"], cells=2)
   tree.eval.split = "b"
-  resolved = config.resolve(tree)
+  resolved = systems.resolve(tree)
   decoder = dataclasses.replace(resolved.model.decoder, query_scale=0.1)
   model = dataclasses.replace(resolved.model, decoder=decoder)
   found = dict(ranges.numbers(dataclasses.replace(resolved, model=model)))
@@ -220,7 +221,7 @@ def test_every_number_has_one_row():
 def test_messages_state_the_range():
   def message(key, value):
     with pytest.raises(config.ConfigError) as error:
-      config.resolve(changed(TREES["unifluid"], key, value))
+      systems.resolve(changed(TREES["unifluid"], key, value))
     return str(error.value)
 
   assert message("accumulate", 0) == "config.accumulate=0 must be at least 1"

@@ -133,7 +133,8 @@ def test_ctrl_c_reaches_the_command_once_and_its_end_is_waited_for(tmp_path):
   (tmp_path / "odd" / "__init__.py").touch()
   (tmp_path / "odd" / "waits.py").write_text(COMMAND)
   code = (
-    "from unifluid_jax import interrupt, stages\n"
+    "from unifluid_jax import stages\n"
+    "from unifluid_jax.core import interrupt\n"
     "interrupt.listen()\n"  # as cli.run does
     "for line in stages.execute(['waits'], 'odd'): print(line, flush=True)\n"
   )

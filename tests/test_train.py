@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs.base import base
-from unifluid_jax import train
+from unifluid_jax import systems, train
 from unifluid_jax.core import checkpoint, config, lock, stopping, telemetry
 
 
@@ -59,7 +59,7 @@ def make(tmp_path, toy=None, mesh=(1, -1, 1), devices=None, **changes):
   c.update_from_flattened_dict(
     {k.replace("__", "."): v for k, v in changes.items()}
   )
-  return train.make_job(config.resolve(c), toy or Toy(), devices)
+  return train.make_job(systems.resolve(c), toy or Toy(), devices)
 
 
 def loader(start):

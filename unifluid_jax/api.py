@@ -13,13 +13,14 @@ from etils import epath
 from PIL import Image
 
 from unifluid_jax import identity, systems
-from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import checkpoint, files, ranges
-from unifluid_jax.core.config import MAX_PIXELS, Config, SamplingConfig, resolve
-from unifluid_jax.core.types import Prompts
-from unifluid_jax.data import text, transforms
+from unifluid_jax.core.config import MAX_PIXELS, Config
+from unifluid_jax.core.types import Generator, SystemSpec
+from unifluid_jax.data import fields, text, transforms
+from unifluid_jax.data.fields import Example, Picture
 from unifluid_jax.data.images import decode_image, read_file
-from unifluid_jax.data.records import BadRecord
+from unifluid_jax.data.records import BadRecord, Record
 
 TOKENIZER = identity.TOKENIZER
 
@@ -33,7 +34,7 @@ def load(
   *,
   step: int | None = None,
   ema: bool | None = None,
-  vae_path: str | None = None,
+  codec_path: str | None = None,
 ) -> "Model":
   """Loads a trained run.
 
@@ -41,53 +42,67 @@ def load(
     workdir: of `python -m unifluid_jax.main`.
     step: checkpoint; default the newest.
     ema: averaged weights; default as config.eval.use_ema says.
-    vae_path: where the autoencoder lies, of a run that was moved and has no
-      copy of it.
+    codec_path: where the image tokenizer lies, of a run that was moved and has
+      no copy of it.
 
   Returns:
     A model that generates, captions, answers and edits.
 
   Raises:
     checkpoint.CheckpointError: nothing usable there; says why.
-    ConfigError: no autoencoder, or not the one the run was trained on.
+    ConfigError: no image tokenizer, or not the one the run was trained on.
   """
   step = checkpoint.latest_step(workdir) if step is None else step
   meta = checkpoint.read_meta(workdir, step)
-  config = resolve(meta["config"])
-  if vae_path is None:
-    config = with_own_vae(config, workdir)
+  config = systems.resolve(meta["config"])
+  if codec_path is None:
+    config = identity.with_own_codec(config, workdir)
   else:
-    model = dataclasses.replace(config.model, vae_path=vae_path)
-    config = dataclasses.replace(config, model=model)
-  if config.system == "vae":
-    raise checkpoint.CheckpointError(
-      f"{workdir} holds an autoencoder; load the run that was trained on it"
-    )
-  system = systems.build(config)
+    config = systems.with_codec(config, codec_path)
+  system = generator(config, workdir)
   params = read_params(config, system, workdir, step, ema)
   tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / TOKENIZER))
-  frozen = system.load_frozen()
-  check_frozen(config, workdir, step, frozen)
+  frozen = systems.load_frozen(system)
+  check_frozen(system, workdir, step, frozen)
   return Model(config, system, tokenizer, jitted(params, frozen, 32))
 
 
-def with_own_vae(config: Config, workdir: str) -> Config:
-  """The configuration of a run, with the path of the VAE that lies in it."""
-  model = frozen_vae.located(config.model, workdir)
-  return dataclasses.replace(config, model=model)
+def spec_of(workdir: str, step: int | None = None) -> SystemSpec:
+  """What system a run is of, without loading it.
+
+  Raises:
+    checkpoint.CheckpointError: nothing usable there; says why.
+  """
+  step = checkpoint.latest_step(workdir) if step is None else step
+  config = checkpoint.read_meta(workdir, step)["config"]
+  return systems.spec(config.get("system"))
 
 
-def check_frozen(config: Config, workdir: str, step: int, frozen: Any) -> None:
+def generator(config: Config, workdir: str) -> Generator:
+  """The system of a run that can be asked for something.
+
+  Raises:
+    checkpoint.CheckpointError: it only trains.
+  """
+  system = systems.build(config)
+  if not isinstance(system, Generator):
+    raise checkpoint.CheckpointError(
+      f"{workdir} holds an image tokenizer (system {config.system!r}); load "
+      "the run that was trained on it"
+    )
+  return system
+
+
+def check_frozen(system: Any, workdir: str, step: int, frozen: Any) -> None:
   """Whether a checkpoint was trained with these frozen weights.
 
   Raises:
-    ConfigError: with another autoencoder.
+    ConfigError: with another codec.
   """
-  codec = frozen_vae.identity(config.model, frozen)
-  if not codec:
-    return
-  meta = checkpoint.read_meta(workdir, step)
-  identity.check_codec(meta, codec, config.model.vae_path, workdir)
+  found = identity.codec_identity(system, frozen)
+  if found:
+    meta = checkpoint.read_meta(workdir, step)
+    identity.check_codec(meta, found, system.codec, workdir)
 
 
 def read_params(
@@ -131,7 +146,7 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
 
 
 class Model:
-  """A trained UniFluid: text to image, image to text, edits."""
+  """A trained system: text to image, image to text, edits."""
 
   def __init__(
     self, config: Config, system: Any, tokenizer: Any, mapper: Mapper
@@ -140,9 +155,9 @@ class Model:
     self.config = config
     self.tokenizer = tokenizer
     self._system = system
-    self._map = functools.cache(
-      lambda name, *options: mapper(getattr(self, name)(*options))
-    )
+    self._drawing = functools.cache(lambda *how: mapper(self._draw(*how)))
+    self._answering = functools.cache(lambda *how: mapper(self._say(*how)))
+    self._reconstruction = mapper(self._through_codec)
 
   # ------------------------------------------------------------- for people
 
@@ -155,7 +170,7 @@ class Model:
       prompt: a text, or several.
       seed: of the first prompt; the next has seed + 1, and so on. An image
         depends on its prompt, its seed and the sampling options alone.
-      **sampling: fields of SamplingConfig: cfg, steps, temperature, order.
+      **sampling: options of the system, e.g. cfg, temperature.
 
     Returns:
       A PIL image; a list for a list.
@@ -198,14 +213,13 @@ class Model:
     out = self.edits([source], [instruction], [seed], options)
     return Image.fromarray(out[0])
 
-  def _sampling(self, changes: dict[str, Any]) -> SamplingConfig:
-    check_sampling(changes)
-    if changes.get("cfg", 1) != 1 and not self.config.loss.prompt_dropout:
-      raise ValueError(
-        f"cfg={changes['cfg']} guides away from images without a prompt, which "
-        "this run never saw (config.loss.prompt_dropout=0): use cfg=1"
-      )
-    return dataclasses.replace(self.config.sampling, **changes)
+  def _sampling(self, changes: dict[str, Any]) -> Any:
+    spec = systems.spec(self.config.system)
+    check_sampling(changes, spec.sampling, spec.ranges)
+    sampling = dataclasses.replace(self.config.sampling, **changes)
+    if changes:
+      spec.check_sampling(self.config, sampling, "t2i")
+    return sampling
 
   # -------------------------------------------------------------- in batches
 
@@ -213,32 +227,31 @@ class Model:
     self,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    sampling: SamplingConfig | None = None,
+    sampling: Any = None,
     sources: Sequence[np.ndarray] | None = None,
   ) -> np.ndarray:
     """uint8 [n, H, W, 3] for n prompts; `sources` are images to edit."""
     sampling = sampling or self.config.sampling
-    length, m = self.config.text.prompt, self.config.model
-    rows = np.stack([self.tokenizer.prompt_row(p, length) for p in prompts])
-    arrays = [rows, np.asarray(seeds, np.uint32)]
+    task = "t2i" if sources is None else "edit"
     if sources is not None:
-      self._need("edit")
-      if sampling.image_cfg != 1 and not self.config.loss.image_dropout:
-        raise ValueError(
-          f"image_cfg={sampling.image_cfg} guides away from edits without a "
-          "source, which this run never saw (config.loss.image_dropout=0): "
-          "use image_cfg=1"
-        )
-      arrays.append(_pixels(sources, m.vit.image_size))
-      arrays.append(_crops(sources, m.image_size))
-    return to_uint8(self._map("_generate", sampling)(*arrays))
+      self._need(task)
+      check = systems.spec(self.config.system).check_sampling
+      check(self.config, sampling, task)
+    seen = [{}] * len(prompts)
+    if sources is not None:
+      seen = [{"seen": _picture(x)} for x in sources]
+    rows = self._rows(
+      task, [({"prompt": p}, s) for p, s in zip(prompts, seen, strict=True)]
+    )
+    call = self._drawing(task, tuple(rows), sampling)
+    return to_uint8(call(np.asarray(seeds, np.uint32), *rows.values()))
 
   def edits(
     self,
     images: Sequence[np.ndarray],
     instructions: Sequence[str],
     seeds: Sequence[int],
-    sampling: SamplingConfig | None = None,
+    sampling: Any = None,
   ) -> np.ndarray:
     """uint8 [n, H, W, 3]: n images, each changed as its instruction says."""
     return self.images(instructions, seeds, sampling, images)
@@ -247,19 +260,35 @@ class Model:
     self,
     images: Sequence[np.ndarray],
     questions: Sequence[str],
-    sampling: SamplingConfig | None = None,
+    sampling: Any = None,
   ) -> list[str]:
-    """Decoded answers, one an image and question."""
+    """Decoded answers, one an image (or series of them) and question."""
     sampling = sampling or self.config.sampling
-    length, size = self.config.text.prefix, self.config.model.vit.image_size
-    rows = np.stack([self.tokenizer.prefix_row(q, length) for q in questions])
-    ids = self._map("_answer", sampling)(_pixels(images, size), rows)
+    asked = zip(images, questions, strict=True)
+    rows = self._rows(
+      "i2t", [({"prefix": q}, {"seen": _picture(x)}) for x, q in asked]
+    )
+    call = self._answering("i2t", tuple(rows), sampling)
+    ids = call(np.arange(len(questions), dtype=np.uint32), *rows.values())
     return [self.tokenizer.decode(row.tolist()) for row in ids]
 
+  def look(self, record: Record) -> np.ndarray:
+    """What the model sees of a record: uint8 [S, S, 3], or [F, S, S, 3].
+
+    Raises:
+      BadRecord: an image that cannot be read.
+    """
+    seen = Picture((record.image, *record.more), record.marks)
+    limit = self.config.data.max_pixels
+    field = self._system.inputs["i2t"]["seen"]
+    return field.view(Example({}, {"seen": seen}, None, limit))
+
   def reconstruct(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8 images through the autoencoder and back."""
-    pixels = _crops(images, self.config.model.image_size)
-    return to_uint8(self._map("_reconstruct")(pixels))
+    """uint8 images through the image tokenizer and back."""
+    size = self.config.model.image_size
+    crops = [transforms.centre_crop_resize(x, size) for x in images]
+    pixels = np.stack([transforms.to_float(x) for x in crops])
+    return to_uint8(self._reconstruction(pixels))
 
   def _need(self, task: str) -> None:
     if not self.config.batch.get(task):
@@ -267,28 +296,42 @@ class Model:
         f"this run was not trained on {task!r} (config.batch.{task}=0)"
       )
 
+  def _rows(
+    self,
+    task: str,
+    asked: Sequence[tuple[Mapping[str, str], Mapping[str, Picture]]],
+  ) -> dict[str, np.ndarray]:
+    """Texts and images as a batch of the task's fields without targets."""
+    inputs = fields.prompts(self._system.inputs[task])
+    limit = self.config.data.max_pixels
+    rows = [
+      fields.arrays(inputs, Example(texts, images, self.tokenizer, limit))
+      for texts, images in asked
+    ]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
   # ------------------------------------------------ functions that are mapped
 
-  def _generate(self, sampling: SamplingConfig):
-    def function(params, frozen, text_rows, seeds, *sources):
+  def _draw(self, task: str, names: tuple[str, ...], sampling: Any):
+    def function(params, frozen, seeds, *arrays):
+      prompts = {task: dict(zip(names, arrays, strict=True))}
+      prompts = encode_pixels(self._system, frozen, prompts)
       keys = jax.vmap(jax.random.key)(seeds)
-      prompts = Prompts(text_rows, *sources)
       return self._system.generate(params, frozen, prompts, keys, sampling)
 
     return function
 
-  def _answer(self, sampling: SamplingConfig):
-    def function(params, frozen, images, prefix):
-      return self._system.answer(params, frozen, images, prefix, sampling)
+  def _say(self, task: str, names: tuple[str, ...], sampling: Any):
+    def function(params, frozen, rows, *arrays):
+      prompts = {task: dict(zip(names, arrays, strict=True))}
+      key = jax.random.key(sampling.seed)
+      keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+      return self._system.answer(params, frozen, prompts, keys, sampling)
 
     return function
 
-  def _reconstruct(self):
-    def function(params, frozen, images):
-      del params
-      return self._system.reconstruct(frozen, images)
-
-    return function
+  def _through_codec(self, params, frozen, images):
+    return self._system.reconstruct(params, frozen, images)
 
 
 def check_text(text: str) -> None:
@@ -325,16 +368,20 @@ def check_seeds(seed: int, count: int) -> None:
     raise ValueError(f"seed={seed}: a whole number from 0 to {last}")
 
 
-def check_sampling(changes: Mapping[str, Any]) -> None:
+def check_sampling(
+  changes: Mapping[str, Any], sampling: type, rows: tuple[ranges.Row, ...]
+) -> None:
   """Refuses sampling options that do not exist or are out of range.
 
   Args:
-    changes: fields of SamplingConfig; None: left as it is.
+    changes: fields of `sampling`; None: left as it is.
+    sampling: dataclass of the system.
+    rows: ranges of its numbers.
 
   Raises:
     ValueError: names the option and what it takes.
   """
-  hints = typing.get_type_hints(SamplingConfig)
+  hints = typing.get_type_hints(sampling)
   for name, value in changes.items():
     if name not in hints:
       raise ValueError(
@@ -350,7 +397,7 @@ def check_sampling(changes: Mapping[str, Any]) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
       what = "a whole number" if whole else "a number"
       raise ValueError(f"{name}={value} must be {what}")
-    allowed = ranges.row_of(f"sampling.{name}").range
+    allowed = ranges.row_of(f"sampling.{name}", rows).range
     if not allowed.holds(int(value) if whole else float(value)):
       raise ValueError(f"{name}={value} must be {allowed}")
 
@@ -382,16 +429,6 @@ def to_uint8(images: Any) -> np.ndarray:
   return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 
-def _pixels(images: Sequence[np.ndarray], size: int) -> np.ndarray:
-  return np.stack(
-    [transforms.to_float(transforms.squash_resize(x, size)) for x in images]
-  )
-
-
-def _crops(images: Sequence[np.ndarray], size: int) -> np.ndarray:
-  return np.stack(
-    [
-      transforms.to_float(transforms.centre_crop_resize(x, size))
-      for x in images
-    ]
-  )
+def _picture(image: np.ndarray) -> Picture:
+  """An array [H, W, 3], or several [F, H, W, 3], as an example holds it."""
+  return Picture(tuple(image) if image.ndim > 3 else (image,))

@@ -20,9 +20,9 @@ import json
 import jax
 from absl import flags
 
+from unifluid_jax import systems
 from unifluid_jax.aot import compiled, lower, report, table, topology
 from unifluid_jax.core import cli, files
-from unifluid_jax.core.config import resolve
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string(
@@ -45,7 +45,7 @@ def main(_: list[str]) -> int:
   """Lowers, compiles, reports; 1 when something does not fit."""
   # Accelerators of this machine, if any, are left alone.
   jax.config.update("jax_platforms", "cpu")
-  config = resolve(_CONFIG.value.to_dict())
+  config = systems.resolve(_CONFIG.value.to_dict())
   options = _options(_OPTIONS.value)
   place, say = topology.get(_TOPOLOGY.value), cli.speaker()
   memory = int(_MEMORY.value * topology.GIB) if _MEMORY.value else None

@@ -58,9 +58,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from unifluid_jax import evaluation
+from unifluid_jax import evaluation, systems
 from unifluid_jax.core import checkpoint, cli, files, parallel
-from unifluid_jax.core.config import Config, resolve
+from unifluid_jax.core.config import Config
 from unifluid_jax.evals import transfers
 from unifluid_jax.evals.published import (
   clip_score,
@@ -275,7 +275,7 @@ def _given(name: str, value: str | None) -> str:
 def _experiment() -> tuple[Config, str]:
   if _CONFIG.value is None:
     _given("config", None)
-  return resolve(_CONFIG.value), _given("workdir", _WORKDIR.value)
+  return systems.resolve(_CONFIG.value), _given("workdir", _WORKDIR.value)
 
 
 def _network() -> inception_net.InceptionNet:
@@ -357,9 +357,9 @@ def _store(result: Mapping[str, Any], by: Mapping[str, Any], say: Say) -> None:
 def _config_of(workdir: str) -> Config:
   """The given configuration, or that of the run's newest checkpoint."""
   if _CONFIG.value is not None:
-    return resolve(_CONFIG.value)
+    return systems.resolve(_CONFIG.value)
   step = checkpoint.latest_step(workdir)
-  return resolve(checkpoint.read_meta(workdir, step)["config"])
+  return systems.resolve(checkpoint.read_meta(workdir, step)["config"])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ of `jax.pmap` sits in `Replicas`; its successor can replace it there.
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,10 @@ from etils import epath
 from flax import jax_utils
 from jax.experimental import multihost_utils
 
-from unifluid_jax import api, systems
+from unifluid_jax import api, identity, systems
 from unifluid_jax.core import checkpoint, files, metric_writers, telemetry
 from unifluid_jax.core.config import Config
+from unifluid_jax.core.types import System
 from unifluid_jax.data import text
 from unifluid_jax.evals import transfers
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
@@ -78,21 +79,32 @@ class Replicas:
     self._devices = devices or jax.local_devices()
     self._weights: Any = None
 
-  def load(self, params: Any, frozen: Any) -> None:
+  def load(
+    self, params: Any, frozen: Mapping[str, Any], exact: Container[str] = ()
+  ) -> None:
     """Replaces the weights, replicated; networks' are cast to bfloat16.
 
     Scalars are constants, e.g. the scale of latents, which bfloat16 would
     change by up to .4 %: they keep their dtype.
+
+    Args:
+      params: of the system.
+      frozen: its frozen parts by name.
+      exact: names of those that keep their dtype.
     """
 
-    def narrow(x):
+    def cast(x):
       x = jnp.asarray(x)
       weights = x.ndim > 0 and jnp.issubdtype(x.dtype, jnp.floating)
       return x.astype(jnp.bfloat16) if weights else x
 
+    frozen = {
+      name: part if name in exact else jax.tree.map(cast, part)
+      for name, part in frozen.items()
+    }
     self._weights = None  # frees them: two checkpoints may not fit
     self._weights = jax_utils.replicate(
-      jax.tree.map(narrow, (params, frozen)), self._devices
+      (jax.tree.map(cast, params), frozen), self._devices
     )
 
   def __call__(self, function: Callable[..., Any]) -> Callable[..., np.ndarray]:
@@ -129,16 +141,21 @@ class Replicas:
     return shared if self._together and jax.process_count() > 1 else call
 
 
+def exact_parts(system: System) -> tuple[str, ...]:
+  """Frozen parts that bfloat16 would change, e.g. codes of a quantiser."""
+  return tuple(name for name, part in system.frozen.items() if part.exact)
+
+
 def load_model(config: Config, workdir: str, step: int) -> api.Model:
   """The model of one checkpoint, mapped over all local devices."""
-  config = api.with_own_vae(config, workdir)
-  system = systems.build(config)
+  config = identity.with_own_codec(config, workdir)
+  system = api.generator(config, workdir)
   tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
   params = api.read_params(config, system, workdir, step, None)
-  frozen = system.load_frozen()
-  api.check_frozen(config, workdir, step, frozen)
+  frozen = systems.load_frozen(system)
+  api.check_frozen(system, workdir, step, frozen)
   replicas = Replicas(config.eval.batch)
-  replicas.load(params, frozen)
+  replicas.load(params, frozen, exact_parts(system))
   return api.Model(config, system, tokenizer, replicas)
 
 
@@ -159,10 +176,10 @@ class Evaluator:
         f"config.eval.metrics: {unknown[0]!r} is unknown; known: "
         f"{', '.join(METRICS)}"
       )
-    config = api.with_own_vae(config, workdir)
+    config = identity.with_own_codec(config, workdir)
     self.config, self.workdir, self._say = config, workdir, say
-    self._system = systems.build(config)
-    self._frozen = self._system.load_frozen()
+    self._system = api.generator(config, workdir)
+    self._frozen = systems.load_frozen(self._system)
     tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
     self._replicas = Replicas(config.eval.batch, say=say, together=True)
     self._model = api.Model(config, self._system, tokenizer, self._replicas)
@@ -230,7 +247,7 @@ class Evaluator:
       params = api.read_params(
         self.config, self._system, self.workdir, step, None
       )
-      api.check_frozen(self.config, self.workdir, step, self._frozen)
+      api.check_frozen(self._system, self.workdir, step, self._frozen)
     except checkpoint.CheckpointGone as error:
       gone = error
     if jax.process_count() > 1 and np.any(
@@ -241,7 +258,7 @@ class Evaluator:
       )
     if gone is not None:
       raise gone
-    self._replicas.load(params, self._frozen)
+    self._replicas.load(params, self._frozen, exact_parts(self._system))
 
 
 def record(

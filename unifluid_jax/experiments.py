@@ -35,6 +35,7 @@ _WORLD = flags.DEFINE_enum(
   "world", "shapes", ["shapes", "coco"], "What the runs are judged on."
 )
 _ROOT = flags.DEFINE_string("root", "runs/experiments", "Where runs are kept.")
+_ORDER = ("random_until", "raster_from")  # keys of config.loss
 _BUDGET = flags.DEFINE_integer(
   "budget", None,
   "Steps of each run; its order schedule shrinks along. Default: the "
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
   steps = tree.steps if steps is None else steps
   if steps < 1:
     raise ValueError(f"--budget={steps}: at least 1 step")
-  order = {k: v * steps // tree.steps for k, v in tree.order.items()}
+  order = {k: tree.loss[k] * steps // tree.steps for k in _ORDER}
   say, root = cli.speaker(), epath.Path(_ROOT.value) / f"steps_{steps}"
   results, notes = [], set()
   for i, arm in enumerate(table.arms, 1):
@@ -107,7 +108,7 @@ def run(
     config: file that it varies.
     root: folder of all arms' workdirs.
     steps: to train for.
-    order: keys of config.order, shrunk to so many steps.
+    order: keys of config.loss, shrunk to so many steps.
     call: runs a module of this package with arguments.
   """
   workdir = f"{root}/{arm.name}"
@@ -136,7 +137,7 @@ def arguments(
     f"--config.eval.metrics={arm.metrics!r}",
   ]
   if arm.argument != "raster":
-    out += [f"--config.order.{k}={v}" for k, v in order.items()]
+    out += [f"--config.loss.{k}={v}" for k, v in order.items()]
   return [*out, *arm.flags]
 
 

@@ -37,7 +37,9 @@ _CFG = flags.DEFINE_float("cfg", None, "Guidance scale; 1 turns it off.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the sampling noise.")
 _STEPS = flags.DEFINE_integer("steps", None, "Of the diffusion head.")
 _ORDER = flags.DEFINE_enum("order", None, ["raster", "random"], "Of tokens.")
-_VAE = flags.DEFINE_string("vae_path", None, "Autoencoder, if it was moved.")
+_CODEC = flags.DEFINE_string(
+  "vae_path", None, "Image tokenizer, if it was moved."
+)
 
 
 def main(_: list[str]) -> None:
@@ -59,9 +61,10 @@ def main(_: list[str]) -> None:
         "steps": _STEPS.value,
         "order": _ORDER.value,
       },
-    )
+    ),
+    api.spec_of(_WORKDIR.value, _STEP.value),
   )
-  model = api.load(_WORKDIR.value, step=_STEP.value, vae_path=_VAE.value)
+  model = api.load(_WORKDIR.value, step=_STEP.value, codec_path=_CODEC.value)
   for words in (*request.prompts, request.question, request.edit):
     if unknown := model.unknown_words(words or ""):
       logging.warning(

@@ -6,42 +6,44 @@ everything else of the configuration may change, and is printed.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
-from unifluid_jax.codecs import cache as latents
-from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax import systems
+from unifluid_jax.codecs import cache, copies
 from unifluid_jax.core import checkpoint, files, freeze, workdirs
-from unifluid_jax.core.config import (
-  Config,
-  ConfigError,
-  ModelConfig,
-  resolve_model,
-)
+from unifluid_jax.core.config import Config
+from unifluid_jax.core.freeze import ConfigError
+from unifluid_jax.core.types import ImageCodec, System
 from unifluid_jax.data import identity as data_identity
+from unifluid_jax.data.pipeline import needs_text
 
 TOKENIZER = "tokenizer.model"  # the run's copy, in its workdir
 
-# Settings of the model that change neither parameters nor latents: how they
-# are computed, and where the VAE lies, whose weights are compared.
+# Settings of networks that change neither parameters nor tokens: how they are
+# computed. Where a codec lies is free too: its weights are compared.
 _FREE = (
-  "dtype", "remat", "scan", "attention", "vae_path", "decoder.dropout",
-  "vae.latent_mean", "vae.latent_scale",
+  "dtype", "remat", "scan", "attention", "dropout", "latent_mean",
+  "latent_scale",
 )  # fmt: skip
 _SHOWN = 5  # differences that an error names
 
 
 def of_run(
-  config: Config, frozen: Mapping[str, Any], tokenizer: bytes | None
+  config: Config,
+  system: System,
+  frozen: Mapping[str, Any],
+  tokenizer: bytes | None,
 ) -> dict[str, Any]:
   """The identity that a run's checkpoints carry.
 
   Args:
     config: of the run.
-    frozen: what `load_frozen` gave; its VAE is digested.
+    system: of the run.
+    frozen: its frozen weights; those of a codec are digested.
     tokenizer: the model file, of systems with text.
 
   Raises:
@@ -50,9 +52,16 @@ def of_run(
   return {
     "system": config.system,
     "tokenizer": files.digest(tokenizer) if tokenizer is not None else None,
-    "codec": frozen_vae.identity(config.model, frozen),
+    "codec": codec_identity(system, frozen),
     "data": data_identity.of_data(config.data),
   }
+
+
+def codec_identity(system: System, frozen: Mapping[str, Any]) -> dict[str, Any]:
+  """What a system's codec is told apart by; empty of runs without images."""
+  if "codec" not in frozen:
+    return {}
+  return system.codec.identity(frozen["codec"])
 
 
 def merged(
@@ -85,24 +94,30 @@ def newest_meta(workdir: str) -> dict[str, Any] | None:
 
 
 def at_hand(config: Config, workdir: str) -> Config:
-  """Tokenizer and VAE from the run's own copies where the originals are gone.
+  """Tokenizer and codec from the run's own copies where the originals are gone.
 
   So a run that was moved is resumed where only its data are.
   """
-  if config.system == "vae":
-    return config
-  copy = epath.Path(workdir) / TOKENIZER
-  model, words = config.model, config.text
-  if not (model.vae_path and checkpoint.steps(model.vae_path)):
-    model = frozen_vae.located(model, workdir)
+  path = systems.codec_path(config)
+  if path is not None and not (path and checkpoint.steps(path)):
+    config = systems.with_codec(config, copies.located(path, workdir))
+  copy, words = epath.Path(workdir) / TOKENIZER, config.text
   if not epath.Path(words.tokenizer).exists() and copy.exists():
     words = dataclasses.replace(words, tokenizer=str(copy))
-  return dataclasses.replace(config, model=model, text=words)
+  return dataclasses.replace(config, text=words)
+
+
+def with_own_codec(config: Config, workdir: str) -> Config:
+  """The configuration of a run, with the path of the codec that lies in it."""
+  path = systems.codec_path(config)
+  if path is None:
+    return config
+  return systems.with_codec(config, copies.located(path, workdir))
 
 
 def describe(
   config: Config,
-  system: Any,
+  system: System,
   tree: dict[str, Any],
   workdir: str,
   say: Callable[[str], None],
@@ -115,20 +130,20 @@ def describe(
     ConfigError: another run lies in the workdir, or a cache is stale.
   """
   tree = json.loads(json.dumps(tree))
-  # The autoencoder's own run has none; what else it loads is no part of it.
-  frozen = {} if config.system == "vae" else system.load_frozen()
+  # Of what is frozen only the codec belongs to a run's identity.
+  codec = {k: p.load() for k, p in system.frozen.items() if k == "codec"}
   tokenizer = None
-  if config.system != "vae":
+  if needs_text(system.inputs):
     tokenizer = epath.Path(config.text.tokenizer).read_bytes()
-  ours = of_run(config, frozen, tokenizer)
+  ours = of_run(config, system, codec, tokenizer)
   before = newest_meta(workdir)
   if before is not None:
-    rows = compare(before, tree, config, ours, workdir)
+    rows = compare(before, tree, config, system, ours, workdir)
     if rows:
       say("\n".join(["-- differs from this run so far --", *rows]))
   elif ours["codec"]:
-    latents.check_stats(config, ours["data"])
-  latents.check_moments(config, ours)
+    cache.check_stats(system.codec, ours["data"])
+  cache.check_cached(config, system.codec, ours)
   meta = {"config": tree, "jax": jax.__version__}
   if ours["tokenizer"]:
     meta["tokenizer_sha256"] = ours["tokenizer"]
@@ -136,7 +151,7 @@ def describe(
 
 
 def keeper(
-  config: Config, meta: dict[str, Any], workdir: str
+  config: Config, system: System, meta: dict[str, Any], workdir: str
 ) -> Callable[[Any], None]:
   """Writes what the run carries with it, so that it can be used anywhere.
 
@@ -150,9 +165,9 @@ def keeper(
       copy = epath.Path(workdir) / TOKENIZER
       if not copy.exists() or copy.read_bytes() != data:
         files.write(copy, data)
-    if "vae" in frozen:
+    if "codec" in frozen:
       codec = meta["identity"]["codec"]
-      frozen_vae.copy(config.model, frozen["vae"], codec, workdir)
+      copies.copy(system.codec, frozen["codec"], codec, workdir)
 
   return lambda frozen: workdirs.on_first(lambda: write(frozen))
 
@@ -164,6 +179,7 @@ def compare(
   meta: Mapping[str, Any],
   tree: Mapping[str, Any],
   config: Config,
+  system: System,
   identity: Mapping[str, Any],
   workdir: str,
 ) -> list[str]:
@@ -175,6 +191,7 @@ def compare(
     meta: JSON of the run's newest checkpoint.
     tree: the configuration, as JSON gives it back.
     config: the same, resolved.
+    system: of the configuration.
     identity: `of_run` of it.
     workdir: of the run.
 
@@ -185,17 +202,17 @@ def compare(
     ConfigError: other system, model, tokenizer, codec or data.
   """
   old, was = meta.get("identity") or {}, meta.get("config") or {}
-  system = old.get("system") or was.get("system")
-  if system not in (None, config.system):
+  name = old.get("system") or was.get("system")
+  if name not in (None, config.system):
     raise ConfigError(
-      f"{workdir} holds a run of config.system={system!r}, this configuration "
+      f"{workdir} holds a run of config.system={name!r}, this configuration "
       f"has {config.system!r}: choose another --workdir"
     )
   _check_model(was, config, workdir)
   _check_tokenizer(meta, config, identity, workdir)
-  check_codec(meta, identity["codec"], config.model.vae_path, workdir)
+  check_codec(meta, identity["codec"], system.codec, workdir)
   _check_data(old.get("data") or {}, identity["data"], workdir)
-  return _differences(was, tree)
+  return _differences(systems.migrated(was), tree)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -215,10 +232,11 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _check_model(was: Mapping[str, Any], config: Config, workdir: str) -> None:
   try:
-    before = resolve_model(was.get("model"))
+    before = systems.resolve_model(config.system, was)
   except ConfigError:
     return  # of a version with other keys: only shapes can be compared
-  a, b = (_structure(m, config.system) for m in (before, config.model))
+  free = _free(config)
+  a, b = (_structure(m, free) for m in (before, config.model))
   wrong = [
     f"config.model.{key}={a.get(key)!r}, not {b.get(key)!r}"
     for key in sorted(a.keys() | b.keys())
@@ -232,12 +250,17 @@ def _check_model(was: Mapping[str, Any], config: Config, workdir: str) -> None:
     )
 
 
-def _structure(model: ModelConfig, system: str) -> dict[str, Any]:
-  """Settings of the model that parameters and latents depend on."""
+def _free(config: Config) -> tuple[str, ...]:
+  """Settings that are compared otherwise, or need not be."""
+  return (*_FREE, systems.spec(config.system).codec_path)
+
+
+def _structure(model: Any, free: Collection[str]) -> dict[str, Any]:
+  """Settings of the model that parameters and tokens depend on."""
   leaves = freeze.leaves(dataclasses.asdict(model))
-  only = "vae." if system == "vae" else ""
+  last = {k: k.rpartition(".")[2] for k in leaves}
   return {
-    k: v for k, v in leaves.items() if k.startswith(only) and k not in _FREE
+    k: v for k, v in leaves.items() if k not in free and last[k] not in _FREE
   }
 
 
@@ -259,42 +282,43 @@ def _check_tokenizer(
 
 def check_codec(
   meta: Mapping[str, Any],
-  codec: Mapping[str, Any],
-  vae_path: str,
+  identity: Mapping[str, Any],
+  codec: ImageCodec | None,
   workdir: str,
 ) -> None:
-  """Whether a VAE is the one that a checkpoint was trained with.
+  """Whether a codec is the one that a checkpoint was trained with.
 
   Args:
     meta: JSON of the checkpoint.
-    codec: `frozen_vae.identity` of the VAE; empty of runs without images.
-    vae_path: where it lies.
+    identity: of the codec; empty of runs without images.
+    codec: says where it lies.
     workdir: of the run.
 
   Raises:
-    ConfigError: other weights or other statistics of the latents.
+    ConfigError: other weights or other statistics.
   """
   old = (meta.get("identity") or {}).get("codec") or {}
-  if not old or not codec:
+  wrong = [k for k in identity if old and old.get(k) != identity[k]]
+  if not wrong:
     return
-  if old["weights"] != codec["weights"]:
-    what = f"weights {old['weights'][:8]}", f"{codec['weights'][:8]}"
-  elif (old["mean"], old["scale"]) != (codec["mean"], codec["scale"]):
-    what = (
-      f"latents of mean {old['mean']:.6g} and scale {old['scale']:.6g}",
-      f"mean {codec['mean']:.6g} and scale {codec['scale']:.6g}",
-    )
-  else:
-    return
-  own = epath.Path(workdir) / frozen_vae.COPY
-  fix = "name that VAE by config.model.vae_path"
-  if (own / frozen_vae.STATS).exists():
-    fix = f"go on with --config.model.vae_path={own}, the run's own"
+  there, here = (", ".join(_said(k, x[k]) for k in wrong if k in x)
+                 for x in (old, identity))  # fmt: skip
+  own = epath.Path(workdir) / copies.COPY
+  fix = f"name that codec by {codec.path_key}"
+  if (own / copies.STATS).exists():
+    fix = f"go on with --{codec.path_key}={own}, the run's own"
   raise ConfigError(
-    f"{workdir} was trained on a VAE with {what[0]}, config.model.vae_path="
-    f"{vae_path} has {what[1]}: {fix}, or choose another --workdir with "
+    f"{workdir} was trained on a codec with {there}, {codec.path_key}="
+    f"{codec.path} has {here}: {fix}, or choose another --workdir with "
     f"--config.init.all={workdir}"
   )
+
+
+def _said(key: str, value: Any) -> str:
+  """A digest by its beginning, a number by its first digits."""
+  if isinstance(value, str):
+    return f"{key} {value[:8]}"
+  return f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
 
 
 def _check_data(

@@ -12,7 +12,6 @@ from absl import flags
 
 from unifluid_jax import identity, systems, train
 from unifluid_jax.core import cli, config_files, parallel
-from unifluid_jax.core.config import resolve
 from unifluid_jax.data import pipeline, text
 
 _CONFIG = cli.define_config()
@@ -30,22 +29,23 @@ def main(_: list[str]) -> None:
   """Resolves the configuration, builds the parts and trains."""
   parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   tree, workdir = _CONFIG.value.to_dict(), _WORKDIR.value
-  config = resolve(tree)
+  config = systems.resolve(tree)
   say = cli.speaker()
   say(f"unifluid_jax.main: {config.name} in {workdir}")
   rows = config_files.differences(tree)
   say("\n".join(["-- differs from configs/base.py --", *rows]))
   config = identity.at_hand(config, workdir)
-  tokenizer = None
-  if config.system != "vae":
-    tokenizer = text.Tokenizer.load(config.text.tokenizer)
   system = systems.build(config)
+  tokenizer = None
+  if pipeline.needs_text(system.inputs):
+    tokenizer = text.Tokenizer.load(config.text.tokenizer)
   job = train.make_job(config, system)
   meta = identity.describe(config, system, tree, workdir, say)
 
   def loader(start_step: int):
     return pipeline.make_loader(
       config,
+      system.inputs,
       tokenizer,
       start_step=start_step,
       process_index=jax.process_index(),
@@ -53,7 +53,12 @@ def main(_: list[str]) -> None:
     )
 
   train.run(
-    job, workdir, loader, meta, say, identity.keeper(config, meta, workdir)
+    job,
+    workdir,
+    loader,
+    meta,
+    say,
+    identity.keeper(config, system, meta, workdir),
   )
 
 

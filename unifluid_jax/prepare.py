@@ -11,8 +11,9 @@ tokenizer that was trained here, on other data, is trained anew.
 from absl import flags
 from etils import epath
 
+from unifluid_jax import systems
 from unifluid_jax.core import cli
-from unifluid_jax.core.config import Config, resolve
+from unifluid_jax.core.config import Config
 from unifluid_jax.data import corpus
 from unifluid_jax.data.worlds import shapes, shapes_builder
 
@@ -21,12 +22,13 @@ _CONFIG = cli.define_config()
 
 def main(_: list[str]) -> None:
   """Data set, then tokenizer."""
-  config = resolve(_CONFIG.value)
+  config = systems.resolve(_CONFIG.value)
   say = cli.speaker()
   say(f"unifluid_jax.prepare: {config.name}")
   if config.data.world:
     say(write_world(config))
-  say(corpus.make_tokenizer(config))
+  if hasattr(config.model, "decoder"):
+    say(corpus.make_tokenizer(config, config.model.decoder.vocab))
 
 
 def write_world(config: Config) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from unifluid_jax import api
 from unifluid_jax.core import files
+from unifluid_jax.core.types import SystemSpec
 
 # Suffixes of files that can be written → names of PIL's formats.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -46,18 +47,22 @@ class Request:
   edit: str | None
   names: list[str]  # files of the images that are made
   listing: str | None  # file that lists the prompts of a directory
-  sampling: dict[str, Any]  # fields of SamplingConfig that were given
+  sampling: dict[str, Any]  # options that were given
 
 
-def check(given: Flags) -> Request:
+def check(given: Flags, spec: SystemSpec) -> Request:
   """Reads the files that are named and refuses what cannot be done.
+
+  Args:
+    given: the flags.
+    spec: of the run's system, which knows its sampling options.
 
   Raises:
     ValueError: values out of range, flags that exclude one another, files
       without the wanted content.
     OSError: files that cannot be read or written.
   """
-  _check_numbers(given)
+  _check_numbers(given, spec)
   prompts = _prompts(given)
   if not prompts and given.image is None:
     raise ValueError("nothing to do: give --prompt, --prompts or --image")
@@ -72,21 +77,25 @@ def check(given: Flags) -> Request:
   except ValueError as error:
     raise ValueError(f"--{error}") from error
   names, listing = _places(given.out, count) if count else ([], None)
-  sampling = {k: v for k, v in given.sampling.items() if v is not None}
+  sampling = _given(given.sampling)
   return Request(
     prompts, image, given.question, given.edit, names, listing, sampling
   )
 
 
-def _check_numbers(given: Flags) -> None:
+def _check_numbers(given: Flags, spec: SystemSpec) -> None:
   if not 1 <= given.samples <= _MAX_IMAGES:
     raise ValueError(f"--samples={given.samples}: choose 1 to {_MAX_IMAGES}")
   if given.step is not None and given.step < 0:
     raise ValueError(f"--step={given.step}: steps are counted from 0")
   try:
-    api.check_sampling(given.sampling)
+    api.check_sampling(_given(given.sampling), spec.sampling, spec.ranges)
   except ValueError as error:
     raise ValueError(f"--{error}") from error
+
+
+def _given(sampling: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in sampling.items() if v is not None}
 
 
 def _prompts(given: Flags) -> list[str]:

@@ -1,6 +1,6 @@
 """The training loop. The step itself is `train_step`: start reading there.
 
-It knows a system only by `types.Trainable`: init, counts, loss, load_frozen.
+It knows a system only by the contract of `core/types.py`.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from unifluid_jax import systems
+from unifluid_jax.codecs import inputs
 from unifluid_jax.core import (
   checkpoint,
   files,
@@ -27,7 +29,7 @@ from unifluid_jax.core import (
   xla_options,
 )
 from unifluid_jax.core.config import Config
-from unifluid_jax.core.types import Metrics, Trainable, TrainState
+from unifluid_jax.core.types import Metrics, System, TrainState
 from unifluid_jax.weights import warm_start
 
 
@@ -43,7 +45,7 @@ def train_step(
   frozen: Any,
   batch: Any,
   *,
-  system: Trainable,
+  system: System,
   optimizer: optax.GradientTransformation,
   config: Config,
 ) -> tuple[TrainState, Metrics]:
@@ -65,8 +67,9 @@ def train_step(
   counts = system.counts(batch)  # of the whole: what its parts give adds up
 
   def micro(carry, xs):
+    part = inputs.encode_pixels(system, frozen, xs[0])
     (loss, metrics), grads = grad(
-      state.params, frozen, xs[0], counts, xs[1], state.step
+      state.params, frozen, part, counts, xs[1], state.step
     )
     new = (grads, dict(metrics, loss=loss))
     return jax.tree.map(jnp.add, carry, new) if carry else new, None
@@ -113,7 +116,7 @@ def micro_batches(batch: Any, count: int) -> Any:
 
 
 def init_state(
-  system: Trainable, optimizer: optax.GradientTransformation, config: Config
+  system: System, optimizer: optax.GradientTransformation, config: Config
 ) -> TrainState:
   """A state at step 0; traced for its shapes, or jitted with shardings."""
   params = system.init(jax.random.key(config.seed))
@@ -125,7 +128,7 @@ class Job(NamedTuple):
   """All that the loop needs, built once from a configuration."""
 
   config: Config
-  system: Trainable
+  system: System
   mesh: jax.sharding.Mesh
   optimizer: optax.GradientTransformation
   shapes: TrainState  # ShapeDtypeStructs with shardings
@@ -137,11 +140,11 @@ class Job(NamedTuple):
     return jax.tree.map(lambda x: x.sharding, self.shapes)
 
 
-def make_job(config: Config, system: Trainable, devices: Any = None) -> Job:
+def make_job(config: Config, system: System, devices: Any = None) -> Job:
   """Mesh, optimizer, sharded state shapes and the jitted step."""
   mesh = parallel.make_mesh(config.mesh, devices)
   parallel.check_batch(config.batch, config.accumulate, mesh)
-  parallel.check_attention(config.model.attention, mesh)
+  systems.check_devices(config, mesh)
   optimizer = optim.make_optimizer(config.optim, config.steps)
   shapes = jax.eval_shape(lambda: init_state(system, optimizer, config))
   optim.check_rates(config.optim.rates, shapes.params)
@@ -177,7 +180,7 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
   if restored.step is not None:
     return restored, f"1: resumed from step {restored.step} of this workdir"
   init = job.config.init
-  if init is not None and init.paths:
+  if warm_start.paths(init):
     warm_start.plan(init, job.shapes.params)  # before anything is computed
   # Runs once: on CPU, compiling it well takes longer than running it badly.
   fast = jax.default_backend() != "cpu"
@@ -187,12 +190,12 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
     compiler_options=None if fast else {"xla_backend_optimization_level": 0},
   )
   state = make()
-  if init is None or not init.paths:
+  if not warm_start.paths(init):
     return restored._replace(state=state), (
       f"3: no pretrained weights: all parameters fresh, seed {job.config.seed}"
     )
   params, notes = warm_start.load(init, state.params, job.shapes.params)
-  notes += warm_start.other_settings(init, job.config.model.decoder)
+  notes += warm_start.other_settings(init, job.config.model)
   # A copy: the step donates both.
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
   state = state._replace(params=params, ema=ema)
@@ -245,7 +248,7 @@ def run(
       return state
     # By way of the host: no array of one device goes to other processes.
     frozen = jax.device_put(
-      jax.device_get(job.system.load_frozen()),
+      jax.device_get(systems.load_frozen(job.system)),
       jax.sharding.NamedSharding(job.mesh, jax.P()),
     )
     batches = loader(start)
@@ -397,10 +400,9 @@ class _Log:
 
 def speed(job: Job, seconds: float) -> dict[str, float]:
   """Tokens/s, and MFU where the device's peak is known."""
-  cost = getattr(job.system, "step_cost", None)
+  cost = job.system.cost()
   if cost is None or seconds <= 0:
     return {}
-  tokens, flops = cost()
   peak = telemetry.peak_flops()
-  out = {"tokens_per_second": tokens / seconds}
-  return out | ({"mfu": flops / seconds / peak} if peak else {})
+  out = {"tokens_per_second": cost.tokens / seconds}
+  return out | ({"mfu": cost.flops / seconds / peak} if peak else {})

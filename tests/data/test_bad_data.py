@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from configs import debug
-from unifluid_jax.core.config import SourceConfig, resolve
+from unifluid_jax import systems
+from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import corpus, json_files
 from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.sources import json_readers
@@ -321,7 +322,7 @@ def test_odd_columns_of_parquet_are_refused(tmp_path):
 
 
 def sentences(root, format="jsonl", path="t.jsonl"):
-  config = resolve(debug.get_config())
+  config = systems.resolve(debug.get_config())
   train = {"x": SourceConfig(format, path)}
   data = dataclasses.replace(config.data, root=str(root), train=train)
   return corpus._sentences(dataclasses.replace(config, data=data))

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from configs.base import base
-from unifluid_jax.core.config import SourceConfig, resolve
+from unifluid_jax import systems
+from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.core.types import Batch
 from unifluid_jax.data import pipeline, text
 from unifluid_jax.data.sources import source as sources
@@ -70,7 +71,7 @@ def make_config(root, train, batch, **changes):
   c.model.vit.patch = 2
   c.data.update(changes.pop("data", {}))
   c.update(changes)
-  config = resolve(c)
+  config = systems.resolve(c)
   model = dataclasses.replace(config.model, image_size=SIZE)
   return dataclasses.replace(config, model=model)
 

@@ -7,7 +7,8 @@ import pytest
 
 from configs import transfer
 from tests import task_sets
-from unifluid_jax.core.config import SourceConfig, resolve
+from unifluid_jax import systems
+from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import pipeline, text, transforms
 from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.sources import source as sources
@@ -140,7 +141,7 @@ def test_the_pipeline_takes_the_next_answer_in_every_epoch(root, tmp_path):
   c.batch.i2t = 2  # an epoch
   c.data.root, c.data.threads = str(root), 1
   c.text.update(prefix=16, suffix=32)
-  loader = pipeline.make_loader(resolve(c), tokenizer)
+  loader = pipeline.make_loader(systems.resolve(c), tokenizer)
   seen = collections.defaultdict(list)
   for _ in range(6):
     batch = next(loader).i2t

@@ -17,9 +17,9 @@ from PIL import Image
 
 from configs import debug
 from tests.evals import test_geneval_files as geneval_case
-from unifluid_jax import evaluation
+from unifluid_jax import evaluation, systems
 from unifluid_jax.codecs import kl_vae as frozen_vae
-from unifluid_jax.core import checkpoint, config, files, telemetry
+from unifluid_jax.core import checkpoint, files, telemetry
 from unifluid_jax.evals.report import run_results
 
 REPO = Path(__file__).parent.parent.parent
@@ -287,7 +287,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line(space, tmp_path):
   assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
   assert f"error: {tmp_path}/run/checkpoints/20 is damaged" in done.stderr
   words = f"{tmp_path}/vae/checkpoints/20 is damaged: state/d/"
-  model = config.resolve(debug.get_config("vae").to_dict()).model
+  model = systems.resolve(debug.get_config("vae").to_dict()).model
   with pytest.raises(checkpoint.CheckpointDamagedError, match=words):
     frozen_vae.vae_weights(
       dataclasses.replace(model, vae_path=str(tmp_path / "vae"))

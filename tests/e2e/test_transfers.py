@@ -13,7 +13,6 @@ import pytest
 from configs import transfer
 from tests import task_sets
 from unifluid_jax import api, evaluation, systems, train
-from unifluid_jax.core import config
 from unifluid_jax.data import pipeline, text
 from unifluid_jax.data.transfers import tasks
 from unifluid_jax.evals import transfers
@@ -31,7 +30,7 @@ def config_of(run, root):
   c.text.update(prefix=56, suffix=16)
   c.model.decoder.depth = 1
   c.sampling.text = "greedy"
-  return config.resolve(c)
+  return systems.resolve(c)
 
 
 @pytest.fixture(scope="module")

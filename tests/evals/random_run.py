@@ -9,7 +9,7 @@ import numpy as np
 
 from configs import debug
 from unifluid_jax import systems
-from unifluid_jax.core import checkpoint, config
+from unifluid_jax.core import checkpoint
 from unifluid_jax.data import text
 from unifluid_jax.models.kl_vae import KlVae
 
@@ -31,7 +31,7 @@ def write(root):
   }
   tree = debug.get_config()
   tree.update_from_flattened_dict(changes)
-  c = config.resolve(tree)
+  c = systems.resolve(tree)
   tokenizer = text.train(SENTENCES, c.text.tokenizer, 64)
   assert tokenizer.vocab_size <= c.model.decoder.vocab
   blank, run = jnp.zeros((1, 8, 8, 3)), root / "run"

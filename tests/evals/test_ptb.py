@@ -13,7 +13,7 @@ from etils import epath
 from configs import debug
 from configs import transfer as transfer_config
 from tests import task_sets
-from unifluid_jax.core import config
+from unifluid_jax import systems
 from unifluid_jax.data.transfers import tasks
 from unifluid_jax.data.worlds import shapes, shapes_text
 from unifluid_jax.evals import transfers
@@ -254,13 +254,13 @@ def test_scores_and_their_settings_come_from_one_choice(shouted, tmp_path):
   task_sets.write(tmp_path / "textcaps", task_sets.SETS["textcaps"]())
   c = transfer_config.get_config("textcaps,debug")
   c.data.root = str(tmp_path)
-  bench = Bench(config.resolve(c), "")
+  bench = Bench(systems.resolve(c), "")
   outcome = transfers.transfer(Parrot(), bench)
   assert outcome.settings["textcaps"]["tokenizer"] == "whole"
 
 
 def test_the_text_suite_names_it(shouted):
-  bench = Bench(config.resolve(debug.get_config()), "")
+  bench = Bench(systems.resolve(debug.get_config()), "")
   bench.splits = ()
   settings = text_suite.captions(Parrot(), bench).settings
   assert settings["tokenizer"] == "whole"
@@ -291,7 +291,7 @@ def test_the_report_says_where_steps_differ(tmp_path, monkeypatch):
      "settings": {"tokenizer": way}}
     for step, way in ((1, "a"), (2, "a"), (3, "b"))
   ]  # fmt: skip
-  c = config.resolve(debug.get_config())
+  c = systems.resolve(debug.get_config())
   (tmp_path / "metrics.jsonl").write_text("")
   for count in (2, 3):
     (tmp_path / "metrics_eval.jsonl").write_text(

@@ -7,7 +7,7 @@ import pytest
 
 from configs import transfer as transfer_config
 from tests import task_sets
-from unifluid_jax.core import config
+from unifluid_jax import systems
 from unifluid_jax.data.transfers import tasks
 from unifluid_jax.evals import transfers
 from unifluid_jax.evals.bench import Bench
@@ -43,7 +43,7 @@ def bench(root, name, **changes):
   c.data.root = root
   c.data.threads = 2
   c.update_from_flattened_dict(changes)
-  return Bench(config.resolve(c), "")
+  return Bench(systems.resolve(c), "")
 
 
 def truth(root, rows):

@@ -34,7 +34,7 @@ def table(name: str) -> str:
   optimizer updates it where optim.name is "muon".
   """
   tree = importlib.import_module(f"configs.{name}").get_config()
-  c = config.resolve(tree)
+  c = systems.resolve(tree)
   system = systems.build(c)
   optimizer = optim.make_optimizer(c.optim, c.steps)
   state = jax.eval_shape(lambda: train.init_state(system, optimizer, c))

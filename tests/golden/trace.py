@@ -55,7 +55,7 @@ def configuration(system: str, optimizer: str) -> Config:
   else:
     c = tiny_systems.tiny(
       model__decoder__depth=1, loss__word_dropout=0.3,
-      order__random_until=0, order__raster_from=4,
+      loss__random_until=0, loss__raster_from=4,
     )  # fmt: skip
   optim = dataclasses.replace(
     c.optim, name=optimizer, lr=3e-3, adam_lr=2e-3, warmup=2, ema=0.9,

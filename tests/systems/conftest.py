@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from unifluid_jax.core import config, types
+from unifluid_jax import systems
+from unifluid_jax.core import types
 from unifluid_jax.systems.unifluid import UniFluid
 
 
@@ -22,14 +23,14 @@ def tiny(**changes):
   m.head.update(width=32, depth=1)
   m.vae.update(base=8, groups=4)
   c.text.update(prompt=5, prefix=5, suffix=4)
-  c.order = dict(random_until=10, raster_from=20)
+  c.loss.update(random_until=10, raster_from=20)
   c.loss.prompt_dropout = 0.2
   c.loss.word_dropout = 0.0
   c.sampling.steps = 3
   c.update_from_flattened_dict(
     {k.replace("__", "."): v for k, v in changes.items()}
   )
-  return config.resolve(c)
+  return systems.resolve(c)
 
 
 def right_aligned(rng, rows, length, most):

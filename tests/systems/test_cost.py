@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from configs import unified_2b
-from unifluid_jax.core import config, presets
+from unifluid_jax import systems
+from unifluid_jax.core import presets
 from unifluid_jax.systems.common import cost
 
 
@@ -13,7 +14,7 @@ def resolved(**batch):
   c = unified_2b.get_config()
   c.batch = dict(dict(t2i=0, i2t=0, edit=0, text=0), **batch)
   c.model.head.preset = "mar_l"
-  return config.resolve(c)
+  return systems.resolve(c)
 
 
 def test_gemma2_2b_costs_six_flops_a_parameter_and_token():

@@ -388,7 +388,7 @@ def test_overfit_regenerates_tokens_and_captions_exactly():
   m = Tiny(
     loss__prompt_dropout=0.0, sampling__cfg=1.0, loss__text_weight=0.3,
     loss__draws=8, model__head__width=64, model__head__depth=2,
-    model__decoder__width=48, order__random_until=0, order__raster_from=0,
+    model__decoder__width=48, loss__random_until=0, loss__raster_from=0,
   )  # fmt: skip
   rng = np.random.default_rng(3)
   batch = examples()

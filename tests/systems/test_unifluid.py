@@ -152,7 +152,7 @@ def test_dropped_prompts_are_the_null_prompt(model):
 
 
 def test_order_is_annealed_by_the_step():
-  m = Tiny(order__random_until=10, order__raster_from=20)
+  m = Tiny(loss__random_until=10, loss__raster_from=20)
   batch = Batch(t2i=examples().t2i)
   values = {s: loss(m, batch, step=s)[1]["order_randomness"] for s in
             (5, 10, 15, 20, 30)}  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 
 from configs.base import base
 from tests.systems.conftest import whole_loss
+from unifluid_jax import systems
 from unifluid_jax.core import config, presets
 from unifluid_jax.core.types import Batch, ImageToText, TextToImage
 from unifluid_jax.models import kl_vae, lpips, patch_gan
@@ -23,7 +24,7 @@ KEY = jax.random.key(7)
 def make(accumulate=1, **losses):
   tree = base()
   tree.data.train = dict(a=dict(format="jsonl", path="a.jsonl"))
-  c = config.resolve(tree)
+  c = systems.resolve(tree)
   model = dataclasses.replace(c.model, vae=TINY, image_size=16, dtype="float32")
   losses = (
     dict(

@@ -13,9 +13,10 @@ import pytest
 
 from configs import unified_2b
 from tests.weights import helpers
+from unifluid_jax import systems
 from unifluid_jax.codecs import kl_vae as frozen_vae
 from unifluid_jax.core import presets
-from unifluid_jax.core.config import ConfigError, resolve
+from unifluid_jax.core.config import ConfigError
 from unifluid_jax.models.kl_vae import KlVae
 from unifluid_jax.weights import convert, engine, kl_vae, readers, to_hf
 from unifluid_jax.weights.rows import WeightsError
@@ -84,7 +85,7 @@ def test_numbers_are_those_of_diffusers(tmp_path):
 
 def model_config(path, vae):
   """The shipped model with another autoencoder."""
-  model = resolve(unified_2b.get_config()).model
+  model = systems.resolve(unified_2b.get_config()).model
   return dataclasses.replace(model, vae_path=str(path), vae=vae)
 
 

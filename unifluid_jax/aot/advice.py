@@ -50,9 +50,9 @@ def _train(config, program, found) -> list[tuple[str, float]]:
         (state + held["parameters"]) / 2,
       )
     )
-  if config.model.remat != "full":
-    out.append(("model.remat=full", _saved_by_dots(config, mesh)))
   groups = parallel.batch_groups(mesh)
+  if program.cost is not None and program.cost.saved_by_dots:
+    out.append(("model.remat=full", program.cost.saved_by_dots / groups))
   parts = 2 * config.accumulate
   if all(n % (groups * parts) == 0 for n in config.batch.values()):
     out.append((f"accumulate={parts}", activations / 2))
@@ -66,19 +66,3 @@ def _decode(found) -> list[tuple[str, float]]:
   held = found["bytes_held"]
   rest = found["memory"]["used"] - held["parameters"] - held.get("frozen", 0)
   return [("half the rows (--rows, config.eval.batch)", max(rest, 0) / 2)]
-
-
-def _saved_by_dots(config: Config, mesh: Any) -> float:
-  """Bytes that remat "dots" keeps of the decoder's layers, and "full" not."""
-  c, t = config.model.decoder, config.text
-  length = max(
-    config.model.image_tokens + t.prompt,
-    config.data.images
-    * (config.model.vit.image_size // config.model.vit.patch) ** 2
-    + t.prefix
-    + t.suffix,
-  )
-  rows = sum(config.batch.values()) / config.accumulate
-  heads = c.head_dim * (2 * c.heads + 2 * c.kv_heads)
-  tokens = rows * length / parallel.batch_groups(mesh)
-  return 2.0 * c.depth * tokens * (heads + 2 * c.width + 2 * c.mlp)

@@ -18,7 +18,6 @@ from unifluid_jax.aot.compiled import Compiled
 from unifluid_jax.aot.lower import Program
 from unifluid_jax.core import telemetry
 from unifluid_jax.core.config import Config
-from unifluid_jax.systems.common import cost
 
 # Of a chip's peak, assumed of fused attention: the program's text estimates
 # nothing inside such a kernel. What the compiler schedules inside mosaic's, for
@@ -73,7 +72,7 @@ def report(
     "rows": program.rows,
     "batch": {k: v for k, v in config.batch.items() if v},
     "accumulate": config.accumulate,
-    "remat": config.model.remat,
+    "remat": program.cost.remat if program.cost else "none",
     "parameters": dict(telemetry.parameter_table(program.held["parameters"])),
     "bytes_held": {k: sum(v.values()) for k, v in held.items() if v},
     "parameter_bytes": held["parameters"],
@@ -176,14 +175,15 @@ def _times(config, program, module, place, rows) -> dict[str, Any]:
   if not cycles.total:
     return {}
   kernels = 0.0
-  if cycles.unknown and program.mesh and config.model.attention != "plain":
+  cost = program.cost
+  if cycles.unknown and program.mesh and cost and cost.kernel != "plain":
     speeds = {}
-    if config.model.attention == "mosaic":
+    if cost.kernel == "mosaic":
       speeds = _MOSAIC_SPEED.get(place.chip.name, speeds)
     peak = place.chip.flops * program.mesh.size
     kernels = sum(
       flops / (speeds.get(network, _KERNEL_SPEED) * peak)
-      for network, flops in cost.fused_attention_flops(config).items()
+      for network, flops in cost.fused.items()
     )
   compute = cycles.total / place.chip.clock + kernels
   talk = sum(row["seconds"] for row in rows)
@@ -208,9 +208,9 @@ def _times(config, program, module, place, rows) -> dict[str, Any]:
     "seconds": band,
     "rows_per_second": {k: program.rows / s for k, s in band.items()},
   }
-  if program.mesh is None or config.system == "vae":
+  if program.mesh is None or cost is None:
     return out
-  tokens, flops = cost.step_cost(config)
+  tokens, flops = cost.tokens, cost.flops
   peak = place.chip.flops * program.mesh.size
   return out | {
     "model_flops": flops,

@@ -1,220 +1,235 @@
-"""The trained image tokenizer as other systems use it: frozen, read once.
+"""The KL autoencoder as an image codec: continuous tokens of its latents.
 
-A run keeps a copy of it, weights and statistics, in its own folder, so that
-it can be used wherever it is moved.
+Paper: UniFluid §3.1; latents are normalised as MAR's (1 / std), patches are
+merged into tokens as in `ops/patches`.
 """
 
 import dataclasses
-import functools
-import hashlib
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from unifluid_jax.core import checkpoint, files
-from unifluid_jax.core.config import ConfigError, ModelConfig
-from unifluid_jax.core.parallel import path_str
+from unifluid_jax.codecs import copies
+from unifluid_jax.core.freeze import ConfigError, need
 from unifluid_jax.core.presets import VaeConfig
-from unifluid_jax.models.kl_vae import KlVae
-
-STATS = "latents.json"
-_DIGEST = "weights_sha256"  # in the JSON beside the copy's weights
-COPY = "codec"  # folder of a run that holds the VAE it was trained with
+from unifluid_jax.core.types import Params
+from unifluid_jax.models import kl_vae
+from unifluid_jax.ops import patches
 
 
-def load_vae(model: ModelConfig) -> dict[str, Any]:
-  """Weights and latent statistics of `config.model.vae_path`.
+class KlVaeCodec:
+  """A `types.ImageCodec`; weights {"vae", "latent_mean", "latent_scale"}.
 
   The scale is the VAE's, which gives latents of about unit variance, times
-  `config.model.latent_std`.
+  `latent_std`.
 
-  Returns:
-    {"vae": params, "latent_mean": f32[], "latent_scale": f32[]}
-
-  Raises:
-    ConfigError: no path; statistics neither configured nor measured, or
-      measured with other weights.
-    checkpoint.CheckpointError: no or another checkpoint at the path.
+  Attributes:
+    cache: moments of one image, f32[h, w, 2c]; files keep float16.
+    path_key: the key of the configuration that `path` stands under.
+    measured: whether the statistics are measured, not configured.
   """
-  params = vae_weights(model)
-  mean, scale = latent_stats(model, params)
-  return {
-    "vae": params,
-    "latent_mean": jnp.float32(mean),
-    "latent_scale": jnp.float32(scale * model.latent_std),
-  }
 
+  fit = "crop"
+  path_key = "config.model.vae_path"
+  file_dtype = np.float16
 
-def vae_weights(model: ModelConfig) -> Any:
-  """The newest parameters under `config.model.vae_path`.
+  def __init__(
+    self,
+    config: VaeConfig,
+    path: str,
+    size: int,
+    patch: int = 1,
+    latent_std: float = 1.0,
+    dtype: Any = jnp.float32,
+  ):
+    """Builds the network; reads nothing.
 
-  Raises:
-    ConfigError: no path.
-    checkpoint.CheckpointError: no, another or a damaged one at the path.
-  """
-  if not model.vae_path:
-    raise ConfigError(
-      "config.model.vae_path is empty: generating images needs a trained "
-      "autoencoder (python -m unifluid_jax.main --config=configs/vae.py)"
+    Args:
+      config: of the network.
+      path: workdir of the VAE's run, or an imported VAE.
+      size: of the images, in pixels.
+      patch: latent cells a side that are merged into a token.
+      latent_std: about the standard deviation of the tokens.
+      dtype: of the network's products.
+    """
+    self.config, self.path, self.size = config, path, size
+    self._patch, self._std = patch, latent_std
+    self._vae = kl_vae.KlVae(config, jnp.dtype(dtype))
+    side = size // config.factor
+    self.cache = jax.ShapeDtypeStruct(
+      (side, side, 2 * config.latent), np.float32
     )
-  path, step = model.vae_path, checkpoint.latest_step(model.vae_path)
-  like = _shapes(model.vae)
-  params = checkpoint.restore_part(path, step, "params/vae", like)
-  wanted = checkpoint.read_meta(path, step).get(_DIGEST)
-  if wanted is not None and wanted != digest(params):
-    raise checkpoint.CheckpointError(
-      f"{path} step {step} is damaged: its weights are not those that were "
-      "copied there. Delete the folder and name their origin by "
-      "config.model.vae_path"
-    )
-  return params
+    self.measured = config.latent_mean is None or config.latent_scale is None
 
+  # --------------------------------------------------------------- weights
 
-@functools.cache
-def _shapes(config: VaeConfig) -> Any:
-  """Parameters as ShapeDtypeStructs."""
-  vae, size = KlVae(config), config.factor
-  return jax.eval_shape(
-    lambda: vae.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
-  )["params"]
-
-
-def latent_stats(model: ModelConfig, params: Any) -> tuple[float, float]:
-  """Mean and scale of the latents: configured, else measured.
-
-  Args:
-    model: names the VAE.
-    params: its weights, which the measurement must be of.
-
-  Raises:
-    ConfigError: neither is available, or the weights have changed since.
-  """
-  mean, scale = model.vae.latent_mean, model.vae.latent_scale
-  if mean is not None and scale is not None:
-    return mean, scale
-  stats = read_stats(model.vae_path)
-  path = epath.Path(model.vae_path) / STATS
-  if stats is None:
-    raise ConfigError(
-      f"{path} is missing: measure the latents once with "
-      "python -m unifluid_jax.encode, or set config.model.vae.latent_mean "
-      "and config.model.vae.latent_scale"
-    )
-  made, there = stats.get("weights"), digest(params)
-  if made is not None and made != there:
-    raise ConfigError(
-      f"{path} was measured with weights {made[:8]}, {model.vae_path} now has "
-      f"{there[:8]}: measure the latents again with "
-      "python -m unifluid_jax.encode"
-    )
-  return float(stats["mean"]), float(stats["scale"])
-
-
-def read_stats(vae_path: str) -> dict[str, Any] | None:
-  """What was measured of a VAE's latents; None if nothing was.
-
-  "mean" and "scale"; where `encode` wrote them, "weights", the digest of the
-  weights, and "data", that of the data set.
-  """
-  path = epath.Path(vae_path) / STATS
-  if not vae_path or not path.exists():
-    return None
-  try:
-    stats = json.loads(path.read_text())
-    return stats | {
-      "mean": float(stats["mean"]),
-      "scale": float(stats["scale"]),
+  def shapes(self) -> Params:
+    """See `types.ImageCodec`."""
+    scalar = jax.ShapeDtypeStruct((), np.float32)
+    return self._weight_shapes() | {
+      "latent_mean": scalar,
+      "latent_scale": scalar,
     }
-  except (ValueError, KeyError, TypeError) as error:
-    raise ConfigError(
-      f"{path} is damaged ({error!r}): delete it and measure the latents again "
-      "with python -m unifluid_jax.encode"
-    ) from error
+
+  def _weight_shapes(self) -> dict[str, Params]:
+    size = self.config.factor
+    shapes = jax.eval_shape(
+      lambda: self._vae.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    )
+    return {"vae": shapes["params"]}
+
+  def load(self) -> Params:
+    """Weights and statistics; see `types.ImageCodec`.
+
+    Raises:
+      ConfigError: no path; statistics neither configured nor measured, or
+        measured with other weights.
+      checkpoint.CheckpointError: no or another checkpoint at the path.
+    """
+    weights = self.weights()
+    mean, scale = self.statistics(weights)
+    return weights | {
+      "latent_mean": jnp.float32(mean),
+      "latent_scale": jnp.float32(scale * self._std),
+    }
+
+  def weights(self) -> dict[str, Params]:
+    """The network's alone: what encoding needs."""
+    if not self.path:
+      raise ConfigError(
+        f"{self.path_key} is empty: generating images needs a trained "
+        "autoencoder (python -m unifluid_jax.main --config=configs/vae.py)"
+      )
+    like = self._weight_shapes()["vae"]
+    return {"vae": copies.restore(self.path, "vae", like)}
+
+  def digest(self, frozen: Params) -> str:
+    """Of the weights."""
+    return copies.digest(frozen["vae"])
+
+  def statistics(self, frozen: Params) -> tuple[float, float]:
+    """Mean and scale of the latents: configured, else measured.
+
+    Args:
+      frozen: the weights, which the measurement must be of.
+
+    Raises:
+      ConfigError: neither is available, or the weights have changed since.
+    """
+    c = self.config
+    if c.latent_mean is not None and c.latent_scale is not None:
+      return c.latent_mean, c.latent_scale
+    stats = copies.read_stats(self.path)
+    path = epath.Path(self.path) / copies.STATS
+    if stats is None:
+      raise ConfigError(
+        f"{path} is missing: measure the latents once with "
+        "python -m unifluid_jax.encode, or set config.model.vae.latent_mean "
+        "and config.model.vae.latent_scale"
+      )
+    made, there = stats.get("weights"), self.digest(frozen)
+    if made is not None and made != there:
+      raise ConfigError(
+        f"{path} was measured with weights {made[:8]}, {self.path} now has "
+        f"{there[:8]}: measure the latents again with "
+        "python -m unifluid_jax.encode"
+      )
+    try:
+      return float(stats["mean"]), float(stats["scale"])
+    except (KeyError, TypeError, ValueError) as error:
+      raise ConfigError(
+        f"{path} is damaged ({error!r}): delete it and measure the latents "
+        "again with python -m unifluid_jax.encode"
+      ) from error
+
+  def identity(self, frozen: Params) -> dict[str, Any]:
+    """What runs tell codecs apart by: weights, latent mean and scale."""
+    mean, scale = self.statistics(frozen)
+    return {"weights": self.digest(frozen), "mean": mean, "scale": scale}
+
+  def saved(self, frozen: Params) -> tuple[Params, dict[str, Any]]:
+    """Parameters as a run's copy keeps them, and the network's settings."""
+    settings = {"vae": dataclasses.asdict(self.config)}
+    return {"vae": frozen["vae"]}, settings
+
+  # ---------------------------------------------------------------- images
+
+  def encode(
+    self, frozen: Params, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B h w c2"]:
+    """Moments of the posterior: mean and log-variance."""
+    moments = self._apply(frozen, images, "encode")
+    return moments.astype(jnp.float32)
+
+  def tokens(
+    self,
+    frozen: Params,
+    cached: Float[Array, "B h w c2"],
+    key: PRNGKeyArray | None,
+  ) -> Float[Array, "B N C"]:
+    """Normalised tokens in raster order; without a key the mode."""
+    z = kl_vae.sample(cached.astype(jnp.float32), key)
+    z = kl_vae.to_latents(z, frozen["latent_mean"], frozen["latent_scale"])
+    return patches.patchify(z, self._patch)
+
+  def decode(
+    self, frozen: Params, tokens: Float[Array, "B N C"]
+  ) -> Float[Array, "B H W 3"]:
+    """Tokens in raster order → images in [-1, 1]."""
+    z = patches.unpatchify(tokens, self._patch, self.config.latent)
+    z = kl_vae.from_latents(z, frozen["latent_mean"], frozen["latent_scale"])
+    images = self._apply(frozen, z, "decode")
+    return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+
+  def reconstruct(
+    self, frozen: Params, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B H W 3"]:
+    """Images through the autoencoder and back."""
+    z = kl_vae.sample(self._apply(frozen, images, "encode"), None)
+    return self._apply(frozen, z, "decode")
+
+  def _apply(self, frozen: Params, x: Array, method: str) -> Array:
+    return self._vae.apply({"params": frozen["vae"]}, x, method=method)
+
+  def measure(self, cached: Iterator[np.ndarray | None]) -> Mapping[str, float]:
+    """Mean and 1/std of posterior samples: E[z], E[z^2] in closed form."""
+    n = total = square = 0.0
+    for m in filter(lambda m: m is not None, cached):
+      mean, logvar = np.split(np.asarray(m, np.float64), 2, axis=-1)
+      total += mean.sum()
+      square += (mean**2 + np.exp(logvar)).sum()
+      n += mean.size
+    average = total / n
+    std = math.sqrt(max(square / n - average**2, 1e-12))
+    return {"mean": average, "scale": 1 / std, "values": int(n)}
 
 
-# ------------------------------------------------- Which weights these are
-
-
-def digest(params: Any) -> str:
-  """SHA-256 of named float32 weights, the same on any device and storage."""
-  leaves = {
-    path_str(path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  total = hashlib.sha256()
-  for name in sorted(leaves):
-    array = np.ascontiguousarray(np.asarray(leaves[name]), "<f4")
-    total.update(f"{name} {array.shape}\n".encode())
-    total.update(array.data)
-  return total.hexdigest()
-
-
-def identity(model: ModelConfig, frozen: Mapping[str, Any]) -> dict[str, Any]:
-  """What a run's codec is told apart by: weights, latent mean and scale.
+def check_shape(vae: VaeConfig, size: int, patch: int = 1) -> None:
+  """Whether images divide into cells, and channels into groups.
 
   Args:
-    model: of the configuration.
-    frozen: as `load_vae` returns it, or nothing, for systems without images.
+    vae: of the network.
+    size: of the images, in pixels.
+    patch: latent cells a side that make one token.
+
+  Raises:
+    ConfigError: names the keys and the fix.
   """
-  if "vae" not in frozen:
-    return {}
-  mean, scale = latent_stats(model, frozen["vae"])
-  return {"weights": digest(frozen["vae"]), "mean": mean, "scale": scale}
-
-
-# ------------------------------------------------------------ A run's own copy
-
-
-def located(model: ModelConfig, workdir: str) -> ModelConfig:
-  """The same model with a `vae_path` at which the run's VAE lies.
-
-  The run's own copy; else, of runs that have none, the configured path, as it
-  stands or below one of the folders that the workdir lies in.
-  """
-  own = epath.Path(workdir) / COPY
-  places = [own] if (own / STATS).exists() else []
-  if model.vae_path:
-    places.append(epath.Path(model.vae_path))
-    if not files.is_remote(workdir):
-      above = epath.Path(workdir).resolve().parents
-      places += [folder / model.vae_path for folder in above]
-  for place in places:
-    if checkpoint.steps(str(place)):
-      return dataclasses.replace(model, vae_path=str(place))
-  return model
-
-
-def copy(
-  model: ModelConfig, params: Any, codec: Mapping[str, Any], workdir: str
-) -> None:
-  """Writes weights and statistics to the workdir, unless they are there.
-
-  Called by one process. The statistics come last: with them the copy counts
-  as whole.
-
-  Args:
-    model: says what the VAE is and where it was read from.
-    params: its weights.
-    codec: their `identity`.
-    workdir: of the run.
-  """
-  place = epath.Path(workdir) / COPY
-  mark = place / STATS
-  if mark.exists() and read_stats(str(place)) == codec:
-    return
-  mark.unlink(missing_ok=True)
-  if (place / "checkpoints").exists():
-    (place / "checkpoints").rmtree()
-  state = {"params": {"vae": jax.tree.map(np.asarray, params)}}
-  meta = {
-    _DIGEST: codec["weights"],
-    "copy_of": model.vae_path,
-    "weights": {"vae": dataclasses.asdict(model.vae)},  # as a converted one's
-  }
-  checkpoint.write_once(str(place), state, meta)
-  files.write(mark, json.dumps(codec))
+  cell = vae.factor * patch
+  need(
+    size % cell == 0,
+    f"model.image_size={size} must be a multiple of {cell} "
+    f"(VAE factor {vae.factor} x patch {patch})",
+  )
+  for channels in (vae.base * n for n in (1, *vae.multipliers)):
+    need(
+      channels % vae.groups == 0,
+      f"model.vae.groups={vae.groups} does not divide {channels} channels: "
+      f"choose model.vae.base={vae.base} as a multiple of it, or fewer groups",
+    )

@@ -1,14 +1,15 @@
 """Experiments as frozen dataclasses, made once from an ml_collections tree.
 
-`configs/base.py` spells the same tree with its default values; `resolve` is
-the only reader of a ConfigDict, so a misspelt key can never read as a default.
+`configs/base.py` spells the same tree with its default values. What stands
+under model, loss and sampling belongs to the system (`systems.resolve`, the
+only reader of a ConfigDict: a misspelt key can never read as a default).
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from unifluid_jax.core import combinations, freeze, presets, ranges
+from unifluid_jax.core import freeze, presets
 from unifluid_jax.core.freeze import ConfigError as ConfigError
 
 MAX_PIXELS = 48_000_000
@@ -50,6 +51,11 @@ class DataConfig:
   images: int = 1  # that an i2t example has; of every record alike
   max_pixels: int = MAX_PIXELS  # of an image file; larger ones are bad records
 
+  @property
+  def has_cache(self) -> bool:
+    """Whether encoded images of a training source come from a file."""
+    return any(s.moments for s in self.train.values() if s.weight)
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -60,82 +66,6 @@ class TextConfig:
   prompt: int  # P of t2i and edit
   prefix: int  # P of i2t and text
   suffix: int  # A
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """Networks of a system."""
-
-  decoder: presets.GemmaConfig
-  vit: presets.VitConfig
-  head: presets.HeadConfig
-  vae: presets.VaeConfig
-  vae_path: str  # workdir of the VAE's run, or an imported VAE
-  image_size: int
-  patch: int  # latent cells a side merged into one image token
-  dtype: Literal["float32", "bfloat16"]
-  remat: Literal["none", "dots", "full"]
-  scan: bool
-  edit_latents: bool  # edit prefix carries the source's VAE tokens too
-  # Image tokens are latents of about this standard deviation. Below 1, what
-  # to draw is decided at less noisy diffusion steps, where the noise's
-  # prediction shows it (input scaling, arXiv 2301.10972).
-  latent_std: float = 1.0
-  # Of the decoder in training; see ops/attention.attend.
-  attention: Literal["plain", "mosaic", "splash", "triton"] = "plain"
-
-  @property
-  def grid(self) -> int:
-    """Image tokens a side."""
-    return self.image_size // self.vae.factor // self.patch
-
-  @property
-  def image_tokens(self) -> int:
-    """N."""
-    return self.grid**2
-
-  @property
-  def token_channels(self) -> int:
-    """C."""
-    return self.vae.latent * self.patch**2
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-  """UniFluid's objective."""
-
-  text_weight: float  # lambda
-  draws: int  # noise draws per image token
-  prompt_dropout: float
-  vocab_chunk: int  # answer positions whose logits exist at once
-  label_smoothing: float = 0.0  # of answers
-  word_dropout: float = 0.0  # of answers' words, as input for the next ones
-  # Answers of a batch weigh by their tokens, or alike (PaliGemma).
-  text_mean: Literal["tokens", "answers"] = "tokens"
-  image_dropout: float = 0.0  # of edits: the source goes unseen
-
-
-@dataclasses.dataclass(frozen=True)
-class OrderConfig:
-  """Random token order: probability 1, linear to 0 between the two steps."""
-
-  random_until: int
-  raster_from: int
-
-
-@dataclasses.dataclass(frozen=True)
-class VaeLossConfig:
-  """The tokenizer's objective."""
-
-  l1: float
-  l2: float
-  kl: float
-  perceptual: float
-  perceptual_weights: str  # npz of LPIPS VGG; needed when perceptual > 0
-  adversarial: float
-  adversarial_start: int
-  discriminator_width: int
-  discriminator_layers: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,28 +88,6 @@ class OptimConfig:
   # What decays by how much: matrices, times rate and schedule (adamw), or the
   # encoder's and projector's kernels, times the schedule alone (paligemma).
   decay: Literal["adamw", "paligemma"] = "adamw"
-
-
-@dataclasses.dataclass(frozen=True)
-class InitConfig:
-  """Weights a run starts from: a converted directory or another run each.
-
-  A run that loads anything must load or list as `new` everything.
-  """
-
-  all: str = ""  # parts without a path of their own
-  decoder: str = ""
-  vit: str = ""
-  projector: str = ""
-  image: str = ""
-  head: str = ""
-  new: tuple[str, ...] = ()  # path prefixes that start fresh
-
-  @property
-  def paths(self) -> dict[str, str]:
-    """Part → path, where one is given."""
-    named = dataclasses.asdict(self)
-    return {k: v for k, v in named.items() if k != "new" and v}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,25 +120,6 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-  """How images and text are drawn from the model."""
-
-  steps: int  # of the diffusion head
-  cfg: float  # 1: no guidance
-  cfg_schedule: Literal["constant", "linear"]
-  temperature: float
-  clip: float  # of predicted clean tokens, in latent units; 0: off, as MAR
-  order: Literal["raster", "random"]
-  text: Literal["greedy", "sample", "beam"]
-  text_temperature: float
-  top_k: int  # 0: off
-  top_p: float  # 1: off
-  beams: int
-  seed: int
-  image_cfg: float = 1.0  # of edits, towards their source; 1: none of its own
-
-
-@dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """The separate evaluation job."""
 
@@ -248,27 +137,28 @@ class Config:
   """One experiment."""
 
   name: str
-  system: Literal["unifluid", "vae"]
+  system: str  # a key of systems.SYSTEMS
   seed: int
   steps: int
   batch: Mapping[str, int]  # task → examples a step, all devices together
   accumulate: int
   data: DataConfig
   text: TextConfig
-  model: ModelConfig
-  loss: LossConfig
-  order: OrderConfig
-  vae_loss: VaeLossConfig
-  init: InitConfig | None  # None: every weight from scratch
+  # Dataclasses of the system, see `types.SystemSpec`.
+  model: Any
+  loss: Any
+  # Path prefix → converted weights or another run's workdir, or "new"; a run
+  # that loads anything must name everything. "all": what has no other.
+  init: Mapping[str, str]
   optim: OptimConfig
   mesh: MeshConfig
   checkpoint: CheckpointConfig
   log: LogConfig
-  sampling: SamplingConfig
+  sampling: Any  # the system's
   eval: EvalConfig
 
 
-_PRESETS = {
+PRESETS = {
   presets.GemmaConfig: presets.GEMMA,
   presets.VitConfig: presets.VIT,
   presets.HeadConfig: presets.HEAD,
@@ -276,32 +166,19 @@ _PRESETS = {
 }
 
 
-def resolve(tree: Any) -> Config:
-  """Checks a ConfigDict (or plain dict) and freezes it.
+def build(tree: Mapping[str, Any], spec: Any) -> Config:
+  """Freezes a tree of this version; `systems.resolve` is the way to it.
 
   Args:
-    tree: the configuration, as `configs/*.py` return it.
-
-  Returns:
-    The same values as frozen dataclasses, presets filled in.
-
-  Raises:
-    ConfigError: unknown or missing keys, wrong types, numbers outside their
-      range (`ranges`), values that exclude one another. The message names the
-      key and the fix.
-  """
-  to_dict = getattr(tree, "to_dict", None)
-  node = to_dict() if to_dict else dict(tree)
-  config = freeze.build(Config, node, "config", _PRESETS)
-  ranges.check(config)
-  combinations.check(config)
-  return config
-
-
-def resolve_model(node: Any) -> ModelConfig:
-  """The subtree `model` alone, of any version that had these keys.
+    tree: plain nested dicts.
+    spec: the system's `types.SystemSpec`.
 
   Raises:
     ConfigError: unknown or missing keys, wrong types.
   """
-  return freeze.build(ModelConfig, node, "config.model", _PRESETS)
+  own = {
+    name: freeze.build(kind, tree[name], f"config.{name}", PRESETS)
+    for name, kind in spec.nodes.items()
+    if name in tree
+  }
+  return freeze.build(Config, {**tree, **own}, "config", PRESETS)

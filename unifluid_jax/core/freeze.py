@@ -12,6 +12,12 @@ class ConfigError(ValueError):
   """A configuration that cannot run; the message says how to fix it."""
 
 
+def need(ok: bool, message: str) -> None:
+  """Raises ConfigError(message) unless `ok`."""
+  if not ok:
+    raise ConfigError(message)
+
+
 def build(
   cls: type,
   node: Any,

@@ -1,7 +1,6 @@
 """The range of every number in a configuration: one row per key.
 
-A number that no row names must still be finite. Rows of the other system do
-not apply: nobody has to mend the decoder's width to train an autoencoder.
+A number that no row names must still be finite.
 """
 
 import dataclasses
@@ -64,18 +63,14 @@ class Row(NamedTuple):
 
   keys: str  # separated by spaces; * stands for a name
   range: Range
-  system: str = ""  # the only one that reads them; "": both do
 
 
-_DECODER = "vocab width depth mlp heads kv_heads head_dim"
-_VIT = "width depth mlp heads patch image_size"
-_VAE = "base multipliers blocks latent groups stem"
-
-
-def _below(parent: str, names: str) -> str:
+def below(parent: str, names: str) -> str:
+  """Keys of one node, for a row."""
   return " ".join(f"{parent}.{name}" for name in names.split())
 
 
+# Of keys that all systems share; each adds those of its own.
 ROWS = (
   Row("seed data.world.seed", SEED),
   Row("steps accumulate", COUNT),
@@ -84,93 +79,41 @@ ROWS = (
   Row("data.train.*.limit data.eval.*.limit text.train_vocab", AMOUNT),
   Row("data.train.*.min_score data.eval.*.min_score", ANY),
   Row("data.threads data.images", COUNT),
-  Row(_below("data.world", "train validation held_out"), COUNT),
+  Row(below("data.world", "train validation held_out"), COUNT),
   Row("data.world.*", ANY),
   Row("data.max_bad_share", SHARE),
   Row("data.max_pixels", Range(1, 178_956_970)),  # what Pillow opens at most
-  Row(_below("text", "prompt prefix suffix"), COUNT, "unifluid"),
-  # Networks.
-  Row(_below("model.decoder", _DECODER), COUNT, "unifluid"),
-  Row(
-    _below("model.decoder", "query_scale rope_base rope_base_global"),
-    POSITIVE,
-    "unifluid",
-  ),
-  Row("model.decoder.rope_scale_global", POSITIVE, "unifluid"),
-  Row(
-    _below("model.decoder", "attn_softcap final_softcap window"),
-    AMOUNT,
-    "unifluid",
-  ),
-  Row("model.decoder.dropout", DECAY, "unifluid"),
-  Row(_below("model.vit", _VIT), COUNT, "unifluid"),
-  Row(_below("model.head", "width depth"), COUNT, "unifluid"),
-  Row("model.patch", COUNT, "unifluid"),
-  Row("model.latent_std", POSITIVE, "unifluid"),
-  Row(_below("model.vae", _VAE), COUNT),
-  Row("model.vae.latent_mean", ANY),
-  Row("model.vae.latent_scale", POSITIVE),
-  Row("model.image_size", COUNT),
-  # Objectives.
-  Row("loss.text_weight", AMOUNT, "unifluid"),
-  Row("loss.draws loss.vocab_chunk", COUNT, "unifluid"),
-  Row(
-    _below("loss", "prompt_dropout label_smoothing word_dropout"),
-    DECAY,
-    "unifluid",
-  ),
-  Row("loss.image_dropout", Range(0, 0.5), "unifluid"),
-  Row("order.random_until order.raster_from", AMOUNT, "unifluid"),
-  Row(
-    _below("vae_loss", "l1 l2 kl perceptual adversarial adversarial_start"),
-    AMOUNT,
-    "vae",
-  ),
-  Row(
-    _below("vae_loss", "discriminator_width discriminator_layers"),
-    COUNT,
-    "vae",
-  ),
   # Training.
   Row("optim.lr optim.adam_lr optim.warmup optim.rates.*", AMOUNT),
   Row("optim.weight_decay optim.clip", AMOUNT),
   Row("optim.b1 optim.b2 optim.ema", DECAY),
   # Smaller ones vanish in float32, and 0 / 0 ruins what has no gradient.
   Row("optim.eps", Range(1e-30)),
-  Row(_below("mesh", "data fsdp tensor"), Range(1, or_rest=True)),
+  Row(below("mesh", "data fsdp tensor"), Range(1, or_rest=True)),
   Row("checkpoint.every checkpoint.keep log.every", COUNT),
   Row("checkpoint.keep_every log.profile_start log.profile_steps", AMOUNT),
   # Use.
-  Row("sampling.steps", Range(1, 1000), "unifluid"),
-  Row("sampling.cfg sampling.image_cfg", AMOUNT, "unifluid"),
-  Row("sampling.temperature sampling.clip sampling.top_k", AMOUNT, "unifluid"),
-  Row("sampling.text_temperature", POSITIVE, "unifluid"),
-  Row("sampling.top_p", Range(0, 1, opens_low=True), "unifluid"),
-  Row("sampling.beams", COUNT, "unifluid"),
-  Row("sampling.seed", SEED, "unifluid"),
   Row("eval.examples eval.prompts_per_task eval.batch", COUNT),
   Row("eval.poll_seconds", Range(0, 86_400, opens_low=True)),
 )
 
 # Tuples that something is divided into, or that are gone through in turn.
-_NEVER_EMPTY = ("model.decoder.pattern", "model.vae.multipliers")
+_NEVER_EMPTY = ("pattern", "multipliers")
 
 
-def check(config: Any) -> None:
+def check(config: Any, rows: tuple[Row, ...] = ()) -> None:
   """Refuses the first number that is outside its range.
 
   Args:
     config: a `config.Config`.
+    rows: of its system's keys.
 
   Raises:
     ConfigError: its key, its value and the range.
   """
   for key, value in numbers(config):
-    row = row_of(key)
-    if row is None or row.system not in ("", config.system):
-      allowed = ANY
-    else:
-      allowed = _representable(value, row.range)
+    row = row_of(key, rows)
+    allowed = ANY if row is None else _representable(value, row.range)
     if not allowed.holds(value):
       raise ConfigError(f"config.{key}={value!r} must be {allowed}")
 
@@ -186,7 +129,7 @@ def numbers(node: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
   elif isinstance(node, Mapping):
     items = list(node.items())
   elif isinstance(node, (tuple, list)):
-    if not node and key in _NEVER_EMPTY:
+    if not node and key.rpartition(".")[2] in _NEVER_EMPTY:
       raise ConfigError(f"config.{key}=() must have an entry at least")
     for entry in node:
       yield from numbers(entry, key)
@@ -200,9 +143,9 @@ def numbers(node: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
 
 
 @functools.cache
-def row_of(key: str) -> Row | None:
-  """The first row that names a key."""
-  for row in ROWS:
+def row_of(key: str, rows: tuple[Row, ...] = ()) -> Row | None:
+  """The first row that names a key, of all systems' or of these."""
+  for row in (*ROWS, *rows):
     for pattern in row.keys.split():
       if pattern == key or fnmatch.fnmatchcase(key, pattern):
         return row

@@ -7,75 +7,24 @@ Shape legend, the same letters in every signature, docstring and einsum:
   C latent channels per image token  V vocabulary       L layers
   h, w latent rows and columns       S attended positions
 
-Images are float32 in [-1, 1], channels last. Token ids are int32 with pad 0,
-eos 1, bos 2, unk 3 (SentencePiece as Gemma trains it).
+Images are float32 in [-1, 1], channels last. Token ids are int32, padded with
+-1; eos is 1, bos 2, unk 3 (SentencePiece as Gemma trains it).
 
 This file imports no accelerator library: data workers load it.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 Params = Mapping[str, Any]
 Metrics = Mapping[str, Any]
 
-PAD, EOS, BOS, UNK = 0, 1, 2, 3
+PAD = -1  # no id of any vocabulary
+EOS, BOS, UNK = 1, 2, 3
 
-TASKS = ("t2i", "i2t", "edit", "text")
-
-
-class TextToImage(NamedTuple):
-  """Generation examples: prompt in, image tokens out.
-
-  Exactly one of `image` and `moments` is set: pixels to be encoded by the
-  frozen VAE, or the moments of its posterior, computed once beforehand.
-  """
-
-  prompt: Any  # i32[B, P] BOS + prompt, right-aligned: pads stand on the left
-  image: Any = None  # f32[B, H, W, 3]
-  moments: Any = None  # f32[B, h, w, 2c] mean and log-variance
-
-
-class ImageToText(NamedTuple):
-  """Understanding examples: image and question in, answer out."""
-
-  # At the vision encoder's size; F images that a question is about, if several
-  image: Any  # f32[B, H, W, 3] or f32[B, F, H, W, 3]
-  prefix: Any  # i32[B, P] BOS + question + "\n", right-aligned
-  suffix: Any  # i32[B, A] answer + EOS, left-aligned, then pads
-
-
-class Edit(NamedTuple):
-  """Editing examples: source image and instruction in, target image out."""
-
-  source: Any  # f32[B, H, W, 3] at the vision encoder's size
-  prompt: Any  # i32[B, P] BOS + instruction, right-aligned
-  image: Any = None  # f32[B, H, W, 3] target at the VAE's size
-  source_image: Any = None  # f32[B, H, W, 3] source at the VAE's size
-
-
-class TextOnly(NamedTuple):
-  """Language-model examples: no image at all."""
-
-  prefix: Any  # i32[B, P] right-aligned, at least BOS
-  suffix: Any  # i32[B, A] left-aligned, EOS included
-
-
-class Batch(NamedTuple):
-  """One training step's examples; a task that takes no part is None."""
-
-  t2i: TextToImage | None = None
-  i2t: ImageToText | None = None
-  edit: Edit | None = None
-  text: TextOnly | None = None
-
-
-class Prompts(NamedTuple):
-  """What an image is generated from."""
-
-  text: Any  # i32[B, P] BOS + prompt, right-aligned
-  source: Any = None  # f32[B, H, W, 3] to edit, at the encoder's size
-  source_image: Any = None  # f32[B, H, W, 3] the same at the VAE's size
+# task → field → array [B, ...]; a field of several arrays is "field.part"
+Batch = Mapping[str, Mapping[str, Any]]
 
 
 class TrainState(NamedTuple):
@@ -87,14 +36,91 @@ class TrainState(NamedTuple):
   ema: Any = None  # like params, or None when averaging is off
 
 
+@dataclasses.dataclass(frozen=True)
+class SystemSpec:
+  """All that a system brings; `systems.SYSTEMS` names them."""
+
+  model: type  # dataclasses of the system's part of the configuration tree
+  loss: type
+  sampling: type
+  ranges: tuple[Any, ...]  # `ranges.Row`s of their numbers
+  tasks: tuple[str, ...]  # that it can train on
+  check: Callable[..., None]  # (config, mesh or None): ConfigError
+  migrate: Callable[[Mapping[str, Any]], dict[str, Any]]  # of older trees
+  summary: Callable[[Any], dict[str, str]]  # config → rows of the report
+  build: Callable[[Any], Any]  # config → System
+  # (config, sampling, task): ValueError where a run cannot be drawn from so.
+  check_sampling: Callable[..., None] = lambda config, sampling, task: None
+  codec_path: str = ""  # field of `model` that says where its codec lies
+
+  @property
+  def nodes(self) -> dict[str, type]:
+    """Key of the configuration tree → the system's dataclass of it."""
+    return {"model": self.model, "loss": self.loss, "sampling": self.sampling}
+
+
+class Part(NamedTuple):
+  """Frozen weights of a system, outside params and never seen by optax."""
+
+  shapes: Callable[[], Params]  # ShapeDtypeStructs; reads no file
+  load: Callable[[], Params]
+  exact: bool = False  # float32 in evaluation too, not bfloat16
+
+
 @runtime_checkable
-class Trainable(Protocol):
-  """What `train.py` knows of a model: these four methods, nothing else."""
+class ImageCodec(Protocol):
+  """A tokenizer of images, frozen while a system trains.
+
+  Attributes:
+    cache: one encoded image, the largest there is, as batches hold it.
+    size: of the images, in pixels.
+    fit: how an image becomes a square of that size, see `data/transforms`.
+    path: where its weights lie.
+  """
+
+  cache: Any  # ShapeDtypeStruct
+  size: int
+  fit: str
+  path: str
+
+  def shapes(self) -> Params:
+    """Weights and statistics as ShapeDtypeStructs; reads no file."""
+
+  def load(self) -> Params:
+    """The same from `path`."""
+
+  def encode(self, frozen: Params, images: Any) -> Any:
+    """f32[B, H, W, 3] in [-1, 1] → [B, *cache]: what files keep."""
+
+  def tokens(self, frozen: Params, cached: Any, key: Any) -> Any:
+    """[B, *cache] → image tokens [B, N, ...]; without a key the mode."""
+
+  def decode(self, frozen: Params, tokens: Any) -> Any:
+    """Image tokens → f32[B, H, W, 3] in [-1, 1]."""
+
+  def reconstruct(self, frozen: Params, images: Any) -> Any:
+    """Images through the codec and back: the limit of generation."""
+
+
+@runtime_checkable
+class System(Protocol):
+  """What is trained: all that the loops, the API and compilation know of it.
+
+  Attributes:
+    inputs: task → name → field (data/fields.py), of every task it can do;
+      config.batch says which train.
+    frozen: name → Part; a codec stands under "codec".
+    codec: the ImageCodec under "codec", or None.
+  """
+
+  inputs: Mapping[str, Mapping[str, Any]]
+  frozen: Mapping[str, Part]
+  codec: Any
 
   def init(self, key: Any) -> Params:
     """Fresh parameters as a plain nested dict of float32 arrays."""
 
-  def counts(self, batch: Any) -> Mapping[str, Any]:
+  def counts(self, batch: Batch) -> Mapping[str, Any]:
     """How many items each term of the loss has in a whole global batch.
 
     A Python int where shapes fix it, else an integer array.
@@ -103,8 +129,8 @@ class Trainable(Protocol):
   def loss(
     self,
     params: Params,
-    frozen: Any,
-    batch: Any,
+    frozen: Params,
+    batch: Batch,
     counts: Mapping[str, Any],
     key: Any,
     step: Any,
@@ -116,20 +142,28 @@ class Trainable(Protocol):
     those of the batch, however it was cut.
     """
 
-  def load_frozen(self) -> Any:
-    """Weights the optimizer never sees; read from disk, or an empty dict."""
+  def cost(self) -> Any:
+    """`systems/common/cost.StepCost` of a step; None: not counted."""
 
 
 @runtime_checkable
-class System(Trainable, Protocol):
-  """A trainable that also generates images and answers questions."""
+class Generator(System, Protocol):
+  """A system that also draws images and answers questions.
+
+  Prompts are batches without targets.
+  """
 
   def generate(
-    self, params: Params, frozen: Any, prompts: Prompts, key: Any, sampling: Any
-  ) -> Any:
-    """Images in [-1, 1], f32[B, H, W, 3]; row i depends on seed i only."""
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any,
+  ) -> Any:  # fmt: skip
+    """Images in [-1, 1], f32[B, H, W, 3]; row i depends on keys[i] only."""
 
   def answer(
-    self, params: Params, frozen: Any, images: Any, prefix: Any, sampling: Any
-  ) -> Any:
-    """Token ids i32[B, A], padded after EOS."""
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any,
+  ) -> Any:  # fmt: skip
+    """Token ids i32[B, A], padded after EOS; row i draws from keys[i]."""
+
+  def reconstruct(self, params: Params, frozen: Params, images: Any) -> Any:
+    """Images [B, H, W, 3] as its tokens can tell them."""

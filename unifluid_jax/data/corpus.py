@@ -16,11 +16,15 @@ from unifluid_jax.data.sources import source as sources
 _SENTENCES = 200_000
 
 
-def make_tokenizer(config: Config) -> str:
+def make_tokenizer(config: Config, rows: int) -> str:
   """Loads the tokenizer, or trains it if the configuration allows.
 
   A note beside the model says what it was trained on. A run that has used the
   old model carries a copy of it, and refuses the new one by name.
+
+  Args:
+    config: its `text` and `data` count.
+    rows: of the model's vocabulary.
 
   Raises:
     ValueError: it is missing and config.text.train_vocab is 0.
@@ -34,10 +38,10 @@ def make_tokenizer(config: Config) -> str:
       made = files.digest(epath.Path(path).read_bytes())
       files.write(f"{path}.json", json.dumps(note | {"model": made}))
   tokenizer = text.Tokenizer.load(path)
-  if tokenizer.vocab_size > config.model.decoder.vocab:
+  if tokenizer.vocab_size > rows:
     raise ValueError(
       f"{path} has {tokenizer.vocab_size} pieces, "
-      f"config.model.decoder.vocab={config.model.decoder.vocab}: too few"
+      f"config.model.decoder.vocab={rows}: too few"
     )
   return f"{done} the tokenizer: {tokenizer.vocab_size} pieces in {path}"
 

@@ -6,7 +6,7 @@ Built on grain's MapDataset.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -15,12 +15,17 @@ from absl import flags, logging
 
 from unifluid_jax.core import interrupt
 from unifluid_jax.core.config import Config
-from unifluid_jax.core.types import TASKS, Batch
-from unifluid_jax.data import transforms
-from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.core.types import Batch
+from unifluid_jax.data import fields
+from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.sources.source import Source, open_source
-from unifluid_jax.data.text import Tokenizer
-from unifluid_jax.data.transforms import NoExample, Recipe
+from unifluid_jax.data.tasks import (
+  EVERY_SOURCE,
+  TASKS,
+  NoExample,
+  Options,
+  Task,
+)
 
 _TRIES = 256  # records of a source tried in a row before it counts as broken
 _MIN_SEEN = 100  # examples before the share of bad ones means anything
@@ -28,13 +33,7 @@ _NAMED = 5  # bad records an error names
 _LOGGED = 20  # bad records the log names
 _STEPS = 1 << 40  # "for ever", and within grain's index range
 
-_BUILDERS = {
-  "t2i": transforms.to_text_to_image,
-  "i2t": transforms.to_image_to_text,
-  "edit": transforms.to_edit,
-  "text": transforms.to_text_only,
-  "image": transforms.to_image_only,
-}
+Inputs = Mapping[str, Mapping[str, fields.Field]]  # task → name → field
 
 
 class DataError(ValueError):
@@ -59,13 +58,13 @@ class Loader(Iterator[Batch]):
   def __init__(
     self,
     dataset: grain.IterDataset,
-    fields: Sequence[str],
+    tasks: Sequence[str],
     audit: "_Audit",
     step: int,
   ):
     """Starts reading; `make_loader` is the way to get one."""
     self._batches = iter(dataset)
-    self._fields = tuple(fields)
+    self._tasks = tuple(tasks)
     self._audit = audit
     self.step = step
 
@@ -75,7 +74,7 @@ class Loader(Iterator[Batch]):
       self._audit.check(samples)
     self.step += 1
     examples = [example for example, _ in parts]
-    return Batch(**dict(zip(self._fields, examples, strict=True)))
+    return dict(zip(self._tasks, examples, strict=True))
 
   def close(self) -> None:
     """Stops threads and worker processes."""
@@ -84,7 +83,8 @@ class Loader(Iterator[Batch]):
 
 def make_loader(
   config: Config,
-  tokenizer: Tokenizer | None,
+  inputs: Inputs,
+  tokenizer: Any,
   *,
   start_step: int = 0,
   process_index: int = 0,
@@ -96,10 +96,9 @@ def make_loader(
   is the same for every n.
 
   Args:
-    config: `data`, `text`, `batch`, `seed` and the sizes of `model` count.
-      With system "vae" every image of every source is used and batches hold
-      `t2i.image` only, as many as all `batch` entries together.
-    tokenizer: makes the text rows; None for system "vae".
+    config: `data`, `batch` and `seed` count.
+    inputs: of the system, see `System.inputs`.
+    tokenizer: makes the text rows; None where no field is text.
     start_step: step of the first batch.
     process_index: of this process.
     process_count: processes that share the global batch.
@@ -112,52 +111,48 @@ def make_loader(
     ValueError: batch sizes or sources that do not fit the configuration.
     DataError: here or from `next`: too many bad records.
   """
-  if tokenizer is None and config.system != "vae":
+  used = {t: inputs[t] for t in TASKS if config.batch.get(t)}
+  if tokenizer is None and needs_text(used):
     raise ValueError("text needs a tokenizer: load config.text.tokenizer")
-  sources = _open_all(config)
-  recipe = _recipe(config, tokenizer)
-  fields, streams = [], []
-  for task, field, total in _tasks(config):
+  sources = _open_all(config, used)
+  options = Options(
+    tokenizer,
+    config.data.caption_prefix,
+    config.data.flip,
+    config.data.max_pixels,
+  )
+  streams = []
+  for task in used:
+    total = config.batch[task]
     if total % process_count:
       raise ValueError(
-        f"batch.{field}={total} is not divisible by {process_count} processes"
+        f"batch.{task}={total} is not divisible by {process_count} processes"
       )
-    stream = _stream(config, task, sources, recipe)
+    stream = _stream(config, task, inputs[task], sources, options)
     rows = _ProcessRows(stream, total, process_index, process_count)
-    fields.append(field)
     streams.append(rows.batch(total // process_count, batch_fn=_collate))
   zipped = grain.experimental.ZipMapDataset([s[:_STEPS] for s in streams])
   dataset = _read_ahead(zipped[start_step:], config)
-  return Loader(dataset, fields, _Audit(config.data.max_bad_share), start_step)
-
-
-def _tasks(config: Config) -> list[tuple[str, str, int]]:
-  """(task, field of the batch, global rows) of each stream."""
-  if config.system == "vae":
-    return [("image", "t2i", sum(config.batch.values()))]
-  return [(t, t, config.batch[t]) for t in TASKS if config.batch.get(t)]
-
-
-def _recipe(config: Config, tokenizer: Tokenizer | None) -> Recipe:
-  """The configuration's sizes and slots."""
-  return Recipe(
-    tokenizer=tokenizer,
-    image_size=config.model.image_size,
-    vit_size=config.model.vit.image_size,
-    prompt=config.text.prompt,
-    prefix=config.text.prefix,
-    suffix=config.text.suffix,
-    caption_prefix=config.data.caption_prefix,
-    flip=config.data.flip,
-    edit_latents=config.model.edit_latents,
-    images=config.data.images,
-    max_pixels=config.data.max_pixels,
+  return Loader(
+    dataset, tuple(used), _Audit(config.data.max_bad_share), start_step
   )
 
 
-def _open_all(config: Config) -> dict[str, Source]:
+def needs_text(inputs: Inputs) -> bool:
+  """Whether any field of the tasks is text."""
+  every = [f for task in inputs.values() for f in task.values()]
+  return any(isinstance(f, fields.Text) for f in every)
+
+
+def _cached(inputs: Mapping[str, fields.Field]) -> dict[str, fields.Cached]:
+  """The fields of a task that files may give."""
+  return {k: f for k, f in inputs.items() if isinstance(f, fields.Cached)}
+
+
+def _open_all(config: Config, inputs: Inputs) -> dict[str, Source]:
   """The sources of positive weight, checked against the configuration."""
-  data, model = config.data, config.model
+  data = config.data
+  files = [f for t in inputs.values() for f in _cached(t).values() if f.file]
   sources = {}
   for name, entry in data.train.items():
     if entry.weight < 0:
@@ -170,7 +165,7 @@ def _open_all(config: Config) -> dict[str, Source]:
       data.root,
       data.caption_prefix,
       key,
-      moments=config.system != "vae",  # which trains what makes them
+      moments=bool(files),
     )
     bad, total = len(source.bad), len(source.bad) + len(source)
     if not total:
@@ -179,33 +174,36 @@ def _open_all(config: Config) -> dict[str, Source]:
       total >= _MIN_SEEN and bad > data.max_bad_share * total
     ):
       raise DataError(_complaint(bad, total, source.bad, data.max_bad_share))
-    side = model.image_size // model.vae.factor
-    shape = (side, side, 2 * model.vae.latent)
-    if source.moments is not None and source.moments.shape != shape:
-      raise ValueError(
-        f"{key}.moments are {source.moments.shape}, the model needs {shape}: "
-        "cache them with this VAE at this model.image_size"
-      )
+    for field in files if source.moments is not None else ():
+      if source.moments.shape != field.shape:
+        raise ValueError(
+          f"{key}.moments are {source.moments.shape}, the model needs "
+          f"{field.shape}: cache them with its codec at this size"
+        )
     sources[name] = source
   return sources
 
 
 def _stream(
-  config: Config, task: str, sources: dict[str, Source], recipe: Recipe
+  config: Config,
+  task: str,
+  inputs: Mapping[str, fields.Field],
+  sources: dict[str, Source],
+  options: Options,
 ) -> grain.MapDataset:
   """The endless mixture of a task's sources; element i is a _Sample."""
   names = [
     name
     for name in sorted(sources)
-    if task == "image" or task in config.data.train[name].tasks
+    if task in EVERY_SOURCE or task in config.data.train[name].tasks
   ]
   if not names:
     raise ValueError(
       f"no data.train source serves task {task!r}: list it in a source's "
       "tasks, or set its batch to 0"
     )
-  if task == "t2i":
-    _check_moments(config, {n: sources[n] for n in names})
+  if any(field.file for field in _cached(inputs).values()):
+    _check_moments(config, task, {n: sources[n] for n in names})
   parts, orders = [], []
   for k, name in enumerate(names):
     orders.append(sources[name].indices(task))
@@ -218,21 +216,22 @@ def _stream(
     shuffled = indices.shuffle(seed=_seed(config.seed, task, name)).repeat()
     parts.append(shuffled.map_with_index(_Place(k, len(orders[-1]))))
   weights = [config.data.train[name].weight for name in names]
-  load = _Load(
-    names, [sources[n] for n in names], orders, _BUILDERS[task], recipe
-  )
+  opened = [sources[n] for n in names]
+  load = _Load(names, opened, orders, TASKS[task], inputs, options)
   mixture = grain.MapDataset.mix(parts, weights)
   return mixture.random_map(load, seed=_seed(config.seed, task, ""))
 
 
-def _check_moments(config: Config, sources: dict[str, Source]) -> None:
+def _check_moments(
+  config: Config, task: str, sources: dict[str, Source]
+) -> None:
   """All sources of a batch give pixels, or all give moments."""
   cached = [name for name, s in sources.items() if s.moments is not None]
   if cached and len(cached) < len(sources):
     rest = sorted(set(sources) - set(cached))
     raise ValueError(
       f"data.train sources {cached} have cached moments and {rest} have not: "
-      "cache all of task 't2i' or none"
+      f"cache all of task {task!r} or none"
     )
   if cached and config.data.flip:
     raise ValueError(
@@ -264,11 +263,12 @@ class _Load:
     names: Sequence[str],
     sources: Sequence[Source],
     orders: Sequence[np.ndarray],
-    build: Callable[[Record, np.random.Generator, Recipe], Any],
-    recipe: Recipe,
+    task: Task,
+    inputs: Mapping[str, fields.Field],
+    options: Options,
   ):
     self._names, self._sources, self._orders = names, sources, orders
-    self._build, self._recipe = build, recipe
+    self._task, self._inputs, self._options = task, inputs, options
 
   def __call__(
     self, where: tuple[int, int, int], rng: np.random.Generator
@@ -280,8 +280,9 @@ class _Load:
       index = int(order[(start + i) % len(order)])
       try:
         record = self._sources[k].draw(index, turn, rng)
-        example = self._build(record, rng, self._recipe)
-        return _Sample(example, name, tuple(faults))
+        example = self._task(record, rng, self._options)
+        rows = fields.arrays(self._inputs, example, rng)
+        return _Sample(rows, name, tuple(faults))
       except NoExample:
         continue
       except BadRecord as error:
@@ -316,12 +317,8 @@ def _collate(samples: Sequence[_Sample]) -> tuple[Any, list[_Sample]]:
   notes = [s._replace(example=s.example is not None) for s in samples]
   if any(e is None for e in examples):
     return None, notes
-  return type(examples[0])(*map(_stack, zip(*examples, strict=True))), notes
-
-
-def _stack(values: Sequence[Any]) -> np.ndarray | None:
-  """One field of a batch; a field that examples lack stays None."""
-  return None if values[0] is None else np.stack(values)
+  names = examples[0]
+  return {k: np.stack([e[k] for e in examples]) for k in names}, notes
 
 
 def _read_ahead(dataset: grain.MapDataset, config: Config) -> grain.IterDataset:

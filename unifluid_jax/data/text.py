@@ -17,13 +17,13 @@ import numpy as np
 import sentencepiece
 from absl import logging
 from etils import epath
-from jaxtyping import Int32
 
 from unifluid_jax.core import files
-from unifluid_jax.core.types import BOS, EOS, PAD, UNK
+from unifluid_jax.core.types import BOS, EOS, UNK
 from unifluid_jax.data import vocabulary
 
 _NEWLINE = "\n"
+_PAD = 0  # the piece that SentencePiece pads with; rows never hold it
 _SPACE = "\u2581"  # SentencePiece's space
 _CACHE = 1 << 16  # texts whose ids are remembered
 
@@ -57,9 +57,9 @@ class Tokenizer:
       ) from error
     model = self._model
     ids = (model.pad_id(), model.eos_id(), model.bos_id(), model.unk_id())
-    if ids != (PAD, EOS, BOS, UNK):
+    if ids != (_PAD, EOS, BOS, UNK):
       raise ValueError(
-        f"{name} has pad, eos, bos, unk = {ids}, need {(PAD, EOS, BOS, UNK)}: "
+        f"{name} has pad, eos, bos, unk = {ids}, need {(_PAD, EOS, BOS, UNK)}: "
         "use a Gemma tokenizer or one that text.train made"
       )
     self._newline = model.piece_to_id(_NEWLINE)
@@ -131,67 +131,16 @@ class Tokenizer:
     for i in map(int, ids):
       if i == EOS:
         break
-      if i not in (PAD, BOS) and 0 <= i < self.vocab_size:
+      if i not in (_PAD, BOS) and 0 <= i < self.vocab_size:
         kept.append(i)
     return self._model.decode(kept)
 
-  def prompt_row(self, text: str, length: int) -> Int32[np.ndarray, "P"]:
-    """BOS + text at the right end of the row, pads before it.
+  @property
+  def special(self) -> dict[str, int]:
+    """Ids of the tokens that stand around texts, by name."""
+    return {"bos": BOS, "eos": EOS, "newline": self._newline}
 
-    The empty text gives BOS alone: the null condition of guidance.
-
-    Args:
-      text: what to draw, or how to edit.
-      length: P. A longer text loses its end.
-    """
-    return self._right([BOS], self._encode(text), [], length)
-
-  def prefix_row(self, question: str, length: int) -> Int32[np.ndarray, "P"]:
-    """BOS + question + newline at the right end of the row.
-
-    The newline is tokenised on its own, so that it never merges with the
-    question (big_vision configs/proj/paligemma).
-
-    Args:
-      question: prefix of an understanding example.
-      length: P. A longer question loses its end, never BOS or the newline.
-    """
-    return self._right([BOS], self._encode(question), [self._newline], length)
-
-  def suffix_row(self, answer: str, length: int) -> Int32[np.ndarray, "A"]:
-    """Answer + EOS at the left end of the row, pads after it.
-
-    Differs: PaliGemma's truncation drops EOS; a truncated answer keeps it
-    here, so that a row never teaches the model not to stop.
-
-    Args:
-      answer: suffix of an understanding example.
-      length: A. A longer answer loses its end.
-    """
-    if length < 1:
-      raise ValueError(f"text.suffix={length} has no room for EOS: use >= 1")
-    ids = self._fit(self._encode(answer), length - 1)
-    row = np.full(length, PAD, np.int32)
-    row[: len(ids)] = ids
-    row[len(ids)] = EOS
-    return row
-
-  def _right(
-    self, head: list[int], ids: tuple[int, ...], tail: list[int], length: int
-  ) -> Int32[np.ndarray, "P"]:
-    """head + ids + tail, right-aligned; only ids give way."""
-    room = length - len(head) - len(tail)
-    if room < 0:
-      raise ValueError(
-        f"text.prompt or text.prefix = {length} has no room for BOS"
-        f"{' and newline' if tail else ''}: use >= {len(head) + len(tail)}"
-      )
-    row = np.full(length, PAD, np.int32)
-    full = [*head, *self._fit(ids, room), *tail]
-    row[length - len(full) :] = full
-    return row
-
-  def _fit(self, ids: tuple[int, ...], room: int) -> tuple[int, ...]:
+  def fit(self, ids: Sequence[int], room: int) -> Sequence[int]:
     """The first `room` ids; the first loss is logged, all are counted."""
     if len(ids) > room:
       if not self.truncated:
@@ -259,7 +208,7 @@ def train(
       byte_fallback=False,
       character_coverage=1.0,
       user_defined_symbols=[_NEWLINE],
-      pad_id=PAD,
+      pad_id=_PAD,
       eos_id=EOS,
       bos_id=BOS,
       unk_id=UNK,

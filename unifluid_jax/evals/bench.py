@@ -13,6 +13,7 @@ from absl import logging
 
 from unifluid_jax.core.config import Config
 from unifluid_jax.data import transforms
+from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.sources import source as sources
 
 
@@ -30,6 +31,9 @@ class Subject(Protocol):
     self, images: Any, instructions: Sequence[str], seeds: Sequence[int]
   ) -> Any:
     """uint8 [n, H, W, 3]: the images, changed as told."""
+
+  def look(self, record: sources.Record) -> Any:
+    """What it sees of a record, uint8 [*F, S, S, 3]."""
 
   def reconstruct(self, images: Any) -> Any:
     """uint8 [n, H, W, 3] through the tokenizer and back."""
@@ -118,7 +122,7 @@ class Bench:
 
   def decode(self, data: bytes) -> np.ndarray:
     """u8[H, W, 3] of an encoded image, see `images.decode_image`."""
-    return transforms.decode_image(data, self.config.data.max_pixels)
+    return decode_image(data, self.config.data.max_pixels)
 
   def skipped(self, *splits: str) -> dict[str, int]:
     """How many of the splits' records scores leave out, as a setting."""

@@ -16,8 +16,7 @@ from absl import logging
 from etils import epath
 
 from unifluid_jax.core import telemetry
-from unifluid_jax.core.config import Config, SamplingConfig, SourceConfig
-from unifluid_jax.data import transforms
+from unifluid_jax.core.config import Config, SourceConfig
 from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.transfers import tasks
 from unifluid_jax.data.transfers.files import Example
@@ -134,7 +133,7 @@ def _predict(
   with ThreadPoolExecutor(max(1, bench.config.data.threads)) as pool:
     for start in range(0, len(source), _CHUNK):
       rows = range(start, min(start + _CHUNK, len(source)))
-      seen = list(pool.map(lambda i: _look(bench, source, i), rows))
+      seen = list(pool.map(lambda i: _look(subject, source, i), rows))
       examples += [source.examples[i] for i, s in zip(rows, seen, strict=True)
                    if s is not None]  # fmt: skip
       good = [s for s in seen if s is not None]
@@ -152,14 +151,12 @@ def _predict(
 
 
 def _look(
-  bench: Bench, source: TaskSource, i: int
+  subject: Subject, source: TaskSource, i: int
 ) -> tuple[np.ndarray, str] | None:
   """Image and prompt of an example; None, and a warning, if unreadable."""
-  config = bench.config
   try:
     record = source[i]
-    size, limit = config.model.vit.image_size, config.data.max_pixels
-    return transforms.view(record, size, limit), record.questions[0][0]
+    return subject.look(record), record.questions[0][0]
   except BadRecord as error:
     logging.warning(
       "left out of the scores: %s[%s]: %s",
@@ -193,7 +190,7 @@ def _shown(
   return shown
 
 
-def decoding(sampling: SamplingConfig) -> str:
+def decoding(sampling: Any) -> str:
   """How answers were decoded, in words."""
   if sampling.text == "beam":
     return f"beam {sampling.beams}"

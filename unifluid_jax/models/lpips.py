@@ -35,6 +35,16 @@ def shapes() -> dict[str, tuple[int, ...]]:
   return out
 
 
+def weight_shapes() -> Params:
+  """The same as a nested tree of ShapeDtypeStructs, as `load_lpips` gives."""
+  tree: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
+  for name, shape in shapes().items():
+    module, leaf = name.split("/")
+    array = jax.ShapeDtypeStruct(shape, np.float32)
+    tree.setdefault(module, {})[leaf] = array
+  return tree
+
+
 def load_lpips(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
   """Reads the weights of VGG16 and of LPIPS' five linear layers.
 
@@ -131,7 +141,7 @@ def distance(
   if min(x.shape[1:3]) < 16:
     raise ValueError(
       f"LPIPS needs images of 16 pixels or more, got {x.shape[1]}x{x.shape[2]}"
-      ": set vae_loss.perceptual=0 or use larger images"
+      ": set loss.perceptual=0 or use larger images"
     )
   total = jnp.zeros(x.shape[0])
   pairs = zip(_features(params, x), _features(params, y), strict=True)

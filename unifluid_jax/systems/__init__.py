@@ -1,16 +1,143 @@
-"""Systems: what is trained, behind the contract of types.py."""
+"""Systems: what is trained, behind the contract of `core/types.py`.
 
+A new system is one entry here and the module it names.
+"""
+
+import copy
+import dataclasses
+import importlib
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+
+from unifluid_jax.core import combinations, config, freeze, ranges
 from unifluid_jax.core.config import Config
+from unifluid_jax.core.freeze import ConfigError
+from unifluid_jax.core.types import Params, System, SystemSpec
+from unifluid_jax.data.tasks import EVERY_SOURCE, TASKS
+
+SYSTEMS = {
+  "unifluid": "unifluid_jax.systems.unifluid:SPEC",
+  "vae": "unifluid_jax.systems.tokenizer_training:SPEC",
+}
 
 
-def build(config: Config) -> Any:
-  """The system `config.system` names; imports only that one."""
-  if config.system == "vae":
-    from unifluid_jax.systems.tokenizer_training import VaeSystem
+def spec(name: Any) -> SystemSpec:
+  """What a system brings; imports its module only.
 
-    return VaeSystem(config)
-  from unifluid_jax.systems.unifluid import UniFluid
+  Raises:
+    ConfigError: unknown.
+  """
+  if not isinstance(name, str) or name not in SYSTEMS:
+    raise ConfigError(f"config.system={name!r}: choose one of {list(SYSTEMS)}")
+  module, _, attribute = SYSTEMS[name].partition(":")
+  return getattr(importlib.import_module(module), attribute)
 
-  return UniFluid(config)
+
+def resolve(tree: Any) -> Config:
+  """Checks a configuration tree and freezes it: the only way to a Config.
+
+  Args:
+    tree: as `configs/*.py` return it, or as a checkpoint of an older version
+      holds it; a ConfigDict or plain dicts.
+
+  Returns:
+    The same values as frozen dataclasses, presets filled in.
+
+  Raises:
+    ConfigError: unknown or missing keys, wrong types, numbers outside their
+      range, values that exclude one another. The message names the key and
+      the fix.
+  """
+  to_dict = getattr(tree, "to_dict", None)
+  node = to_dict() if to_dict else copy.deepcopy(dict(tree))
+  if "system" not in node:
+    raise ConfigError("missing key config.system")
+  found = spec(node["system"])
+  resolved = config.build(migrated(node), found)
+  ranges.check(resolved, found.ranges)
+  combinations.check(resolved, found.tasks, tuple(TASKS), EVERY_SOURCE)
+  found.check(resolved, None)
+  return resolved
+
+
+def resolve_model(name: str, tree: Mapping[str, Any]) -> Any:
+  """The subtree `model` alone, of any version that had these keys.
+
+  Raises:
+    ConfigError: unknown or missing keys, wrong types.
+  """
+  found, node = spec(name), migrated({**tree, "system": name})
+  return freeze.build(
+    found.model, node.get("model"), "config.model", config.PRESETS
+  )
+
+
+def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """A configuration of any version as this one spells it.
+
+  Args:
+    tree: plain nested dicts; an empty one stays so.
+
+  Raises:
+    ConfigError: of an unknown system.
+  """
+  if not tree:
+    return {}
+  node = _migrate(copy.deepcopy(dict(tree)))
+  return spec(node.get("system")).migrate(node)
+
+
+def _migrate(tree: dict[str, Any]) -> dict[str, Any]:
+  """What older versions spelt otherwise for all systems."""
+  init = tree.get("init")
+  if init is None:
+    return tree | {"init": {}}
+  if isinstance(init, Mapping) and not isinstance(init.get("new", ""), str):
+    new = {prefix: "new" for prefix in init["new"]}
+    init = {k: v for k, v in init.items() if k != "new"} | new
+    return tree | {"init": init}
+  return tree
+
+
+def build(config: Config) -> System:
+  """The system that `config.system` names."""
+  return spec(config.system).build(config)
+
+
+def check_devices(config: Config, mesh: Any) -> None:
+  """Whether the system runs on these devices.
+
+  Raises:
+    ConfigError: names the key and the fix.
+  """
+  spec(config.system).check(config, mesh)
+
+
+def with_codec(config: Config, path: str) -> Config:
+  """The configuration with another place of its codec."""
+  key = spec(config.system).codec_path
+  model = dataclasses.replace(config.model, **{key: path})
+  return dataclasses.replace(config, model=model)
+
+
+def codec_path(config: Config) -> str | None:
+  """Where the configuration's codec lies; None for systems without one."""
+  key = spec(config.system).codec_path
+  return getattr(config.model, key) if key else None
+
+
+def load_frozen(system: System) -> dict[str, Params]:
+  """Frozen weights of a system, read from disk: name → tree."""
+  return {name: part.load() for name, part in system.frozen.items()}
+
+
+def frozen_shapes(system: System) -> dict[str, Params]:
+  """The same as ShapeDtypeStructs; reads nothing."""
+  return {name: part.shapes() for name, part in system.frozen.items()}
+
+
+def init_shapes(system: System) -> Params:
+  """Parameters as ShapeDtypeStructs."""
+  return jax.eval_shape(system.init, jax.random.key(0))

@@ -4,15 +4,21 @@ Source: Latent Diffusion Models (arXiv 2112.10752), loss of kl-f8
 (ldm/modules/losses/contperceptual.py).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from unifluid_jax.core.config import Config, ConfigError
-from unifluid_jax.core.types import Batch, Metrics, Params
+from unifluid_jax.codecs.kl_vae import check_shape
+from unifluid_jax.core import presets
+from unifluid_jax.core.config import Config
+from unifluid_jax.core.freeze import need
+from unifluid_jax.core.ranges import AMOUNT, ANY, COUNT, POSITIVE, Row, below
+from unifluid_jax.core.types import Batch, Metrics, Params, Part, SystemSpec
+from unifluid_jax.data.fields import Pixels
 from unifluid_jax.models import kl_vae, lpips, patch_gan
 
 _MAX_ADAPTIVE = 1e4
@@ -58,30 +64,44 @@ def adaptive_weight(
   return jnp.clip(nll_norm / (norm + _ADAPTIVE_EPS), 0, _MAX_ADAPTIVE)
 
 
-def _pixels(batch: Batch) -> Float[Array, "B H W 3"]:
-  """The images of a batch.
-
-  Raises:
-    ValueError: it carries no pixels.
-  """
-  if batch.t2i is None or batch.t2i.image is None:
-    raise ValueError(
-      "the VAE needs pixels: batch.t2i.image is None; drop the cached "
-      "moments (data.train.*.moments) from its data"
-    )
-  return batch.t2i.image
-
-
 def _mean(x: Float[Array, "B *rest"], count: int) -> Float[Array, ""]:
   """The share of these rows in the mean over a batch of `count` rows."""
   return x.sum() / float(x[0].size * count)  # an int32 would overflow
 
 
-class VaeSystem:
-  """The tokenizer's networks and objective; a `types.Trainable`.
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The tokenizer."""
 
-  Reads the pixels of generation examples (`batch.t2i.image`) and nothing else
-  of a batch. All losses are means over pixels or latent elements, of the whole
+  vae: presets.VaeConfig
+  image_size: int
+  dtype: Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """The tokenizer's objective."""
+
+  l1: float
+  l2: float
+  kl: float
+  perceptual: float
+  perceptual_weights: str  # npz of LPIPS VGG; needed when perceptual > 0
+  adversarial: float
+  adversarial_start: int
+  discriminator_width: int
+  discriminator_layers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """Nothing is sampled."""
+
+
+class VaeSystem:
+  """The tokenizer's networks and objective; a `types.System`.
+
+  All losses are means over pixels or latent elements, of the whole
   batch: they add up over its parts. The adversarial terms do not (a ratio of
   gradient norms of the batch weighs them) and need it in one piece.
 
@@ -91,23 +111,8 @@ class VaeSystem:
   """
 
   def __init__(self, config: Config):
-    """Builds the modules.
-
-    Raises:
-      ValueError: the configuration trains on no images.
-      ConfigError: it cuts a batch that adversarial terms need whole.
-    """
-    if not config.batch.get("t2i"):
-      raise ValueError(
-        "the VAE trains on the images of generation examples: set batch.t2i > 0"
-      )
-    if config.vae_loss.adversarial and config.accumulate > 1:
-      raise ConfigError(
-        f"vae_loss.adversarial={config.vae_loss.adversarial} weighs gradients "
-        f"of a whole batch, accumulate={config.accumulate} cuts it: set "
-        "accumulate=1 or vae_loss.adversarial=0"
-      )
-    model, self._weights = config.model, config.vae_loss
+    """Builds the modules."""
+    model, self._weights = config.model, config.loss
     self._image_size = model.image_size
     dtype = jnp.dtype(model.dtype)
     self._vae = kl_vae.KlVae(model.vae, dtype)
@@ -116,6 +121,16 @@ class VaeSystem:
       self._weights.discriminator_layers,
       dtype,
     )
+
+    image = Pixels("drawn", model.image_size, "crop", target=True)
+    self.inputs = {"image": {"image": image}}
+    self.codec = None
+    path = self._weights.perceptual_weights
+    distance = Part(lpips.weight_shapes, lambda: lpips.load_lpips(path))
+    self.frozen = {"lpips": distance} if self._weights.perceptual else {}
+
+  def cost(self) -> None:
+    """Not counted."""
 
   def init(self, key: PRNGKeyArray) -> Params:
     """Parameters of "vae" and, with an adversarial loss, "discriminator"."""
@@ -127,12 +142,6 @@ class VaeSystem:
         discriminator_key, images
       )["params"]
     return params
-
-  def load_frozen(self) -> dict[str, Any]:
-    """LPIPS weights under "lpips", or nothing when they take no part."""
-    if not self._weights.perceptual:
-      return {}
-    return {"lpips": lpips.load_lpips(self._weights.perceptual_weights)}
 
   def encode_moments(
     self, params: Params, images: Float[Array, "B H W 3"]
@@ -148,12 +157,8 @@ class VaeSystem:
     return self._apply(params["vae"], z, "decode")
 
   def counts(self, batch: Batch) -> dict[str, int]:
-    """Images of the batch; see `Trainable.counts`.
-
-    Raises:
-      ValueError: the batch carries no pixels.
-    """
-    return {"images": len(_pixels(batch))}
+    """Images of the batch; see `System.counts`."""
+    return {"images": len(batch["image"]["image"])}
 
   def loss(
     self,
@@ -168,8 +173,8 @@ class VaeSystem:
 
     Args:
       params: as `init` returns them.
-      frozen: as `load_frozen` returns it.
-      batch: `t2i.image` f32[B, H, W, 3] in [-1, 1]; its text is not read.
+      frozen: "lpips" where the perceptual distance takes part.
+      batch: "image" of task "image", f32[B, H, W, 3] in [-1, 1].
       counts: of the whole batch.
       key: draws the latents.
       step: number of the training step, from 0.
@@ -177,11 +182,9 @@ class VaeSystem:
     Returns:
       The scalar to minimise, and metrics; `kl` is per latent element, as are
       `latent_mean` and `latent_square`, the latents' first two moments.
-
-    Raises:
-      ValueError: the batch carries no pixels.
     """
-    images, w, count = _pixels(batch), self._weights, counts["images"]
+    images = batch["image"]["image"]
+    w, count = self._weights, counts["images"]
     moments = self.encode_moments(params, images)
     z = kl_vae.sample(moments, key)
     features = self._apply(params["vae"], z, "decode_features")
@@ -274,3 +277,63 @@ class VaeSystem:
       logits_fake=fake.mean(),
       adaptive_weight=weight,
     )
+
+
+def _check(config: Config, mesh: Any) -> None:
+  """Refuses combinations that cannot work; see `types.SystemSpec`."""
+  if mesh is not None:
+    return
+  m, loss = config.model, config.loss
+  check_shape(m.vae, m.image_size)
+  need(
+    not loss.perceptual or bool(loss.perceptual_weights),
+    "loss.perceptual > 0 needs loss.perceptual_weights: the path of an npz "
+    "with LPIPS VGG weights; or set loss.perceptual=0",
+  )
+  need(
+    not loss.adversarial or config.accumulate == 1,
+    f"loss.adversarial={loss.adversarial} weighs gradients of a whole batch, "
+    f"accumulate={config.accumulate} cuts it: set accumulate=1 or "
+    "loss.adversarial=0",
+  )
+
+
+def _migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """A tree of the time when autoencoders carried UniFluid's settings."""
+  tree = dict(tree)
+  if "vae_loss" not in tree:
+    return tree
+  kept = ("vae", "image_size", "dtype")
+  tree.pop("order", None)
+  return tree | {
+    "model": {k: tree["model"][k] for k in kept},
+    "loss": tree.pop("vae_loss"),
+    "sampling": {},
+    "batch": {"image": sum(tree["batch"].values())},
+  }
+
+
+def _summary(config: Config) -> dict[str, str]:
+  return {"image": f"{config.model.image_size} pixels"}
+
+
+SPEC = SystemSpec(
+  model=ModelConfig,
+  loss=LossConfig,
+  sampling=SamplingConfig,
+  ranges=(
+    Row("model.image_size", COUNT),
+    Row(below("model.vae", "base multipliers blocks latent groups stem"),
+        COUNT),
+    Row("model.vae.latent_mean", ANY),
+    Row("model.vae.latent_scale", POSITIVE),
+    Row(below("loss", "l1 l2 kl perceptual adversarial adversarial_start"),
+        AMOUNT),
+    Row(below("loss", "discriminator_width discriminator_layers"), COUNT),
+  ),
+  tasks=("image",),
+  check=_check,
+  migrate=_migrate,
+  summary=_summary,
+  build=VaeSystem,
+)  # fmt: skip

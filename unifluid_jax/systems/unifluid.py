@@ -1,10 +1,10 @@
 """UniFluid: one decoder for continuous image tokens and discrete text.
 
-Paper: UniFluid (arXiv 2503.13436) §3 and §4.1. What it leaves open follows
+Paper: UniFluid (arXiv 2503.13436) §3 and §4. What it leaves open follows
 PaliGemma (projector, text layout), RAR (position tables) and MAR (head).
-Decoding lives in `unifluid_decode.py`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,17 +13,27 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from unifluid_jax.codecs.kl_vae import load_vae
+from unifluid_jax.codecs.kl_vae import KlVaeCodec
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config
-from unifluid_jax.core.types import PAD, UNK, Batch, Metrics, Params, Prompts
-from unifluid_jax.models import diffusion_head, gemma, kl_vae, stack
+from unifluid_jax.core.types import (
+  PAD,
+  UNK,
+  Batch,
+  Metrics,
+  Params,
+  Part,
+  SystemSpec,
+)
+from unifluid_jax.models import diffusion_head, gemma
 from unifluid_jax.models.vit import Vit
-from unifluid_jax.ops import diffusion, order, patches
+from unifluid_jax.ops import diffusion, order, sampling
 from unifluid_jax.ops.attention import block_causal_mask
-from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
-from unifluid_jax.systems import unifluid_decode
-from unifluid_jax.systems.common import cost, packing
+from unifluid_jax.systems import unifluid_config
+from unifluid_jax.systems.common import cost, embed, packing, text_decode
+from unifluid_jax.systems.common import text_loss as texts
+
+Fields = Mapping[str, Any]  # name → array [B, ...] of one task
 
 
 class UniFluid:
@@ -40,12 +50,20 @@ class UniFluid:
     # only, or were not timed with its heads.
     self.vit_kernel = "mosaic" if m.attention == "mosaic" else "plain"
     self.head = diffusion_head.DiffusionHead(m.head, m.token_channels, dtype)
-    self.vae = kl_vae.KlVae(m.vae, dtype)
+    self.codec = KlVaeCodec(
+      m.vae, m.vae_path, m.image_size, m.patch, m.latent_std, dtype
+    )
     self.project = nn.Dense(
       m.decoder.width, dtype=dtype, kernel_init=nn.initializers.zeros
     )
     self.embed_token = nn.Dense(m.decoder.width, dtype=dtype)
     self.schedule = diffusion.cosine_schedule()
+    self.inputs = unifluid_config.inputs(config, self.codec)
+    # Not of runs on text and understanding alone.
+    draws = any(config.batch.get(t) and "image" in f
+                for t, f in self.inputs.items())  # fmt: skip
+    codec = Part(self.codec.shapes, self.codec.load)
+    self.frozen = {"codec": codec} if draws else {}
 
   # ------------------------------------------------------------- parameters
 
@@ -78,42 +96,11 @@ class UniFluid:
       ),
     }
 
-  def load_frozen(self) -> Any:
-    """The VAE, unless the run trains on text and understanding alone."""
-    batch = self.config.batch
-    if batch.get("t2i", 0) + batch.get("edit", 0) == 0:
-      return {}
-    return load_vae(self.config.model)
-
-  def step_cost(self) -> tuple[int, float]:
-    """Backbone tokens and model FLOPs of a step; see `cost.step_cost`."""
-    return cost.step_cost(self.config)
+  def cost(self) -> cost.StepCost:
+    """Of one step; the frozen VAE is not counted."""
+    return unifluid_config.step_cost(self.config)
 
   # -------------------------------------------------------------- embedding
-
-  def embed_text(
-    self, params: Params, tokens: Int[Array, "B T"]
-  ) -> Float[Array, "B T D"]:
-    """Token embeddings, scaled as Gemma scales them."""
-    return self.decoder.apply(
-      {"params": params["decoder"]}, tokens, method="embed"
-    )
-
-  def embed_pixels(
-    self,
-    params: Params,
-    images: Float[Array, "B *F H W 3"],
-    kernel: str = "plain",
-  ) -> Float[Array, "B n D"]:
-    """Vision features, projected; not scaled, as in PaliGemma.
-
-    Features of F images follow one another, with nothing between them.
-    `kernel` is that of the encoder's attention, see `attention.attend`.
-    """
-    frames = images.reshape(-1, *images.shape[-3:])
-    features = self.vit.apply({"params": params["vit"]}, frames, kernel)
-    x = self.project.apply({"params": params["projector"]}, features)
-    return x.reshape(images.shape[0], -1, x.shape[-1])
 
   def embed_tokens(
     self, params: Params, x: Float[Array, "B n C"]
@@ -145,62 +132,45 @@ class UniFluid:
   def prompt_parts(
     self,
     params: Params,
-    frozen: Any,
-    prompts: Prompts,
+    frozen: Params,
+    fields: Fields,
     kernel: str = "plain",
   ) -> packing.Packed:
-    """The bidirectional prefix of a generation or editing example."""
+    """The bidirectional prefix of an example: what is seen, then the text.
+
+    Args:
+      params: all parameters.
+      frozen: the VAE, for sources that are shown as tokens too.
+      fields: "prompt" or "prefix"; "seen" and "source" where an image is
+        looked at or edited.
+      kernel: of the vision encoder's attention.
+    """
     parts = []
-    if prompts.source is not None:
-      x = self.embed_pixels(params, prompts.source, kernel)
+    if "seen" in fields:
+      x = embed.pixels(self.vit, self.project, params, fields["seen"], kernel)
       parts.append(packing.prefix(x, packing.all_valid(x)))
-      if self.config.model.edit_latents:
-        x = self.embed_source(params, frozen, prompts.source_image)
-        parts.append(packing.prefix(x, packing.all_valid(x)))
-    x = self.embed_text(params, prompts.text)
-    parts.append(packing.prefix(x, packing.text_valid(prompts.text)))
+    if "source" in fields:
+      x = self.codec.tokens(frozen["codec"], fields["source"], None)
+      position = params["image"]["position"].astype(self.decoder.dtype)
+      x = self.embed_tokens(params, x) + position
+      parts.append(packing.prefix(x, packing.all_valid(x)))
+    text = fields["prompt"] if "prompt" in fields else fields["prefix"]
+    x = embed.text(self.decoder, params, text)
+    parts.append(packing.prefix(x, packing.text_valid(text)))
     return packing.join(parts)
-
-  def embed_source(
-    self, params: Params, frozen: Any, images: Float[Array, "B H W 3"]
-  ) -> Float[Array, "B N D"]:
-    """The VAE tokens of an image to edit, with positions, as a prefix."""
-    x = self.encode(frozen, images, None, None)
-    position = params["image"]["position"].astype(self.decoder.dtype)
-    return self.embed_tokens(params, x) + position
-
-  def encode(
-    self,
-    frozen: Any,
-    images: Float[Array, "B H W 3"] | None,
-    moments: Float[Array, "B h w c2"] | None,
-    key: PRNGKeyArray | None,
-  ) -> Float[Array, "B N C"]:
-    """Normalised image tokens in raster order; without a key the mode."""
-    if moments is None:
-      vae = {"params": frozen["vae"]}
-      moments = self.vae.apply(vae, images, method="encode")
-    z = kl_vae.sample(moments.astype(jnp.float32), key)
-    z = kl_vae.to_latents(z, frozen["latent_mean"], frozen["latent_scale"])
-    return patches.patchify(z, self.config.model.patch)
 
   # ------------------------------------------------------------------- loss
 
   def counts(self, batch: Batch) -> dict[str, Any]:
-    """Tokens of images and of answers, and answers; see `Trainable.counts`."""
-    drawn = [e.prompt for e in (batch.t2i, batch.edit) if e is not None]
-    answers = [e.suffix for e in (batch.i2t, batch.text) if e is not None]
-    words = sum((suffix != PAD).sum() for suffix in answers)
-    return {
-      "image_tokens": sum(map(len, drawn)) * self.config.model.image_tokens,
-      "answer_tokens": jnp.maximum(words, 1),
-      "answers": sum(map(len, answers)),
-    }
+    """Tokens of images and of answers, and answers; see `System.counts`."""
+    drawn = sum(len(f["prompt"]) for f in batch.values() if "prompt" in f)
+    image_tokens = drawn * self.config.model.image_tokens
+    return {"image_tokens": image_tokens, **texts.counts(batch)}
 
   def loss(
     self,
     params: Params,
-    frozen: Any,
+    frozen: Params,
     batch: Batch,
     counts: Mapping[str, Any],
     key: PRNGKeyArray,
@@ -208,104 +178,101 @@ class UniFluid:
   ) -> tuple[Float[Array, ""], Metrics]:
     """L = L_visual + lambda * L_text over one backbone pass (UniFluid §4.1)."""
     keys = jax.random.split(key, 5)
-    c, params = self.config, self._with_narrow_table(params)
-    r = order.randomness(step, c.order.random_until, c.order.raster_from)
-    tasks, images, texts = [], [], []
-    for i, e in enumerate((batch.t2i, batch.edit)):
-      if e is not None:
-        source = (e.source, e.source_image) if e is batch.edit else ()
+    c = self.config.loss
+    params = embed.cast_embedding(params, self.decoder.dtype)
+    r = order.randomness(step, c.random_until, c.raster_from)
+    tasks, images, answers = [], [], []
+    for i, task in enumerate(("t2i", "edit")):
+      if task in batch:
         packed, target = self._pack_image(
-          params, frozen, Prompts(e.prompt, *source), e, keys[i], r
+          params, frozen, batch[task], keys[i], r
         )
         images.append((len(tasks), target))
         tasks.append(packed)
-    for i, example in enumerate((batch.i2t, batch.text)):
-      if example is not None:
-        texts.append((len(tasks), example.suffix))
+    for i, task in enumerate(("i2t", "text")):
+      if task in batch:
+        answers.append((len(tasks), batch[task]["suffix"]))
         k = jax.random.fold_in(keys[4], i)
-        tasks.append(self._pack_answer(params, example, k))
+        tasks.append(self._pack_answer(params, batch[task], k))
     hidden = self._backbone(params, tasks, keys[2])
     total, metrics = jnp.float32(0), {}
     if images:
       total, metrics = self._visual_loss(
-        params, tasks, hidden, images, counts, keys[3]
+        params, _read_out(hidden, tasks, images), counts, keys[3]
       )
       drawn = sum(target.shape[0] * target.shape[1] for _, target in images)
       metrics["order_randomness"] = r * (drawn / counts["image_tokens"])
-    if texts:
-      text, more = self._text_loss(params, tasks, hidden, texts, counts)
+    if answers:
+      text, more = texts.text_loss(
+        self.config.model.decoder,
+        params["decoder"]["embedder"]["table"],
+        *_read_out(hidden, tasks, answers),
+        counts,
+        c,
+      )
       metrics |= more
-      total = total + c.loss.text_weight * text
+      total = total + c.text_weight * text
     return total, metrics
 
-  def _with_narrow_table(self, params: Params) -> Params:
-    """Parameters with the vocabulary's table in the dtype of its two uses.
-
-    Its gradients, of lookups and of logits, are then summed over devices in
-    that dtype.
-    """
-    decoder = params["decoder"]
-    table = decoder["embedder"]["table"].astype(self.decoder.dtype)
-    return params | {"decoder": decoder | {"embedder": {"table": table}}}
-
-  def _for_loops(self, params: Params) -> Params:
-    """Parameters with weights in the dtype of their products.
-
-    Each use narrows them to it: decoding would, of all of them, for every
-    token.
-    """
-    params, dtype = self._with_narrow_table(params), self.decoder.dtype
-    layers = stack.narrow(params["decoder"]["layers"], dtype)
-    return params | {
-      "decoder": params["decoder"] | {"layers": layers},
-      "head": diffusion_head.narrow(params["head"], dtype),
-    }
-
-  def _pack_image(self, params, frozen, prompts, example, key, r):
+  def _pack_image(
+    self,
+    params: Params,
+    frozen: Params,
+    fields: Fields,
+    key: PRNGKeyArray,
+    r: Float[Array, ""],
+  ) -> tuple[packing.Packed, Float[Array, "B N C"]]:
     """A generation example as a sequence, and the tokens it must predict."""
-    c = self.config
+    c = self.config.loss
     k_latent, k_order, k_drop = jax.random.split(key, 3)
-    moments = getattr(example, "moments", None)
-    x = self.encode(frozen, example.image, moments, k_latent)
+    x = self.codec.tokens(frozen["codec"], fields["image"], k_latent)
     b, n, _ = x.shape
     cells = order.sample_orders(k_order, b, n, r)
     x = order.take_tokens(x, cells)
     # One draw for both: with equal rates p of edits, p/2 lose their text
     # alone, p/2 their source alone, p/2 both, as InstructPix2Pix trains.
-    u, p = jax.random.uniform(k_drop, (b, 1)), c.loss.prompt_dropout
-    text = jnp.where(u < p, packing.null_prompt(prompts.text), prompts.text)
-    prompts = prompts._replace(text=text)
-    head = self.prompt_parts(params, frozen, prompts, self.vit_kernel)
-    if prompts.source is not None and c.loss.image_dropout:
-      hidden = (u >= p / 2) & (u < p / 2 + c.loss.image_dropout)
-      head = packing.hide_source(head, text.shape[1], hidden[:, 0])
-    tail = self.embed_image(params, x, cells)
-    tail = packing.causal(tail, packing.all_valid(tail))
-    return packing.join([head, tail]), x
+    u, p = jax.random.uniform(k_drop, (b, 1)), c.prompt_dropout
+    text = fields["prompt"]
+    text = jnp.where(u < p, packing.null_prompt(text), text)
+    prefix = self.prompt_parts(
+      params, frozen, {**fields, "prompt": text}, self.vit_kernel
+    )
+    if "seen" in fields and c.image_dropout:
+      drop = (u >= p / 2) & (u < p / 2 + c.image_dropout)
+      prefix = packing.hide_source(prefix, text.shape[1], drop[:, 0])
+    target = self.embed_image(params, x, cells)
+    target = packing.causal(target, packing.all_valid(target))
+    return packing.join([prefix, target]), x
 
-  def _pack_answer(self, params, example, key):
+  def _pack_answer(
+    self, params: Params, fields: Fields, key: PRNGKeyArray
+  ) -> packing.Packed:
     """An understanding or text example: predicts its suffix.
 
     With word dropout (arXiv 1511.06349) some words of the answer are unknown
     to the words after them, which then must be read off the image.
     """
     parts = []
-    if hasattr(example, "image"):
-      x = self.embed_pixels(params, example.image, self.vit_kernel)
+    if "seen" in fields:
+      x = embed.pixels(
+        self.vit, self.project, params, fields["seen"], self.vit_kernel
+      )
       parts.append(packing.prefix(x, packing.all_valid(x)))
-    fed, p = example.suffix[:, :-1], self.config.loss.word_dropout
+    fed, p = fields["suffix"][:, :-1], self.config.loss.word_dropout
     if p:
       lost = (jax.random.uniform(key, fed.shape) < p) & (fed != PAD)
       fed = jnp.where(lost, UNK, fed)
-    tokens = jnp.concatenate([example.prefix, fed], axis=1)
-    x = self.embed_text(params, tokens)
-    p = example.prefix.shape[1]
+    tokens = jnp.concatenate([fields["prefix"], fed], axis=1)
+    x = embed.text(self.decoder, params, tokens)
+    p = fields["prefix"].shape[1]
     valid = packing.text_valid(tokens)
     parts.append(packing.prefix(x[:, :p], valid[:, :p]))
     parts.append(packing.causal(x[:, p:], valid[:, p:]))
     return packing.join(parts)
 
-  def _backbone(self, params, tasks, key):
+  def _backbone(
+    self, params: Params, tasks: list[packing.Packed], key: PRNGKeyArray
+  ) -> list[Float[Array, "b T D"]]:
     """One decoder pass over all tasks; hidden states a task."""
     groups = parallel.batch_groups()
     whole = packing.merge(tasks, groups)
@@ -320,13 +287,23 @@ class UniFluid:
     sizes = [t.x.shape[0] for t in tasks]
     return packing.split(hidden, sizes, groups)
 
-  def _visual_loss(self, params, tasks, hidden, images, counts, key):
-    """MSE + VB of every image token, several noise draws each (MAR)."""
-    z, x0 = [], []
-    for i, target in images:
-      n, length = target.shape[1], tasks[i].x.shape[1]
-      z.append(hidden[i][:, length - n : length])
-      x0.append(target)
+  def _visual_loss(
+    self,
+    params: Params,
+    read_out: tuple[list[Any], list[Any]],
+    counts: Mapping[str, Any],
+    key: PRNGKeyArray,
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """MSE + VB of every image token, several noise draws each (MAR).
+
+    Args:
+      params: all parameters.
+      read_out: per task the states [B, N, D], and the tokens [B, N, C] that
+        they predict.
+      counts: of the whole batch.
+      key: draws steps and noise.
+    """
+    z, x0 = read_out
     z = parallel.constrain(jnp.concatenate(z), "BTD")
     x0 = parallel.constrain(jnp.concatenate(x0), "BTC")
     draws = self.config.loss.draws
@@ -335,8 +312,8 @@ class UniFluid:
     t = diffusion.sample_steps(k_t, draws, x0.shape[1:-1])
     noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
     x_t = diffusion.q_sample(self.schedule, x0, t, noise)
-    # Said outright: between weights split over fsdp and a batch split over
-    # it, the partitioner would rather split the products' sums.
+    # Constrained explicitly: between weights split over fsdp and a batch
+    # split over it, GSPMD would choose partial sums.
     x_t = parallel.constrain(x_t, "_BTC")
     t = parallel.constrain(t, "_BT")
     out = self.head.apply({"params": params["head"]}, x_t, t, z)
@@ -345,76 +322,176 @@ class UniFluid:
     mse, vb = mse.sum() / count, vb.sum() / count
     return mse + vb, {"loss_visual": mse + vb, "mse": mse, "vb": vb}
 
-  def _text_loss(self, params, tasks, hidden, texts, counts):
-    """Cross entropy of the answers; labels smoothed if configured.
-
-    The mean is over all answer tokens, or within each answer first, as
-    PaliGemma's, which gives a word of a long answer less weight. UniFluid
-    does not say; captions of the embedded world are learned faster the first
-    way (docs/results.md), transfers take the second.
-    """
-    h, suffix = [], []
-    for i, target in texts:
-      a, length = target.shape[1], tasks[i].x.shape[1]
-      h.append(hidden[i][:, length - a : length])
-      suffix.append(target)
-    # Each device scores its part of the vocabulary for all rows of its fsdp
-    # group: the states of some answers travel, not the table nor its gradient.
-    h = parallel.constrain(jnp.concatenate(h), "GTD")
-    suffix = parallel.constrain(jnp.concatenate(suffix), "GT")
-    config = self.config.model.decoder
-    table = params["decoder"]["embedder"]["table"]
-
-    def logits(x):
-      return parallel.constrain(gemma.logits(config, table, x), "GTV")
-
-    c = self.config.loss
-    nll, hits = chunked_cross_entropy(
-      logits, h, suffix, c.vocab_chunk, c.label_smoothing
-    )
-    mask = (suffix != PAD).astype(jnp.float32)
-    count, nll = counts["answer_tokens"], nll * mask
-    loss, accuracy = nll.sum() / count, (hits * mask).sum() / count
-    if c.text_mean == "answers":
-      lengths = jnp.maximum(mask.sum(axis=1), 1)
-      loss = (nll.sum(axis=1) / lengths).sum() / counts["answers"]
-    return loss, {"loss_text": loss, "text_accuracy": accuracy}
-
   # ------------------------------------------------------------------ decode
 
   def generate(
     self,
     params: Params,
-    frozen: Any,
-    prompts: Prompts,
-    key: Key[Array, "*rows"],
+    frozen: Params,
+    prompts: Batch,
+    keys: Key[Array, "*rows"],
     sampling: Any,
     cells: Int[Array, "B N"] | None = None,
   ) -> Float[Array, "B H W 3"]:
-    """Images for prompts; see `unifluid_decode.generate`."""
-    return unifluid_decode.generate(
-      self, self._for_loops(params), frozen, prompts, key, sampling, cells
+    """Images in [-1, 1] (UniFluid §4.2).
+
+    Args:
+      params: all parameters.
+      frozen: the VAE.
+      prompts: "t2i" or "edit", B rows.
+      keys: one key, split by row, or one key a row; row i depends on its own
+        key only, whatever the batch.
+      sampling: steps, guidance, temperature, order. With `image_cfg` of 1 the
+        null condition of an edit is its source without instruction; otherwise
+        there is a second, neither of them (InstructPix2Pix), which the run
+        must have been trained with (`loss.image_dropout`).
+      cells: the order in which cells are drawn; default as `sampling.order`.
+    """
+    ((_, fields),) = prompts.items()
+    b, n = len(fields["prompt"]), self.config.model.image_tokens
+    keys = keys if keys.ndim else jax.random.split(keys, b)
+    split = jax.vmap(lambda k: jax.random.split(k, 2))(keys)
+    if cells is None:
+      cells = order.raster_orders(b, n)
+      if sampling.order == "random":
+        cells = order.permutations(split[:, 0], n)
+    params = embed.cast_for_decoding(params, self.decoder.dtype)
+    head = diffusion_head.narrow(params["head"], self.decoder.dtype)
+    tokens = self._image_tokens(
+      params | {"head": head}, frozen, fields, cells, split[:, 1], sampling
     )
+    return self.codec.decode(frozen["codec"], order.put_tokens(tokens, cells))
+
+  def _conditions(
+    self, params: Params, frozen: Params, fields: Fields, config: Any
+  ) -> list[packing.Packed]:
+    """The prompt, without its text, and without its source as well."""
+    three_way = "seen" in fields and config.image_cfg != 1.0
+    found = [self.prompt_parts(params, frozen, fields)]
+    if config.cfg != 1.0 or three_way:
+      null = {**fields, "prompt": packing.null_prompt(fields["prompt"])}
+      found.append(self.prompt_parts(params, frozen, null))
+    if three_way:
+      drop, width = jnp.ones(len(found[1].x), bool), fields["prompt"].shape[1]
+      found.append(packing.hide_source(found[1], width, drop))
+    return found
+
+  def _image_tokens(
+    self,
+    params: Params,
+    frozen: Params,
+    fields: Fields,
+    cells: Int[Array, "B N"],
+    keys: Key[Array, "B"],
+    config: Any,
+  ) -> Float[Array, "B N C"]:
+    """Tokens in the order they were drawn.
+
+    The prompt is prefilled once; then one scan over the image tokens,
+    conditional and null rows in one batch.
+    """
+    b, n = cells.shape
+    schedule = diffusion.respace(config.steps)
+    table = params["image"]
+    conditions = self._conditions(params, frozen, fields, config)
+    packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
+    cache, _ = text_decode.prefill(self.decoder, params, packed, n)
+    start = packed.x.shape[1]
+    prefix_ok = jnp.pad(packed.valid, ((0, 0), (0, n)))
+    offset = packed.valid.sum(axis=1, dtype=jnp.int32)
+    slots = jnp.arange(start + n)
+    next_rows = order.next(table["next_position"], cells)  # [B, N, D]
+    here = table["position"][cells]  # [B, N, D]
+    boi = jnp.broadcast_to(table["boi"], (b, table["boi"].shape[0]))
+
+    def step(carry, i):
+      cache, token = carry
+      embedded = self.embed_tokens(params, token[:, None])[:, 0]
+      embedded = embedded + here[:, jnp.maximum(i - 1, 0)]
+      x = jnp.where(i == 0, boi, embedded) + next_rows[:, i]
+      x = jnp.concatenate([x] * len(conditions))[:, None]
+      mask = prefix_ok | ((slots >= start) & (slots <= start + i))
+      hidden, cache = self.decoder.apply(
+        {"params": params["decoder"]},
+        x.astype(packed.x.dtype),
+        (offset + i)[:, None],
+        mask[:, None],
+        cache,
+        start + i,
+      )
+      z = [hidden[k * b : (k + 1) * b, 0] for k in range(len(conditions))]
+      z += [None] * (3 - len(z))
+      kind = config.cfg_schedule
+      token = diffusion_head.sample_tokens(
+        self.head,
+        params["head"],
+        schedule,
+        z[0],
+        z[1],
+        jax.vmap(lambda k: jax.random.fold_in(k, i))(keys),
+        sampling.cfg_scale(kind, config.cfg, i, n),
+        config.temperature,
+        limit=config.clip or math.inf,
+        z_none=z[2],
+        image_cfg=sampling.cfg_scale(kind, config.image_cfg, i, n),
+      )
+      return (cache, token), token
+
+    first = jnp.zeros((b, self.config.model.token_channels), jnp.float32)
+    _, tokens = jax.lax.scan(step, (cache, first), jnp.arange(n))
+    return tokens.swapaxes(0, 1)
 
   def answer(
     self,
     params: Params,
-    frozen: Any,
-    images: Float[Array, "B *F H W 3"] | None,
-    prefix: Int[Array, "B P"],
+    frozen: Params,
+    prompts: Batch,
+    keys: Key[Array, "B"],
     sampling: Any,
   ) -> Int[Array, "B A"]:
-    """Token ids; see `unifluid_decode.answer`."""
-    del frozen
-    return unifluid_decode.answer(
-      self, self._for_loops(params), images, prefix, sampling
+    """Token ids of "i2t" or "text" prompts; see `text_decode.answer`."""
+    ((_, fields),) = prompts.items()
+    params = embed.cast_for_decoding(params, self.decoder.dtype)
+    return text_decode.answer(
+      self.decoder,
+      params,
+      self.prompt_parts(params, frozen, fields),
+      self.config.text.suffix,
+      sampling,
+      keys,
     )
 
   def reconstruct(
-    self, frozen: Any, images: Float[Array, "B H W 3"]
+    self, params: Params, frozen: Params, images: Float[Array, "B H W 3"]
   ) -> Float[Array, "B H W 3"]:
     """Images through the frozen VAE and back: the limit of generation."""
-    variables = {"params": frozen["vae"]}
-    moments = self.vae.apply(variables, images, method="encode")
-    z = kl_vae.sample(moments, None)
-    return self.vae.apply(variables, z, method="decode")
+    del params
+    return self.codec.reconstruct(frozen["codec"], images)
+
+
+def _read_out(
+  hidden: list[Any],
+  tasks: list[packing.Packed],
+  targets: list[tuple[int, Any]],
+) -> tuple[list[Any], list[Any]]:
+  """Of (task, target [B, n, ...]) the states [B, n, D] that predict targets."""
+  states = []
+  for i, target in targets:
+    end = tasks[i].x.shape[1]
+    states.append(hidden[i][:, end - target.shape[1] : end])
+  return states, [target for _, target in targets]
+
+
+SPEC = SystemSpec(
+  model=unifluid_config.ModelConfig,
+  loss=unifluid_config.LossConfig,
+  sampling=unifluid_config.SamplingConfig,
+  ranges=unifluid_config.RANGES,
+  tasks=("t2i", "i2t", "edit", "text"),
+  check=unifluid_config.check,
+  check_sampling=unifluid_config.check_guidance,
+  migrate=unifluid_config.migrate,
+  summary=unifluid_config.summary,
+  build=UniFluid,
+  codec_path="vae_path",
+)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from unifluid_jax.core import checkpoint, presets
-from unifluid_jax.core.config import resolve
+from unifluid_jax.core.config import PRESETS
 from unifluid_jax.models.kl_vae import KlVae
 from unifluid_jax.weights.rows import (
   Drop,
@@ -117,7 +117,7 @@ _CONV, _POINT = "o i h w -> h w i o", "o i 1 1 -> i o"
 _DENSE, _VECTOR = "o i -> i o", "c"
 
 _FORMATS = ("diffusers", "older diffusers", "CompVis")
-_STATS = "latents.json"  # as systems/frozen_vae.py reads it
+_STATS = "latents.json"  # as codecs/copies.py reads it
 _PREFIX = "first_stage_model."  # of the autoencoder in a whole model
 
 _DROPS = (
@@ -241,7 +241,8 @@ def _saved_config(path: str) -> presets.VaeConfig | None:
     vae["multipliers"] = tuple(vae["multipliers"])
     config = presets.VaeConfig(**vae)
   else:
-    config = resolve(meta["config"]).model.vae
+    saved = meta["config"]["model"]["vae"]
+    config = freeze.build(presets.VaeConfig, saved, "config.model.vae", PRESETS)
   measured = os.path.join(path, _STATS)
   if config.latent_scale is None and os.path.exists(measured):
     stats = _read_json(measured)

@@ -13,19 +13,31 @@ import jax
 import jax.numpy as jnp
 
 from unifluid_jax.core import checkpoint, parallel
-from unifluid_jax.core.config import ConfigError, InitConfig
+from unifluid_jax.core.config import ConfigError
 from unifluid_jax.core.parallel import path_str
-from unifluid_jax.core.presets import GemmaConfig
 from unifluid_jax.core.types import Params
 from unifluid_jax.weights.rows import nested
 
 _TABLE = "decoder/embedder/table"
+NEW = "new"  # a prefix that starts fresh
+_ALL = "all"  # what has no path of its own
 _NEW_ROW_STD = 0.02  # of vocabulary rows the file lacks (PaliGemma §5.3)
 
 
-def load(
-  init: InitConfig, fresh: Params, shapes: Params
-) -> tuple[Params, list[str]]:
+Init = Mapping[str, str]  # prefix of config.init → path, or `NEW`
+
+
+def paths(init: Init) -> dict[str, str]:
+  """Prefix → path, where one is given."""
+  return {k: v for k, v in init.items() if v and v != NEW}
+
+
+def _new(init: Init) -> tuple[str, ...]:
+  """Prefixes that start fresh."""
+  return tuple(k for k, v in init.items() if v == NEW)
+
+
+def load(init: Init, fresh: Params, shapes: Params) -> tuple[Params, list[str]]:
   """`fresh` with every leaf that `init` names replaced.
 
   Args:
@@ -46,45 +58,45 @@ def load(
   out, notes = _flat(fresh), []
   for path in dict.fromkeys(wanted.values()):
     names = [n for n, p in wanted.items() if p == path]
-    got, note = _read(path, names, _flat(shapes), init.new)
+    got, note = _read(path, names, _flat(shapes), _new(init))
     out |= got
     notes.append(note)
-  notes += [f"fresh: {prefix}" for prefix in init.new]
+  notes += [f"fresh: {prefix}" for prefix in _new(init)]
   return nested(out), notes
 
 
-def plan(init: InitConfig, shapes: Params) -> dict[str, str]:
+def plan(init: Init, shapes: Params) -> dict[str, str]:
   """Leaf → path it is read from, of every leaf that is not new.
 
   Raises:
     ConfigError: see `load`.
   """
-  leaves, paths = _flat(shapes), init.paths
-  for prefix in [*(p for p in paths if p != "all"), *init.new]:
+  leaves, given, new = _flat(shapes), paths(init), _new(init)
+  for prefix in [*(p for p in given if p != _ALL), *new]:
     if not any(_below(leaf, prefix) for leaf in leaves):
       parts = ", ".join(sorted({leaf.split("/")[0] for leaf in leaves}))
       raise ConfigError(f"config.init names {prefix!r}, the model has {parts}")
   wanted = {}
   for leaf in leaves:
-    if any(_below(leaf, prefix) for prefix in init.new):
+    path = _entry(leaf, given | dict.fromkeys(new, NEW)) or given.get(_ALL)
+    if path == NEW:
       continue
-    path = paths.get(leaf.split("/")[0]) or paths.get("all")
     if path is None:
       part = leaf.split("/")[0]
       raise ConfigError(
-        f"config.init loads {', '.join(paths)} but not {leaf}: set "
-        f"config.init.{part}, or add {part!r} to config.init.new"
+        f"config.init loads {', '.join(given)} but not {leaf}: set "
+        f"config.init.{part} to a path, or to {NEW!r}"
       )
     wanted[leaf] = path
   return wanted
 
 
-def other_settings(init: InitConfig, decoder: GemmaConfig) -> list[str]:
-  """What a converted decoder was trained with and a run computes otherwise.
+def other_settings(init: Init, model: Any) -> list[str]:
+  """What converted networks were trained with and a run computes otherwise.
 
   Args:
     init: names the conversion, if it is one.
-    decoder: of the run.
+    model: of the run; its fields are named like the parts.
 
   Returns:
     A sentence that names the keys, or nothing. The vocabulary may differ
@@ -93,9 +105,9 @@ def other_settings(init: InitConfig, decoder: GemmaConfig) -> list[str]:
   Raises:
     checkpoint.CheckpointError: no, or a damaged checkpoint.
   """
-  path = init.decoder or init.all
-  fresh = any(_below("decoder", prefix) for prefix in init.new)
-  if not path or fresh:
+  decoder, given = getattr(model, "decoder", None), paths(init)
+  path = given.get("decoder") or given.get(_ALL)
+  if decoder is None or not path or init.get("decoder") == NEW:
     return []
   meta = checkpoint.read_meta(path, checkpoint.latest_step(path))
   theirs = meta.get("weights", {}).get("decoder", {})
@@ -141,8 +153,8 @@ def _read(
     shown = "; ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "")
     raise checkpoint.CheckpointError(
       f"{path} step {step} does not fit this model ({len(wrong)} arrays): "
-      f"{shown}. Choose the model's preset, or list what is new in "
-      "config.init.new"
+      f"{shown}. Choose the model's preset, or set what is new to "
+      "'new' in config.init"
     )
   got = _flat(checkpoint.read_part(path, step, "params", nested(like)))
   note = f"{', '.join(sorted(parts))} from {path} step {step}"
@@ -176,6 +188,12 @@ def _fit_rows(table: Any, like: Any) -> Any:
   whole = jnp.concatenate([table, new])[:rows]
   place = getattr(like, "sharding", None)
   return whole if place is None else jax.device_put(whole, place)
+
+
+def _entry(leaf: str, init: Init) -> str | None:
+  """What the longest prefix of a leaf's path says, if any does."""
+  below = [prefix for prefix in init if _below(leaf, prefix)]
+  return init[max(below, key=len)] if below else None
 
 
 def _below(name: str, prefix: str) -> bool:

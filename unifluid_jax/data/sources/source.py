@@ -21,7 +21,7 @@ from array_record.python.array_record_module import (
 )
 from etils import epath
 from google.protobuf.message import DecodeError
-from jaxtyping import Float16, Int64
+from jaxtyping import Int64
 from tensorflow_datasets.proto import tf_example_pb2
 
 from unifluid_jax.core import files
@@ -29,8 +29,9 @@ from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data.records import BadRecord, Record
 from unifluid_jax.data.sources import json_readers
 
-_MAGIC = b"UFM1"
-_HEADER = struct.Struct("<4s3I")  # magic, h, w, 2c
+_HEADER = struct.Struct("<4s3I")  # magic, then the shape
+# Moments f16[h, w, 2c]; codes u16[N], whose header has (N, 1, 1).
+_MAGIC = {np.dtype(np.float16): b"UFM1", np.dtype(np.uint16): b"UFC1"}
 _UNREADABLE = (IndexError, RuntimeError, ValueError, struct.error)
 _THREADS = 16  # that look at shards
 _LOGGED = 10  # bad lines named in the log, per source
@@ -45,7 +46,7 @@ class Source:
   """
 
   def __init__(
-    self, reader: Any, limit: int, moments: "MomentsReader | None" = None
+    self, reader: Any, limit: int, moments: "CachedReader | None" = None
   ):
     """Keeps the first `limit` records, all if it is 0.
 
@@ -142,7 +143,7 @@ def open_source(
     logging.warning("%s: %d bad; skipped %s", key, len(reader.bad), entry)
   if not moments or not config.moments:
     return Source(reader, config.limit)
-  cache = MomentsReader(found(root, config.moments, key, "moments"))
+  cache = CachedReader(found(root, config.moments, key, "moments"))
   source = Source(reader, config.limit, cache)
   if len(cache) not in (len(reader), len(source)):
     raise ValueError(
@@ -290,84 +291,105 @@ def version_dir(path: str) -> str:
   return found[0]
 
 
-def write_moments(
-  path: str | os.PathLike[str], arrays: Iterable[np.ndarray | None]
+def write_cached(
+  path: str | os.PathLike[str],
+  arrays: Iterable[np.ndarray | None],
+  dtype: Any = np.float16,
 ) -> int:
-  """Writes VAE moments, in the order of the source's records.
+  """Writes what a codec makes of images, in the order of the source's records.
 
   Args:
     path: a local ArrayRecord file; replaced atomically.
-    arrays: [h, w, 2c] each, mean and log-variance, stored as float16; None
-      for a record whose image cannot be decoded, which is then a bad one.
+    arrays: moments [h, w, 2c] or codes [N]; None for a record whose image
+      cannot be decoded, which is then a bad one.
+    dtype: of the file: float16 for moments, uint16 for codes.
 
   Returns:
     How many were written.
 
   Raises:
-    ValueError: arrays of unequal shape or beyond float16.
+    ValueError: arrays of unequal shape, or values that the type cannot hold.
   """
-  shape, count = None, 0
+  shape, count, dtype = None, 0, np.dtype(dtype)
   path = files.local(path, "cached moments", "config.data.root")
   with files.replaced(path) as partial:
     writer = ArrayRecordWriter(partial, "group_size:1")
     try:
       for count, array in enumerate(arrays, 1):
         if array is None:
-          writer.write(_HEADER.pack(_MAGIC, 0, 0, 0))
+          writer.write(_HEADER.pack(_MAGIC[dtype], 0, 0, 0))
           continue
-        with np.errstate(over="ignore"):  # checked below
-          half = np.asarray(array).astype(np.float16)
-        shape = shape or half.shape
-        if half.ndim != 3 or half.shape != shape or not np.isfinite(half).all():
+        stored = _stored(np.asarray(array), dtype)
+        shape = shape or stored.shape
+        rank = 3 if dtype == np.float16 else 1
+        if stored.ndim != rank or stored.shape != shape:
           raise ValueError(
-            f"moments {count - 1} of shape {half.shape}: need finite float16 "
-            f"[h, w, 2c] like the first, {shape}"
+            f"image {count - 1} is encoded as {stored.shape}: need "
+            f"{'[h, w, 2c]' if rank == 3 else '[N]'} like the first, {shape}"
           )
-        writer.write(_HEADER.pack(_MAGIC, *half.shape) + half.tobytes())
+        head = _HEADER.pack(_MAGIC[dtype], *(*shape, 1, 1)[:3])
+        writer.write(head + stored.tobytes())
     finally:
       writer.close()
   return count
 
 
-class MomentsReader:
-  """Cached moments by index."""
+def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """As the file keeps it.
+
+  Raises:
+    ValueError: the type cannot hold a value.
+  """
+  with np.errstate(over="ignore"):  # checked below
+    stored = array.astype(dtype)
+  whole = dtype == np.float16
+  if not (np.isfinite(stored).all() if whole else (stored == array).all()):
+    raise ValueError(f"values beyond {dtype}: need finite {dtype}")
+  return stored
+
+
+class CachedReader:
+  """Encoded images by index."""
 
   def __init__(self, path: str):
-    """Opens a file that `write_moments` made.
+    """Opens a file that `write_cached` made.
 
     Raises:
-      ValueError: another kind of file, or one without any moments.
+      ValueError: another kind of file, or one without any image.
     """
     path = files.local(path, "cached moments", "config.data.root")
     try:
       self._data = ArrayRecordDataSource([path])
-      shapes = (self._shape(self._data[i]) for i in range(len(self)))
+      shapes = (self._header(self._data[i])[1] for i in range(len(self)))
       self.shape = next(shape for shape in shapes if all(shape))
     except (*_UNREADABLE, StopIteration) as error:
       raise ValueError(
-        f"{path} holds no cached moments; write_moments makes them"
+        f"{path} holds no cached moments; write_cached makes them"
       ) from error
 
   def __len__(self) -> int:
     return len(self._data)
 
-  def __getitem__(self, i: int) -> Float16[np.ndarray, "h w c"]:
+  def __getitem__(self, i: int) -> np.ndarray:
+    """f16[h, w, 2c] or u16[N]."""
     try:
       data = self._data[i]
-      shape = self._shape(data)
-      values = np.frombuffer(data, np.float16, offset=_HEADER.size)
-      moments = values.reshape(shape)
+      dtype, shape = self._header(data)
+      values = np.frombuffer(data, dtype, offset=_HEADER.size)
+      array = values.reshape(shape)
     except _UNREADABLE as error:
       raise BadRecord(f"cached moments {i}: {error}") from error
     if not all(shape):
       raise BadRecord("its image could not be decoded for the cached moments")
     if shape != self.shape:
       raise BadRecord(f"cached moments {i} are {shape}, others {self.shape}")
-    return moments
+    return array
 
   @staticmethod
-  def _shape(data: bytes) -> tuple[int, ...]:
-    """From the header; raises ValueError where there is none."""
-    if data[:4] != _MAGIC:
-      raise ValueError("not a record of moments")
-    return _HEADER.unpack_from(data)[1:]
+  def _header(data: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """Type and shape; raises ValueError where there is none."""
+    for dtype, magic in _MAGIC.items():
+      if data[:4] == magic:
+        shape = _HEADER.unpack_from(data)[1:]
+        return dtype, shape if dtype == np.float16 else shape[:1]
+    raise ValueError("not a record of moments")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from unifluid_jax.data import transforms
+from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import Record
 from unifluid_jax.data.worlds import shapes
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
@@ -106,8 +106,8 @@ def tasks_of(records: Sequence[Record], name: str) -> list[Task]:
   return [
     Task(
       r.edit[0],
-      transforms.decode_image(r.image),
-      transforms.decode_image(r.edit[1]),
+      decode_image(r.image),
+      decode_image(r.edit[1]),
       shapes.scene_from_json(r.scene),
       shapes.scene_from_json(r.edit_scene),
     )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unifluid_jax.data import transforms
+from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.worlds import shapes, shapes_text, wordings
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.metrics import vqa
@@ -45,7 +45,7 @@ def paraphrases(subject: Subject, bench: Bench) -> Outcome:
   records = bench.records(bench.splits[0])
   scenes = [shapes.scene_from_json(r.scene) for r in records]
   asked = _questions(world, scenes, bench.config.data.caption_prefix)
-  pixels = [transforms.decode_image(r.image) for r in records]
+  pixels = [decode_image(r.image) for r in records]
   images = [pixels[a.record] for a in asked]
   said = subject.answers(images, [a.text for a in asked])
   right = vqa.exact_accuracy(said, [a.answer for a in asked]).scores

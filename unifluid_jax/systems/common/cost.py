@@ -1,70 +1,105 @@
-"""Model FLOPs and tokens of a UniFluid step, by arithmetic.
+"""Model FLOPs and tokens of a step, by arithmetic.
 
 Matrix products only, forward and backward (three times the forward), no
 rematerialisation: the numerator of MFU as PaLM (arXiv 2204.02311, appendix B)
 defines it.
 """
 
-from unifluid_jax.core.config import Config
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from unifluid_jax.core.presets import GemmaConfig, HeadConfig, VitConfig
 
 
-def step_cost(config: Config) -> tuple[int, float]:
-  """Backbone tokens and model FLOPs of one step over all tasks.
+class Sequences(NamedTuple):
+  """The rows of one task in a step."""
 
-  Padding is not counted, nor the frozen VAE.
+  rows: int
+  length: int  # of a sequence, without padding
+  images: int = 0  # that the vision encoder sees, of a row
+  logits: int = 0  # positions whose vocabulary logits are computed
+  others: float = 0.0  # forward FLOPs of other networks, of a row
+
+
+class StepCost(NamedTuple):
+  """What one optimizer step costs, over all tasks and devices."""
+
+  tokens: int  # of the backbone
+  flops: float  # model FLOPs, three times the forward
+  kernel: str = "plain"  # of the attention
+  fused: Mapping[str, float] = {}  # network → FLOPs inside fused kernels
+  remat: str = "none"
+  saved_by_dots: float = 0.0  # bytes that remat "dots" keeps, "full" not
+
+
+def step_cost(
+  decoder: GemmaConfig,
+  vit: VitConfig,
+  sequences: Mapping[str, Sequences],
+  kernel: str,
+  remat: str,
+  accumulate: int,
+) -> StepCost:
+  """The cost of a decoder that reads texts and encoded images.
+
+  Padding is not counted, nor are frozen networks.
+
+  Args:
+    decoder: its shape.
+    vit: of the vision encoder.
+    sequences: task → its rows.
+    kernel: of the decoder's attention, see `ops/attention.attend`.
+    remat: what the backward pass computes again.
+    accumulate: parts that a batch is cut into.
   """
-  m, tokens, flops = config.model, 0, 0.0
-  for task, rows in config.batch.items():
-    length, images, drawn, answers = _shapes(config)[task]
-    tokens += rows * length
-    flops += rows * decoder_flops(m.decoder, length)
-    flops += rows * images * vit_flops(m.vit)
-    flops += (
-      rows
-      * drawn
-      * config.loss.draws
-      * head_flops(m.head, m.decoder.width, m.token_channels)
+  used = [s for s in sequences.values() if s.rows]
+  flops = sum(
+    s.rows
+    * (
+      decoder_flops(decoder, s.length)
+      + s.images * vit_flops(vit)
+      + s.others
+      + s.logits * 2.0 * decoder.width * decoder.vocab
     )
-    flops += rows * answers * 2 * m.decoder.width * m.decoder.vocab
-  return tokens, 3 * flops
+    for s in used
+  )
+  length = max((s.length for s in used), default=0)
+  rows = sum(s.rows for s in used)
+  kept = decoder.head_dim * (2 * decoder.heads + 2 * decoder.kv_heads)
+  kept += 2 * decoder.width + 2 * decoder.mlp
+  saved = 2.0 * decoder.depth * rows / accumulate * length * kept
+  return StepCost(
+    sum(s.rows * s.length for s in used),
+    3 * flops,
+    kernel,
+    {} if kernel == "plain" else _fused(decoder, vit, used, kernel, remat),
+    remat,
+    saved if remat != "full" else 0.0,
+  )
 
 
-def _shapes(config: Config) -> dict[str, tuple[int, int, int, int]]:
-  """task → (sequence, images seen, image tokens, answers) of a row."""
-  m, text = config.model, config.text
-  n, v = m.image_tokens, (m.vit.image_size // m.vit.patch) ** 2
-  edit_prefix = v + (n if m.edit_latents else 0)
-  seen, answer = config.data.images, text.prefix + text.suffix - 1
-  return {
-    "t2i": (text.prompt + n, 0, n, 0),
-    "i2t": (seen * v + answer, seen, 0, text.suffix),
-    "edit": (edit_prefix + text.prompt + n, 1, n, 0),
-    "text": (answer, 0, 0, text.suffix),
-  }
-
-
-def fused_attention_flops(config: Config) -> dict[str, float]:
+def _fused(
+  decoder: GemmaConfig,
+  vit: VitConfig,
+  used: list[Sequences],
+  kernel: str,
+  remat: str,
+) -> dict[str, float]:
   """FLOPs that a step's fused attention runs, masked positions included.
 
   Two products forward, again where the layers are rematerialised and do not
   keep what the kernel's backward pass reads, and five backward, over rows
   padded to the longest task.
-
-  Returns:
-    Of the "decoder", and of the vision encoder, "vit", where it is fused too.
   """
-  m, shapes = config.model, _shapes(config)
-  used = {task: rows for task, rows in config.batch.items() if rows}
-  c, length = m.decoder, max(shapes[task][0] for task in used)
+  c, length = decoder, max(s.length for s in used)
   product = 2.0 * c.depth * c.heads * c.head_dim * length**2
-  products = {"decoder": sum(used.values()) * product}
-  if m.attention == "mosaic":
-    images = sum(rows * shapes[task][1] for task, rows in used.items())
-    c, length = m.vit, (m.vit.image_size // m.vit.patch) ** 2
+  products = {"decoder": sum(s.rows for s in used) * product}
+  if kernel == "mosaic":
+    images = sum(s.rows * s.images for s in used)
+    c, length = vit, vit_tokens(vit)
     products["vit"] = images * 2.0 * c.depth * c.width * length**2
   # "dots" keeps the kernel's inputs and its result, all that mosaic reads.
-  again = m.remat == "full" or (m.remat == "dots" and m.attention != "mosaic")
+  again = remat == "full" or (remat == "dots" and kernel != "mosaic")
   return {k: v * (9 if again else 7) for k, v in products.items()}
 
 
@@ -76,9 +111,14 @@ def decoder_flops(c: GemmaConfig, length: int) -> float:
   return 2.0 * c.depth * length * layer
 
 
+def vit_tokens(c: VitConfig) -> int:
+  """Features of one image."""
+  return (c.image_size // c.patch) ** 2
+
+
 def vit_flops(c: VitConfig) -> float:
   """Forward FLOPs of one image."""
-  n = (c.image_size // c.patch) ** 2
+  n = vit_tokens(c)
   layer = 4 * c.width**2 + 2 * c.width * c.mlp + 2 * c.width * n
   return 2.0 * n * (c.depth * layer + 3 * c.patch**2 * c.width)
 

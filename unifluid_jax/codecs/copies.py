@@ -1,0 +1,131 @@
+"""Which codec a run was trained with: digests, and the run's own copy.
+
+A run keeps weights and statistics of its codec in its own folder, so that it
+can be used wherever it is moved.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from unifluid_jax.core import checkpoint, files
+from unifluid_jax.core.config import ConfigError
+from unifluid_jax.core.parallel import path_str
+from unifluid_jax.core.types import ImageCodec, Params
+
+STATS = "latents.json"  # what `encode` measured, beside the weights
+COPY = "codec"  # folder of a run
+_DIGEST = "weights_sha256"  # in the JSON beside the copy's weights
+
+
+def digest(params: Params) -> str:
+  """SHA-256 of named float32 weights, the same on any device and storage."""
+  leaves = {
+    path_str(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  total = hashlib.sha256()
+  for name in sorted(leaves):
+    array = np.ascontiguousarray(np.asarray(leaves[name]), "<f4")
+    total.update(f"{name} {array.shape}\n".encode())
+    total.update(array.data)
+  return total.hexdigest()
+
+
+def restore(path: str, part: str, like: Params) -> Params:
+  """The newest weights at `path`, whole if they are a copy.
+
+  Args:
+    path: of a run or of converted weights.
+    part: their name among the parameters there.
+    like: their shapes.
+
+  Raises:
+    checkpoint.CheckpointError: no, another or a damaged checkpoint.
+  """
+  step = checkpoint.latest_step(path)
+  params = checkpoint.restore_part(path, step, f"params/{part}", like)
+  wanted = checkpoint.read_meta(path, step).get(_DIGEST)
+  if wanted is not None and wanted != digest(params):
+    raise checkpoint.CheckpointError(
+      f"{path} step {step} is damaged: its weights are not those that were "
+      "copied there. Delete the folder and name the codec's origin instead"
+    )
+  return params
+
+
+def read_stats(path: str) -> dict[str, Any] | None:
+  """What was measured of a codec; None if nothing was.
+
+  Where `encode` wrote it, "weights" is the digest of the weights, and "data"
+  that of the data set.
+  """
+  file = epath.Path(path) / STATS
+  if not path or not file.exists():
+    return None
+  try:
+    stats = json.loads(file.read_text())
+    if not isinstance(stats, dict):
+      raise ValueError("no JSON object")
+    return stats
+  except ValueError as error:
+    raise ConfigError(
+      f"{file} is damaged ({error!r}): delete it and measure again with "
+      "python -m unifluid_jax.encode"
+    ) from error
+
+
+def located(path: str, workdir: str) -> str:
+  """Where the codec of a run lies.
+
+  The run's own copy; else, of runs that have none, the configured path, as it
+  stands or below one of the folders that the workdir lies in.
+  """
+  own = epath.Path(workdir) / COPY
+  places = [own] if (own / STATS).exists() else []
+  if path:
+    places.append(epath.Path(path))
+    if not files.is_remote(workdir):
+      places += [f / path for f in epath.Path(workdir).resolve().parents]
+  found = (str(p) for p in places if checkpoint.steps(str(p)))
+  return next(found, path)
+
+
+def copy(
+  codec: ImageCodec,
+  frozen: Params,
+  identity: Mapping[str, Any],
+  workdir: str,
+) -> None:
+  """Writes weights and statistics to the workdir, unless they are there.
+
+  Called by one process. The statistics come last: with them the copy counts
+  as whole.
+
+  Args:
+    codec: says what the weights are and where they were read from.
+    frozen: its weights.
+    identity: their `codec.identity`.
+    workdir: of the run.
+  """
+  place = epath.Path(workdir) / COPY
+  mark = place / STATS
+  if mark.exists() and read_stats(str(place)) == identity:
+    return
+  mark.unlink(missing_ok=True)
+  if (place / "checkpoints").exists():
+    (place / "checkpoints").rmtree()
+  params, settings = codec.saved(frozen)
+  state = {"params": jax.tree.map(np.asarray, params)}
+  meta = {
+    _DIGEST: identity["weights"],
+    "copy_of": codec.path,
+    "weights": settings,  # as beside converted ones
+  }
+  checkpoint.write_once(str(place), state, meta)
+  files.write(mark, json.dumps(dict(identity)))

@@ -1,0 +1,31 @@
+"""Images of a batch that a codec encodes before a system sees them."""
+
+from typing import Any
+
+from unifluid_jax.core.types import Batch, Params
+from unifluid_jax.data import fields
+
+
+def encode_pixels(system: Any, frozen: Params, batch: Batch) -> Batch:
+  """A batch whose `Cached` fields hold what the codec makes of their pixels.
+
+  Fields that were read from a file are left as they are, and so a system
+  never knows which of them were.
+
+  Args:
+    system: gives the codec.
+    frozen: the system's frozen weights.
+    batch: task → name → array [B, ...]; pixels stand under "name.pixels".
+  """
+  suffix = f".{fields.PIXELS}"
+
+  def encoded(arrays):
+    out = {}
+    for name, x in arrays.items():
+      if name.endswith(suffix):
+        name = name.removesuffix(suffix)
+        x = system.codec.encode(frozen["codec"], x)
+      out[name] = x
+    return out
+
+  return {task: encoded(arrays) for task, arrays in batch.items()}

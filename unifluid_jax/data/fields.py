@@ -1,0 +1,240 @@
+"""What a task's batch is made of: one class per kind of array.
+
+A system declares the fields of every task it can do (`System.inputs`); the
+pipeline, the Python API and ahead-of-time compilation build them from there.
+Fields are pickled to data workers and import no accelerator library.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from unifluid_jax.core.config import MAX_PIXELS
+from unifluid_jax.core.types import PAD
+from unifluid_jax.data import transforms
+from unifluid_jax.data.images import decode_image
+from unifluid_jax.data.records import BadRecord, Marks
+
+PIXELS = "pixels"  # array of a `Cached` field that no file gives
+
+
+class Picture(NamedTuple):
+  """An image in one of its roles, not decoded yet."""
+
+  frames: tuple[Any, ...]  # encoded files, or u8[H, W, 3]; several: a series
+  marks: Marks = Marks()
+  flip: bool = False  # mirrored left to right
+  cached: Any = None  # what a codec made of it, read from a file
+
+
+class Example(NamedTuple):
+  """What one record gives a task; fields make arrays of it."""
+
+  texts: Mapping[str, str | None]  # slot → text; None: nothing is asked
+  images: Mapping[str, Picture]  # role → image
+  tokenizer: Any = None  # only images do without
+  max_pixels: int = MAX_PIXELS  # of an encoded image
+
+
+class Shape(NamedTuple):
+  """Of one row of a field's array."""
+
+  shape: tuple[int, ...]
+  dtype: Any
+
+
+@runtime_checkable
+class Field(Protocol):
+  """One or more arrays of a batch; a new kind is a new class here.
+
+  Attributes:
+    target: what a system is to produce; prompts come without it.
+  """
+
+  target: bool
+
+  def shapes(self) -> Mapping[str, Shape]:
+    """Part name → shape of a row; most fields have one part, named ""."""
+
+  def rows(self, example: Example, rng: Any) -> Mapping[str, np.ndarray]:
+    """The same parts of one example.
+
+    Raises:
+      BadRecord: a corrupt image, or not as many as configured.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+  """An image in [-1, 1], f32[*F, S, S, 3]."""
+
+  role: str
+  size: int  # S
+  fit: Literal["crop", "squash"]
+  frames: int = 1  # F, an axis of its own if there are several
+  target: bool = False
+
+  def shapes(self) -> dict[str, Shape]:
+    """See `Field`."""
+    several = (self.frames,) if self.frames > 1 else ()
+    return {"": Shape((*several, self.size, self.size, 3), np.float32)}
+
+  def rows(
+    self, example: Example, rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    """See `Field`."""
+    del rng
+    return {"": transforms.to_float(self.view(example))}
+
+  def view(self, example: Example) -> UInt8[np.ndarray, "*F S S 3"]:
+    """The image at this size, several in a stack.
+
+    Raises:
+      BadRecord: a corrupt image, or not as many as configured.
+    """
+    picture = example.images[self.role]
+    if len(picture.frames) != self.frames:
+      raise BadRecord(
+        f"{len(picture.frames)} images, but data.images={self.frames}"
+      )
+    frames = [self._frame(f, picture, example) for f in picture.frames]
+    return frames[0] if self.frames == 1 else np.stack(frames)
+
+  def _frame(
+    self, frame: Any, picture: Picture, example: Example
+  ) -> UInt8[np.ndarray, "S S 3"]:
+    if not isinstance(frame, np.ndarray):
+      frame = decode_image(frame, example.max_pixels)
+    if picture.flip:
+      frame = np.ascontiguousarray(frame[:, ::-1])
+    if self.fit == "crop":
+      return transforms.centre_crop_resize(frame, self.size)
+    return transforms.marked(frame, picture.marks, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cached:
+  """What a frozen codec makes of an image, by itself or from a file.
+
+  Without a file the rows are pixels, which the step encodes before the loss
+  sees them.
+  """
+
+  role: str
+  shape: tuple[int, ...]  # of one encoded image, as `ImageCodec.cache` says
+  dtype: Any
+  size: int  # of the pixels
+  fit: Literal["crop", "squash"]
+  file: bool = False  # records carry it
+  target: bool = False
+
+  @property
+  def pixels(self) -> Pixels:
+    """The image that is encoded."""
+    return Pixels(self.role, self.size, self.fit)
+
+  def shapes(self) -> dict[str, Shape]:
+    """See `Field`."""
+    if self.file:
+      return {"": Shape(self.shape, self.dtype)}
+    return {PIXELS: self.pixels.shapes()[""]}
+
+  def rows(
+    self, example: Example, rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    """See `Field`."""
+    if self.file:
+      cached = example.images[self.role].cached
+      return {"": np.asarray(cached, self.dtype)}
+    return {PIXELS: self.pixels.rows(example, rng)[""]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """Token ids i32[P] of one text and the special tokens around it.
+
+  Only the text gives way where the slot is too short.
+
+  Differs: PaliGemma's truncation drops EOS; a truncated answer keeps it here,
+  so that a row never teaches the model not to stop.
+  """
+
+  slot: str  # key of config.text, for messages, and of `Example.texts`
+  length: int
+  before: tuple[str, ...] = ()  # names of special tokens
+  after: tuple[str, ...] = ()
+  align: Literal["left", "right"] = "right"
+  target: bool = False
+
+  def shapes(self) -> dict[str, Shape]:
+    """See `Field`."""
+    return {"": Shape((self.length,), np.int32)}
+
+  def rows(
+    self, example: Example, rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    """See `Field`."""
+    del rng
+    return {"": self.row(example.tokenizer, example.texts[self.slot])}
+
+  def row(self, tokenizer: Any, text: str | None) -> Int32[np.ndarray, "P"]:
+    """One row; without a text what stands `before` it, alone.
+
+    Raises:
+      ValueError: no room for the special tokens.
+    """
+    before = [tokenizer.special[name] for name in self.before]
+    after = [tokenizer.special[name] for name in self.after]
+    if text is None:
+      after, text = [], ""
+    room = self.length - len(before) - len(after)
+    if room < 0:
+      names = " and ".join(n.upper() for n in (*self.before, *self.after))
+      raise ValueError(
+        f"text.{self.slot}={self.length} has no room for {names}: use >= "
+        f"{len(before) + len(after)}"
+      )
+    ids = [*before, *tokenizer.fit(tokenizer.encode(text), room), *after]
+    row = np.full(self.length, PAD, np.int32)
+    start = self.length - len(ids) if self.align == "right" else 0
+    row[start : start + len(ids)] = ids
+    return row
+
+
+def arrays(
+  inputs: Mapping[str, Field], example: Example, rng: Any = None
+) -> dict[str, np.ndarray]:
+  """One row of every field: name, or name.part → array.
+
+  Args:
+    inputs: name → field, those of one task.
+    example: what they are made from.
+    rng: for fields that draw.
+  """
+  return {
+    joined(name, part): array
+    for name, field in inputs.items()
+    for part, array in field.rows(example, rng).items()
+  }
+
+
+def shapes(inputs: Mapping[str, Field]) -> dict[str, Shape]:
+  """The same names → shape of a row."""
+  return {
+    joined(name, part): shape
+    for name, field in inputs.items()
+    for part, shape in field.shapes().items()
+  }
+
+
+def joined(name: str, part: str) -> str:
+  """Name of an array in a batch: the field's, and of its part if it has any."""
+  return f"{name}.{part}" if part else name
+
+
+def prompts(inputs: Mapping[str, Field]) -> dict[str, Field]:
+  """The fields that are given: all but the targets."""
+  return {name: f for name, f in inputs.items() if not f.target}

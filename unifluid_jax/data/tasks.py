@@ -1,0 +1,171 @@
+"""What a model can be asked to do, and how a record becomes an example of it.
+
+One choice of texts and one flip serve all fields of an example. Only this file
+and `fields.py` know tasks; systems name those they can do (`System.inputs`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from unifluid_jax.core.config import MAX_PIXELS
+from unifluid_jax.data.fields import Example, Picture
+from unifluid_jax.data.records import BadRecord, Record
+
+T = TypeVar("T")
+_CAPTION_SHARE = 0.4  # of understanding examples, where questions exist too
+
+
+class NoExample(ValueError):
+  """A sound record that carries nothing for the task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a configuration says of all examples."""
+
+  tokenizer: Any  # only images do without
+  caption_prefix: str  # the question that asks for a caption
+  flip: bool = False
+  max_pixels: int = MAX_PIXELS  # of an encoded image
+
+  def example(
+    self, texts: Mapping[str, str | None], images: Mapping[str, Picture]
+  ) -> Example:
+    """An example of these texts and images."""
+    return Example(texts, images, self.tokenizer, self.max_pixels)
+
+
+def text_to_image(
+  record: Record, rng: np.random.Generator, options: Options
+) -> Example:
+  """One of the record's prompts (else captions), and its image.
+
+  Args:
+    record: where the example comes from.
+    rng: chooses the prompt and the flip.
+    options: of the configuration.
+
+  Raises:
+    NoExample: no prompt and no caption.
+    BadRecord: only blank ones.
+  """
+  prompt = _choose(record.prompts or record.captions, rng, "prompt")
+  return options.example(
+    {"prompt": prompt}, {"drawn": _drawn(record, rng, options)}
+  )
+
+
+def image(
+  record: Record, rng: np.random.Generator, options: Options
+) -> Example:
+  """The image alone, to train tokenizers on."""
+  return options.example({}, {"drawn": _drawn(record, rng, options)})
+
+
+def image_to_text(
+  record: Record, rng: np.random.Generator, options: Options
+) -> Example:
+  """A caption (two cases in five where both exist) or a question.
+
+  Never flipped: questions name sides and images hold writing.
+
+  Args:
+    record: where the example comes from.
+    rng: chooses the text.
+    options: of the configuration.
+
+  Raises:
+    NoExample: no caption and no question.
+    BadRecord: only blank ones.
+  """
+  ask_caption = not record.questions
+  if record.captions and record.questions:
+    ask_caption = bool(rng.random() < _CAPTION_SHARE)
+  if ask_caption:
+    question = options.caption_prefix
+    answer = _choose(record.captions, rng, "caption")
+  else:
+    question, answer = _choose_pair(record.questions, rng)
+  seen = Picture((record.image, *record.more), record.marks)
+  return options.example({"prefix": question, "suffix": answer}, {"seen": seen})
+
+
+def edit(record: Record, rng: np.random.Generator, options: Options) -> Example:
+  """Source image, instruction and target image; flipped together.
+
+  Raises:
+    NoExample: the record has no edit.
+    BadRecord: a blank instruction.
+  """
+  if record.edit is None:
+    raise NoExample("no edit")
+  instruction, target = record.edit
+  flip = options.flip and bool(rng.random() < 0.5)
+  return options.example(
+    {"prompt": _choose((instruction,), rng, "instruction")},
+    {
+      "seen": Picture((record.image,), flip=flip),
+      "drawn": Picture((target,), flip=flip),
+    },
+  )
+
+
+def text(record: Record, rng: np.random.Generator, options: Options) -> Example:
+  """A question with its answer, or a caption after BOS alone.
+
+  Raises:
+    NoExample: the record has no text.
+    BadRecord: only blank texts.
+  """
+  pairs = (*record.questions, *(("", c) for c in record.captions))
+  prefix, suffix = _choose_pair(pairs, rng)
+  return options.example({"prefix": prefix or None, "suffix": suffix}, {})
+
+
+Task = Callable[[Record, np.random.Generator, Options], Example]
+
+# In the order of their streams.
+TASKS: Mapping[str, Task] = {
+  "t2i": text_to_image,
+  "i2t": image_to_text,
+  "edit": edit,
+  "text": text,
+  "image": image,
+}
+# Needs nothing of a record but its image: every source serves it.
+EVERY_SOURCE = ("image",)
+
+
+def _drawn(
+  record: Record, rng: np.random.Generator, options: Options
+) -> Picture:
+  flip = options.flip and bool(rng.random() < 0.5)
+  return Picture((record.image,), flip=flip, cached=record.moments)
+
+
+def _choose(options: Sequence[str], rng: np.random.Generator, what: str) -> str:
+  """One text that is not blank."""
+  good = [text for text in options if text.strip()]
+  return _one(options, good, rng, what)
+
+
+def _choose_pair(
+  pairs: Sequence[tuple[str, str]], rng: np.random.Generator
+) -> tuple[str, str]:
+  """One (question, answer) whose answer is not blank."""
+  good = [pair for pair in pairs if pair[1].strip()]
+  return _one(pairs, good, rng, "answer")
+
+
+def _one(
+  options: Sequence[T], good: Sequence[T], rng: np.random.Generator, what: str
+) -> T:
+  """A uniform choice among the good options."""
+  if not options:
+    raise NoExample(f"no {what}")
+  if not good:
+    raise BadRecord(f"blank {what}")
+  return good[int(rng.integers(len(good)))] if len(good) > 1 else good[0]

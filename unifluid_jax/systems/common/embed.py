@@ -1,0 +1,56 @@
+"""Texts and images as inputs of a decoder."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from unifluid_jax.core.types import Params
+from unifluid_jax.models import stack
+
+
+def text(
+  decoder: Any, params: Params, tokens: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+  """Token embeddings, scaled as the decoder scales them; pads are row 0's."""
+  ids = jnp.maximum(tokens, 0)
+  return decoder.apply({"params": params["decoder"]}, ids, method="embed")
+
+
+def pixels(
+  vit: Any,
+  projector: Any,
+  params: Params,
+  images: Float[Array, "B *F H W 3"],
+  kernel: str = "plain",
+) -> Float[Array, "B n D"]:
+  """Vision features, projected; not scaled, as in PaliGemma.
+
+  Features of F images follow one another, with nothing between them.
+  `kernel` is that of the encoder's attention, see `attention.attend`.
+  """
+  frames = images.reshape(-1, *images.shape[-3:])
+  features = vit.apply({"params": params["vit"]}, frames, kernel)
+  x = projector.apply({"params": params["projector"]}, features)
+  return x.reshape(images.shape[0], -1, x.shape[-1])
+
+
+def cast_embedding(params: Params, dtype: Any) -> Params:
+  """Parameters with the vocabulary's table in the dtype of its two uses.
+
+  Its gradients, of lookups and of logits, are then summed over devices in
+  that dtype.
+  """
+  decoder = params["decoder"]
+  table = decoder["embedder"]["table"].astype(dtype)
+  return params | {"decoder": decoder | {"embedder": {"table": table}}}
+
+
+def cast_for_decoding(params: Params, dtype: Any) -> Params:
+  """Parameters of the decoder in the dtype of their products, cast once.
+
+  Each use casts them: decoding would, all of them, for every token.
+  """
+  params = cast_embedding(params, dtype)
+  layers = stack.narrow(params["decoder"]["layers"], dtype)
+  return params | {"decoder": params["decoder"] | {"layers": layers}}

@@ -1,0 +1,289 @@
+"""UniFluid's part of the configuration tree, and what follows from it alone."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from unifluid_jax.codecs.kl_vae import check_shape
+from unifluid_jax.core import parallel, presets
+from unifluid_jax.core.freeze import need
+from unifluid_jax.core.ranges import (
+  AMOUNT,
+  ANY,
+  COUNT,
+  DECAY,
+  POSITIVE,
+  SEED,
+  Range,
+  Row,
+  below,
+)
+from unifluid_jax.core.types import ImageCodec
+from unifluid_jax.data.fields import Cached, Field, Pixels, Text
+from unifluid_jax.systems.common import cost
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The networks."""
+
+  decoder: presets.GemmaConfig
+  vit: presets.VitConfig
+  head: presets.HeadConfig
+  vae: presets.VaeConfig
+  vae_path: str  # workdir of the VAE's run, or an imported VAE
+  image_size: int
+  patch: int  # latent cells a side merged into one image token
+  dtype: Literal["float32", "bfloat16"]
+  remat: Literal["none", "dots", "full"]
+  scan: bool
+  edit_latents: bool  # edit prefix carries the source's VAE tokens too
+  # Image tokens are latents of about this standard deviation. Below 1, what
+  # to draw is decided at less noisy diffusion steps, where the noise's
+  # prediction shows it (input scaling, arXiv 2301.10972).
+  latent_std: float = 1.0
+  # Of the decoder in training; see ops/attention.attend.
+  attention: Literal["plain", "mosaic", "splash", "triton"] = "plain"
+
+  @property
+  def grid(self) -> int:
+    """Image tokens a side."""
+    return self.image_size // self.vae.factor // self.patch
+
+  @property
+  def image_tokens(self) -> int:
+    """N."""
+    return self.grid**2
+
+  @property
+  def token_channels(self) -> int:
+    """C."""
+    return self.vae.latent * self.patch**2
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """The objective."""
+
+  text_weight: float  # lambda
+  draws: int  # noise draws per image token
+  prompt_dropout: float
+  vocab_chunk: int  # answer positions whose logits exist at once
+  # Random token order: probability 1, linear to 0 between the two steps.
+  random_until: int
+  raster_from: int
+  label_smoothing: float = 0.0  # of answers
+  word_dropout: float = 0.0  # of answers' words, as input for the next ones
+  # Answers of a batch weigh by their tokens, or alike (PaliGemma).
+  text_mean: Literal["tokens", "answers"] = "tokens"
+  image_dropout: float = 0.0  # of edits: the source goes unseen
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """How images and text are drawn from the model."""
+
+  steps: int  # of the diffusion head
+  cfg: float  # 1: no guidance
+  cfg_schedule: Literal["constant", "linear"]
+  temperature: float
+  clip: float  # of predicted clean tokens, in latent units; 0: off, as MAR
+  order: Literal["raster", "random"]
+  text: Literal["greedy", "sample", "beam"]
+  text_temperature: float
+  top_k: int  # 0: off
+  top_p: float  # 1: off
+  beams: int
+  seed: int
+  image_cfg: float = 1.0  # of edits, towards their source; 1: none of its own
+
+
+RANGES = (
+  Row(below("text", "prompt prefix suffix"), COUNT),
+  Row(
+    below("model.decoder", "vocab width depth mlp heads kv_heads head_dim"),
+    COUNT,
+  ),
+  Row(
+    below(
+      "model.decoder",
+      "query_scale rope_base rope_base_global rope_scale_global",
+    ),
+    POSITIVE,
+  ),
+  Row(below("model.decoder", "attn_softcap final_softcap window"), AMOUNT),
+  Row("model.decoder.dropout", DECAY),
+  Row(below("model.vit", "width depth mlp heads patch image_size"), COUNT),
+  Row(below("model.head", "width depth"), COUNT),
+  Row(below("model", "patch image_size"), COUNT),
+  Row("model.latent_std", POSITIVE),
+  Row(below("model.vae", "base multipliers blocks latent groups stem"), COUNT),
+  Row("model.vae.latent_mean", ANY),
+  Row("model.vae.latent_scale", POSITIVE),
+  Row("loss.text_weight", AMOUNT),
+  Row("loss.draws loss.vocab_chunk", COUNT),
+  Row(below("loss", "prompt_dropout label_smoothing word_dropout"), DECAY),
+  Row("loss.image_dropout", Range(0, 0.5)),
+  Row("loss.random_until loss.raster_from", AMOUNT),
+  Row("sampling.steps", Range(1, 1000)),
+  Row("sampling.cfg sampling.image_cfg", AMOUNT),
+  Row("sampling.temperature sampling.clip sampling.top_k", AMOUNT),
+  Row("sampling.text_temperature", POSITIVE),
+  Row("sampling.top_p", Range(0, 1, opens_low=True)),
+  Row("sampling.beams", COUNT),
+  Row("sampling.seed", SEED),
+)
+
+
+def check(config: Any, mesh: Any = None) -> None:
+  """Refuses combinations that cannot work, with the fix.
+
+  Args:
+    config: a `config.Config` whose numbers are in their ranges.
+    mesh: the devices, once they are known.
+
+  Raises:
+    ConfigError: names the keys.
+  """
+  m = config.model
+  if mesh is not None:
+    parallel.check_attention(m.attention, mesh)
+    return
+  check_shape(m.vae, m.image_size, m.patch)
+  _check_model(m)
+  need(
+    config.loss.random_until <= config.loss.raster_from,
+    f"loss.random_until={config.loss.random_until} lies after "
+    f"loss.raster_from={config.loss.raster_from}",
+  )
+  _check_sampling(config)
+
+
+def _check_model(m: ModelConfig) -> None:
+  need(
+    m.vit.image_size % m.vit.patch == 0,
+    f"model.vit.image_size={m.vit.image_size} must be a multiple of "
+    f"model.vit.patch={m.vit.patch}",
+  )
+  need(
+    m.vit.width % m.vit.heads == 0,
+    f"model.vit.width={m.vit.width} must be a multiple of "
+    f"model.vit.heads={m.vit.heads}",
+  )
+  need(
+    m.decoder.heads % m.decoder.kv_heads == 0,
+    f"model.decoder.heads={m.decoder.heads} must be a multiple of "
+    f"model.decoder.kv_heads={m.decoder.kv_heads}",
+  )
+  need(m.decoder.head_dim % 2 == 0, "model.decoder.head_dim must be even")
+
+
+def _check_sampling(c: Any) -> None:
+  need(
+    c.sampling.cfg == 1 or c.loss.prompt_dropout > 0 or not c.batch.get("t2i"),
+    "sampling.cfg != 1 needs a null condition: set loss.prompt_dropout > 0 "
+    "or sampling.cfg=1",
+  )
+  need(
+    c.sampling.image_cfg == 1
+    or c.loss.image_dropout
+    or not c.batch.get("edit"),
+    "sampling.image_cfg != 1 needs edits without their source: set "
+    "loss.image_dropout > 0 or sampling.image_cfg=1",
+  )
+
+
+def check_guidance(config: Any, sampling: SamplingConfig, task: str) -> None:
+  """Refuses guidance away from what a run never saw.
+
+  Args:
+    config: of the run.
+    sampling: how images are to be drawn.
+    task: "t2i" or "edit".
+
+  Raises:
+    ValueError: names the options and the fix.
+  """
+  if task == "edit" and sampling.image_cfg != 1:
+    if not config.loss.image_dropout:
+      raise ValueError(
+        f"image_cfg={sampling.image_cfg} guides away from edits without a "
+        "source, which this run never saw (config.loss.image_dropout=0): "
+        "use image_cfg=1"
+      )
+  if sampling.cfg != 1 and not config.loss.prompt_dropout:
+    raise ValueError(
+      f"cfg={sampling.cfg} guides away from images without a prompt, which "
+      "this run never saw (config.loss.prompt_dropout=0): use cfg=1"
+    )
+
+
+def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """A tree of an older version, as this one spells it.
+
+  Args:
+    tree: plain nested dicts; those of this version pass unchanged.
+  """
+  tree = dict(tree)
+  tree.pop("vae_loss", None)
+  if "order" in tree:
+    tree["loss"] = {**tree["loss"], **tree.pop("order")}
+  return tree
+
+
+def summary(config: Any) -> dict[str, str]:
+  """What the report page says of a run: label → value."""
+  d, m = config.model.decoder, config.model
+  return {
+    "decoder": f"width {d.width}, depth {d.depth}, {d.heads} heads",
+    "image": f"{m.image_size} pixels, {m.image_tokens} tokens",
+    "lambda": f"{config.loss.text_weight:g}",
+    "sampling": f"{config.sampling.steps} steps, cfg {config.sampling.cfg:g}",
+  }
+
+
+def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
+  """What UniFluid reads of each task it can do."""
+  m, text = config.model, config.text
+  prompt = Text("prompt", text.prompt, before=("bos",))
+  answer = {
+    "prefix": Text("prefix", text.prefix, ("bos",), ("newline",)),
+    "suffix": Text(
+      "suffix", text.suffix, after=("eos",), align="left", target=True
+    ),
+  }
+  seen = Pixels("seen", m.vit.image_size, "squash")
+  several = dataclasses.replace(seen, frames=config.data.images)
+  image = Cached(
+    "drawn", codec.cache.shape, codec.cache.dtype, codec.size, codec.fit,
+    target=True,
+  )  # fmt: skip
+  from_file = dataclasses.replace(image, file=config.data.has_cache)
+  source = dataclasses.replace(image, role="seen", target=False)
+  edit = {"seen": seen, "prompt": prompt, "image": image}
+  return {
+    "t2i": {"prompt": prompt, "image": from_file},
+    "i2t": {"seen": several, **answer},
+    "edit": edit | ({"source": source} if m.edit_latents else {}),
+    "text": answer,
+  }
+
+
+def step_cost(config: Any) -> cost.StepCost:
+  """Of one step over all tasks; the frozen VAE is not counted."""
+  m, text, rows = config.model, config.text, config.batch
+  n, v = m.image_tokens, cost.vit_tokens(m.vit)
+  drawn, source = text.prompt + n, v + (n if m.edit_latents else 0)
+  seen, answer = config.data.images, text.prefix + text.suffix - 1
+  head = n * config.loss.draws
+  head *= cost.head_flops(m.head, m.decoder.width, m.token_channels)
+  of = cost.Sequences
+  tasks = {
+    "t2i": of(rows.get("t2i", 0), drawn, others=head),
+    "i2t": of(rows.get("i2t", 0), seen * v + answer, seen, text.suffix),
+    "edit": of(rows.get("edit", 0), source + drawn, 1, others=head),
+    "text": of(rows.get("text", 0), answer, 0, text.suffix),
+  }
+  return cost.step_cost(
+    m.decoder, m.vit, tasks, m.attention, m.remat, config.accumulate
+  )
