@@ -27,7 +27,7 @@ from tests.systems import test_vae
 from unifluid_jax import systems, train
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config, MeshConfig
-from unifluid_jax.core.types import Batch, TextToImage
+from unifluid_jax.models.kl_vae import KlVae
 
 assert conftest
 FILE = Path(__file__).parent / "trace.json"
@@ -97,12 +97,16 @@ def _frozen(system, model):
   if system == "vae":
     return {}
   vae = jax.eval_shape(
-    model.vae.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)
+    KlVae(model.config.model.vae).init,
+    jax.random.key(0),
+    np.zeros((1, 32, 32, 3), np.float32),
   )["params"]
   return {
-    "vae": _filled(vae),
-    "latent_mean": np.float32(0.1),
-    "latent_scale": np.float32(1.3),
+    "codec": {
+      "vae": _filled(vae),
+      "latent_mean": np.float32(0.1),
+      "latent_scale": np.float32(1.3),
+    }
   }
 
 
@@ -111,7 +115,7 @@ def _batch(system, step):
     return jax.tree.map(np.asarray, tiny_systems.examples(seed=step, text=True))
   rng = np.random.default_rng(step)
   images = rng.uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
-  return Batch(t2i=TextToImage(np.zeros((8, 0), np.int32), images))
+  return {"image": {"image": images}}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import pytest
 
 from configs import shapes
 from unifluid_jax import systems
+from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import types
+from unifluid_jax.models.kl_vae import KlVae
 from unifluid_jax.systems.unifluid import UniFluid
 
 
@@ -34,7 +36,7 @@ def tiny(**changes):
 
 
 def right_aligned(rng, rows, length, most):
-  out = np.zeros((rows, length), np.int32)
+  out = np.full((rows, length), types.PAD, np.int32)
   for row in out:
     n = rng.integers(1, most + 1)
     row[-n:] = rng.integers(4, 24, n)
@@ -43,7 +45,7 @@ def right_aligned(rng, rows, length, most):
 
 
 def suffixes(rng, rows, length):
-  out = np.zeros((rows, length), np.int32)
+  out = np.full((rows, length), types.PAD, np.int32)
   for row in out:
     n = rng.integers(1, length)
     row[:n] = rng.integers(4, 24, n)
@@ -58,18 +60,25 @@ def examples(rows=8, seed=0, edit=False, text=False):
     return rng.uniform(-1, 1, (rows, 32, 32, 3)).astype(np.float32)
 
   moments = rng.normal(size=(rows, 8, 8, 8)).astype(np.float16)
-  batch = types.Batch(
-    t2i=types.TextToImage(right_aligned(rng, rows, 5, 5), moments=moments),
-    i2t=types.ImageToText(
-      pixels(), right_aligned(rng, rows, 5, 4), suffixes(rng, rows, 4)
-    ),
-    edit=types.Edit(pixels(), right_aligned(rng, rows, 5, 5), pixels(), None)
-    if edit
-    else None,
-    text=types.TextOnly(right_aligned(rng, rows, 5, 3), suffixes(rng, rows, 4))
-    if text
-    else None,
-  )
+  batch = {
+    "t2i": {"prompt": right_aligned(rng, rows, 5, 5), "image": moments},
+    "i2t": {
+      "seen": pixels(),
+      "prefix": right_aligned(rng, rows, 5, 4),
+      "suffix": suffixes(rng, rows, 4),
+    },
+  }
+  if edit:
+    batch["edit"] = {
+      "seen": pixels(),
+      "prompt": right_aligned(rng, rows, 5, 5),
+      "image.pixels": pixels(),
+    }
+  if text:
+    batch["text"] = {
+      "prefix": right_aligned(rng, rows, 5, 3),
+      "suffix": suffixes(rng, rows, 4),
+    }
   return jax.tree.map(jnp.asarray, batch)
 
 
@@ -78,6 +87,7 @@ def whole_loss(system):
 
   def loss(params, frozen, batch, key, step):
     counts = system.counts(batch)
+    batch = encode_pixels(system, frozen, batch)
     return system.loss(params, frozen, batch, counts, key, step)
 
   return loss
@@ -92,13 +102,15 @@ class Tiny:
       lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape),
       jax.jit(self.system.init)(jax.random.key(0)),
     )
-    vae = jax.jit(self.system.vae.init)(
+    vae = jax.jit(KlVae(self.config.model.vae).init)(
       jax.random.key(1), jnp.zeros((1, 32, 32, 3))
     )
     self.frozen = {
-      "vae": vae["params"],
-      "latent_mean": jnp.float32(0.1),
-      "latent_scale": jnp.float32(1.3),
+      "codec": {
+        "vae": vae["params"],
+        "latent_mean": jnp.float32(0.1),
+        "latent_scale": jnp.float32(1.3),
+      }
     }
     self.whole_loss = whole_loss(self.system)
     self.loss = jax.jit(self.whole_loss)

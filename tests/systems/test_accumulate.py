@@ -13,7 +13,7 @@ from tests.systems.conftest import examples
 from unifluid_jax import train
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.core.types import EOS
+from unifluid_jax.core.types import EOS, PAD
 from unifluid_jax.models import kl_vae
 from unifluid_jax.ops import diffusion, order
 from unifluid_jax.systems.unifluid import UniFluid
@@ -26,13 +26,15 @@ KEEP = optax.GradientTransformation(
 
 def lopsided(batch):
   """Long answers come first: parts hold unequal numbers of words."""
-  rows, length = batch.i2t.suffix.shape
+  rows, length = batch["i2t"]["suffix"].shape
   lengths = np.linspace(length, 1, rows).astype(int)[:, None]
   slots = np.arange(length)
   words = np.where(slots < lengths - 1, 7 + slots, EOS)
-  suffix = jnp.asarray(np.where(slots < lengths, words, 0), jnp.int32)
-  texts = batch.text and batch.text._replace(suffix=suffix[::-1])
-  return batch._replace(i2t=batch.i2t._replace(suffix=suffix), text=texts)
+  suffix = jnp.asarray(np.where(slots < lengths, words, PAD), jnp.int32)
+  batch = batch | {"i2t": batch["i2t"] | {"suffix": suffix}}
+  if "text" in batch:
+    batch["text"] = batch["text"] | {"suffix": suffix[::-1]}
+  return batch
 
 
 def step(system, model, batch, accumulate, mesh):

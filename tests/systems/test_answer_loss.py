@@ -1,18 +1,21 @@
 """The text loss by hand: smoothing, means; several images of a question."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.systems.conftest import tiny
-from unifluid_jax.core.types import EOS, UNK, Batch, TextOnly
+from unifluid_jax.core.types import EOS, PAD, UNK
 from unifluid_jax.models import gemma
-from unifluid_jax.systems.common import packing
+from unifluid_jax.systems import unifluid
+from unifluid_jax.systems.common import embed, packing, text_loss
 from unifluid_jax.systems.unifluid import UniFluid
 
 RNG = np.random.default_rng(0)
-SUFFIX = np.array([[5, EOS, 0, 0], [7, 8, 9, EOS]], np.int32)
+SUFFIX = np.array([[5, EOS, PAD, PAD], [7, 8, 9, EOS]], np.int32)
 
 
 def losses(**changes):
@@ -21,18 +24,14 @@ def losses(**changes):
   d = config.model.decoder
   table = RNG.normal(size=(d.vocab, d.width)).astype(np.float32)
   hidden = RNG.normal(size=(2, 9, d.width)).astype(np.float32)
-  task = jax.ShapeDtypeStruct((2, 9), jnp.float32)  # length 9, answers last
-
-  class Task:
-    x = task
-
-  system, suffix = UniFluid(config), jnp.asarray(SUFFIX)
-  loss, metrics = system._text_loss(
-    {"decoder": {"embedder": {"table": jnp.asarray(table)}}},
-    [Task],
-    [jnp.asarray(hidden)],
-    [(0, suffix)],
-    system.counts(Batch(text=TextOnly(suffix, suffix))),
+  suffix = jnp.asarray(SUFFIX)
+  task = packing.prefix(jnp.zeros((2, 9, 1)), jnp.ones((2, 9), bool))
+  loss, metrics = text_loss.text_loss(
+    d,
+    jnp.asarray(table),
+    *unifluid._read_out([jnp.asarray(hidden)], [task], [(0, suffix)]),
+    text_loss.counts({"text": {"suffix": suffix}}),
+    config.loss,
   )
   logits = gemma.logits(d, jnp.asarray(table), jnp.asarray(hidden[:, 5:]))
   return loss, metrics, np.asarray(jax.nn.log_softmax(logits), np.float64)
@@ -60,19 +59,16 @@ def test_mean_over_tokens_or_over_answers():
 @pytest.mark.parametrize("mean", ["tokens", "answers"])
 def test_parts_with_unequal_answers_add_up(mean):
   """Loss, accuracy and gradients, of two words and of four."""
-  system = UniFluid(tiny(loss__text_mean=mean))
-  d, suffix = system.config.model.decoder, jnp.asarray(SUFFIX)
+  config = tiny(loss__text_mean=mean)
+  d, suffix = config.model.decoder, jnp.asarray(SUFFIX)
   table = jnp.asarray(RNG.normal(size=(d.vocab, d.width)), jnp.float32)
   hidden = jnp.asarray(RNG.normal(size=(2, 4, d.width)), jnp.float32)
-  counts = system.counts(Batch(text=TextOnly(suffix, suffix)))
+  counts = text_loss.counts({"text": {"suffix": suffix}})
 
   def loss(table, rows):
-    part = hidden[rows], suffix[rows]
-    task = packing.prefix(part[0], part[1] != 0)
-    return system._text_loss(
-      {"decoder": {"embedder": {"table": table}}},
-      [task], [part[0]], [(0, part[1])], counts,
-    )  # fmt: skip
+    return text_loss.text_loss(
+      d, table, [hidden[rows]], [suffix[rows]], counts, config.loss
+    )
 
   run = jax.value_and_grad(loss, has_aux=True)
   short, long, whole = (
@@ -91,35 +87,35 @@ def test_smoothing_comes_from_the_configuration():
   np.testing.assert_allclose(loss, np.mean(tokens), rtol=1e-5)
 
 
-def fed_words(suffix, seed, share):
+def fed_words(monkeypatch, suffix, seed, share):
   """What the decoder reads of a question of three words and an answer."""
   system, seen = UniFluid(tiny(loss__word_dropout=share)), []
   width = system.config.model.decoder.width
 
-  def embed_text(params, tokens):
-    del params
+  def embed_text(decoder, params, tokens):
+    del decoder, params
     seen.append(np.asarray(tokens))
     return jnp.zeros((*tokens.shape, width))
 
-  system.embed_text = embed_text
+  monkeypatch.setattr(embed, "text", embed_text)
   prefix = np.full((len(suffix), 3), 6, np.int32)
-  example = TextOnly(jnp.asarray(prefix), jnp.asarray(suffix))
+  example = {"prefix": jnp.asarray(prefix), "suffix": jnp.asarray(suffix)}
   system._pack_answer({}, example, jax.random.key(seed))
   np.testing.assert_array_equal(seen[0][:, :3], prefix)
   return seen[0][:, 3:]
 
 
-def test_word_dropout_hides_words_of_the_answer_from_the_next():
+def test_word_dropout_hides_words_of_the_answer_from_the_next(monkeypatch):
   """The share of the words fed back, never a pad; anew in every step."""
-  suffix = np.tile(np.array([7, 8, 9, EOS, 0, 0], np.int32), (400, 1))
-  fed, given = fed_words(suffix, 0, 0.3), suffix[:, :-1]
+  suffix = np.tile(np.array([7, 8, 9, EOS, PAD, PAD], np.int32), (400, 1))
+  fed, given = fed_words(monkeypatch, suffix, 0, 0.3), suffix[:, :-1]
   lost = fed == UNK
   np.testing.assert_array_equal(fed[~lost], given[~lost])
   # Four standard deviations, in each of the places that hold a word.
   np.testing.assert_allclose(lost[:, :4].mean(axis=0), 0.3, atol=0.092)
   assert not lost[:, 4:].any()
-  assert (lost != (fed_words(suffix, 1, 0.3) == UNK)).any()
-  np.testing.assert_array_equal(fed_words(suffix, 0, 0.0), given)
+  assert (lost != (fed_words(monkeypatch, suffix, 1, 0.3) == UNK)).any()
+  np.testing.assert_array_equal(fed_words(monkeypatch, suffix, 0, 0.0), given)
 
 
 def test_several_images_are_seen_one_after_another():
@@ -131,14 +127,14 @@ def test_several_images_are_seen_one_after_another():
       return images.reshape(*images.shape[:2], -1)
 
   system = UniFluid(tiny())
-  system.vit = Rows()
   width = system.config.model.decoder.width
   kernel = RNG.normal(size=(6, width)).astype(np.float32)
   projector = {"kernel": jnp.asarray(kernel), "bias": jnp.ones(width)}
   pixels = RNG.uniform(-1, 1, (2, 3, 4, 2, 3)).astype(np.float32)
   params = {"vit": {}, "projector": projector}
-  seen = system.embed_pixels(params, jnp.asarray(pixels))
+  see = functools.partial(embed.pixels, Rows(), system.project, params)
+  seen = see(jnp.asarray(pixels))
   want = pixels.reshape(2, 12, 6) @ kernel + 1
   np.testing.assert_allclose(seen, want, rtol=1e-5, atol=1e-5)
-  one = system.embed_pixels(params, jnp.asarray(pixels[:, 1]))
+  one = see(jnp.asarray(pixels[:, 1]))
   np.testing.assert_allclose(one, want[:, 4:8], rtol=1e-5, atol=1e-5)

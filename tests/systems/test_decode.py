@@ -11,16 +11,15 @@ import pytest
 
 from tests.jaxprs import repeated
 from tests.systems.conftest import Tiny, examples, right_aligned
-from unifluid_jax.core.config import SamplingConfig
-from unifluid_jax.core.types import BOS, EOS, PAD, Batch, Prompts
-from unifluid_jax.models import gemma
+from unifluid_jax.core.types import BOS, EOS, PAD
+from unifluid_jax.models import diffusion_head, gemma
 from unifluid_jax.models.diffusion_head import sample_tokens
-from unifluid_jax.models.kl_vae import from_latents
+from unifluid_jax.models.kl_vae import KlVae, from_latents
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops import sampling as sampling_ops
 from unifluid_jax.ops.attention import block_causal_mask
-from unifluid_jax.systems import unifluid_decode
-from unifluid_jax.systems.common import packing
+from unifluid_jax.systems.common import embed, packing
+from unifluid_jax.systems.unifluid_config import SamplingConfig
 
 SAMPLING = SamplingConfig(
   steps=3, cfg=2.0, cfg_schedule="linear", temperature=0.9, clip=3.0,
@@ -30,6 +29,20 @@ SAMPLING = SamplingConfig(
 TEXT = right_aligned(np.random.default_rng(1), 3, 5, 5)
 
 
+def plain(text):
+  return {"t2i": {"prompt": text}}
+
+
+def edit(m, text, image):
+  """Prompts of an edit, the source as pixels and as moments."""
+  source = m.system.codec.encode(m.frozen["codec"], image)
+  return {"edit": {"prompt": text, "seen": image, "source": source}}
+
+
+def asked(i2t):
+  return {"i2t": {k: i2t[k] for k in ("seen", "prefix")}}
+
+
 def keys(*seeds):
   return jax.vmap(jax.random.key)(jnp.asarray(seeds))
 
@@ -37,12 +50,12 @@ def keys(*seeds):
 @pytest.fixture(scope="module")
 def draw(model):
   @jax.jit
-  def plain(text, keys):
+  def run(text, keys):
     return model.system.generate(
-      model.params, model.frozen, Prompts(text), keys, SAMPLING
+      model.params, model.frozen, plain(text), keys, SAMPLING
     )
 
-  return plain
+  return run
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +70,18 @@ def test_weights_are_narrowed_once_for_all_tokens(what, narrow, monkeypatch):
   images, text = jnp.zeros((3, 32, 32, 3)), jnp.asarray(TEXT)
 
   def run(params):
+    row_keys = keys(0, 1, 2)
     if what == "answer":
-      return narrow.system.answer(params, None, images, text, SAMPLING)
-    row_keys, prompts = keys(0, 1, 2), Prompts(text)
+      prompts = {"i2t": {"seen": images, "prefix": text}}
+      return narrow.system.answer(params, None, prompts, row_keys, SAMPLING)
+    prompts = plain(text)
     return narrow.system.generate(
       params, narrow.frozen, prompts, row_keys, SAMPLING
     )
 
   got, program = jax.jit(run)(narrow.params), jax.make_jaxpr(run)(narrow.params)
-  monkeypatch.setattr(narrow.system, "_for_loops", lambda params: params)
+  monkeypatch.setattr(embed, "cast_for_decoding", lambda params, _: params)
+  monkeypatch.setattr(diffusion_head, "narrow", lambda params, _: params)
   want = jax.jit(lambda params: run(params))(narrow.params)
   np.testing.assert_array_equal(got, want)
   decoder, head = narrow.params["decoder"], narrow.params["head"]
@@ -90,7 +106,11 @@ def recomputed(model, conditions, row_keys, cells, image_cfg=1.0):
   `conditions` are prompts: with text, without, and of edits without a source.
   """
   s, params, (b, n) = model.system, model.params, cells.shape
-  heads = [s.prompt_parts(params, model.frozen, p) for p in conditions]
+  heads = [
+    s.prompt_parts(params, model.frozen, fields)
+    for prompts in conditions
+    for fields in prompts.values()
+  ]
   schedule = diffusion.respace(SAMPLING.steps)
   token_keys = jax.vmap(lambda k: jax.random.split(k, 2)[1])(row_keys)
 
@@ -117,13 +137,19 @@ def recomputed(model, conditions, row_keys, cells, image_cfg=1.0):
     )  # fmt: skip
     x = x.at[:, i].set(token)
   z = patches.unpatchify(order.put_tokens(x, cells), 2, 4)
-  z = from_latents(z, model.frozen["latent_mean"], model.frozen["latent_scale"])
-  images = s.vae.apply({"params": model.frozen["vae"]}, z, method="decode")
-  return jnp.clip(images, -1, 1)
+  frozen = model.frozen["codec"]
+  z = from_latents(z, frozen["latent_mean"], frozen["latent_scale"])
+  return jnp.clip(decoded(model, z), -1, 1)
+
+
+def decoded(model, z):
+  """Raw latents as images."""
+  vae = {"params": model.frozen["codec"]["vae"]}
+  return KlVae(model.config.model.vae).apply(vae, z, method="decode")
 
 
 def plain_and_null(text):
-  return Prompts(text), Prompts(packing.null_prompt(text))
+  return plain(text), plain(packing.null_prompt(text))
 
 
 def drawn_orders(row_keys):
@@ -148,7 +174,7 @@ def test_any_order_equals_full_recomputation(model):
   cells = jnp.asarray(np.stack([rng.permutation(16) for _ in range(2)]))
   got = jax.jit(
     lambda: model.system.generate(
-      model.params, model.frozen, Prompts(text), k, SAMPLING, cells
+      model.params, model.frozen, plain(text), k, SAMPLING, cells
     )
   )()
   np.testing.assert_allclose(
@@ -173,7 +199,7 @@ def test_guidance_off_ignores_the_null_prompt(model):
     sampling = dataclasses.replace(SAMPLING, cfg=cfg, cfg_schedule="constant")
     return jax.jit(
       lambda: model.system.generate(
-        model.params, model.frozen, Prompts(text), k, sampling
+        model.params, model.frozen, plain(text), k, sampling
       )
     )()
 
@@ -182,7 +208,7 @@ def test_guidance_off_ignores_the_null_prompt(model):
 
 
 def test_greedy_answers_equal_full_recomputation(model, monkeypatch):
-  batch = examples(rows=4).i2t
+  batch = examples(rows=4)["i2t"]
   s, params = model.system, model.params
   seen, greedy = [], sampling_ops.greedy
 
@@ -193,14 +219,16 @@ def test_greedy_answers_equal_full_recomputation(model, monkeypatch):
 
   monkeypatch.setattr(sampling_ops, "greedy", watched)
   got = np.asarray(
-    jax.jit(lambda: s.answer(params, {}, batch.image, batch.prefix, SAMPLING))()
+    jax.jit(
+      lambda: s.answer(params, {}, asked(batch), keys(*range(4)), SAMPLING)
+    )()
   )
   jax.effects_barrier()
   table = params["decoder"]["embedder"]["table"]
 
   @jax.jit
   def next_token(suffix, length):
-    example = batch._replace(suffix=suffix)
+    example = batch | {"suffix": suffix}
     packed = s._pack_answer(params, example, jax.random.key(0))
     mask = block_causal_mask(packed.block, packed.valid)
     hidden, _ = s.decoder.apply(
@@ -230,21 +258,23 @@ def test_greedy_answers_equal_full_recomputation(model, monkeypatch):
 
 
 def test_beam_of_one_is_greedy_and_more_beams_score_no_worse(model):
-  batch = examples(rows=4).i2t
+  batch = examples(rows=4)["i2t"]
   s = model.system
 
   def run(**changes):
     sampling = dataclasses.replace(SAMPLING, **changes)
     return np.asarray(
       jax.jit(
-        lambda: s.answer(model.params, {}, batch.image, batch.prefix, sampling)
+        lambda: s.answer(
+          model.params, {}, asked(batch), keys(*range(4)), sampling
+        )
       )()
     )
 
   sampled = run(text="sample", top_k=1)
   np.testing.assert_array_equal(sampled, run())
   beams = run(text="beam", beams=3)
-  assert beams.shape == (4, 4) and (beams >= 0).all()
+  assert beams.shape == (4, 4) and (beams >= PAD).all()
   ended = (beams == EOS).any(1)
   assert ended.all()
 
@@ -259,11 +289,11 @@ def editor():
 
 def test_edit_prompts_see_the_source_image(editor):
   m = editor
-  image = examples().i2t.image[:2]
+  image = examples()["i2t"]["seen"][:2]
   text = jnp.asarray(TEXT[:2])
   draw = jax.jit(
     lambda source: m.system.generate(
-      m.params, m.frozen, Prompts(text, source, source), keys(1, 2), SAMPLING
+      m.params, m.frozen, edit(m, text, source), keys(1, 2), SAMPLING
     )
   )
   a, b = draw(image), draw(image[::-1])
@@ -273,7 +303,7 @@ def test_edit_prompts_see_the_source_image(editor):
 
 def edited(m, **changes):
   """Two edits; also as generation, from the same prompts without sources."""
-  image, text = examples().i2t.image[:2], jnp.asarray(TEXT[:2])
+  image, text = examples()["i2t"]["seen"][:2], jnp.asarray(TEXT[:2])
   config = dataclasses.replace(SAMPLING, **changes)
 
   def run(prompts):
@@ -281,18 +311,18 @@ def edited(m, **changes):
       lambda: m.system.generate(m.params, m.frozen, prompts, keys(1, 2), config)
     )()
 
-  return lambda: run(Prompts(text, image, image)), lambda: run(Prompts(text))
+  return lambda: run(edit(m, text, image)), lambda: run(plain(text))
 
 
 def test_a_hidden_source_leaves_a_prompt_that_never_had_one(editor):
   """Hidden states, and so all predictions, are those of plain generation."""
   s, params = editor.system, editor.params
-  image, text = examples().i2t.image[:2], jnp.asarray(TEXT[:2])
+  image, text = examples()["i2t"]["seen"][:2], jnp.asarray(TEXT[:2])
   whole = jax.jit(s.prompt_parts)(
-    params, editor.frozen, Prompts(text, image, image)
+    params, editor.frozen, edit(editor, text, image)["edit"]
   )
   hidden = packing.hide_source(whole, 5, jnp.asarray([True, False]))
-  plain = s.prompt_parts(params, editor.frozen, Prompts(text))
+  bare = s.prompt_parts(params, editor.frozen, {"prompt": text})
   assert whole.x.shape[1] == 16 + 16 + 5
   np.testing.assert_array_equal(hidden.valid[1], whole.valid[1])
   assert not hidden.valid[0, :32].any()
@@ -306,17 +336,17 @@ def test_a_hidden_source_leaves_a_prompt_that_never_had_one(editor):
     )  # fmt: skip
     return out[:, -5:] * packed.valid[:, -5:, None]
 
-  got, want = states(hidden), states(plain)
+  got, want = states(hidden), states(bare)
   np.testing.assert_allclose(got[0], want[0], atol=1e-5)
   assert np.abs(got[1] - want[1]).max() > 1e-2
 
 
 def test_two_scales_of_an_edit_equal_full_recomputation(editor):
   """Against a plain empty prompt: it never had a source to hide."""
-  image, text = examples().i2t.image[:2], jnp.asarray(TEXT[:2])
+  image, text = examples()["i2t"]["seen"][:2], jnp.asarray(TEXT[:2])
   null = packing.null_prompt(text)
   conditions = (
-    Prompts(text, image, image), Prompts(null, image, image), Prompts(null)
+    edit(editor, text, image), edit(editor, null, image), plain(null)
   )  # fmt: skip
   expected = recomputed(
     editor, conditions, keys(1, 2), drawn_orders(keys(1, 2)), 3.0
@@ -338,11 +368,11 @@ def test_image_scale_one_is_two_way_guidance_bit_by_bit(editor, monkeypatch):
   def never(*_):
     raise AssertionError("a source was hidden")
 
-  edit, plain = edited(editor, cfg=2.0, image_cfg=1.0)
-  images = edit(), plain()
-  monkeypatch.setattr(unifluid_decode, "sample_tokens", watched)
+  edits, drawn = edited(editor, cfg=2.0, image_cfg=1.0)
+  images = edits(), drawn()
+  monkeypatch.setattr(diffusion_head, "sample_tokens", watched)
   monkeypatch.setattr(packing, "hide_source", never)
-  np.testing.assert_array_equal(images[0], edit())
+  np.testing.assert_array_equal(images[0], edits())
   # Without a source there is nothing to guide towards, whatever the scale.
   _, scaled = edited(editor, cfg=2.0, image_cfg=5.0)
   np.testing.assert_array_equal(images[1], scaled())
@@ -352,21 +382,23 @@ def test_image_scale_one_is_two_way_guidance_bit_by_bit(editor, monkeypatch):
 def test_shares_of_edits_without_source_and_text(editor, monkeypatch):
   """Of rates 0.1: a twentieth lose each alone, a twentieth both."""
   rows, texts = 8192, []
-  text = jnp.tile(jnp.asarray([0, BOS, 7, 8, 9]), (rows, 1))
+  text = jnp.tile(jnp.asarray([PAD, BOS, 7, 8, 9]), (rows, 1))
   parts = packing.prefix(jnp.zeros((rows, 9, 1)), jnp.ones((rows, 9), bool))
 
   def prompt_parts(params, frozen, prompts, kernel):
-    texts.append(prompts.text)
+    texts.append(prompts["prompt"])
     return parts
 
   s = editor.system
   monkeypatch.setattr(s, "prompt_parts", prompt_parts)
   monkeypatch.setattr(s, "embed_image", lambda *_: jnp.zeros((rows, 1, 1)))
-  monkeypatch.setattr(s, "encode", lambda *_: jnp.zeros((rows, 1, 1)))
+  monkeypatch.setattr(s.codec, "tokens", lambda *_: jnp.zeros((rows, 1, 1)))
 
   def pack(prompts):
-    example = examples(rows=1, edit=True).edit
-    packed, _ = s._pack_image({}, {}, prompts, example, jax.random.key(3), 0.0)
+    fields = {"image": None, **prompts}
+    packed, _ = s._pack_image(
+      {}, {"codec": None}, fields, jax.random.key(3), 0.0
+    )
     seen = np.asarray(packed.valid)
     assert seen[:, 4:].all() and (seen[:, :4].all(1) == seen[:, 0]).all()
     lost = np.asarray((texts[-1] == packing.null_prompt(text)).all(1))
@@ -374,11 +406,11 @@ def test_shares_of_edits_without_source_and_text(editor, monkeypatch):
     return lost, ~seen[:, 0]
 
   source = jnp.zeros((rows, 1, 1, 3))
-  lost, hidden = pack(Prompts(text, source))
+  lost, hidden = pack({"prompt": text, "seen": source})
   for group in (lost & ~hidden, ~lost & hidden, lost & hidden):
     assert abs(group.mean() - 0.05) < 0.01
   # Plain generation loses its prompt at the same rate, nothing is hidden.
-  again, unhidden = pack(Prompts(text))
+  again, unhidden = pack({"prompt": text})
   np.testing.assert_array_equal(again, lost)
   assert not unhidden.any()
 
@@ -392,16 +424,13 @@ def test_overfit_regenerates_tokens_and_captions_exactly():
   )  # fmt: skip
   rng = np.random.default_rng(3)
   batch = examples()
-  prompt = np.zeros((8, 5), np.int32)
+  prompt = np.full((8, 5), PAD, np.int32)
   prompt[:, 3], prompt[:, 4] = BOS, np.arange(8) + 8
   moments = rng.normal(size=(8, 8, 8, 8)).astype(np.float32)
   moments[..., 4:] = -30
-  batch = Batch(
-    t2i=batch.t2i._replace(
-      prompt=jnp.asarray(prompt), moments=jnp.asarray(moments)
-    ),
-    i2t=batch.i2t,
-  )
+  batch["t2i"] = {
+    "prompt": jnp.asarray(prompt), "image": jnp.asarray(moments)
+  }  # fmt: skip
   optimizer = optax.adam(optax.cosine_decay_schedule(6e-3, 1000))
   params = jax.jit(m.system.init)(jax.random.key(5))
   state = optimizer.init(params)
@@ -424,19 +453,17 @@ def test_overfit_regenerates_tokens_and_captions_exactly():
   assert metrics["text_accuracy"] == 1
   answers = jax.jit(
     lambda p: m.system.answer(
-      p, {}, batch.i2t.image, batch.i2t.prefix, SAMPLING
+      p, {}, asked(batch["i2t"]), keys(*range(8)), SAMPLING
     )
   )(params)
-  np.testing.assert_array_equal(answers, batch.i2t.suffix)
+  np.testing.assert_array_equal(answers, batch["i2t"]["suffix"])
   sampling = dataclasses.replace(
     SAMPLING, cfg=1.0, steps=25, clip=4.0, order="raster"
   )
-  target = m.system.vae.apply(
-    {"params": m.frozen["vae"]}, jnp.asarray(moments[..., :4]), method="decode"
-  )
+  target = decoded(m, jnp.asarray(moments[..., :4]))
   images = jax.jit(
     lambda p: m.system.generate(
-      p, m.frozen, Prompts(batch.t2i.prompt), keys(*range(8)), sampling
+      p, m.frozen, plain(batch["t2i"]["prompt"]), keys(*range(8)), sampling
     )
   )(params)
   error = np.square(images - np.clip(target, -1, 1)).mean((1, 2, 3))

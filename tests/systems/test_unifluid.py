@@ -10,13 +10,15 @@ import pytest
 
 from tests.systems.conftest import Tiny, examples
 from unifluid_jax import train
+from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.core.types import BOS, PAD, Batch, Prompts
+from unifluid_jax.core.types import BOS, PAD
 from unifluid_jax.models import gemma
+from unifluid_jax.models.kl_vae import KlVae
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
-from unifluid_jax.systems.common import packing
+from unifluid_jax.systems.common import embed, packing
 
 KEY = jax.random.key(7)
 
@@ -39,22 +41,22 @@ def test_understanding_loss_does_not_depend_on_the_company(model):
   """Merged with other tasks or alone, i2t has the same loss."""
   batch = examples(edit=True)
   _, joint = loss(model, batch)
-  _, alone = loss(model, Batch(i2t=batch.i2t))
+  _, alone = loss(model, {"i2t": batch["i2t"]})
   np.testing.assert_allclose(joint["loss_text"], alone["loss_text"], rtol=1e-5)
   assert "loss_visual" not in alone
 
 
 def test_text_loss_equals_a_plain_computation(model):
   """Mean NLL of all answer tokens, by full logits of each row alone."""
-  i2t = examples(rows=3).i2t
-  _, metrics = loss(model, Batch(i2t=i2t))
+  i2t = examples(rows=3)["i2t"]
+  _, metrics = loss(model, {"i2t": i2t})
   s, params = model.system, model.params
   nll = []
-  for image, prefix, suffix in zip(*i2t, strict=True):
+  for image, prefix, suffix in zip(*i2t.values(), strict=True):
     ids = [int(t) for t in prefix if t != PAD]
     answer = [int(t) for t in suffix if t != PAD]
-    pixels = s.embed_pixels(params, jnp.asarray(image)[None])
-    tokens = s.embed_text(params, jnp.asarray([ids + answer[:-1]]))
+    pixels = embed.pixels(s.vit, s.project, params, jnp.asarray(image)[None])
+    tokens = embed.text(s.decoder, params, jnp.asarray([ids + answer[:-1]]))
     x = jnp.concatenate([pixels, tokens], axis=1)
     n, p = pixels.shape[1], len(ids)
     block = jnp.asarray([[0] * (n + p) + list(range(1, len(answer)))])
@@ -73,8 +75,8 @@ def test_text_loss_equals_a_plain_computation(model):
 
 def image_hidden(model, params, x, cells):
   s = model.system
-  text = jnp.asarray([[0, 0, BOS, 5, 6]])
-  head = s.prompt_parts(params, model.frozen, Prompts(text))
+  text = jnp.asarray([[PAD, PAD, BOS, 5, 6]])
+  head = s.prompt_parts(params, model.frozen, {"prompt": text})
   tail = s.embed_image(params, x, cells)
   packed = packing.join([head, packing.causal(tail, packing.all_valid(tail))])
   return s._backbone(params, [packed], None)[0][:, 5:]
@@ -123,7 +125,7 @@ def test_current_position_belongs_to_the_token_that_is_fed(model, image):
 
 
 def test_vb_trains_only_the_variance_output(model):
-  batch = Batch(t2i=examples().t2i)
+  batch = {"t2i": examples()["t2i"]}
 
   def term(params, name):
     return model.whole_loss(params, model.frozen, batch, KEY, 0)[1][name]
@@ -140,34 +142,35 @@ def test_vb_trains_only_the_variance_output(model):
 
 def test_dropped_prompts_are_the_null_prompt(model):
   always = Tiny(loss__prompt_dropout=0.999999)
-  t2i = examples().t2i
-  null = packing.null_prompt(jnp.asarray(t2i.prompt))
-  np.testing.assert_array_equal(null[0], [0, 0, 0, 0, BOS])
-  a, _ = loss(always, Batch(t2i=t2i))
-  b, _ = loss(always, Batch(t2i=t2i._replace(prompt=null)))
+  t2i = examples()["t2i"]
+  null = packing.null_prompt(jnp.asarray(t2i["prompt"]))
+  np.testing.assert_array_equal(null[0], [*[PAD] * 4, BOS])
+  a, _ = loss(always, {"t2i": t2i})
+  b, _ = loss(always, {"t2i": t2i | {"prompt": null}})
   np.testing.assert_array_equal(a, b)
   never = Tiny(loss__prompt_dropout=0.0, sampling__cfg=1.0)
-  c, _ = loss(never, Batch(t2i=t2i))
+  c, _ = loss(never, {"t2i": t2i})
   assert abs(float(a - c)) > 1e-4
 
 
 def test_order_is_annealed_by_the_step():
   m = Tiny(loss__random_until=10, loss__raster_from=20)
-  batch = Batch(t2i=examples().t2i)
+  batch = {"t2i": examples()["t2i"]}
   values = {s: loss(m, batch, step=s)[1]["order_randomness"] for s in
             (5, 10, 15, 20, 30)}  # fmt: skip
   assert list(map(float, values.values())) == [1, 1, 0.5, 0, 0]
 
 
 def test_moments_and_pixels_give_the_same_tokens(model):
-  images = jnp.asarray(examples().i2t.image)
-  moments = model.system.vae.apply(
-    {"params": model.frozen["vae"]}, images, method="encode"
+  images, codec = examples()["i2t"]["seen"], model.system.codec
+  frozen = model.frozen["codec"]
+  moments = KlVae(model.config.model.vae).apply(
+    {"params": frozen["vae"]}, images, method="encode"
   )
-  a = model.system.encode(model.frozen, images, None, KEY)
-  b = model.system.encode(model.frozen, None, moments, KEY)
-  np.testing.assert_allclose(a, b, atol=1e-6)
-  mode = model.system.encode(model.frozen, None, moments, None)
+  batch = {"t2i": {"image.pixels": images}}
+  got = encode_pixels(model.system, model.frozen, batch)["t2i"]["image"]
+  np.testing.assert_allclose(got, moments, atol=1e-6)
+  mode = codec.tokens(frozen, moments, None)
   first = (moments[..., :4] - 0.1) * 1.3
   # Token 0 holds channel 0's 2 x 2 block first (MAR's order).
   np.testing.assert_allclose(
@@ -227,7 +230,7 @@ def test_chunked_cross_entropy_equals_the_plain_one(chunk):
 def test_wide_logits_never_exist_whole():
   """The compiled loss holds no array of all answer positions by vocabulary."""
   m = Tiny(model__decoder__vocab=4099, loss__vocab_chunk=1)
-  batch = Batch(i2t=examples().i2t)
+  batch = {"i2t": examples()["i2t"]}
   grad = jax.jit(jax.grad(lambda p: loss_of(m, p, batch)))
   text = grad.lower(m.params).as_text()
   assert "8x1x4099xf32" in text
@@ -238,7 +241,7 @@ def test_the_vocabulary_stays_split_over_devices():
   """No device holds the whole table, its gradient, or a whole row of logits;
   yet loss and gradient are those of one device."""
   m = Tiny(model__decoder__vocab=4096, model__dtype="float32")
-  batch = Batch(t2i=examples().t2i, i2t=examples().i2t)
+  batch = examples()
   grad = jax.value_and_grad(lambda p, b: loss_of(m, p, b))
   want = jax.jit(grad)(m.params, batch)
   mesh = parallel.make_mesh(MeshConfig(2, 4, 1))

@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from configs.base import base
+from configs.base import base, image_tokenizer
 from tests.systems.conftest import whole_loss
 from unifluid_jax import systems
-from unifluid_jax.core import config, presets
-from unifluid_jax.core.types import Batch, ImageToText, TextToImage
+from unifluid_jax.core import presets
+from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.models import kl_vae, lpips, patch_gan
 from unifluid_jax.systems import tokenizer_training as vae_system
 
@@ -23,6 +23,8 @@ KEY = jax.random.key(7)
 
 def make(accumulate=1, **losses):
   tree = base()
+  image_tokenizer(tree)
+  tree.batch.image = 4
   tree.data.train = dict(a=dict(format="jsonl", path="a.jsonl"))
   c = systems.resolve(tree)
   model = dataclasses.replace(c.model, vae=TINY, image_size=16, dtype="float32")
@@ -37,10 +39,8 @@ def make(accumulate=1, **losses):
     )
     | losses
   )
-  loss = dataclasses.replace(c.vae_loss, **losses)
-  return dataclasses.replace(
-    c, system="vae", model=model, vae_loss=loss, accumulate=accumulate
-  )
+  loss = dataclasses.replace(c.loss, **losses)
+  return dataclasses.replace(c, model=model, loss=loss, accumulate=accumulate)
 
 
 def filled(shapes, seed=0):
@@ -91,8 +91,7 @@ def batch():
   rng = np.random.default_rng(0)
   flat = rng.uniform(-1, 1, (4, 2, 2, 3))
   images = np.kron(flat, np.ones((1, 8, 8, 1))).astype(np.float32)
-  prompt = np.zeros((4, 0), np.int32)
-  return Batch(t2i=TextToImage(prompt, jnp.asarray(images)))
+  return {"image": {"image": jnp.asarray(images)}}
 
 
 def flat_norm(tree):
@@ -108,7 +107,7 @@ def test_loss_is_the_weighted_sum_of_its_parts(batch):
   made = plain()
   assert list(made.params) == ["vae"]
   (total, metrics), _ = made.run(made.params, batch, 0)
-  images = np.asarray(batch.t2i.image)
+  images = np.asarray(batch["image"]["image"])
   vae = kl_vae.KlVae(TINY)
 
   @jax.jit
@@ -117,7 +116,7 @@ def test_loss_is_the_weighted_sum_of_its_parts(batch):
     z = kl_vae.sample(moments, KEY)
     return moments, z, vae.apply({"params": params}, z, method="decode")
 
-  tensors = reference(made.params["vae"], batch.t2i.image)
+  tensors = reference(made.params["vae"], batch["image"]["image"])
   moments, z, out = (np.float64(x) for x in tensors)
   l1, l2 = np.abs(out - images).mean(), np.square(out - images).mean()
   mean, log_var = np.split(moments, 2, -1)
@@ -147,11 +146,11 @@ def test_parts_of_a_batch_add_up(batch, monkeypatch):
 
   @jax.jit
   def run(params, images):
-    part = Batch(t2i=TextToImage(None, images))
+    part = {"image": {"image": images}}
     grad = jax.value_and_grad(system.loss, has_aux=True)
     return grad(params, {}, part, counts, KEY, 0)
 
-  images = batch.t2i.image
+  images = batch["image"]["image"]
   parts = run(params, images[:2]), run(params, images[2:])
   whole, added = run(params, images), jax.tree.map(jnp.add, *parts)
   jax.tree.map(
@@ -175,9 +174,9 @@ def test_perceptual_term_is_added(batch, monkeypatch):
 
 def test_load_frozen_reads_lpips_only_when_it_takes_part(monkeypatch):
   monkeypatch.setattr(lpips, "load_lpips", lambda path: {"from": path})
-  assert vae_system.VaeSystem(make()).load_frozen() == {}
+  assert systems.load_frozen(vae_system.VaeSystem(make())) == {}
   c = make(perceptual=1.0, perceptual_weights="w.npz")
-  frozen = vae_system.VaeSystem(c).load_frozen()
+  frozen = systems.load_frozen(vae_system.VaeSystem(c))
   assert frozen == {"lpips": {"from": "w.npz"}}
 
 
@@ -226,7 +225,7 @@ def reference():
 
 def test_adaptive_weight_equals_whole_generator_gradients(batch):
   made = adversarial()
-  (nll, fool, _), _ = reference()(made.params, batch.t2i.image)
+  (nll, fool, _), _ = reference()(made.params, batch["image"]["image"])
   a = np.linalg.norm(kl_vae.last_kernel(nll))
   b = np.linalg.norm(kl_vae.last_kernel(fool))
   assert 0 < a / (b + 1e-4) < 1e4
@@ -237,7 +236,7 @@ def test_adaptive_weight_equals_whole_generator_gradients(batch):
 
 
 def test_each_player_follows_its_own_term_only(batch):
-  made, images = adversarial(), batch.t2i.image
+  made, images = adversarial(), batch["image"]["image"]
   (_, metrics), grads = made.run(made.params, batch, START)
   (nll, fool, kl), judge = reference()(made.params, images)
   share = 0.5 * float(metrics["adaptive_weight"])
@@ -283,7 +282,7 @@ def test_four_images_are_learned(batch):
 
 
 def test_encode_moments_and_reconstruct_use_the_mode(batch):
-  made, images = plain(), batch.t2i.image
+  made, images = plain(), batch["image"]["image"]
   moments = jax.eval_shape(made.system.encode_moments, made.params, images)
   assert moments.shape == (4, 8, 8, 6)
   out = jax.jit(made.system.reconstruct)(made.params, images)
@@ -292,16 +291,18 @@ def test_encode_moments_and_reconstruct_use_the_mode(batch):
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_unusable_configs_and_batches_are_refused_with_the_fix(batch):
-  c = dataclasses.replace(make(), batch={"i2t": 8})
-  with pytest.raises(ValueError, match=r"batch\.t2i > 0"):
-    vae_system.VaeSystem(c)
-  with pytest.raises(config.ConfigError, match="accumulate=2 cuts it"):
-    vae_system.VaeSystem(make(accumulate=2, adversarial=0.5))
-  made = plain()
-  for bad in (
-    Batch(t2i=TextToImage(None, moments=jnp.zeros((1, 8, 8, 6)))),
-    Batch(i2t=ImageToText(batch.t2i.image, None, None)),
+def test_unusable_configs_are_refused_with_the_fix():
+  for changes, message in (
+    ({"batch.image": 0}, "every batch"),
+    ({"batch": {"t2i": 8}}, "system 'vae' trains on image"),
+    ({"accumulate": 2, "loss.adversarial": 0.5}, "accumulate=2 cuts it"),
   ):
-    with pytest.raises(ValueError, match="needs pixels"):
-      made.whole_loss(made.params, {}, bad, KEY, 0)
+    tree = base()
+    image_tokenizer(tree)
+    tree.batch.image = 4
+    tree.data.train = dict(a=dict(format="jsonl", path="a.jsonl"))
+    batch = changes.pop("batch", None)
+    tree.update_from_flattened_dict(changes)
+    tree.batch = batch or tree.batch
+    with pytest.raises(ConfigError, match=message):
+      systems.resolve(tree)
