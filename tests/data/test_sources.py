@@ -371,9 +371,9 @@ def moments(count):
 def test_moments_round_trip(jsonl):
   arrays = moments(6)
   path = jsonl / "cache" / "moments"
-  assert sources.write_moments(path, iter(arrays)) == 6
+  assert sources.write_cached(path, iter(arrays)) == 6
   assert [p.name for p in path.parent.iterdir()] == ["moments"]
-  reader = sources.MomentsReader(str(path))
+  reader = sources.CachedReader(str(path))
   assert len(reader) == 6 and reader.shape == (2, 3, 4)
   source = open_(jsonl, "jsonl", "train.jsonl", moments="cache/moments")
   for i in (4, 0, 2):
@@ -382,6 +382,35 @@ def test_moments_round_trip(jsonl):
     )
   copy = pickle.loads(pickle.dumps(source))
   np.testing.assert_array_equal(copy[3].moments, source[3].moments)
+
+
+def test_codes_round_trip(tmp_path):
+  codes = [np.array([0, 65535, i], np.int32) for i in range(3)]
+  path, unread = str(tmp_path / "codes"), None
+  assert sources.write_cached(path, [unread, *codes], np.uint16) == 4
+  reader = sources.CachedReader(path)
+  assert len(reader) == 4 and reader.shape == (3,)
+  for i, row in enumerate(codes, 1):
+    assert reader[i].dtype == np.uint16
+    np.testing.assert_array_equal(reader[i], row)
+  with pytest.raises(sources.BadRecord, match="decoded"):
+    reader[0]
+
+
+@pytest.mark.parametrize(
+  "codes, words",
+  [
+    ([np.array([1, 70_000])], "image 0 is .*beyond uint16"),
+    ([np.array([-1, 0])], "image 0 is .*beyond uint16"),
+    ([np.array([0.5, 1.0])], "image 0 is .*beyond uint16"),
+    ([np.array([1, 2]), np.array([1])], r"image 1 is .*\(1,\): need \[N\]"),
+    ([np.zeros((1, 1, 2))], r"need \[N\]"),
+  ],
+)
+def test_what_are_no_codes_is_refused(tmp_path, codes, words):
+  with pytest.raises(ValueError, match=words):
+    sources.write_cached(tmp_path / "codes", codes, np.uint16)
+  assert not list(tmp_path.iterdir())
 
 
 def test_moments_are_opened_on_demand_only(jsonl):
@@ -394,20 +423,20 @@ def test_moments_are_opened_on_demand_only(jsonl):
 
 @pytest.mark.parametrize("count", [5, 7])
 def test_moments_of_another_count_are_refused(jsonl, count):
-  sources.write_moments(jsonl / "m", moments(count))
+  sources.write_cached(jsonl / "m", moments(count))
   with pytest.raises(ValueError, match=f"holds {count} records"):
     open_(jsonl, "jsonl", "train.jsonl", moments="m")
 
 
 def test_moments_of_a_limited_source(jsonl):
-  sources.write_moments(jsonl / "m", moments(2))
+  sources.write_cached(jsonl / "m", moments(2))
   source = open_(jsonl, "jsonl", "train.jsonl", moments="m", limit=2)
   assert source[1].moments is not None
 
 
 def test_moments_of_an_undecodable_image(jsonl):
   arrays = [None, *moments(5)]
-  sources.write_moments(jsonl / "m", arrays)
+  sources.write_cached(jsonl / "m", arrays)
   source = open_(jsonl, "jsonl", "train.jsonl", moments="m")
   assert source.moments.shape == (2, 3, 4)
   with pytest.raises(sources.BadRecord, match="decoded"):
@@ -416,7 +445,7 @@ def test_moments_of_an_undecodable_image(jsonl):
 
 
 def test_damaged_moments_are_bad_records(jsonl):
-  sources.write_moments(jsonl / "m", moments(6))
+  sources.write_cached(jsonl / "m", moments(6))
   source = open_(jsonl, "jsonl", "train.jsonl", moments="m")
   whole = source.moments._data[0]
   other = b"UFM1" + struct.pack("<3I", 3, 2, 4) + whole[16:]
@@ -427,15 +456,16 @@ def test_damaged_moments_are_bad_records(jsonl):
 
 
 def test_unusable_moments(tmp_path):
-  for bad in (np.full((1, 1, 2), 1e6), np.zeros((2, 2))):
-    with pytest.raises(ValueError, match="float16"):
-      sources.write_moments(tmp_path / "m", [bad])
-  with pytest.raises(ValueError, match="moments 1 of shape"):
-    sources.write_moments(tmp_path / "m", [*moments(1), np.zeros((1, 1, 2))])
+  with pytest.raises(ValueError, match="image 0 is .*beyond float16"):
+    sources.write_cached(tmp_path / "m", [np.full((1, 1, 2), 1e6)])
+  with pytest.raises(ValueError, match=r"image 0 .*need \[h, w, 2c\]"):
+    sources.write_cached(tmp_path / "m", [np.zeros((2, 2))])
+  with pytest.raises(ValueError, match=r"image 1 .*the first, \(2, 3, 4\)"):
+    sources.write_cached(tmp_path / "m", [*moments(1), np.zeros((1, 1, 2))])
   assert not list(tmp_path.iterdir())
   (tmp_path / "junk").write_bytes(b"junk" * 1000)
   with pytest.raises(ValueError, match="no cached moments"):
-    sources.MomentsReader(str(tmp_path / "junk"))
-  sources.write_moments(tmp_path / "none", [None])
+    sources.CachedReader(str(tmp_path / "junk"))
+  sources.write_cached(tmp_path / "none", [None])
   with pytest.raises(ValueError, match="no cached moments"):
-    sources.MomentsReader(str(tmp_path / "none"))
+    sources.CachedReader(str(tmp_path / "none"))

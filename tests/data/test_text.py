@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from tests import text_rows
 from unifluid_jax.core.types import BOS, EOS, PAD, UNK
 from unifluid_jax.data import text, vocabulary
+
+PIECE = 0  # that SentencePiece pads with
 
 COLOURS = ("red", "green", "blue", "yellow", "purple")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -64,16 +67,16 @@ def test_case_width_and_spaces_do_not_count(tokenizer, typed):
 
 
 def test_the_newline_survives_normalisation(tokenizer):
-  newline = tokenizer.prefix_row("", 2)[1]
+  newline = text_rows.prefix(tokenizer, "", 2)[1]
   a, b = tokenizer.encode("a"), tokenizer.encode("a\nred")
   assert b[: len(a) + 1] == [*a, newline]
-  row = tokenizer.prefix_row("What  COLOUR?", 9).tolist()
-  assert row == tokenizer.prefix_row("what colour?", 9).tolist()
+  row = text_rows.prefix(tokenizer, "What  COLOUR?", 9).tolist()
+  assert row == text_rows.prefix(tokenizer, "what colour?", 9).tolist()
   assert row[-1] == newline and row.count(newline) == 1
 
 
 def test_tokenizers_made_elsewhere_take_texts_as_they_are():
-  ids = dict(pad_id=PAD, eos_id=EOS, bos_id=BOS, unk_id=UNK)
+  ids = dict(pad_id=PIECE, eos_id=EOS, bos_id=BOS, unk_id=UNK)
   gemma = text.Tokenizer(
     other_model(
       normalization_rule_name="identity", user_defined_symbols=["\n"], **ids
@@ -117,13 +120,21 @@ def test_unseen_characters_are_unknown_and_others_spelt(tokenizer):
 
 def test_prompt_row_is_right_aligned(tokenizer):
   ids = tokenizer.encode("a red circle")
-  row = tokenizer.prompt_row("a red circle", 8)
+  row = text_rows.prompt(tokenizer, "a red circle", 8)
   assert row.dtype == np.int32
   assert row.tolist() == [PAD] * 4 + [BOS, *ids]
 
 
 def test_empty_prompt_is_bos_alone(tokenizer):
-  assert tokenizer.prompt_row("", 4).tolist() == [PAD, PAD, PAD, BOS]
+  for blank in ("", None):
+    row = text_rows.prompt(tokenizer, blank, 4)
+    assert row.tolist() == [PAD, PAD, PAD, BOS]
+
+
+def test_where_nothing_is_asked_no_newline_stands(tokenizer):
+  assert text_rows.prefix(tokenizer, None, 3).tolist() == [PAD, PAD, BOS]
+  asked = [PAD, BOS, tokenizer.special["newline"]]
+  assert text_rows.prefix(tokenizer, "", 3).tolist() == asked
 
 
 def test_prefix_row_ends_in_the_newline_piece(tokenizer):
@@ -131,15 +142,15 @@ def test_prefix_row_ends_in_the_newline_piece(tokenizer):
     model_proto=tokenizer.__reduce__()[1][0]
   )
   newline = model.piece_to_id("\n")
-  assert newline not in (UNK, PAD)
+  assert newline not in (UNK, PIECE)
   ids = tokenizer.encode("what colour")
-  row = tokenizer.prefix_row("what colour", 8).tolist()
+  row = text_rows.prefix(tokenizer, "what colour", 8).tolist()
   assert row == [PAD] * (6 - len(ids)) + [BOS, *ids, newline]
 
 
 def test_suffix_row_is_left_aligned(tokenizer):
   ids = tokenizer.encode("two red circles")
-  row = tokenizer.suffix_row("two red circles", 9).tolist()
+  row = text_rows.suffix(tokenizer, "two red circles", 9).tolist()
   assert row == [*ids, EOS] + [PAD] * (8 - len(ids))
 
 
@@ -148,11 +159,11 @@ def test_truncation_keeps_the_ends_that_matter(model_path):
   ids = tokenizer.encode("a red circle left of a blue star")
   long = "a red circle left of a blue star"
   assert tokenizer.truncated == 0
-  assert tokenizer.prompt_row(long, 4).tolist() == [BOS, *ids[:3]]
-  prefix = tokenizer.prefix_row(long, 4).tolist()
-  newline = tokenizer.prefix_row("", 2)[1]
+  assert text_rows.prompt(tokenizer, long, 4).tolist() == [BOS, *ids[:3]]
+  prefix = text_rows.prefix(tokenizer, long, 4).tolist()
+  newline = text_rows.prefix(tokenizer, "", 2)[1]
   assert prefix == [BOS, *ids[:2], newline]
-  assert tokenizer.suffix_row(long, 3).tolist() == [*ids[:2], EOS]
+  assert text_rows.suffix(tokenizer, long, 3).tolist() == [*ids[:2], EOS]
   assert tokenizer.truncated == 3
 
 
@@ -160,26 +171,26 @@ def test_truncation_is_logged_once(model_path, caplog):
   tokenizer = text.Tokenizer.load(model_path)
   with caplog.at_level("WARNING", logger="absl"):
     for _ in range(3):
-      tokenizer.prompt_row("a red circle", 2)
+      text_rows.prompt(tokenizer, "a red circle", 2)
   assert len([r for r in caplog.records if "cut to" in r.message]) == 1
 
 
 @pytest.mark.parametrize(
-  "call",
+  "row, length, words",
   [
-    lambda t: t.prompt_row("a", 0),
-    lambda t: t.prefix_row("a", 1),
-    lambda t: t.suffix_row("a", 0),
+    (text_rows.prompt, 0, r"text.prompt=0 .*for BOS: use >= 1"),
+    (text_rows.prefix, 1, r"text.prefix=1 .*for BOS and NEWLINE: use >= 2"),
+    (text_rows.suffix, 0, r"text.suffix=0 .*for EOS: use >= 1"),
   ],
 )
-def test_rows_without_room_are_refused(tokenizer, call):
-  with pytest.raises(ValueError, match="no room"):
-    call(tokenizer)
+def test_rows_without_room_are_refused(tokenizer, row, length, words):
+  with pytest.raises(ValueError, match=words):
+    row(tokenizer, "a", length)
 
 
 def test_decode_stops_at_eos_and_drops_specials(tokenizer):
   ids = tokenizer.encode("red star")
-  assert tokenizer.decode([PAD, BOS, *ids, EOS, *ids]) == "red star"
+  assert tokenizer.decode([PAD, PIECE, BOS, *ids, EOS, *ids]) == "red star"
   beyond = tokenizer.vocab_size
   assert tokenizer.decode(np.array([*ids, beyond])) == "red star"
   assert tokenizer.decode([]) == ""
@@ -272,6 +283,6 @@ def test_unusable_models_are_refused(tmp_path):
     text.Tokenizer.load(tmp_path / "junk.model")
   with pytest.raises(ValueError, match="pad, eos, bos, unk"):
     text.Tokenizer(other_model())
-  ids = dict(pad_id=PAD, eos_id=EOS, bos_id=BOS, unk_id=UNK)
+  ids = dict(pad_id=PIECE, eos_id=EOS, bos_id=BOS, unk_id=UNK)
   with pytest.raises(ValueError, match="newline"):
     text.Tokenizer(other_model(**ids))

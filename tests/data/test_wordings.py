@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import shapes as config
+from tests import text_rows
 from unifluid_jax.data import text
 from unifluid_jax.data.worlds import (
   shapes,
@@ -165,12 +166,14 @@ def test_words_are_single_pieces_and_everything_fits_its_slots(tokenizer):
         assert len(tokenizer.encode(word)) == 1, word
   for form in wordings.QUESTIONS.values():
     for template in (form.plain, *form.trained, *form.unseen):
-      tokenizer.prefix_row(longest(template) + "?", slots.prefix)
+      text_rows.prefix(tokenizer, longest(template) + "?", slots.prefix)
   for form in wordings.INSTRUCTIONS.values():
     for template in (form.plain, *form.trained, *form.unseen):
-      tokenizer.prompt_row(longest(template) + ".", slots.prompt)
+      text_rows.prompt(tokenizer, longest(template) + ".", slots.prompt)
   most = "an orange triangle to the right of an orange triangle"
   for lead in (*wordings._LEADS, *wordings._UNSEEN_LEADS):
-    tokenizer.prompt_row(f"{lead} {most}", slots.prompt)
-  tokenizer.suffix_row("a yellow triangle right of a pink circle", slots.suffix)
+    text_rows.prompt(tokenizer, f"{lead} {most}", slots.prompt)
+  text_rows.suffix(
+    tokenizer, "a yellow triangle right of a pink circle", slots.suffix
+  )
   assert tokenizer.truncated == 0

@@ -51,10 +51,10 @@ class DataConfig:
   images: int = 1  # that an i2t example has; of every record alike
   max_pixels: int = MAX_PIXELS  # of an image file; larger ones are bad records
 
-  @property
-  def has_cache(self) -> bool:
-    """Whether encoded images of a training source come from a file."""
-    return any(s.moments for s in self.train.values() if s.weight)
+  def has_cache(self, task: str) -> bool:
+    """Whether encoded images of a task's training sources come from files."""
+    sources = [s for s in self.train.values() if s.weight and task in s.tasks]
+    return any(s.moments for s in sources)
 
 
 @dataclasses.dataclass(frozen=True)

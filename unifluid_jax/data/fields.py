@@ -26,7 +26,7 @@ class Picture(NamedTuple):
 
   frames: tuple[Any, ...]  # encoded files, or u8[H, W, 3]; several: a series
   marks: Marks = Marks()
-  flip: bool = False  # mirrored left to right
+  flip: bool = False  # mirrored left to right, once it has its size
   cached: Any = None  # what a codec made of it, read from a file
 
 
@@ -108,11 +108,11 @@ class Pixels:
   ) -> UInt8[np.ndarray, "S S 3"]:
     if not isinstance(frame, np.ndarray):
       frame = decode_image(frame, example.max_pixels)
-    if picture.flip:
-      frame = np.ascontiguousarray(frame[:, ::-1])
     if self.fit == "crop":
-      return transforms.centre_crop_resize(frame, self.size)
-    return transforms.marked(frame, picture.marks, self.size)
+      square = transforms.centre_crop_resize(frame, self.size)
+    else:
+      square = transforms.marked(frame, picture.marks, self.size)
+    return transforms.mirrored(square) if picture.flip else square
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from unifluid_jax.core.config import MAX_PIXELS
+from unifluid_jax.data import transforms
 from unifluid_jax.data.fields import Example, Picture
+from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import BadRecord, Record
 
 T = TypeVar("T")
@@ -98,18 +100,21 @@ def edit(record: Record, rng: np.random.Generator, options: Options) -> Example:
 
   Raises:
     NoExample: the record has no edit.
-    BadRecord: a blank instruction.
+    BadRecord: a blank instruction, or a corrupt image.
   """
   if record.edit is None:
     raise NoExample("no edit")
   instruction, target = record.edit
   flip = options.flip and bool(rng.random() < 0.5)
+
+  def picture(data: bytes) -> Picture:
+    # Flipped whole: fields show the source at two sizes.
+    image = decode_image(data, options.max_pixels)
+    return Picture((transforms.mirrored(image) if flip else image,))
+
   return options.example(
     {"prompt": _choose((instruction,), rng, "instruction")},
-    {
-      "seen": Picture((record.image,), flip=flip),
-      "drawn": Picture((target,), flip=flip),
-    },
+    {"seen": picture(record.image), "drawn": picture(target)},
   )
 
 

@@ -96,6 +96,11 @@ def marked(
   return paint.outline(square, marks.box, image.shape[0] / image.shape[1])
 
 
+def mirrored(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+  """Left to right."""
+  return np.ascontiguousarray(image[:, ::-1])
+
+
 def to_float(
   image: UInt8[np.ndarray, "*F H W 3"],
 ) -> Float32[np.ndarray, "*F H W 3"]:

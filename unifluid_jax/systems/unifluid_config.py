@@ -258,7 +258,7 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
     "drawn", codec.cache.shape, codec.cache.dtype, codec.size, codec.fit,
     target=True,
   )  # fmt: skip
-  from_file = dataclasses.replace(image, file=config.data.has_cache)
+  from_file = dataclasses.replace(image, file=config.data.has_cache("t2i"))
   source = dataclasses.replace(image, role="seen", target=False)
   edit = {"seen": seen, "prompt": prompt, "image": image}
   return {

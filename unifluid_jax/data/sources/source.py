@@ -319,7 +319,7 @@ def write_cached(
         if array is None:
           writer.write(_HEADER.pack(_MAGIC[dtype], 0, 0, 0))
           continue
-        stored = _stored(np.asarray(array), dtype)
+        stored = _stored(np.asarray(array), dtype, count - 1)
         shape = shape or stored.shape
         rank = 3 if dtype == np.float16 else 1
         if stored.ndim != rank or stored.shape != shape:
@@ -334,7 +334,7 @@ def write_cached(
   return count
 
 
-def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _stored(array: np.ndarray, dtype: np.dtype, image: int) -> np.ndarray:
   """As the file keeps it.
 
   Raises:
@@ -342,9 +342,9 @@ def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
   """
   with np.errstate(over="ignore"):  # checked below
     stored = array.astype(dtype)
-  whole = dtype == np.float16
-  if not (np.isfinite(stored).all() if whole else (stored == array).all()):
-    raise ValueError(f"values beyond {dtype}: need finite {dtype}")
+  rounded = dtype == np.float16
+  if not (np.isfinite(stored).all() if rounded else (stored == array).all()):
+    raise ValueError(f"image {image} is encoded as values beyond {dtype}")
   return stored
 
 

@@ -4,7 +4,6 @@ Only what was measured alike is subtracted: what a run was scored on shows in
 the settings of a result and in its floor, which no weights enter.
 """
 
-import dataclasses
 import datetime
 import math
 import os
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from unifluid_jax.core import checkpoint, freeze, telemetry
-from unifluid_jax.core.config import SamplingConfig
 from unifluid_jax.evals.report import (
   comparison_page,
   run_results,
@@ -32,7 +30,10 @@ from unifluid_jax.evals.report.types import (
 )
 
 # How a run was made to answer: another choice is what one wants to compare.
-_HOW = {f.name for f in dataclasses.fields(SamplingConfig)} | {"decode", "ema"}
+_HOW = frozenset(
+  "steps cfg image_cfg cfg_schedule temperature clip order seed decode ema "
+  "text text_temperature top_k top_p beams".split()
+)
 
 
 class Run(NamedTuple):
