@@ -34,7 +34,7 @@ def tiny(**changes):
 
 
 def right_aligned(rng, rows, length, most):
-  out = np.zeros((rows, length), np.int32)
+  out = np.full((rows, length), types.PAD, np.int32)
   for row in out:
     n = rng.integers(1, most + 1)
     row[-n:] = rng.integers(4, 24, n)
@@ -43,7 +43,7 @@ def right_aligned(rng, rows, length, most):
 
 
 def suffixes(rng, rows, length):
-  out = np.zeros((rows, length), np.int32)
+  out = np.full((rows, length), types.PAD, np.int32)
   for row in out:
     n = rng.integers(1, length)
     row[:n] = rng.integers(4, 24, n)
@@ -57,19 +57,27 @@ def examples(rows=8, seed=0, edit=False, text=False):
   def pixels():
     return rng.uniform(-1, 1, (rows, 32, 32, 3)).astype(np.float32)
 
-  moments = rng.normal(size=(rows, 8, 8, 8)).astype(np.float16)
-  batch = types.Batch(
-    t2i=types.TextToImage(right_aligned(rng, rows, 5, 5), moments=moments),
-    i2t=types.ImageToText(
-      pixels(), right_aligned(rng, rows, 5, 4), suffixes(rng, rows, 4)
-    ),
-    edit=types.Edit(pixels(), right_aligned(rng, rows, 5, 5), pixels(), None)
-    if edit
-    else None,
-    text=types.TextOnly(right_aligned(rng, rows, 5, 3), suffixes(rng, rows, 4))
-    if text
-    else None,
-  )
+  moments = rng.normal(size=(rows, 8, 8, 8)).astype(np.float32)
+  prompt = right_aligned(rng, rows, 5, 5)
+  batch = {
+    "t2i": {"prompt": prompt, "image": moments},
+    "i2t": {
+      "seen": pixels(),
+      "prefix": right_aligned(rng, rows, 5, 4),
+      "suffix": suffixes(rng, rows, 4),
+    },
+  }
+  if edit:
+    batch["edit"] = {
+      "seen": pixels(),
+      "prompt": right_aligned(rng, rows, 5, 5),
+      "image.pixels": pixels(),
+    }
+  if text:
+    batch["text"] = {
+      "prefix": right_aligned(rng, rows, 5, 3),
+      "suffix": suffixes(rng, rows, 4),
+    }
   return jax.tree.map(jnp.asarray, batch)
 
 
@@ -92,13 +100,15 @@ class Tiny:
       lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape),
       jax.jit(self.system.init)(jax.random.key(0)),
     )
-    vae = jax.jit(self.system.vae.init)(
+    vae = jax.jit(self.system.codec._vae.init)(
       jax.random.key(1), jnp.zeros((1, 32, 32, 3))
     )
     self.frozen = {
-      "vae": vae["params"],
-      "latent_mean": jnp.float32(0.1),
-      "latent_scale": jnp.float32(1.3),
+      "codec": {
+        "vae": vae["params"],
+        "latent_mean": jnp.float32(0.1),
+        "latent_scale": jnp.float32(1.3),
+      }
     }
     self.whole_loss = whole_loss(self.system)
     self.loss = jax.jit(self.whole_loss)
