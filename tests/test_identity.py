@@ -8,12 +8,14 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import debug
 from configs.base import source
+from tests import test_config
 from unifluid_jax import api, identity, systems
 from unifluid_jax.codecs import cache, copies
 from unifluid_jax.core import checkpoint, config, digests, files
@@ -268,6 +270,18 @@ def test_a_checkpoint_of_an_older_version_is_compared_as_far_as_it_says(
   other_tokenizer(root)
   with pytest.raises(config.ConfigError, match="with tokenizer"):
     start(tree_of(), run)
+
+
+def test_a_checkpoint_of_an_older_spelling_is_resumed_in_silence(root, run):
+  def respelt(meta):
+    tree = ml_collections.ConfigDict(meta["config"])
+    meta["config"] = test_config.resaved(test_config.older(tree))
+
+  rewrite(run, respelt)
+  start(tree_of(), run)
+  said = []
+  start(tree_of(loss__random_until=9), run, said.append)
+  assert said[0].splitlines()[1:] == ["config.loss.random_until: 8 → 9"]
 
 
 def test_what_is_left_out_for_a_while_is_not_forgotten(root, run):
