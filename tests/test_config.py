@@ -1,8 +1,10 @@
 import dataclasses
+import json
 
 import pytest
 
-from configs.base import base
+from configs import debug
+from configs.base import base, image_tokenizer
 from unifluid_jax import systems
 from unifluid_jax.core import config, presets
 
@@ -51,7 +53,6 @@ def test_resolved_config_is_frozen():
     ({"optim__lr": "fast"}, "expected float, got str"),
     ({"loss__random_until": 700_000}, "lies after"),
     ({"loss__prompt_dropout": 0.0}, "null condition"),
-    ({"system": "vae", "vae_loss__perceptual": 1.0}, "LPIPS"),
     ({"mesh__data": -1}, "only one axis may be -1"),
     ({"sampling__steps": 2000}, r"in \[1, 1000\]"),
     (dict(data__max_pixels=0), r"data\.max_pixels=0 must be in \[1, 178956970"),
@@ -68,6 +69,23 @@ def test_impossible_values_are_refused_with_the_fix(changes, words):
     node[last] = value
   with pytest.raises(config.ConfigError, match=words):
     systems.resolve(plain)
+
+
+def test_a_perceptual_loss_needs_its_weights():
+  c = tree()
+  image_tokenizer(c)
+  c.batch.image = 4
+  systems.resolve(c)
+  c.loss.perceptual = 1.0
+  with pytest.raises(config.ConfigError, match="LPIPS"):
+    systems.resolve(c)
+
+
+def test_tasks_of_another_system_are_refused():
+  c = tree(batch__t2i=0, batch__i2t=0).to_dict()
+  c["batch"]["image"] = 4
+  with pytest.raises(config.ConfigError, match="'unifluid' trains on t2i, i2t"):
+    systems.resolve(c)
 
 
 def test_unknown_key_names_its_neighbour():
@@ -97,4 +115,62 @@ def test_every_dataclass_key_stands_in_base():
       if dataclasses.is_dataclass(f.type):
         check(f.type, node[f.name], f"{path}.{f.name}")
 
-  check(config.Config, tree().to_dict(), "config")
+  whole = tree()
+  check(config.Config, whole.to_dict(), "config")
+  for name in systems.SYSTEMS:
+    if name == "vae":
+      image_tokenizer(whole)
+    for node, cls in systems.spec(name).nodes.items():
+      check(cls, whole.to_dict()[node], f"config.{node}")
+
+
+# -------------------------------------------------------------- older versions
+
+
+def older(c, new=()):
+  """A tree of UniFluid as it was spelt before systems had their own nodes."""
+  c = c.to_dict()
+  names = ("random_until", "raster_from")
+  c["order"] = {name: c["loss"].pop(name) for name in names}
+  c["vae_loss"] = debug.get_config("vae").loss.to_dict()
+  c["init"] = {k: "" if v == "new" else v for k, v in c["init"].items()}
+  c["init"]["new"] = tuple(new)
+  return c
+
+
+def older_vae():
+  """Its autoencoder's, which carried all of UniFluid's settings."""
+  today, whole = debug.get_config("vae").to_dict(), older(debug.get_config())
+  batch = dict(t2i=today["batch"]["image"], i2t=0, edit=0, text=0)
+  kept = {k: whole[k] for k in ("model", "loss", "order", "sampling", "init")}
+  return {**today, **kept, "vae_loss": today["loss"], "batch": batch}
+
+
+def resaved(c):
+  """As a checkpoint's JSON gives it back."""
+  return json.loads(json.dumps(c))
+
+
+def test_trees_of_older_versions_resolve_as_before():
+  c = debug.get_config()
+  assert systems.resolve(resaved(older(c))) == systems.resolve(c)
+  c.init.update(all="runs/a", vit="runs/b", head="new", image="new")
+  old = resaved(older(c, new=("head", "image")))
+  assert systems.resolve(old) == systems.resolve(c)
+  assert systems.resolve(resaved(older(c)) | {"init": None}).init == {}
+  vae = debug.get_config("vae")
+  assert systems.resolve(resaved(older_vae())) == systems.resolve(vae)
+
+
+@pytest.mark.parametrize("name", ["", "vae"])
+def test_a_tree_of_this_version_is_left_as_it_is(name):
+  c = resaved(debug.get_config(name).to_dict())
+  before = resaved(c)
+  assert systems.migrated(c) == before == c
+
+
+def test_a_misspelt_key_of_an_older_tree_is_refused():
+  old = older(debug.get_config())
+  old["order"]["raster_form"] = 3
+  with pytest.raises(config.ConfigError, match="did you mean 'raster_from'"):
+    systems.resolve(old)

@@ -11,7 +11,8 @@ import pytest
 
 from tests.systems.conftest import whole_loss
 from unifluid_jax import systems, train
-from unifluid_jax.core import config_files, parallel, types
+from unifluid_jax.codecs.inputs import encode_pixels
+from unifluid_jax.core import config_files, parallel
 from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.data.transfers import tasks
 
@@ -79,7 +80,7 @@ def test_transfer_takes_its_settings_from_the_row():
 
 def test_transfer_starts_from_the_base_it_is_told():
   c = systems.resolve(load("transfer", "gqa,debug")[0])
-  assert (c.model.decoder.width, c.init.all) == (32, "runs/debug")
+  assert (c.model.decoder.width, c.init["all"]) == (32, "runs/debug")
   for arg, message in (
     ("gqq", "no transfer task 'gqq': use one of cococap, textcaps"),
     ("", "no transfer task ''"),
@@ -92,33 +93,44 @@ def test_transfer_starts_from_the_base_it_is_told():
 def batch_of(c):
   """Shapes of one global batch."""
 
-  def spec(shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype)
+  def spec(rows, shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
-  m, t = c.model, c.text
-  side, n = (m.vit.image_size,) * 2 + (3,), c.batch
+  m, t, n = c.model, c.text, c.batch
+  drawn = (m.image_size, m.image_size, 3)
+  if c.system == "vae":
+    return {"image": {"image": spec(n["image"], drawn)}}
+  seen = (m.vit.image_size, m.vit.image_size, 3)
+  batch = {}
+  if rows := n.get("t2i"):
+    batch["t2i"] = {
+      "prompt": spec(rows, (t.prompt,), jnp.int32),
+      "image.pixels": spec(rows, drawn),
+    }
+  if rows := n.get("i2t"):
+    batch["i2t"] = {
+      "seen": spec(rows, seen),
+      "prefix": spec(rows, (t.prefix,), jnp.int32),
+      "suffix": spec(rows, (t.suffix,), jnp.int32),
+    }
+  if rows := n.get("edit"):
+    batch["edit"] = {
+      "seen": spec(rows, seen),
+      "prompt": spec(rows, (t.prompt,), jnp.int32),
+      "image.pixels": spec(rows, drawn),
+      "source.pixels": spec(rows, drawn),
+    }
+  return batch
 
-  def pixels(rows):
-    return spec((rows, m.image_size, m.image_size, 3), jnp.float32)
 
-  t2i = i2t = edit = None
-  if n.get("t2i"):
-    prompt = spec((n["t2i"], t.prompt), jnp.int32)
-    t2i = types.TextToImage(prompt, image=pixels(n["t2i"]))
-  if n.get("i2t"):
-    i2t = types.ImageToText(
-      spec((n["i2t"], *side), jnp.float32),
-      spec((n["i2t"], t.prefix), jnp.int32),
-      spec((n["i2t"], t.suffix), jnp.int32),
-    )
-  if n.get("edit"):
-    edit = types.Edit(
-      spec((n["edit"], *side), jnp.float32),
-      spec((n["edit"], t.prompt), jnp.int32),
-      pixels(n["edit"]),
-      pixels(n["edit"]),
-    )
-  return types.Batch(t2i, i2t, edit)
+def loss_of(system):
+  """Of a batch in one piece, pixels encoded as train_step does it."""
+
+  def loss(params, frozen, batch, *rest):
+    batch = encode_pixels(system, frozen, batch)
+    return whole_loss(system)(params, frozen, batch, *rest)
+
+  return loss
 
 
 def frozen_of(c):
@@ -131,7 +143,9 @@ def frozen_of(c):
     )
   )["params"]
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
-  return {"vae": params, "latent_mean": scalar, "latent_scale": scalar}
+  return {
+    "codec": {"vae": params, "latent_mean": scalar, "latent_scale": scalar}
+  }
 
 
 @pytest.mark.parametrize(
@@ -146,7 +160,7 @@ def test_full_size_loss_has_a_shape(name):
   step = jax.ShapeDtypeStruct((), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   loss, metrics = jax.eval_shape(
-    whole_loss(system), params, frozen, batch_of(c), key, step
+    loss_of(system), params, frozen, batch_of(c), key, step
   )
   assert loss.shape == () and all(x.shape == () for x in metrics.values())
 

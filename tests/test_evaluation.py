@@ -13,6 +13,7 @@ from configs import debug
 from tests import test_metric_writers
 from unifluid_jax import api, evaluation, systems
 from unifluid_jax.core import checkpoint
+from unifluid_jax.core.types import Part
 from unifluid_jax.evals.bench import Outcome, Shown
 from unifluid_jax.evals.report import data as report_data
 from unifluid_jax.evals.report import run_results, samples
@@ -39,13 +40,29 @@ def test_networks_are_bfloat16_and_constants_are_not():
   replicas = Replicas(rows=1)
   weights = {"w": np.float32([1.001]), "n": np.int32(257)}
   scale = np.float32(0.18215)  # of Stable Diffusion's latents
-  replicas.load(weights, {"latent_scale": scale})
+  replicas.load(weights, {"codec": {"latent_scale": scale}})
   kinds = replicas(lambda p, _, x: p["w"].astype("float32") + x)
   np.testing.assert_array_equal(kinds(np.zeros(1, np.float32)), 1.0)
-  scaled = replicas(lambda _, f, x: f["latent_scale"] * x)
+  scaled = replicas(lambda _, f, x: f["codec"]["latent_scale"] * x)
   np.testing.assert_array_equal(scaled(np.ones(1, np.float32)), scale)
   counted = replicas(lambda p, _, x: p["n"] + x)
   np.testing.assert_array_equal(counted(np.zeros(1, np.int32)), 257)
+
+
+def test_exact_parts_keep_their_precision():
+  codes = np.float32([1.001])
+
+  def system(exact):
+    made = Brightness()
+    made.frozen = {"codec": Part(dict, lambda: {"codes": codes}, exact)}
+    return made
+
+  replicas = Replicas(rows=1, devices=jax.local_devices()[:1])
+  for exact, want in ((True, codes[0]), (False, 1.0)):
+    parts = evaluation.exact_parts(system(exact))
+    replicas.load({}, {"codec": {"codes": codes}}, parts)
+    read = replicas(lambda _, f, x: f["codec"]["codes"].astype("float32") + x)
+    np.testing.assert_array_equal(read(np.zeros(1, np.float32)), want)
 
 
 def test_long_calls_say_how_far_they_are(monkeypatch):
@@ -71,12 +88,19 @@ class Brightness:
   def __init__(self):
     self.traced = 0
 
-  def load_frozen(self):
-    return {"offset": np.float32(0.5)}
+  inputs: dict = {}
+  codec = None
+  frozen = {"light": Part(dict, lambda: {"offset": np.float32(0.5)})}
 
-  def reconstruct(self, frozen, images):
+  def init(self, key):
+    raise NotImplementedError
+
+  counts = loss = cost = generate = answer = init
+
+  def reconstruct(self, params, frozen, images):
+    del params
     self.traced += 1
-    return jnp.full_like(images, frozen["offset"])
+    return jnp.full_like(images, frozen["light"]["offset"])
 
 
 def evaluator(tmp_path, monkeypatch, system, **metrics):

@@ -8,15 +8,16 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import debug
 from configs.base import source
+from tests import test_config
 from unifluid_jax import api, identity, systems
-from unifluid_jax.codecs import cache as latents
-from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax.codecs import cache, copies
 from unifluid_jax.core import checkpoint, config, digests, files
 from unifluid_jax.data import corpus, text
 from unifluid_jax.data.sources import source as sources
@@ -57,21 +58,40 @@ def weights(seed):
   )
 
 
+def codec_of(**changes):
+  """The codec that a configuration names."""
+  return systems.build(systems.resolve(tree_of(**changes))).codec
+
+
+def digest(codec):
+  """Of the weights that lie where it says."""
+  return codec.digest(codec.weights())
+
+
+def data_of(c):
+  """Digest of the images of a configuration."""
+  return identity.of_run(c, systems.build(c), {}, None)["data"]["images"][
+    "digest"
+  ]
+
+
 def write_vae(folder, params, **stats):
   shutil.rmtree(folder, ignore_errors=True)
   checkpoint.write_once(str(folder), {"params": {"vae": params}}, {})
-  files.write(folder / frozen_vae.STATS, json.dumps(STATS | stats))
+  files.write(folder / copies.STATS, json.dumps(STATS | stats))
 
 
 def tree_of(**changes):
   """A configuration whose paths are relative to where one stands."""
-  c = debug.get_config()
+  system = changes.pop("system", "unifluid")
+  c = debug.get_config("vae" if system == "vae" else "")
   c.data.root = "photos"
   c.data.world = {}
   c.data.train = dict(images=source("captions.jsonl", format="jsonl"))
   c.data.eval = {}
   c.text.tokenizer = "tokenizer.model"
-  c.model.vae_path = "vae"
+  if system == "unifluid":
+    c.model.vae_path = "vae"
   flat = {k.replace("__", "."): v for k, v in changes.items()}
   c.update_from_flattened_dict(flat)
   return c.to_dict()
@@ -88,8 +108,8 @@ def start(tree, workdir, say=nothing):
 def begin(tree, workdir):
   """A run with one checkpoint, which holds no more than is asked here."""
   c, system, meta = start(tree, workdir)
-  frozen = {} if c.system == "vae" else system.load_frozen()
-  identity.keeper(c, meta, str(workdir))(frozen)
+  frozen = systems.load_frozen(system)
+  identity.keeper(c, system, meta, str(workdir))(frozen)
   state = {"params": {"x": np.zeros(1)}}
   checkpoint.write_once(str(workdir), state, json.loads(json.dumps(meta)))
   return workdir
@@ -181,7 +201,7 @@ def other_weights(root):
 
 
 def other_stats(root):
-  files.write(root / "vae" / frozen_vae.STATS, json.dumps(STATS | {"mean": 0}))
+  files.write(root / "vae" / copies.STATS, json.dumps(STATS | {"mean": 0}))
 
 
 def other_image(root):
@@ -195,9 +215,9 @@ def other_image(root):
     (other_tokenizer, {}, r"with tokenizer \w{8}, config.text.tokenizer="
      r"tokenizer.model is \w{8}: go on with --config.text.tokenizer=\S*"
      r"/run/tokenizer.model"),
-    (other_weights, {}, r"a VAE with weights \w{8}, config.model.vae_path="
-     r"vae has \w{8}: go on with --config.model.vae_path=\S*/run/codec"),
-    (other_stats, {}, "latents of mean 0.25 and scale 2, .* has mean 0 and"),
+    (other_weights, {}, r"a codec with weights \w{8}, config.model.vae_path="
+     r"vae has weights \w{8}: go on with --config.model.vae_path=\S*/codec"),
+    (other_stats, {}, "a codec with mean 0.25, .* has mean 0: go on"),
     (other_image, {}, "other records of data.train.images: .*--workdir, which "
      r"--config.init.all=\S*/run starts"),
     (None, {"model__decoder__width": 64},
@@ -232,7 +252,7 @@ def test_an_autoencoder_is_not_trained_on_with_other_data(root):
   tree = tree_of(system="vae")
   workdir = begin(tree, root / "vae_run")
   start(tree, workdir)
-  start(dict(tree, model=dict(tree["model"], patch=2)), workdir, lambda _: 0)
+  start(tree_of(system="vae", model__dtype="bfloat16"), workdir, lambda _: 0)
   other_image(root)
   with pytest.raises(config.ConfigError, match="other records"):
     start(tree, workdir)
@@ -252,6 +272,18 @@ def test_a_checkpoint_of_an_older_version_is_compared_as_far_as_it_says(
     start(tree_of(), run)
 
 
+def test_a_checkpoint_of_an_older_spelling_is_resumed_in_silence(root, run):
+  def respelt(meta):
+    tree = ml_collections.ConfigDict(meta["config"])
+    meta["config"] = test_config.resaved(test_config.older(tree))
+
+  rewrite(run, respelt)
+  start(tree_of(), run)
+  said = []
+  start(tree_of(loss__random_until=9), run, said.append)
+  assert said[0].splitlines()[1:] == ["config.loss.random_until: 8 → 9"]
+
+
 def test_what_is_left_out_for_a_while_is_not_forgotten(root, run):
   meta = checkpoint.read_meta(str(run), 0)
   less = {"codec": {}, "data": {"more": {"digest": "x"}}, "system": "unifluid"}
@@ -266,8 +298,7 @@ def test_what_is_left_out_for_a_while_is_not_forgotten(root, run):
 def test_a_run_is_loaded_from_its_own_folder_anywhere(
   root, run, tmp_path, monkeypatch
 ):
-  trained = frozen_vae.digest(frozen_vae.vae_weights(
-    systems.resolve(tree_of()).model))  # fmt: skip
+  trained = digest(codec_of())
   moved = tmp_path / "elsewhere" / "copy"
   shutil.copytree(run, moved)
   for name in ("run", "vae", "photos"):
@@ -276,12 +307,14 @@ def test_a_run_is_loaded_from_its_own_folder_anywhere(
   monkeypatch.chdir(tmp_path / "elsewhere")
   for place in ("copy", moved):
     meta = checkpoint.read_meta(str(place), 0)
-    c = api.with_own_vae(systems.resolve(meta["config"]), str(place))
-    frozen = systems.build(c).load_frozen()
-    api.check_frozen(c, str(place), 0, frozen)
-    assert frozen_vae.digest(frozen["vae"]) == trained
-    assert frozen["latent_mean"] == 0.25
-    np.testing.assert_allclose(frozen["latent_scale"], 2.0 * 0.4)
+    c = identity.with_own_codec(systems.resolve(meta["config"]), str(place))
+    system = systems.build(c)
+    frozen = systems.load_frozen(system)
+    api.check_frozen(system, str(place), 0, frozen)
+    codec = frozen["codec"]
+    assert copies.digest(codec["vae"]) == trained
+    assert codec["latent_mean"] == 0.25
+    np.testing.assert_allclose(codec["latent_scale"], 2.0 * 0.4)
   c = identity.at_hand(systems.resolve(tree_of()), "copy")
   assert c.text.tokenizer == "copy/tokenizer.model"
   assert c.model.vae_path == "copy/codec"
@@ -290,21 +323,20 @@ def test_a_run_is_loaded_from_its_own_folder_anywhere(
 def test_a_run_without_a_copy_finds_its_vae_beside_it(root, run, monkeypatch):
   """As older runs were laid out, with paths relative to where they began."""
   shutil.rmtree(run / "codec")
-  model = systems.resolve(tree_of(model__vae_path="vae")).model
   monkeypatch.chdir("/")
-  assert frozen_vae.located(model, str(run)).vae_path == str(root / "vae")
+  assert copies.located("vae", str(run)) == str(root / "vae")
   other_weights(root)
   found = systems.resolve(tree_of(model__vae_path=str(root / "vae")))
-  frozen = systems.build(found).load_frozen()
-  words = "trained on a VAE with weights .*: name that VAE by config"
+  system = systems.build(found)
+  frozen = systems.load_frozen(system)
+  words = "trained on a codec with weights .*: name that codec by config"
   with pytest.raises(config.ConfigError, match=words):
-    api.check_frozen(found, str(run), 0, frozen)
+    api.check_frozen(system, str(run), 0, frozen)
 
 
 def test_a_copy_without_its_statistics_is_not_whole(root, run):
-  (run / "codec" / frozen_vae.STATS).unlink()
-  model = systems.resolve(tree_of()).model
-  assert frozen_vae.located(model, str(run)).vae_path == "vae"
+  (run / "codec" / copies.STATS).unlink()
+  assert copies.located("vae", str(run)) == "vae"
 
 
 def test_a_copy_is_read_by_whatever_reads_autoencoders(root, run):
@@ -315,11 +347,11 @@ def test_a_copy_is_read_by_whatever_reads_autoencoders(root, run):
 
 
 def test_a_damaged_copy_is_told(root, run):
-  model = frozen_vae.located(systems.resolve(tree_of()).model, str(run))
-  assert model.vae_path == str(run / "codec")
+  c = identity.with_own_codec(systems.resolve(tree_of()), str(run))
+  assert c.model.vae_path == str(run / "codec")
   rewrite(run / "codec", lambda meta: meta.update(weights_sha256="0" * 64))
   with pytest.raises(checkpoint.CheckpointError, match="codec.*is damaged"):
-    frozen_vae.vae_weights(model)
+    systems.load_frozen(systems.build(c))
 
 
 def test_the_copy_is_written_once_and_again_for_another_start(root):
@@ -328,7 +360,7 @@ def test_the_copy_is_written_once_and_again_for_another_start(root):
 
   def keep():
     c, system, meta = start(tree, run)
-    identity.keeper(c, meta, str(run))(system.load_frozen())
+    identity.keeper(c, system, meta, str(run))(systems.load_frozen(system))
     return {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
 
   first = keep()
@@ -336,9 +368,9 @@ def test_the_copy_is_written_once_and_again_for_another_start(root):
   other_weights(root)
   other_tokenizer(root)
   keep()
-  own = frozen_vae.located(systems.resolve(tree).model, str(run))
-  now = frozen_vae.digest(frozen_vae.vae_weights(systems.resolve(tree).model))
-  assert frozen_vae.digest(frozen_vae.vae_weights(own)) == now
+  own = codec_of(model__vae_path=copies.located("vae", str(run)))
+  assert own.path == str(run / "codec")
+  assert digest(own) == digest(codec_of())
   ours = (run / identity.TOKENIZER).read_bytes()
   assert ours == (root / "tokenizer.model").read_bytes()
 
@@ -351,14 +383,11 @@ def cached(root):
   tree = tree_of()
   tree["data"]["train"]["images"]["moments"] = "m"
   c = systems.resolve(tree)
-  params = frozen_vae.vae_weights(c.model)
-  found = identity.of_run(c, {}, None)["data"]["images"]["digest"]
-  note = latents.note_of(
-    c, c.data.train["images"], frozen_vae.digest(params), found
-  )
-  path = latents.path_of(c, c.data.train["images"])
+  codec, images = systems.build(c).codec, c.data.train["images"]
+  note = cache.note_of(codec, images, digest(codec), data_of(c))
+  path = cache.path_of(c, images)
   arrays = [np.zeros((8, 8, 8), np.float16)] * 3
-  return tree, path, note, lambda: latents.write(path, note, lambda: arrays)
+  return tree, path, note, lambda: cache.write(path, note, lambda: arrays)
 
 
 def test_fresh_moments_are_kept_and_accepted(root):
@@ -368,7 +397,7 @@ def test_fresh_moments_are_kept_and_accepted(root):
   assert make() == "kept"
   assert (root / "photos" / "m").stat().st_mtime_ns == before
   start(tree, root / "run")
-  assert len(sources.MomentsReader(path)) == 3
+  assert len(sources.CachedReader(path)) == 3
 
 
 @pytest.mark.parametrize(
@@ -411,7 +440,7 @@ def test_an_interrupted_encode_leaves_no_note_beside_old_moments(root):
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    latents.write(path, note | {"data": "new"}, breaks)
+    cache.write(path, note | {"data": "new"}, breaks)
   _, _, _, again = cached(root)
   assert again() != "kept"
 
@@ -422,10 +451,10 @@ def test_statistics_follow_weights_and_data(root):
 
   def measure(**changes):
     found = {"mean": 0.0, "scale": 1.0, "values": 9}
-    return latents.write_stats(vae, made | changes, lambda: found)
+    return cache.write_stats(vae, made | changes, lambda: found)
 
   assert "mean 0.2500, scale 2.0000 (kept)" in measure()  # they came with it
-  (root / "vae" / frozen_vae.STATS).unlink()
+  (root / "vae" / copies.STATS).unlink()
   assert "mean 0.0000, scale 1.0000 (measured)" in measure()
   assert "(kept)" in measure()
   for changed in ({"weights": "v"}, {"data": "e"}):
@@ -434,11 +463,9 @@ def test_statistics_follow_weights_and_data(root):
 
 def test_statistics_of_other_weights_or_data_are_refused(root):
   tree = tree_of()
-  params = frozen_vae.vae_weights(systems.resolve(tree).model)
-  ours = {"weights": frozen_vae.digest(params), "values": 9}
-  data = identity.of_run(systems.resolve(tree), {}, None)["data"]
-  ours["data"] = data["images"]["digest"]
-  path = root / "vae" / frozen_vae.STATS
+  ours = {"weights": digest(codec_of()), "values": 9}
+  ours["data"] = data_of(systems.resolve(tree))
+  path = root / "vae" / copies.STATS
   files.write(path, json.dumps(STATS | ours))
   start(tree, root / "run")
   files.write(path, json.dumps(STATS | ours | {"weights": "0" * 64}))
@@ -460,7 +487,7 @@ def test_a_second_folder_gets_a_tokenizer_of_its_own(root):
   tree = tree_of(text__tokenizer=str(path), text__train_vocab=40)
 
   def done(tree=tree):
-    return corpus.make_tokenizer(systems.resolve(tree))
+    return corpus.make_tokenizer(systems.resolve(tree), 320)
 
   assert done().startswith("trained the tokenizer")
   first = path.read_bytes()
@@ -478,10 +505,10 @@ def test_a_second_folder_gets_a_tokenizer_of_its_own(root):
 def test_a_tokenizer_that_prepare_did_not_train_is_kept(root):
   tree = tree_of(text__train_vocab=40)
   before = (root / "tokenizer.model").read_bytes()
-  said = corpus.make_tokenizer(systems.resolve(tree))
+  said = corpus.make_tokenizer(systems.resolve(tree), 320)
   assert said.startswith("kept, not knowing its data")
   (root / "tokenizer.model.json").write_text(json.dumps({"model": "another"}))
-  corpus.make_tokenizer(systems.resolve(tree))
+  corpus.make_tokenizer(systems.resolve(tree), 320)
   assert (root / "tokenizer.model").read_bytes() == before
 
 
@@ -490,7 +517,7 @@ def test_a_tokenizer_is_a_regular_file(root, path):
   """Of another device, as /dev/zero, reading would never end."""
   tree = tree_of(text__train_vocab=40, text__tokenizer=path)
   with pytest.raises(ValueError, match="is no regular file"):
-    corpus.make_tokenizer(systems.resolve(tree))
+    corpus.make_tokenizer(systems.resolve(tree), 320)
 
 
 # ---------------------------------------------------------------- Digest
@@ -498,14 +525,13 @@ def test_a_tokenizer_is_a_regular_file(root, path):
 
 def test_weights_have_one_digest_wherever_they_are(root):
   params = weights(0)
-  ours = frozen_vae.digest(params)
+  ours = copies.digest(params)
   assert len(ours) == 64
   placed = jax.device_put(params)
   backwards = dict(reversed(list(params.items())))
-  assert frozen_vae.digest(placed) == frozen_vae.digest(backwards) == ours
+  assert copies.digest(placed) == copies.digest(backwards) == ours
   leaves, tree = jax.tree.flatten(params)
   leaves[3] = leaves[3].copy()
   leaves[3].flat[0] = np.nextafter(leaves[3].flat[0], 9)
-  assert frozen_vae.digest(jax.tree.unflatten(tree, leaves)) != ours
-  model = systems.resolve(tree_of()).model
-  assert frozen_vae.digest(frozen_vae.vae_weights(model)) == ours
+  assert copies.digest(jax.tree.unflatten(tree, leaves)) != ours
+  assert digest(codec_of()) == ours

@@ -6,17 +6,16 @@ import math
 import pytest
 
 from configs import debug, shapes
-from configs.base import base, source
+from configs.base import base, image_tokenizer, source
 from unifluid_jax import systems
 from unifluid_jax.core import config, ranges
 
 NAN, INF = math.nan, math.inf
 
-# Key of shapes.py → values that cannot be; both systems read the first part.
+# Key → values that cannot be; both systems read these, each its own below.
 IMPOSSIBLE = {
   "seed": (-1, 2**32),
   "steps": (0, -1, 2**31),
-  "batch.t2i": (-32, 2**40),
   "accumulate": (0, -1),
   "data.threads": (0,),
   "data.workers": (-1,),
@@ -64,6 +63,7 @@ IMPOSSIBLE = {
   "eval.poll_seconds": (0.0, -1.0, NAN, INF),
 }
 UNIFLUID = {
+  "batch.t2i": (-32, 2**40),
   "text.prompt": (0, -1),
   "text.prefix": (0,),
   "text.suffix": (0,),
@@ -89,8 +89,8 @@ UNIFLUID = {
   "loss.label_smoothing": (1.0,),
   "loss.word_dropout": (1.0, NAN),
   "loss.image_dropout": (0.6,),
-  "order.random_until": (-1,),
-  "order.raster_from": (-1,),
+  "loss.random_until": (-1,),
+  "loss.raster_from": (-1,),
   "sampling.steps": (0, 1001),
   "sampling.cfg": (NAN, INF, -1.0),
   "sampling.image_cfg": (NAN,),
@@ -103,12 +103,13 @@ UNIFLUID = {
   "sampling.seed": (-1, 2**32),
 }
 VAE = {
-  "vae_loss.l1": (-1.0,),
-  "vae_loss.kl": (-1.0, NAN),
-  "vae_loss.adversarial": (-0.5,),
-  "vae_loss.adversarial_start": (-1,),
-  "vae_loss.discriminator_width": (0,),
-  "vae_loss.discriminator_layers": (0, -1),
+  "batch.image": (-32, 2**40),
+  "loss.l1": (-1.0,),
+  "loss.kl": (-1.0, NAN),
+  "loss.adversarial": (-0.5,),
+  "loss.adversarial_start": (-1,),
+  "loss.discriminator_width": (0,),
+  "loss.discriminator_layers": (0, -1),
 }
 TREES = {
   "unifluid": shapes.get_config().to_dict(),
@@ -117,9 +118,9 @@ TREES = {
 
 
 def changed(tree, key, value):
-  """A copy of a nested dict with one value replaced."""
+  """A copy of a nested dict with one value replaced, or added."""
   first, _, rest = key.partition(".")
-  new = changed(tree[first], rest, value) if rest else value
+  new = changed(tree.get(first, {}), rest, value) if rest else value
   return {**tree, first: new}
 
 
@@ -145,42 +146,57 @@ def test_impossible_values_are_refused_by_key(system, key, value):
   assert name in text and "\n" not in text and len(text) < 200
 
 
-@pytest.mark.parametrize(
-  "system, key, value",
-  cases("vae", UNIFLUID) + cases("unifluid", VAE),
-)
-def test_settings_of_the_other_system_do_not_matter(system, key, value):
-  """But a NaN is none anywhere."""
-  tree = changed(TREES[system], key, value)
-  if isinstance(value, float) and not math.isfinite(value):
-    with pytest.raises(
-      config.ConfigError, match=f"{key}=(nan|inf) must be a finite"
-    ):
-      systems.resolve(tree)
-  else:
-    systems.resolve(tree)
+OWN = ("model", "loss", "sampling")  # nodes that a system brings
 
 
 @pytest.mark.parametrize(
-  "changes",
+  "system, key",
   [
-    {"sampling.cfg": 3.0, "loss.prompt_dropout": 0.0},
-    {"model.vit.heads": 5},
-    {"model.patch": 5},
-    {"order.random_until": 9000},
-    {"model.decoder.head_dim": 7},
+    ("vae" if table is UNIFLUID else "unifluid", key)
+    for table in (UNIFLUID, VAE)
+    for key in table
+    if key.startswith(OWN)
   ],
 )
-def test_an_autoencoder_is_not_refused_for_the_rest(changes):
-  for system in TREES:
-    tree = TREES[system]
-    for key, value in changes.items():
-      tree = changed(tree, key, value)
-    if system == "vae":
-      systems.resolve(tree)
-    else:
-      with pytest.raises(config.ConfigError):
-        systems.resolve(tree)
+def test_settings_of_another_system_are_refused_by_name(system, key):
+  with pytest.raises(config.ConfigError) as error:
+    systems.resolve(changed(TREES[system], key, 1))
+  node, *names = key.split(".")
+  odd = names[0] if names[0] not in TREES[system][node] else ".".join(names)
+  assert f"unknown key config.{node}.{odd}" in str(error.value)
+
+
+def test_only_the_system_that_reads_a_text_slot_checks_it():
+  for name in ("prompt", "prefix", "suffix"):
+    systems.resolve(changed(TREES["vae"], f"text.{name}", 0))
+
+
+def test_a_number_that_no_row_names_must_be_finite():
+  resolved = systems.resolve(TREES["unifluid"])
+  for value in (NAN, INF):
+    sampling = dataclasses.replace(resolved.sampling, cfg=value)
+    odd = dataclasses.replace(resolved, sampling=sampling)
+    words = f"sampling.cfg={value} must be a finite number"
+    with pytest.raises(config.ConfigError, match=words):
+      ranges.check(odd)
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"sampling.cfg": 3.0, "loss.prompt_dropout": 0.0}, "a null condition"),
+    ({"model.vit.heads": 5}, "a multiple of model.vit.heads=5"),
+    ({"model.patch": 5}, "model.image_size=32 must be a multiple of"),
+    ({"loss.random_until": 9000}, "lies after loss.raster_from"),
+    ({"model.decoder.head_dim": 7}, "head_dim must be even"),
+  ],
+)
+def test_settings_that_exclude_one_another_are_refused(changes, words):
+  tree = TREES["unifluid"]
+  for key, value in changes.items():
+    tree = changed(tree, key, value)
+  with pytest.raises(config.ConfigError, match=words):
+    systems.resolve(tree)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +210,7 @@ def test_an_autoencoder_is_not_refused_for_the_rest(changes):
     ("sampling.cfg", 0.0), ("sampling.temperature", 0.0),
     ("sampling.top_p", 1.0), ("sampling.steps", 1), ("sampling.steps", 1000),
     ("model.vae.latent_mean", -0.5), ("loss.text_weight", 0.0),
-    ("loss.image_dropout", 0.5), ("order.random_until", 0),
+    ("loss.image_dropout", 0.5), ("loss.random_until", 0),
   ],
 )  # fmt: skip
 def test_the_ends_of_the_ranges_are_allowed(key, value):
@@ -202,20 +218,29 @@ def test_the_ends_of_the_ranges_are_allowed(key, value):
   assert dict(ranges.numbers(resolved))[key] == value
 
 
-def test_every_number_has_one_row():
+@pytest.mark.parametrize("system", TREES)
+def test_every_number_has_one_row(system):
   """A number that is added states its range, and no row is dead."""
   tree = base()
+  if system == "vae":
+    image_tokenizer(tree)
+    tree.batch.image = 1
   tree.data.train = {"a": source("a")}
   tree.data.eval = {"b": source("b")}
   tree.data.world = dict(TREES["unifluid"]["data"]["world"], cells=2)
   tree.eval.split = "b"
   resolved = systems.resolve(tree)
-  decoder = dataclasses.replace(resolved.model.decoder, query_scale=0.1)
-  model = dataclasses.replace(resolved.model, decoder=decoder)
-  found = dict(ranges.numbers(dataclasses.replace(resolved, model=model)))
-  assert [key for key in found if ranges.row_of(key) is None] == []
-  used = [ranges.row_of(key) for key in found]
-  assert [row.keys for row in ranges.ROWS if row not in used] == []
+  if system == "unifluid":
+    decoder = dataclasses.replace(resolved.model.decoder, query_scale=0.1)
+    model = dataclasses.replace(resolved.model, decoder=decoder)
+    resolved = dataclasses.replace(resolved, model=model)
+  rows = systems.spec(system).ranges
+  used = {key: ranges.row_of(key, rows) for key, _ in ranges.numbers(resolved)}
+  without = [key for key, row in used.items() if row is None]
+  slots = ["text.prompt", "text.prefix", "text.suffix"]  # the vae reads none
+  assert without == (slots if system == "vae" else [])
+  every = (*ranges.ROWS, *rows)
+  assert [row.keys for row in every if row not in used.values()] == []
 
 
 def test_messages_state_the_range():

@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax import api, requests
+from unifluid_jax import api, requests, systems
 from unifluid_jax.core import cli
 from unifluid_jax.requests import Flags
 
 ONE = Flags(prompts=["a red circle"])
+SPEC = systems.spec("unifluid")
+
+
+def check(given):
+  return requests.check(given, SPEC)
+
+
+def check_sampling(options):
+  api.check_sampling(options, SPEC.sampling, SPEC.ranges)
 
 
 @pytest.fixture
@@ -99,7 +108,7 @@ def test_odd_calls_are_refused_in_one_line(place, changes, words):
   before = sorted(place.rglob("*"))
   given = request(**changes) if changes else Flags()
   with pytest.raises(cli.USER_ERRORS) as error:
-    requests.check(given)
+    check(given)
   said = cli.one_line(error.value)
   assert words in said and "\n" not in said, said
   assert sorted(place.rglob("*")) == before
@@ -109,41 +118,41 @@ def test_folders_that_may_not_be_written_are_refused(place, monkeypatch):
   """Permissions as another user has them: root may write everywhere."""
   monkeypatch.setattr(os, "access", lambda path, _: path.name != "folder")
   with pytest.raises(PermissionError) as error:
-    requests.check(request(out="folder/new/a.png"))
+    check(request(out="folder/new/a.png"))
   assert "folder: permission denied; choose" in cli.one_line(error.value)
-  assert requests.check(request(out="full/a.png")).names == ["full/a.png"]
+  assert check(request(out="full/a.png")).names == ["full/a.png"]
 
 
 def test_without_out_no_file_is_replaced(place):
   for expected in ("out.png", "out-1.png", "out-2.png"):
-    made = requests.check(ONE)
+    made = check(ONE)
     assert (made.names, made.listing) == ([expected], None)
     (place / expected).touch()
-  named = requests.check(request(out="out.png"))  # said so: replaced
+  named = check(request(out="out.png"))  # said so: replaced
   assert named.names == ["out.png"]
 
 
 def test_directories_take_several_images_and_their_prompts(place):
-  made = requests.check(
+  made = check(
     request(prompts=["a"], prompts_file="two.txt", samples=2, out="new/dir")
   )
   assert made.prompts == ["a", "a", "a star", "a star", *["two stars"] * 2]
   assert made.names[-1] == "new/dir/00005.png" and len(made.names) == 6
   assert made.listing == "new/dir/prompts.txt"
-  one = requests.check(request(out="new/dir"))
+  one = check(request(out="new/dir"))
   assert one.names == ["new/dir/00000.png"]
 
 
 def test_an_image_is_read_and_nothing_is_made_for_its_caption(place):
-  looked = requests.check(Flags(image="image.png"))
+  looked = check(Flags(image="image.png"))
   assert looked.names == [] and looked.image.shape == (6, 8, 3)
-  edited = requests.check(Flags(image="image.png", edit="turn it", out="e.jpg"))
+  edited = check(Flags(image="image.png", edit="turn it", out="e.jpg"))
   assert edited.names == ["e.jpg"]
   assert np.array_equal(edited.image, looked.image)
 
 
 def test_options_that_are_not_given_are_left_out(place):
-  made = requests.check(request(cfg=1.0, steps=None, order="random"))
+  made = check(request(cfg=1.0, steps=None, order="random"))
   assert made.sampling == {"cfg": 1.0, "order": "random"}
 
 
@@ -164,12 +173,12 @@ def test_options_that_are_not_given_are_left_out(place):
 )
 def test_options_of_the_api_are_checked(options, words):
   with pytest.raises(ValueError) as error:
-    api.check_sampling(options)
+    check_sampling(options)
   assert words in str(error.value)
 
 
 def test_sound_options_pass():
-  api.check_sampling({
+  check_sampling({
     "cfg": np.float32(2), "steps": np.int64(1000), "temperature": 0,
     "text": "beam", "top_p": 1, "order": None,
   })  # fmt: skip

@@ -1,4 +1,4 @@
-"""The loop on a toy Trainable: resume, sharding, bad numbers."""
+"""The loop on a toy system: resume, sharding, bad numbers."""
 
 import dataclasses
 import json
@@ -14,10 +14,16 @@ import pytest
 from configs.base import base
 from unifluid_jax import systems, train
 from unifluid_jax.core import checkpoint, config, lock, stopping, telemetry
+from unifluid_jax.core.types import Part
+
+SHIFT = jax.ShapeDtypeStruct((), np.float32)
 
 
 class Toy:
   """Least squares with key-dependent noise, so that keys must resume too."""
+
+  inputs: dict = {}
+  codec = None
 
   def __init__(self, poison_at=None, noise=0.1):
     self.poison_at, self.noise = poison_at, noise
@@ -30,17 +36,24 @@ class Toy:
       }
     }
 
-  def load_frozen(self):
-    return {"shift": np.float32(1)}
+  @property
+  def frozen(self):
+    return {"shift": Part(lambda: {"by": SHIFT}, self.load_shift)}
+
+  def load_shift(self):
+    return {"by": np.float32(1)}
+
+  def cost(self):
+    return None
 
   def counts(self, batch):
-    return {"values": batch["y"].size}
+    return {"values": batch["toy"]["y"].size}
 
   def loss(self, params, frozen, batch, counts, key, step):
-    p = params["projector"]
+    p, batch = params["projector"], batch["toy"]
     noise = self.noise * jax.random.normal(key, (4,))
     out = batch["x"] @ p["kernel"] + p["bias"]
-    squares = (out - batch["y"] - frozen["shift"] - noise) ** 2
+    squares = (out - batch["y"] - frozen["shift"]["by"] - noise) ** 2
     loss = squares.sum() / counts["values"]
     if self.poison_at is not None:
       loss = jnp.where(step == self.poison_at, jnp.nan, loss)
@@ -67,8 +80,10 @@ def loader(start):
   while True:
     rng = np.random.default_rng(step)
     yield {
-      "x": rng.normal(size=(16, 8)).astype(np.float32),
-      "y": rng.normal(size=(16, 4)).astype(np.float32),
+      "toy": {
+        "x": rng.normal(size=(16, 8)).astype(np.float32),
+        "y": rng.normal(size=(16, 4)).astype(np.float32),
+      }
     }
     step += 1
 
@@ -195,7 +210,7 @@ def test_is_finite_looks_at_parameters_and_averages(tmp_path, where, value):
 
 
 class Unloadable(Toy):
-  def load_frozen(self):
+  def load_shift(self):
     raise ValueError("no frozen weights")
 
 
@@ -271,7 +286,7 @@ def test_a_stolen_lock_stops_the_run_before_it_saves(tmp_path, monkeypatch):
 
 def test_what_a_run_keeps_is_written_under_its_lock(tmp_path):
   def keep(frozen):
-    assert frozen["shift"] == 1
+    assert frozen["shift"]["by"] == 1
     assert (tmp_path / lock.NAME).exists()
     assert not (tmp_path / "checkpoints").exists()
     (tmp_path / "kept").touch()

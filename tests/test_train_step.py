@@ -1,11 +1,11 @@
-"""One step of a toy Trainable: parts of a batch, draws, the average."""
+"""One step of a toy system: parts of a batch, draws, the average."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests.test_train import Toy, loader, make
-from unifluid_jax import train
+from unifluid_jax import systems, train
 from unifluid_jax.core import parallel
 
 
@@ -20,7 +20,7 @@ def test_accumulated_parts_add_up(tmp_path):
       lambda x: np.concatenate([x, x[::-1]]), next(loader(0))
     )
     with jax.set_mesh(job.mesh):
-      return job.step(state, job.system.load_frozen(), batch)
+      return job.step(state, systems.load_frozen(job.system), batch)
 
   (_, ma), (_, mb) = first_step(1), first_step(4)
   np.testing.assert_allclose(ma["loss"], mb["loss"], rtol=1e-6)
@@ -44,7 +44,7 @@ def first_steps(tmp_path, **changes):
   def step(state):
     with jax.set_mesh(job.mesh):
       copied = jax.tree.map(jnp.copy, state)  # the step donates it
-      return job.step(copied, job.system.load_frozen(), batch)
+      return job.step(copied, systems.load_frozen(job.system), batch)
 
   return train.init_state(job.system, job.optimizer, job.config), step
 
@@ -66,7 +66,9 @@ def test_draws_differ_from_part_to_part(tmp_path):
   job = make(tmp_path, Draws(), devices=jax.devices()[:1], accumulate=2)
   state = train.init_state(job.system, job.optimizer, job.config)
   with jax.set_mesh(job.mesh):
-    _, metrics = job.step(state, job.system.load_frozen(), next(loader(0)))
+    _, metrics = job.step(
+      state, systems.load_frozen(job.system), next(loader(0))
+    )
   assert abs(metrics["square"] - metrics["mean"] ** 2) > 1e-3
 
 

@@ -1,6 +1,7 @@
 """Starting from converted weights and from another run."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from tests.test_train import Toy, go, make
 from tests.weights import helpers
 from unifluid_jax import train
 from unifluid_jax.core import checkpoint, config, presets
-from unifluid_jax.core.config import InitConfig
 from unifluid_jax.weights import convert, warm_start
 
 
@@ -54,10 +54,10 @@ def test_whole_run_and_its_average(trained, tmp_path):
 def test_part_of_a_run_needs_the_rest_listed(trained, tmp_path):
   path, params = trained
   job = make(tmp_path, Two(), init__projector=str(path), seed=5)
-  with pytest.raises(config.ConfigError, match=r"not decoder/.*init\.new"):
+  with pytest.raises(config.ConfigError, match=r"not decoder/.*'new'"):
     start(job, tmp_path / "a")
   job = make(
-    tmp_path, Two(), init__projector=str(path), init__new=("decoder",), seed=5
+    tmp_path, Two(), init__projector=str(path), init__decoder="new", seed=5
   )
   state, rung = start(job, tmp_path / "b")
   assert "fresh: decoder" in rung
@@ -101,15 +101,29 @@ def test_wrong_shapes_and_unknown_parts_are_named(trained, tmp_path):
   shapes = jax.eval_shape(Wide().init, jax.random.key(0))
   wrong = r"projector/bias: there \(4,\), here \(5,\)"
   with pytest.raises(checkpoint.CheckpointError, match=wrong):
-    warm_start.load(InitConfig(all=str(path)), shapes, shapes)
-  init = InitConfig(all=str(path), new=("hed",))
+    warm_start.load({"all": str(path)}, shapes, shapes)
+  init = {"all": str(path), "hed": "new"}
   with pytest.raises(config.ConfigError, match="'hed', the model has decoder"):
     warm_start.plan(init, shapes)
 
 
+def test_the_longest_prefix_decides():
+  shapes = jax.eval_shape(Two().init, jax.random.key(0))
+  table, bias, kernel = (
+    "decoder/embedder/table", "projector/bias", "projector/kernel"
+  )  # fmt: skip
+  init = {"all": "a", "projector": "p", "projector/bias": "b", "decoder": "d"}
+  plan = warm_start.plan(init, shapes)
+  assert plan == {table: "d", bias: "b", kernel: "p"}
+  plan = warm_start.plan(init | {"projector/bias": "new"}, shapes)
+  assert plan == {table: "d", kernel: "p"}
+  init = {"all": "a", "projector": "", "decoder/embedder": "new"}
+  assert warm_start.plan(init, shapes) == {bias: "a", kernel: "a"}
+
+
 def test_none_says_loudly_that_all_is_fresh(tmp_path):
   job = make(tmp_path, Two())
-  job = job._replace(config=dataclasses.replace(job.config, init=None))
+  job = job._replace(config=dataclasses.replace(job.config, init={}))
   _, rung = start(job, tmp_path / "w")
   assert "no pretrained weights" in rung
 
@@ -125,10 +139,15 @@ def test_other_settings_than_a_conversion_has_are_named(tmp_path):
   fixture = helpers.FIXTURES / "gemma2"
   convert.to_checkpoint(f"gemma:{fixture}", path, lambda line: None)
   same = presets.GemmaConfig(40, 24, 3, 32, 4, 2, 8, **helpers.OURS[2])
-  init = InitConfig(decoder=path)
-  other_settings = warm_start.other_settings
+  init = {"decoder": path}
+
+  def other_settings(init, decoder):
+    model = types.SimpleNamespace(decoder=decoder)
+    return warm_start.other_settings(init, model)
+
   assert other_settings(init, same) == []
-  assert other_settings(InitConfig(), same) == []
+  assert warm_start.other_settings({"all": path}, object()) == []
+  assert other_settings({}, same) == []
   changed = dataclasses.replace(
     same, vocab=50, dropout=0.1, final_softcap=30.0, pattern=("global",)
   )
@@ -136,5 +155,5 @@ def test_other_settings_than_a_conversion_has_are_named(tmp_path):
   assert "--config.model.decoder.final_softcap=30.0 (there 1.5)" in line
   assert "pattern=('global',) (there ('local', 'global'))" in line
   assert line.count("--config") == 2 and path in line
-  fresh = InitConfig(all=path, new=("decoder",))
+  fresh = {"all": path, "decoder": "new"}
   assert other_settings(fresh, changed) == []
