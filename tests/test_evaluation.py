@@ -89,7 +89,7 @@ def evaluator(tmp_path, monkeypatch, system, **metrics):
   for name, metric in metrics.items():
     monkeypatch.setitem(evaluation.METRICS, name, metric)
   monkeypatch.setattr(evaluation.systems, "build", lambda _: system)
-  monkeypatch.setattr(evaluation.text.Tokenizer, "load", lambda _: None)
+  monkeypatch.setattr(api, "read_tokenizer", lambda *_: None)
   monkeypatch.setattr(evaluation.report_data, "write", lambda *_: None)
   monkeypatch.setattr(api, "read_params", lambda *_: {})
   return evaluation.Evaluator(c, str(tmp_path), lambda _: None)

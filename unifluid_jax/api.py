@@ -65,7 +65,7 @@ def load(
     )
   system = systems.build(config)
   params = read_params(config, system, workdir, step, ema)
-  tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / TOKENIZER))
+  tokenizer = read_tokenizer(config, workdir)
   frozen = system.load_frozen()
   check_frozen(config, workdir, step, frozen)
   return Model(config, system, tokenizer, jitted(params, frozen, 32))
@@ -98,6 +98,16 @@ def read_params(
   like = jax.eval_shape(system.init, jax.random.key(0))
   name = "ema" if ema and config.optim.ema else "params"
   return checkpoint.restore_part(workdir, step, name, like)
+
+
+def read_tokenizer(config: Config, workdir: str) -> text.Tokenizer:
+  """The run's own copy of its tokenizer.
+
+  Raises:
+    ValueError: missing or unusable.
+  """
+  copy = epath.Path(workdir) / TOKENIZER
+  return text.Tokenizer.load(str(copy), config.text.special)
 
 
 def jitted(params: Any, frozen: Any, rows: int) -> Mapper:

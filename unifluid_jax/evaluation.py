@@ -13,14 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from etils import epath
 from flax import jax_utils
 from jax.experimental import multihost_utils
 
 from unifluid_jax import api, systems
 from unifluid_jax.core import checkpoint, files, metric_writers, telemetry
 from unifluid_jax.core.config import Config
-from unifluid_jax.data import text
 from unifluid_jax.evals import transfers
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.report import data as report_data
@@ -133,7 +131,7 @@ def load_model(config: Config, workdir: str, step: int) -> api.Model:
   """The model of one checkpoint, mapped over all local devices."""
   config = api.with_own_vae(config, workdir)
   system = systems.build(config)
-  tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
+  tokenizer = api.read_tokenizer(config, workdir)
   params = api.read_params(config, system, workdir, step, None)
   frozen = system.load_frozen()
   api.check_frozen(config, workdir, step, frozen)
@@ -163,7 +161,7 @@ class Evaluator:
     self.config, self.workdir, self._say = config, workdir, say
     self._system = systems.build(config)
     self._frozen = self._system.load_frozen()
-    tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
+    tokenizer = api.read_tokenizer(config, workdir)
     self._replicas = Replicas(config.eval.batch, say=say, together=True)
     self._model = api.Model(config, self._system, tokenizer, self._replicas)
     self._bench = Bench(config, workdir, say)

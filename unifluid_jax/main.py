@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
   config = identity.at_hand(config, workdir)
   tokenizer = None
   if config.system != "vae":
-    tokenizer = text.Tokenizer.load(config.text.tokenizer)
+    tokenizer = text.Tokenizer.load(config.text.tokenizer, config.text.special)
   system = systems.build(config)
   job = train.make_job(config, system)
   meta = identity.describe(config, system, tree, workdir, say)

@@ -1,9 +1,10 @@
 """Settings that exclude one another (`ranges` knows each on its own)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from unifluid_jax.core.freeze import ConfigError
-from unifluid_jax.core.types import TASKS
+from unifluid_jax.core.types import BOS, EOS, TASKS, UNK
 
 
 def check(c: Any) -> None:
@@ -21,6 +22,7 @@ def check(c: Any) -> None:
   if c.system == "vae":
     _check_vae_loss(c.vae_loss)
     return
+  _check_special(c.text.special)
   _check_model(c.model)
   _check_order(c.order)
   _check_sampling(c)
@@ -115,6 +117,15 @@ def _check_vae_loss(loss: Any) -> None:
     "vae_loss.perceptual > 0 needs vae_loss.perceptual_weights: the path of "
     "an npz with LPIPS VGG weights; or set vae_loss.perceptual=0",
   )
+
+
+def _check_special(special: Mapping[str, Any]) -> None:
+  for role, own in {"bos": BOS, "eos": EOS, "unk": UNK}.items():
+    _need(
+      special.get(role, own) == own,
+      f"text.special.{role}={special.get(role)!r}: system 'unifluid' reads id "
+      f"{own} as {role}: give that id, or use a tokenizer that has it there",
+    )
 
 
 def _check_order(order: Any) -> None:
