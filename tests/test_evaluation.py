@@ -209,6 +209,7 @@ def test_a_report_that_is_missing_or_old_is_written_again(
   run_results.append(run, [row])
   evaluation.watch(job, True, None)
   assert ">0.250<" in page.read_text()
+  assert "<dt>sampling</dt><dd>4 steps, cfg 2.5</dd>" in page.read_text()
   written = page.stat().st_mtime_ns
   evaluation.watch(job, True, None)
   assert page.stat().st_mtime_ns == written

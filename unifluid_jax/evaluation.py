@@ -253,7 +253,7 @@ def record(
     rows: as `as_rows` and `file_results.rows` make them.
   """
   run_results.append(workdir, rows)
-  report_data.write(files.path(workdir) / REPORT, config, workdir)
+  _write_report(config, workdir)
 
 
 def refresh(config: Config, workdir: str) -> bool:
@@ -265,8 +265,18 @@ def refresh(config: Config, workdir: str) -> bool:
   path = files.path(workdir) / REPORT
   if not run_results.exist(workdir) or report_data.is_current(path, workdir):
     return False
-  report_data.write(path, config, workdir)
+  _write_report(config, workdir)
   return True
+
+
+def _write_report(config: Config, workdir: str) -> None:
+  report_data.write(
+    files.path(workdir) / REPORT,
+    workdir,
+    config.name,
+    systems.summary(config),
+    systems.LOSSES,
+  )
 
 
 def chart(

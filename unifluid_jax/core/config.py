@@ -214,23 +214,35 @@ class LogConfig:
   wandb: str = ""  # project; empty: off
 
 
+def _option(of: str, **default: Any) -> Any:
+  """A sampling option of "images", "edits" or "text".
+
+  Results name those that entered them, unless they have their default.
+  """
+  return dataclasses.field(metadata={"of": of}, **default)
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
   """How images and text are drawn from the model."""
 
-  steps: int  # of the diffusion head
-  cfg: float  # 1: no guidance
-  cfg_schedule: Literal["constant", "linear"]
-  temperature: float
-  clip: float  # of predicted clean tokens, in latent units; 0: off, as MAR
-  order: Literal["raster", "random"]
-  text: Literal["greedy", "sample", "beam"]
-  text_temperature: float
-  top_k: int  # 0: off
-  top_p: float  # 1: off
-  beams: int
+  steps: int = _option("images")  # of the diffusion head
+  cfg: float = _option("images")  # 1: no guidance
+  temperature: float = _option("images")
+  order: Literal["raster", "random"] = _option("images")
+  text: Literal["greedy", "sample", "beam"] = _option("text")
+  text_temperature: float = _option("text")
+  top_k: int = _option("text")  # 0: off
+  top_p: float = _option("text")  # 1: off
+  beams: int = _option("text")
   seed: int
-  image_cfg: float = 1.0  # of edits, towards their source; 1: none of its own
+  cfg_schedule: Literal["constant", "linear"] = _option(
+    "images", default="constant"
+  )
+  # Of predicted clean tokens, in latent units; 0: off, as MAR.
+  clip: float = _option("images", default=0.0)
+  # Of edits, towards their source; 1: none of its own.
+  image_cfg: float = _option("edits", default=1.0)
 
 
 @dataclasses.dataclass(frozen=True)

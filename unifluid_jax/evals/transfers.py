@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from unifluid_jax.core import telemetry
-from unifluid_jax.core.config import Config, SamplingConfig, SourceConfig
+from unifluid_jax.core.config import Config, SourceConfig
 from unifluid_jax.data import transforms
 from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.transfers import tasks
@@ -193,8 +193,8 @@ def _shown(
   return shown
 
 
-def decoding(sampling: SamplingConfig) -> str:
-  """How answers were decoded, in words."""
+def decoding(sampling: Any) -> str:
+  """How answers were decoded, in words; all systems share these options."""
   if sampling.text == "beam":
     return f"beam {sampling.beams}"
   return sampling.text
