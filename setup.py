@@ -57,6 +57,7 @@ setup(
       "safetensors==0.8.0",
     ],
     "geneval": ["torch==2.13.0", "transformers==5.23.0", "safetensors==0.8.0"],
+    "hf": ["tokenizers>=0.20"],  # text.tokenizer=tokenizer.json
     "java_ptb": ["pycocoevalcap"],  # its Stanford tokenizer; Java comes apart
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],

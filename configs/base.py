@@ -32,7 +32,9 @@ def base() -> ml_collections.ConfigDict:
     images=1,
     max_pixels=48_000_000,  # of an image file; up to 17 bytes each
   )
-  c.text = dict(tokenizer="", train_vocab=0, prompt=64, prefix=64, suffix=64)
+  c.text = dict(
+    tokenizer="", train_vocab=0, prompt=64, prefix=64, suffix=64, special={}
+  )
 
   c.model = _model()
   c.loss = dict(

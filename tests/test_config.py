@@ -52,6 +52,8 @@ def test_resolved_config_is_frozen():
     ({"model__dtype": "float16"}, "choose one of"),
     ({"optim__lr": "fast"}, "expected float, got str"),
     ({"loss__random_until": 700_000}, "lies after"),
+    ({"text__special": {"eos": 2}}, "reads id 1 as eos"),
+    ({"text__special": {"bos": "<bos>"}}, "reads id 2 as bos"),
     ({"loss__prompt_dropout": 0.0}, "null condition"),
     ({"mesh__data": -1}, "only one axis may be -1"),
     ({"sampling__steps": 2000}, r"in \[1, 1000\]"),

@@ -113,7 +113,7 @@ def evaluator(tmp_path, monkeypatch, system, **metrics):
   for name, metric in metrics.items():
     monkeypatch.setitem(evaluation.METRICS, name, metric)
   monkeypatch.setattr(evaluation.systems, "build", lambda _: system)
-  monkeypatch.setattr(evaluation.text.Tokenizer, "load", lambda _: None)
+  monkeypatch.setattr(api, "read_tokenizer", lambda *_: None)
   monkeypatch.setattr(evaluation.report_data, "write", lambda *_: None)
   monkeypatch.setattr(api, "read_params", lambda *_: {})
   return evaluation.Evaluator(c, str(tmp_path), lambda _: None)
@@ -233,6 +233,7 @@ def test_a_report_that_is_missing_or_old_is_written_again(
   run_results.append(run, [row])
   evaluation.watch(job, True, None)
   assert ">0.250<" in page.read_text()
+  assert "<dt>sampling</dt><dd>4 steps, cfg 2.5</dd>" in page.read_text()
   written = page.stat().st_mtime_ns
   evaluation.watch(job, True, None)
   assert page.stat().st_mtime_ns == written

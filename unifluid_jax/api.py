@@ -61,7 +61,7 @@ def load(
     config = systems.with_codec(config, codec_path)
   system = generator(config, workdir)
   params = read_params(config, system, workdir, step, ema)
-  tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / TOKENIZER))
+  tokenizer = read_tokenizer(config, workdir)
   frozen = systems.load_frozen(system)
   check_frozen(system, workdir, step, frozen)
   return Model(config, system, tokenizer, jitted(params, frozen, 32))
@@ -113,6 +113,16 @@ def read_params(
   like = jax.eval_shape(system.init, jax.random.key(0))
   name = "ema" if ema and config.optim.ema else "params"
   return checkpoint.restore_part(workdir, step, name, like)
+
+
+def read_tokenizer(config: Config, workdir: str) -> text.Tokenizer:
+  """The run's own copy of its tokenizer.
+
+  Raises:
+    ValueError: missing or unusable.
+  """
+  copy = epath.Path(workdir) / TOKENIZER
+  return text.Tokenizer.load(str(copy), config.text.special)
 
 
 def jitted(params: Any, frozen: Any, rows: int) -> Mapper:

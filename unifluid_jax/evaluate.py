@@ -48,7 +48,6 @@ Two evaluated runs on one page, at --step=N or the newest step of each:
   python -m unifluid_jax.evaluate --compare=RUN_A,RUN_B --out=compare.html
 """
 
-import dataclasses
 import json
 import signal
 import sys
@@ -61,7 +60,7 @@ from absl import flags
 from unifluid_jax import evaluation, systems
 from unifluid_jax.core import checkpoint, cli, files, parallel
 from unifluid_jax.core.config import Config
-from unifluid_jax.evals import transfers
+from unifluid_jax.evals import bench, transfers
 from unifluid_jax.evals.published import (
   clip_score,
   drawn_images,
@@ -146,7 +145,13 @@ def main(_: list[str]) -> None:
     return
   if _COMPARE.value:
     out = _given("out", _OUT.value)
-    comparison.write(out, _COMPARE.value, _STEP.value)
+    comparison.write(
+      out,
+      _COMPARE.value,
+      _STEP.value,
+      systems.LOSSES,
+      systems.SAMPLING_OPTIONS,
+    )
     print(f"comparison: {out}")
     return
   parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -303,12 +308,10 @@ def _run(name: str, say: Say) -> published.Run:
   config, workdir = _experiment()
   step = _STEP.value
   step = checkpoint.latest_step(workdir) if step is None else step
-  sampling = dataclasses.asdict(config.sampling)
-  drawing = ("steps", "cfg", "cfg_schedule", "temperature", "clip", "order")
   how = {
     "ema": config.eval.use_ema,
     "sample_seed": _SEED.value,
-    **{key: sampling[key] for key in drawing},
+    **bench.sampling_options(config.sampling, "images"),
   }
   text = ", ".join(f"{key} {value}" for key, value in how.items())
   say(f"drawn by {config.name} at step {step}, {workdir}: {text}")

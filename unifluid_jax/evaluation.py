@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from etils import epath
 from flax import jax_utils
 from jax.experimental import multihost_utils
 
@@ -21,7 +20,6 @@ from unifluid_jax import api, identity, systems
 from unifluid_jax.core import checkpoint, files, metric_writers, telemetry
 from unifluid_jax.core.config import Config
 from unifluid_jax.core.types import System
-from unifluid_jax.data import text
 from unifluid_jax.evals import transfers
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.report import data as report_data
@@ -150,7 +148,7 @@ def load_model(config: Config, workdir: str, step: int) -> api.Model:
   """The model of one checkpoint, mapped over all local devices."""
   config = identity.with_own_codec(config, workdir)
   system = api.generator(config, workdir)
-  tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
+  tokenizer = api.read_tokenizer(config, workdir)
   params = api.read_params(config, system, workdir, step, None)
   frozen = systems.load_frozen(system)
   api.check_frozen(system, workdir, step, frozen)
@@ -180,7 +178,7 @@ class Evaluator:
     self.config, self.workdir, self._say = config, workdir, say
     self._system = api.generator(config, workdir)
     self._frozen = systems.load_frozen(self._system)
-    tokenizer = text.Tokenizer.load(str(epath.Path(workdir) / api.TOKENIZER))
+    tokenizer = api.read_tokenizer(config, workdir)
     self._replicas = Replicas(config.eval.batch, say=say, together=True)
     self._model = api.Model(config, self._system, tokenizer, self._replicas)
     self._bench = Bench(config, workdir, say)
@@ -272,7 +270,7 @@ def record(
     rows: as `as_rows` and `file_results.rows` make them.
   """
   run_results.append(workdir, rows)
-  report_data.write(files.path(workdir) / REPORT, config, workdir)
+  _write_report(config, workdir)
 
 
 def refresh(config: Config, workdir: str) -> bool:
@@ -284,8 +282,18 @@ def refresh(config: Config, workdir: str) -> bool:
   path = files.path(workdir) / REPORT
   if not run_results.exist(workdir) or report_data.is_current(path, workdir):
     return False
-  report_data.write(path, config, workdir)
+  _write_report(config, workdir)
   return True
+
+
+def _write_report(config: Config, workdir: str) -> None:
+  report_data.write(
+    files.path(workdir) / REPORT,
+    workdir,
+    config.name,
+    systems.summary(config),
+    systems.spec(config.system).losses,
+  )
 
 
 def chart(

@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
   system = systems.build(config)
   tokenizer = None
   if pipeline.needs_text(system.inputs):
-    tokenizer = text.Tokenizer.load(config.text.tokenizer)
+    tokenizer = text.Tokenizer.load(config.text.tokenizer, config.text.special)
   job = train.make_job(config, system)
   meta = identity.describe(config, system, tree, workdir, say)
 

@@ -254,6 +254,36 @@ def test_words_travel_in_the_model_file():
   assert vocabulary.words_of(stored) == {*many, "r\u00e9d"}
 
 
+@pytest.fixture(scope="module")
+def llama():
+  """A model whose special ids are another family's, named."""
+  ids = dict(unk_id=0, bos_id=4, eos_id=2, pad_id=1)
+  data = other_model(**ids, user_defined_symbols=["<nl>"])
+  named = {"pad": 1, "unk": "<unk>", "bos": "<s>", "eos": 2, "newline": "<nl>"}
+  return text.Tokenizer(data, special=named | {"boi": 64, "a": "\u2581a"})
+
+
+def test_special_ids_by_name(llama):
+  assert llama.special["bos"] == 4 and llama.special["eos"] == 2
+  assert llama.special["unk"] == 0 and llama.special["boi"] == 64
+  piece = llama.encode("a")
+  assert [llama.special["a"]] == piece
+  assert llama.decode([4, *llama.encode("red"), 2, *piece]) == "red"
+  assert llama.unknown_words("red \u4e2d") == ["\u4e2d"]
+  for bad in ("<t>", -1, 0.5, True, None):
+    with pytest.raises(ValueError, match=r"text\.special\.boi=.*no piece of t"):
+      text.Tokenizer(llama.__reduce__()[1][0], "t", {"boi": bad})
+
+
+def test_rows_carry_the_named_ids(llama):
+  newline, ids = llama.special["newline"], llama.encode("red")
+  assert llama.prefix_row("red", 9).tolist()[-len(ids) - 2 :] == [
+    4, *ids, newline
+  ]  # fmt: skip
+  assert llama.prompt_row("red", 9).tolist()[-len(ids) - 1 :] == [4, *ids]
+  assert llama.suffix_row("red", 9).tolist()[: len(ids) + 1] == [*ids, 2]
+
+
 def test_the_most_frequent_words_are_kept(monkeypatch):
   monkeypatch.setattr(vocabulary, "_MOST", 2)
   stored = vocabulary.with_words(b"", ["b c a", "a c", "c d"])
@@ -283,6 +313,8 @@ def test_unusable_models_are_refused(tmp_path):
     text.Tokenizer.load(tmp_path / "junk.model")
   with pytest.raises(ValueError, match="pad, eos, bos, unk"):
     text.Tokenizer(other_model())
+  with pytest.raises(ValueError, match="or name its own by text.special"):
+    text.Tokenizer(other_model(), special={"bos": 1, "newline": 5})
   ids = dict(pad_id=PIECE, eos_id=EOS, bos_id=BOS, unk_id=UNK)
-  with pytest.raises(ValueError, match="newline"):
+  with pytest.raises(ValueError, match=r"newline.*text\.special\.newline"):
     text.Tokenizer(other_model(**ids))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.data.test_bad_data import png
 from tests.systems.conftest import tiny
 from unifluid_jax.core.config import SourceConfig
-from unifluid_jax.evals.bench import Bench
+from unifluid_jax.evals.bench import Bench, sampling_options
 from unifluid_jax.evals.report import samples
 from unifluid_jax.evals.worlds import text_suite
 
@@ -82,6 +83,32 @@ def test_the_limit_of_pixels_is_the_configurations(tmp_path):
   made.config = dataclasses.replace(made.config, data=data)
   with pytest.raises(ValueError, match=r"4 x 4 pixels, .*data\.max_pixels=15"):
     made.records("v")
+
+
+def test_results_name_the_options_that_entered_them(tmp_path):
+  @dataclasses.dataclass
+  class Options:
+    codes: int = dataclasses.field(metadata={"of": "images"})
+    beams: int = dataclasses.field(metadata={"of": "text"})
+    seed: int
+    mask: bool = dataclasses.field(default=True, metadata={"of": "images"})
+    pull: float = dataclasses.field(default=1.0, metadata={"of": "edits"})
+
+  def made(*values):
+    found = Bench.__new__(Bench)
+    found.config = types.SimpleNamespace(sampling=Options(*values))
+    return found
+
+  assert made(5, 2, 0).sampled("images", "edits") == {"codes": 5}
+  other = made(5, 2, 0, False, 2.0)
+  assert other.sampled("images") == {"codes": 5, "mask": False}
+  assert other.sampled("images", "edits") == {
+    "codes": 5, "mask": False, "pull": 2.0
+  }  # fmt: skip
+  own = sampling_options(tiny().sampling, "images")
+  assert list(own) == [
+    "steps", "cfg", "temperature", "order", "cfg_schedule", "clip"
+  ]  # fmt: skip
 
 
 def test_training_records_that_are_lost_are_passed_over(tmp_path):

@@ -12,6 +12,8 @@ from unifluid_jax.evals.bench import Shown
 from unifluid_jax.evals.report import comparison, comparison_page, samples
 from unifluid_jax.evals.report.types import Comparison, PairRow
 
+LOSSES = {"loss_text": "L_text"}
+
 
 def row(metric, value, floor=None, step=10, **settings):
   return {"step": step, "metric": metric, "value": value, "floor": floor,
@@ -44,7 +46,8 @@ def make(folder, rows, shown=(), losses=(), config=None, step=10):
 
 
 def compared(a, b, step=None):
-  return comparison.compare(comparison.read(a, step), comparison.read(b, step))
+  runs = comparison.read(a, step), comparison.read(b, step)
+  return comparison.compare(*runs, LOSSES, {"cfg"})
 
 
 def differences(found):
@@ -215,7 +218,7 @@ def test_configurations_and_losses(tmp_path):
     ("loss.text_weight", "0.2", "1"), ("new", "", "<b>")
   )  # fmt: skip
   charts = {c.title: c for c in found.training}
-  assert [c.values for c in charts["L_text (nats)"].curves] == [
+  assert [c.values for c in charts["L_text"].curves] == [
     (4.0, 2.0), (3.0,)
   ]  # fmt: skip
   bare = compared(a, make(tmp_path / "c", [row("m/x", 1.0)]))
@@ -245,7 +248,7 @@ def test_page_is_whole_escaped_and_alone(tmp_path):
     {"k": "2"},
   )
   out = tmp_path / "deep" / "compare.html"
-  comparison.write(out, [a, b], None)
+  comparison.write(out, [a, b], None, LOSSES, ())
   html = out.read_text()
   page = _Page(html)
   for tag in ("i>a", "u>", "b>", "script"):
@@ -269,7 +272,7 @@ def test_wrong_runs_are_refused(tmp_path):
   a = make(tmp_path / "a", [row("m/x", 1.0)])
   for runs in ([a], [a, a, a]):
     with pytest.raises(ValueError, match="takes two workdirs, RUN_A,RUN_B"):
-      comparison.write(tmp_path / "x.html", runs, None)
+      comparison.write(tmp_path / "x.html", runs, None, LOSSES, ())
   with pytest.raises(FileNotFoundError, match="evaluate this run first"):
-    comparison.write(tmp_path / "x.html", [a, str(tmp_path)], None)
+    comparison.write(tmp_path / "x.html", [a, str(tmp_path)], None, LOSSES, ())
   assert not (tmp_path / "x.html").exists()

@@ -180,7 +180,7 @@ def test_shown_edits_reach_the_report(tmp_path, monkeypatch):
     report_data.report, "write_report", lambda path, data: pages.append(data)
   )
   path = epath.Path(tmp_path / "report.html")
-  report_data.write(path, tiny(), str(tmp_path))
+  report_data.write(path, str(tmp_path), "tiny", {}, {})
   (page,) = pages
   assert len(page.edits) == len(shown) > 1
   for sample, s in zip(page.edits, shown, strict=True):

@@ -100,7 +100,6 @@ def checkpoint(workdir, step=9, seed=0, world=None, **meta):
   """What a run notes beside its state, as far as tables read it."""
   config = {
     "seed": seed, "text": {"tokenizer": "t.model"},
-    "model": {"vae_path": "runs/vae"},
     "data": {"root": "d", "world": world or {},
              "train": {"a": {"path": "a.json"}, "b": {"path": "b"}}},
   }  # fmt: skip
@@ -113,19 +112,24 @@ def checkpoint(workdir, step=9, seed=0, world=None, **meta):
 def test_a_table_says_what_its_runs_were_trained_on(tmp_path):
   world = {"train": 16_000, "seed": 3}
   runs = {
-    name: checkpoint(tmp_path / name, world=world, tokenizer_sha256="ab12" * 16)
+    name: checkpoint(
+      tmp_path / name,
+      world=world,
+      tokenizer_sha256="ab12" * 16,
+      identity={"codec": {"weights": "cd34" * 16}},
+    )  # fmt: skip
     for name in ("One", "Two")
   }
   ours = (
     "embedded world, 16000 scenes, seed 3, in d; tokenizer t.model (ab12ab12); "
-    "VAE runs/vae; 9 steps, seed 0."
+    "codec cd34cd34; 9 steps, seed 0."
   )
   assert paper_tables.basis(runs, 9) == [f"Ours: {ours}"]
   runs["Three"] = checkpoint(tmp_path / "Three", seed=5)
   runs["Four"] = str(tmp_path / "none")
   assert paper_tables.basis(runs, 9) == [
     f"One; Two: {ours}",
-    "Three: a.json, b, in d; tokenizer t.model (digest not known); VAE "
-    "runs/vae; 9 steps, seed 5.",
+    "Three: a.json, b, in d; tokenizer t.model (digest not known); codec "
+    "not known; 9 steps, seed 5.",
     "Four: not known, as the checkpoint is gone.",
   ]

@@ -291,13 +291,12 @@ def test_the_report_says_where_steps_differ(tmp_path, monkeypatch):
      "settings": {"tokenizer": way}}
     for step, way in ((1, "a"), (2, "a"), (3, "b"))
   ]  # fmt: skip
-  c = systems.resolve(debug.get_config())
   (tmp_path / "metrics.jsonl").write_text("")
   for count in (2, 3):
     (tmp_path / "metrics_eval.jsonl").write_text(
       "".join(json.dumps(row) + "\n" for row in rows[:count])
     )
-    report_data.write(epath.Path("r.html"), c, str(tmp_path))
+    report_data.write(epath.Path("r.html"), str(tmp_path), "r", {}, {})
   alike, mixed = (" ".join(page.notes) for page in pages)
   assert "different ways" not in alike
   assert "different ways at different steps: a; b" in mixed

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from etils import epath
 
-from tests.systems.conftest import tiny
 from unifluid_jax.evals.bench import Shown
 from unifluid_jax.evals.report import data as report_data
 from unifluid_jax.evals.report import samples
@@ -37,7 +36,10 @@ def _run(tmp_path, monkeypatch):
     (tmp_path / "metrics_eval.jsonl").write_text(text)
 
   def page():
-    report_data.write(epath.Path(tmp_path / "x.html"), tiny(), str(tmp_path))
+    report_data.write(
+      epath.Path(tmp_path / "x.html"), str(tmp_path), "tiny",
+      {"decoder": "2 layers"}, {"loss_text": "L_text"},
+    )  # fmt: skip
     return pages[-1]
 
   return types.SimpleNamespace(path=str(tmp_path), results=results, page=page)
@@ -158,6 +160,16 @@ def test_metrics_of_a_group_tell_what_is_their_own(run):
     "mjhq_fid/food: images: 5, warning: biased",
     "vqa",
   )
+
+
+def test_what_the_caller_says_of_the_run_is_shown(run):
+  (epath.Path(run.path) / "metrics.jsonl").write_text(
+    '{"step": 1, "loss_text": 3.0, "loss_other": 2.0}\n'
+  )
+  run.results(row(10, "m", 1.0))
+  page = run.page()
+  assert (page.name, page.config) == ("tiny", {"decoder": "2 layers"})
+  assert [(c.title, c.values) for c in page.curves] == [("L_text", (3.0,))]
 
 
 def test_samples_of_an_older_step_say_so(run):

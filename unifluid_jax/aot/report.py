@@ -34,7 +34,7 @@ _MOSAIC_SPEED = {
 _PARTS = {
   "decoder": r"Gemma",
   "vit": r"\bVit\b",
-  "vae": r"KlVae|Encoder|Decoder",
+  "codec": r"KlVae|Encoder|Decoder",
   "head": r"DiffusionHead",
 }
 

@@ -61,11 +61,14 @@ class DataConfig:
 class TextConfig:
   """The tokenizer and the static slots of text."""
 
-  tokenizer: str  # SentencePiece .model
+  tokenizer: str  # SentencePiece .model, or tokenizer.json
   train_vocab: int  # pieces to train it with where it is missing; 0: never
   prompt: int  # P of t2i and edit
   prefix: int  # P of i2t and text
   suffix: int  # A
+  # Name (bos, eos, unk, newline, boi, ...) → a piece of the tokenizer, or an
+  # id; what is not named is as core/types.py has it.
+  special: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +120,14 @@ class LogConfig:
   profile_start: int
   profile_steps: int  # 0: no profile
   wandb: str = ""  # project; empty: off
+
+
+def option(of: str, **default: Any) -> Any:
+  """A sampling option of "images", "edits" or "text".
+
+  Results name those that entered them, unless they have their default.
+  """
+  return dataclasses.field(metadata={"of": of}, **default)
 
 
 @dataclasses.dataclass(frozen=True)

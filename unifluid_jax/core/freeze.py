@@ -59,7 +59,8 @@ def build(
     return dataclasses.replace(base, **values)
   required = [
     name for name, f in fields.items()
-    if f.default is dataclasses.MISSING and name not in values
+    if f.default is f.default_factory is dataclasses.MISSING
+    and name not in values
   ]  # fmt: skip
   if required:
     raise ConfigError(f"missing key {path}.{required[0]}")

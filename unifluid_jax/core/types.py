@@ -49,6 +49,8 @@ class SystemSpec:
   migrate: Callable[[Mapping[str, Any]], dict[str, Any]]  # of older trees
   summary: Callable[[Any], dict[str, str]]  # config → rows of the report
   build: Callable[[Any], Any]  # config → System
+  # Key in metrics.jsonl → title of its curve in reports.
+  losses: Mapping[str, str] = dataclasses.field(default_factory=dict)
   # (config, sampling, task): ValueError where a run cannot be drawn from so.
   check_sampling: Callable[..., None] = lambda config, sampling, task: None
   codec_path: str = ""  # field of `model` that says where its codec lies

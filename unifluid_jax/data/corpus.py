@@ -37,10 +37,11 @@ def make_tokenizer(config: Config, rows: int) -> str:
       text.train(_sentences(config), path, config.text.train_vocab)
       made = files.digest(epath.Path(path).read_bytes())
       files.write(f"{path}.json", json.dumps(note | {"model": made}))
-  tokenizer = text.Tokenizer.load(path)
-  if tokenizer.vocab_size > rows:
+  tokenizer = text.Tokenizer.load(path, config.text.special)
+  most = max(tokenizer.vocab_size, 1 + max(tokenizer.special.values()))
+  if most > rows:
     raise ValueError(
-      f"{path} has {tokenizer.vocab_size} pieces, "
+      f"{path} and config.text.special have ids up to {most - 1}, "
       f"config.model.decoder.vocab={rows}: too few"
     )
   return f"{done} the tokenizer: {tokenizer.vocab_size} pieces in {path}"

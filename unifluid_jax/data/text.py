@@ -1,7 +1,8 @@
 """Text to token ids and back, in the static rows that models read.
 
 The layout is PaliGemma's (big_vision configs/proj/paligemma): BOS + prefix +
-newline, then suffix + EOS. Ids follow Gemma's SentencePiece model.
+newline, then suffix + EOS. Special ids are those of core/types.py unless the
+configuration names others (`text.special`).
 
 How a text is normalised is the tokenizer's own business and stands in its
 file: Gemma's take texts as they are, those of `train` fold case, Unicode's
@@ -11,7 +12,8 @@ compatibility forms (NFKC) and runs of white space.
 import functools
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -19,65 +21,63 @@ from absl import logging
 from etils import epath
 
 from unifluid_jax.core import files
-from unifluid_jax.core.types import BOS, EOS, UNK
-from unifluid_jax.data import vocabulary
+from unifluid_jax.core.types import BOS, EOS, PAD, UNK
+from unifluid_jax.data import tokenizer_files, vocabulary
 
+# Ids that networks read, unless `text.special` names others. "pad" is a piece
+# of SentencePiece's files that rows never hold.
+_IDS = {"pad": 0, "eos": EOS, "bos": BOS, "unk": UNK}
 _NEWLINE = "\n"
-_PAD = 0  # the piece that SentencePiece pads with; rows never hold it
-_SPACE = "\u2581"  # SentencePiece's space
 _CACHE = 1 << 16  # texts whose ids are remembered
 
 
 class Tokenizer:
-  """A SentencePiece model whose special ids are those of types.py.
+  """Texts to ids and back, whatever the format of the tokenizer's file.
 
   Attributes:
+    special: ids of special and extra tokens by name: bos, eos, newline, unk
+      where the file has one, and what `text.special` names.
     truncated: texts that did not fit their row so far.
   """
 
-  def __init__(self, proto: bytes, name: str = "tokenizer"):
-    """Reads a serialized model.
+  def __init__(
+    self,
+    data: bytes,
+    name: str = "tokenizer",
+    special: Mapping[str, Any] | None = None,
+  ):
+    """Reads the content of a file.
 
     Args:
-      proto: content of a `.model` file.
+      data: of a `.model` or `tokenizer.json` file.
       name: how error messages call it.
+      special: name → a piece of the file, or an id, which may lie beyond the
+        file's; as config.text.special.
 
     Raises:
-      ValueError: not a SentencePiece model, other special ids, or no piece
-        for the newline.
+      ValueError: neither format, special ids that are neither the usual ones
+        nor named, or no piece for the newline.
     """
-    self._proto, self._name = proto, name
-    self._model = sentencepiece.SentencePieceProcessor()
-    try:
-      self._model.LoadFromSerializedProto(proto)
-    except RuntimeError as error:
-      raise ValueError(
-        f"{name} is not a SentencePiece model; text.tokenizer must name a "
-        ".model file"
-      ) from error
-    model = self._model
-    ids = (model.pad_id(), model.eos_id(), model.bos_id(), model.unk_id())
-    if ids != (_PAD, EOS, BOS, UNK):
-      raise ValueError(
-        f"{name} has pad, eos, bos, unk = {ids}, need {(_PAD, EOS, BOS, UNK)}: "
-        "use a Gemma tokenizer or one that text.train made"
-      )
-    self._newline = model.piece_to_id(_NEWLINE)
-    if self._newline == UNK:
-      raise ValueError(
-        f"{name} has no piece for the newline that ends a question: train it "
-        'with user_defined_symbols=["\\n"]'
-      )
-    self._words = vocabulary.words_of(proto)
+    self._source = data, name, dict(special or {})
+    self._file = tokenizer_files.parse(data, name)
+    self.special = _special(self._file, *self._source[1:])
     self.truncated = 0
     self._encode = functools.lru_cache(_CACHE)(self._encode_uncached)
 
   def __reduce__(self) -> tuple[Callable, tuple]:
-    return Tokenizer, (self._proto, self._name)
+    return Tokenizer, self._source
 
   @classmethod
-  def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-    """Reads a `.model` file, local or remote.
+  def load(
+    cls,
+    path: str | os.PathLike[str],
+    special: Mapping[str, Any] | None = None,
+  ) -> "Tokenizer":
+    """Reads a `.model` or `tokenizer.json` file, local or remote.
+
+    Args:
+      path: of the file.
+      special: see `__init__`.
 
     Raises:
       ValueError: the file is missing or unusable.
@@ -86,15 +86,15 @@ class Tokenizer:
     if not os.fspath(path) or not file.is_file():
       raise ValueError(
         f"no tokenizer at {os.fspath(path)!r}: set text.tokenizer to a "
-        "SentencePiece .model file"
+        "SentencePiece .model or a tokenizer.json file"
       )
     files.check_regular(file)
-    return cls(file.read_bytes(), os.fspath(path))
+    return cls(file.read_bytes(), os.fspath(path), special)
 
   @property
   def vocab_size(self) -> int:
     """Pieces, special ones included; the model's V may be larger."""
-    return self._model.vocab_size()
+    return self._file.vocab_size
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, without BOS and EOS.
@@ -118,27 +118,27 @@ class Tokenizer:
       Each word once, normalised.
     """
     found = vocabulary.words(self.normalise(text))
+    taught, unk = self._file.words, self.special.get("unk")
     return [
       word
       for word in dict.fromkeys(found)
-      if (self._words and word not in self._words)
-      or UNK in self._model.encode(word)
+      if (taught and word not in taught) or unk in self._file.encode(word)
     ]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text before the first EOS; pads, BOS and ids beyond V drop out."""
+    """The text before the first EOS.
+
+    Pads, named tokens that are no text and ids beyond the file's drop out.
+    """
+    written = {"unk", "newline"}
+    silent = {i for name, i in self.special.items() if name not in written}
     kept = []
     for i in map(int, ids):
-      if i == EOS:
+      if i == self.special["eos"]:
         break
-      if i not in (_PAD, BOS) and 0 <= i < self.vocab_size:
+      if i != PAD and i not in silent and 0 <= i < self.vocab_size:
         kept.append(i)
-    return self._model.decode(kept)
-
-  @property
-  def special(self) -> dict[str, int]:
-    """Ids of the tokens that stand around texts, by name."""
-    return {"bos": BOS, "eos": EOS, "newline": self._newline}
+    return self._file.decode(kept)
 
   def fit(self, ids: Sequence[int], room: int) -> Sequence[int]:
     """The first `room` ids; the first loss is logged, all are counted."""
@@ -154,11 +154,67 @@ class Tokenizer:
     return ids[:room]
 
   def _encode_uncached(self, text: str) -> tuple[int, ...]:
-    return tuple(self._model.encode(_valid(text)))
+    return tuple(self._file.encode(_valid(text)))
 
   def normalise(self, text: str) -> str:
     """The text as its pieces spell it, with plain spaces."""
-    return self._model.normalize(_valid(text)).replace(_SPACE, " ").strip()
+    return self._file.normalise(_valid(text))
+
+
+def _special(
+  file: tokenizer_files.TokenizerFile, name: str, named: Mapping[str, Any]
+) -> dict[str, int]:
+  """Ids of special and extra tokens: those that are named, else the usual.
+
+  Raises:
+    ValueError: see `Tokenizer`.
+  """
+  ids = dict(file.special)
+  for role, piece in named.items():
+    found = file.id_of(piece) if isinstance(piece, str) else piece
+    if type(found) is not int or found < 0:
+      raise ValueError(
+        f"text.special.{role}={piece!r} is no piece of {name} and no id: "
+        "spell it as the file does"
+      )
+    ids[role] = found
+  usual = {
+    r: i for r, i in _IDS.items() if r in file.special and r not in named
+  }
+  own = {role: ids[role] for role in usual}
+  if own != usual:
+    raise ValueError(
+      f"{name} has {', '.join(own)} = {(*own.values(),)}, need "
+      f"{(*usual.values(),)}: use a Gemma tokenizer or one that text.train "
+      "made, or name its own by text.special"
+    )
+  lacking = [role for role in ("bos", "eos") if role not in ids]
+  if lacking:
+    raise ValueError(
+      f"{name} does not tell which pieces are {' and '.join(lacking)}: set "
+      + " and ".join(f"text.special.{role}" for role in lacking)
+    )
+  if "newline" not in ids:
+    ids["newline"] = _newline(file, name)
+  return {role: i for role, i in ids.items() if i >= 0}
+
+
+def _newline(file: tokenizer_files.TokenizerFile, name: str) -> int:
+  """The piece that is a newline, whatever it is called in the file.
+
+  Raises:
+    ValueError: there is none.
+  """
+  found = file.id_of(_NEWLINE)
+  if found is not None:
+    return found
+  written = file.encode(_NEWLINE)
+  if len(written) == 1 and file.decode(written) == _NEWLINE:
+    return written[0]
+  raise ValueError(
+    f"{name} has no piece for the newline that ends a question: train it "
+    'with user_defined_symbols=["\\n"], or name one by text.special.newline'
+  )
 
 
 def train(
@@ -208,7 +264,7 @@ def train(
       byte_fallback=False,
       character_coverage=1.0,
       user_defined_symbols=[_NEWLINE],
-      pad_id=_PAD,
+      pad_id=_IDS["pad"],
       eos_id=EOS,
       bos_id=BOS,
       unk_id=UNK,

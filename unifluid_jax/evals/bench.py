@@ -4,6 +4,7 @@ A subject is a loaded model seen from outside: it draws prompts, edits images
 and answers questions.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -63,6 +64,24 @@ class Outcome(NamedTuple):
   floors: Mapping[str, float]  # what no understanding at all would score
   settings: Mapping[str, Any]
   shown: Sequence[Shown] = ()
+
+
+def sampling_options(sampling: Any, *kinds: str) -> dict[str, Any]:
+  """The options that bear on something that is drawn or said.
+
+  Args:
+    sampling: a system's options, a dataclass whose fields name what they bear
+      on in their metadata, under "of".
+    kinds: "images", "edits", "text".
+
+  Returns:
+    Name → value, in the order of the fields.
+  """
+  return {
+    f.name: getattr(sampling, f.name)
+    for f in dataclasses.fields(sampling)
+    if f.metadata.get("of") in kinds
+  }
 
 
 class Bench:
@@ -128,6 +147,13 @@ class Bench:
     """How many of the splits' records scores leave out, as a setting."""
     count = sum(len(self.bad.get(split, ())) for split in splits)
     return {"skipped": count} if count else {}
+
+  def sampled(self, *kinds: str) -> dict[str, Any]:
+    """Sampling options as a setting, without those at their defaults."""
+    sampling = self.config.sampling
+    defaults = {f.name: f.default for f in dataclasses.fields(sampling)}
+    found = sampling_options(sampling, *kinds)
+    return {k: v for k, v in found.items() if v != defaults[k]}
 
   def _pixels(self, split: str) -> np.ndarray:
     """Their images at the generated size, uint8 [n, H, W, 3]."""

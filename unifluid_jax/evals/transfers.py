@@ -191,7 +191,7 @@ def _shown(
 
 
 def decoding(sampling: Any) -> str:
-  """How answers were decoded, in words."""
+  """How answers were decoded, in words; all systems share these options."""
   if sampling.text == "beam":
     return f"beam {sampling.beams}"
   return sampling.text

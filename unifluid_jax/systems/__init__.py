@@ -141,3 +141,8 @@ def frozen_shapes(system: System) -> dict[str, Params]:
 def init_shapes(system: System) -> Params:
   """Parameters as ShapeDtypeStructs."""
   return jax.eval_shape(system.init, jax.random.key(0))
+
+
+def summary(config: Config) -> dict[str, str]:
+  """What a report says of a run's configuration, label → value."""
+  return spec(config.system).summary(config)

@@ -492,6 +492,10 @@ SPEC = SystemSpec(
   check_sampling=unifluid_config.check_guidance,
   migrate=unifluid_config.migrate,
   summary=unifluid_config.summary,
+  losses={
+    "loss_visual": "L_visual (MSE + VB)",
+    "loss_text": "L_text (nats)",
+  },
   build=UniFluid,
   codec_path="vae_path",
 )

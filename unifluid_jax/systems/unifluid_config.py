@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from unifluid_jax.codecs.kl_vae import check_shape
 from unifluid_jax.core import parallel, presets
+from unifluid_jax.core.config import option
 from unifluid_jax.core.freeze import need
 from unifluid_jax.core.ranges import (
   AMOUNT,
@@ -18,7 +19,7 @@ from unifluid_jax.core.ranges import (
   Row,
   below,
 )
-from unifluid_jax.core.types import ImageCodec
+from unifluid_jax.core.types import BOS, EOS, UNK, ImageCodec
 from unifluid_jax.data.fields import Cached, Field, Pixels, Text
 from unifluid_jax.systems.common import cost
 
@@ -83,19 +84,23 @@ class LossConfig:
 class SamplingConfig:
   """How images and text are drawn from the model."""
 
-  steps: int  # of the diffusion head
-  cfg: float  # 1: no guidance
-  cfg_schedule: Literal["constant", "linear"]
-  temperature: float
-  clip: float  # of predicted clean tokens, in latent units; 0: off, as MAR
-  order: Literal["raster", "random"]
-  text: Literal["greedy", "sample", "beam"]
-  text_temperature: float
-  top_k: int  # 0: off
-  top_p: float  # 1: off
-  beams: int
+  steps: int = option("images")  # of the diffusion head
+  cfg: float = option("images")  # 1: no guidance
+  temperature: float = option("images")
+  order: Literal["raster", "random"] = option("images")
+  text: Literal["greedy", "sample", "beam"] = option("text")
+  text_temperature: float = option("text")
+  top_k: int = option("text")  # 0: off
+  top_p: float = option("text")  # 1: off
+  beams: int = option("text")
   seed: int
-  image_cfg: float = 1.0  # of edits, towards their source; 1: none of its own
+  cfg_schedule: Literal["constant", "linear"] = option(
+    "images", default="constant"
+  )
+  # Of predicted clean tokens, in latent units; 0: off, as MAR.
+  clip: float = option("images", default=0.0)
+  # Of edits, towards their source; 1: none of its own.
+  image_cfg: float = option("edits", default=1.0)
 
 
 RANGES = (
@@ -149,6 +154,7 @@ def check(config: Any, mesh: Any = None) -> None:
   if mesh is not None:
     parallel.check_attention(m.attention, mesh)
     return
+  _check_special(config.text.special)
   check_shape(m.vae, m.image_size, m.patch)
   _check_model(m)
   need(
@@ -157,6 +163,15 @@ def check(config: Any, mesh: Any = None) -> None:
     f"loss.raster_from={config.loss.raster_from}",
   )
   _check_sampling(config)
+
+
+def _check_special(special: Mapping[str, Any]) -> None:
+  for role, own in {"bos": BOS, "eos": EOS, "unk": UNK}.items():
+    need(
+      special.get(role, own) == own,
+      f"text.special.{role}={special.get(role)!r}: UniFluid reads id {own} as "
+      f"{role}: give that id, or use a tokenizer that has it there",
+    )
 
 
 def _check_model(m: ModelConfig) -> None:
@@ -232,12 +247,15 @@ def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary(config: Any) -> dict[str, str]:
-  """What the report page says of a run: label → value."""
+  """What a report says of a run's configuration, label → value."""
   d, m = config.model.decoder, config.model
+  batch = ", ".join(f"{k} {v}" for k, v in config.batch.items() if v)
   return {
-    "decoder": f"width {d.width}, depth {d.depth}, {d.heads} heads",
-    "image": f"{m.image_size} pixels, {m.image_tokens} tokens",
+    "decoder": f"{d.depth} layers x {d.width}",
+    "image tokens": f"{m.image_tokens} x {m.token_channels}",
+    "batch": batch,
     "lambda": f"{config.loss.text_weight:g}",
+    "optimizer": f"{config.optim.name}, lr {config.optim.lr:g}",
     "sampling": f"{config.sampling.steps} steps, cfg {config.sampling.cfg:g}",
   }
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unifluid_jax.core import checkpoint, presets
+from unifluid_jax.core import checkpoint, freeze, presets
 from unifluid_jax.core.config import PRESETS
 from unifluid_jax.models.kl_vae import KlVae
 from unifluid_jax.weights.rows import (

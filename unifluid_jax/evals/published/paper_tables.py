@@ -217,9 +217,11 @@ def _basis(workdir: str, step: int) -> str:
     what = f"embedded world, {world['train']} scenes, seed {world['seed']}"
   tokenizer = config["text"]["tokenizer"]
   digest = meta.get("tokenizer_sha256", "")[:8] or "digest not known"
+  codec = (meta.get("identity") or {}).get("codec") or {}
+  weights = codec.get("weights", "")[:8] or "not known"
   return (
     f"{what}, in {data['root']}; tokenizer {tokenizer} ({digest}); "
-    f"VAE {config['model']['vae_path']}; {step} steps, seed {config['seed']}"
+    f"codec {weights}; {step} steps, seed {config['seed']}"
   )
 
 

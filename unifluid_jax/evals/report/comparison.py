@@ -7,7 +7,7 @@ the settings of a result and in its floor, which no weights enter.
 import datetime
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -29,11 +29,9 @@ from unifluid_jax.evals.report.types import (
   curve_from_rows,
 )
 
-# How a run was made to answer: another choice is what one wants to compare.
-_HOW = frozenset(
-  "steps cfg image_cfg cfg_schedule temperature clip order seed decode ema "
-  "text text_temperature top_k top_p beams".split()
-)
+# How a run was made to answer, beside its sampling options: another choice is
+# what one wants to compare.
+_HOW = ("decode", "ema")
 
 
 class Run(NamedTuple):
@@ -47,7 +45,11 @@ class Run(NamedTuple):
 
 
 def write(
-  path: str | epath.PathLike, workdirs: Sequence[str], step: int | None
+  path: str | epath.PathLike,
+  workdirs: Sequence[str],
+  step: int | None,
+  losses: Mapping[str, str],
+  options: Collection[str],
 ) -> None:
   """Writes the page of two runs.
 
@@ -55,6 +57,8 @@ def write(
     path: the .html to write.
     workdirs: of two runs that have been evaluated.
     step: the checkpoint of both; None: the newest evaluated one of each.
+    losses: see `compare`.
+    options: see `compare`.
 
   Raises:
     FileNotFoundError: a workdir without results.
@@ -65,7 +69,7 @@ def write(
       f"--compare takes two workdirs, RUN_A,RUN_B, not {len(workdirs)}"
     )
   a, b = (read(workdir, step) for workdir in workdirs)
-  comparison_page.write(path, compare(a, b))
+  comparison_page.write(path, compare(a, b, losses, options))
 
 
 def read(workdir: str, step: int | None) -> Run:
@@ -99,12 +103,22 @@ def read(workdir: str, step: int | None) -> Run:
   )
 
 
-def compare(a: Run, b: Run) -> Comparison:
-  """Everything the page shows."""
+def compare(
+  a: Run, b: Run, losses: Mapping[str, str], options: Collection[str]
+) -> Comparison:
+  """Everything the page shows.
+
+  Args:
+    a: one run.
+    b: the other.
+    losses: key in metrics.jsonl → title of its curve.
+    options: names of sampling options, in which two runs may differ and their
+      scores still be subtracted.
+  """
   names = _names(a.workdir, b.workdir)
   runs = list(zip(names, (a, b), strict=True))
   rows, unpaired = _samples(a, b)
-  scores, notes = _scores(a, b)
+  scores, notes = _scores(a, b, {*options, *_HOW})
   unknown = [
     f"{name}: no checkpoint is left, so its configuration is not known"
     for name, run in runs
@@ -112,7 +126,7 @@ def compare(a: Run, b: Run) -> Comparison:
   ]
   training = [
     Chart(title, tuple(curve_from_rows(r.train, key, n) for n, r in runs))
-    for key, title in report_data.LOSSES.items()
+    for key, title in losses.items()
   ]
   progress = [
     Chart(title, tuple(report_data.curve(r.found, key, n) for n, r in runs))
@@ -149,7 +163,9 @@ def _config(
   )
 
 
-def _scores(a: Run, b: Run) -> tuple[tuple[PairRow, ...], list[str]]:
+def _scores(
+  a: Run, b: Run, how_keys: Collection[str]
+) -> tuple[tuple[PairRow, ...], list[str]]:
   """A row a metric that either run has, and what differs in the settings."""
   out, notes = [], {}
   for name in dict.fromkeys([*a.found, *b.found]):
@@ -158,7 +174,7 @@ def _scores(a: Run, b: Run) -> tuple[tuple[PairRow, ...], list[str]]:
       continue
     objection = ""
     if one is not None and two is not None:
-      what, how = _differences(name, one, two)
+      what, how = _differences(name, one, two, how_keys)
       objection = "; ".join(what)
       group = name.partition("/")[0]
       if what:
@@ -180,14 +196,16 @@ def _scores(a: Run, b: Run) -> tuple[tuple[PairRow, ...], list[str]]:
   return tuple(out), list(notes)
 
 
-def _differences(name: str, a: Row, b: Row) -> tuple[list[str], list[str]]:
+def _differences(
+  name: str, a: Row, b: Row, how_keys: Collection[str]
+) -> tuple[list[str], list[str]]:
   """In what two results differ beside the model: what was asked, and how."""
   one, two = (_settings(name, row) for row in (a, b))
   what, how = [], []
   for key in sorted({*one, *two}):
     if one.get(key) != two.get(key):
       text = f"{key} {one.get(key)} against {two.get(key)}"
-      (how if key in _HOW else what).append(text)
+      (how if key in how_keys else what).append(text)
   floors = (a["floor"], b["floor"])
   if None not in floors and not math.isclose(*floors, rel_tol=1e-9):
     what.append("other data, since the floors differ")

@@ -11,7 +11,6 @@ from typing import Any
 from etils import epath
 
 from unifluid_jax.core import files, telemetry
-from unifluid_jax.core.config import Config
 from unifluid_jax.evals.bench import Shown
 from unifluid_jax.evals.metrics import geneval as geneval_rules
 from unifluid_jax.evals.report import page as report
@@ -30,10 +29,6 @@ HEADLINES = {
   "folder_fid/distance": "FID of a folder",
   "edits/success": "Edits done",
 }
-LOSSES = {
-  "loss_visual": "L_visual (MSE + VB)",
-  "loss_text": "L_text (nats)",
-}
 _GENEVAL = {  # group of metrics → name of its bars
   "geneval": "",
   "geneval_raw": "The benchmark's own prompts",
@@ -47,13 +42,21 @@ Row = Mapping[str, Any]
 Found = Mapping[str, Mapping[int, Row]]  # metric → step → its last row
 
 
-def write(path: epath.Path, config: Config, workdir: str) -> None:
+def write(
+  path: epath.Path,
+  workdir: str,
+  name: str,
+  summary: Mapping[str, str],
+  losses: Mapping[str, str],
+) -> None:
   """Writes report.html of the newest step that was evaluated.
 
   Args:
     path: of the page.
-    config: of the run.
     workdir: holds metrics.jsonl, metrics_eval.jsonl and samples/.
+    name: of the run.
+    summary: what its configuration says at a glance, label → value.
+    losses: key in metrics.jsonl → title of its curve.
   """
   train = telemetry.read_metrics(f"{workdir}/metrics.jsonl")
   rows = run_results.read(workdir)
@@ -66,21 +69,21 @@ def write(path: epath.Path, config: Config, workdir: str) -> None:
   report.write_report(
     path,
     report.ReportData(
-      name=config.name,
+      name=name,
       step=step,
       date=datetime.date.today().isoformat(),
-      config=_summary(config),
+      config=summary,
       checkpoints=steps,
       scores=_scores(found, steps, step),
       curves=tuple(
         report.curve_from_rows(train, key, title)
-        for key, title in LOSSES.items()
+        for key, title in losses.items()
       ),
       progress=tuple(
         report.Chart(
-          title, (curve(found, name, title),), *_reference(found, name)
+          title, (curve(found, key, title),), *_reference(found, key)
         )
-        for name, title in HEADLINES.items()
+        for key, title in HEADLINES.items()
       ),
       geneval=_bars(found, step),
       floor_name="floor: unrelated real images",
@@ -167,19 +170,6 @@ def generation(example: Shown | None) -> report.Generation | None:
     return None
   task = example.task.replace("_", " ")
   return report.Generation(example.prompt, example.image, example.correct, task)
-
-
-def _summary(config: Config) -> dict[str, str]:
-  d, m = config.model.decoder, config.model
-  batch = ", ".join(f"{k} {v}" for k, v in config.batch.items() if v)
-  return {
-    "decoder": f"{d.depth} layers x {d.width}",
-    "image tokens": f"{m.image_tokens} x {m.token_channels}",
-    "batch": batch,
-    "lambda": f"{config.loss.text_weight:g}",
-    "optimizer": f"{config.optim.name}, lr {config.optim.lr:g}",
-    "sampling": f"{config.sampling.steps} steps, cfg {config.sampling.cfg:g}",
-  }
 
 
 def _scores(

@@ -1,8 +1,7 @@
 """Metric of editing on the embedded world.
 
-UniFluid §5.3 shows edits without a score. Here the scene that an instruction
-leads to is known, so the analytic detector can say whether it was reached and
-whether everything else was left alone.
+The scene that an instruction leads to is known, so the analytic detector can
+say whether it was reached and whether everything else was left alone.
 """
 
 from collections.abc import Sequence
@@ -72,12 +71,10 @@ def edits(subject: Subject, bench: Bench) -> Outcome:
   )
   judged = [judge(t, detector, x) for t, x in zip(tasks, results, strict=True)]
   idle = [judge(t, detector, t.image) for t in tasks]
-  s = bench.config.sampling
-  settings = {"edits": len(tasks), "detector": "analytic", "cfg": s.cfg,
-              "image_cfg": s.image_cfg, "steps": s.steps,
-              "temperature": s.temperature, "order": s.order,
-            "floor": "the source image, unchanged",
-            **bench.skipped(split)}  # fmt: skip
+  settings = {"edits": len(tasks), "detector": "analytic",
+              **bench.sampled("images", "edits"),
+              "floor": "the source image, unchanged",
+              **bench.skipped(split)}  # fmt: skip
   return Outcome(
     scores(judged), scores(idle), settings, _shown(tasks, results, judged)
   )

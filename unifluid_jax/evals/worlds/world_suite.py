@@ -68,7 +68,8 @@ def geneval(subject: Subject, bench: Bench) -> Outcome:
           output=reasons[i], task=judged[i].tag, seed=i)
     for i in picked
   ]  # fmt: skip
-  settings = {"prompts_per_task": n, "detector": "analytic", **_draw(bench),
+  settings = {"prompts_per_task": n, "detector": "analytic",
+              **bench.sampled("images"),
               **bench.skipped(bench.splits[0])}  # fmt: skip
   return Outcome(values, floors, settings, shown)
 
@@ -123,7 +124,7 @@ def frechet(subject: Subject, bench: Bench) -> Outcome:
     "fid/ratio": drawn.value / max(same.value, 1e-9),
   }
   settings = {"images": half, "features": "scene classifier",
-              "warning": drawn.warning, **_draw(bench),
+              "warning": drawn.warning, **bench.sampled("images"),
               **bench.skipped(split)}  # fmt: skip
   return Outcome(values, {}, settings)
 
@@ -165,7 +166,7 @@ def labels_of(world: shapes.World, text: str) -> np.ndarray:
 
 
 def tokenizer(subject: Subject, bench: Bench) -> Outcome:
-  """How much of a scene survives the autoencoder, and the detector itself."""
+  """How much of a scene survives as image tokens, and the detector itself."""
   split = bench.splits[0]
   real = bench.pixels(split)
   scenes = [shapes.scene_from_json(r.scene) for r in bench.records(split)]
@@ -185,9 +186,3 @@ def tokenizer(subject: Subject, bench: Bench) -> Outcome:
     "tokenizer/psnr": float(np.mean(10 * np.log10(255**2 / (error + 1e-9)))),
   }
   return Outcome(values, {}, {"images": len(real), **bench.skipped(split)})
-
-
-def _draw(bench: Bench) -> dict[str, Any]:
-  s = bench.config.sampling
-  return {"cfg": s.cfg, "steps": s.steps, "temperature": s.temperature,
-          "order": s.order}  # fmt: skip
