@@ -14,10 +14,17 @@ import pytest
 from configs.base import base
 from unifluid_jax import train
 from unifluid_jax.core import checkpoint, config, lock, stopping, telemetry
+from unifluid_jax.core.parameter_rows import Row
+from unifluid_jax.models import gemma
 
 
 class Toy:
   """Least squares with key-dependent noise, so that keys must resume too."""
+
+  parts = {
+    "projector": (Row("kernel", ("fsdp", None)), Row("bias", (None,))),
+    "decoder": gemma.ROWS,
+  }
 
   def __init__(self, poison_at=None, noise=0.1):
     self.poison_at, self.noise = poison_at, noise

@@ -1,6 +1,6 @@
 """The training loop. The step itself is `train_step`: start reading there.
 
-It knows a system only by `types.Trainable`: init, counts, loss, load_frozen.
+It knows a system only by `types.Trainable`.
 """
 
 import contextlib
@@ -142,10 +142,10 @@ def make_job(config: Config, system: Trainable, devices: Any = None) -> Job:
   mesh = parallel.make_mesh(config.mesh, devices)
   parallel.check_batch(config.batch, config.accumulate, mesh)
   parallel.check_attention(config.model.attention, mesh)
-  optimizer = optim.make_optimizer(config.optim, config.steps)
+  optimizer = optim.make_optimizer(config.optim, config.steps, system.parts)
   shapes = jax.eval_shape(lambda: init_state(system, optimizer, config))
   optim.check_rates(config.optim.rates, shapes.params)
-  places = parallel.shardings(shapes, shapes.params, mesh)
+  places = parallel.shardings(shapes, shapes.params, system.parts, mesh)
   shapes = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
@@ -191,7 +191,9 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
     return restored._replace(state=state), (
       f"3: no pretrained weights: all parameters fresh, seed {job.config.seed}"
     )
-  params, notes = warm_start.load(init, state.params, job.shapes.params)
+  params, notes = warm_start.load(
+    init, state.params, job.shapes.params, job.system.parts
+  )
   notes += warm_start.other_settings(init, job.config.model.decoder)
   # A copy: the step donates both.
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)

@@ -1,12 +1,12 @@
 """Optimizers: AdamW as the paper trains, Muon for small budgets.
 
-Paper: UniFluid §4.1 (AdamW, constant rate after warm-up). What decays follows
-MAR: no vectors, no biases, nothing of the diffusion head; tables do. Muon
-leaves tables and the head's outer layers to Adam, at `adam_lr`. Fine-tuning
-follows PaliGemma (arXiv 2407.07726, appendix J; big_vision optax.py).
+Paper: UniFluid §4.1 (AdamW, constant rate after warm-up). What decays and what
+Muon orthogonalises is said by the rows of each network (`parameter_rows`); Muon
+leaves the rest to Adam, at `adam_lr`. Fine-tuning follows PaliGemma (arXiv
+2407.07726, appendix J; big_vision optax.py).
 """
 
-import re
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,21 +17,7 @@ from optax import contrib
 
 from unifluid_jax.core.config import OptimConfig
 from unifluid_jax.core.parallel import path_str
-
-# "head" at the root is the diffusion head; a part's own head does decay.
-_NO_DECAY = re.compile(r"(^|/)(bias|scale)$|^head/")
-_KERNEL = re.compile(r"(^|/)kernel$")  # of encoder and projector, not of Gemma
-
-# Matrices Muon orthogonalises: path → (input axes, output axes); the rest
-# are batch axes. Embeddings, positions and output layers stay with Adam.
-_MATRICES: tuple[tuple[str, tuple[tuple[int, ...], tuple[int, ...]]], ...] = (
-  (r"layers/attn/[qkv](/kernel)?$", ((1,), (2, 3))),
-  (r"layers/attn/(o|out/kernel)$", ((1, 2), (3,))),
-  (r"layers/mlp/(gate|up|down)(/kernel)?$", ((1,), (2,))),
-  (r"vit/patch/kernel$", ((0, 1, 2), (3,))),
-  (r"(projector|image/in)/kernel$", ((0,), (1,))),
-  (r"^head/(cond|time/in|time/out|block_\d+/.*)/kernel$", ((0,), (1,))),
-)
+from unifluid_jax.core.parameter_rows import Parts, longest_prefix, row_of
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -50,15 +36,16 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: OptimConfig, steps: int
+  config: OptimConfig, steps: int, parts: Parts
 ) -> optax.GradientTransformation:
   """Gradient clipping and the configured optimizer.
 
   Args:
     config: the optimizer's settings.
     steps: of the whole run; the cosine schedule ends there.
+    parts: rows of the system's networks.
   """
-  update = _update(config, steps)
+  update = _update(config, steps, parts)
   if config.clip:
     update = optax.chain(optax.clip_by_global_norm(config.clip), update)
   rates = {k: v for k, v in config.rates.items() if v != 1.0}
@@ -76,12 +63,8 @@ def make_optimizer(
 
 def rate_of(rates: Mapping[str, float], path: str) -> float:
   """Factor of a parameter's learning rate: that of the longest prefix."""
-  parts = path.split("/")
-  for n in range(len(parts), 0, -1):
-    prefix = "/".join(parts[:n])
-    if prefix in rates:
-      return rates[prefix]
-  return 1.0
+  prefix = longest_prefix(rates, path)
+  return 1.0 if prefix is None else rates[prefix]
 
 
 def check_rates(rates: Mapping[str, float], params: Any) -> None:
@@ -120,38 +103,48 @@ def _by_path(fn: Callable[[str, Any], Any], tree: Any) -> Any:
   )
 
 
-def _update(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def _update(
+  config: OptimConfig, steps: int, parts: Parts
+) -> optax.GradientTransformation:
   """The optimizer alone.
 
   PaliGemma's decay is absolute: times the schedule, not times the rate.
   """
   factor = learning_rate(config, steps)
+  decays = functools.partial(decay_mask, parts, config.decay)
   if config.decay == "paligemma":
     return optax.chain(
       optax.scale_by_adam(
         config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype
       ),
       optax.scale(config.lr),
-      optax.add_decayed_weights(config.weight_decay, kernel_mask),
+      optax.add_decayed_weights(config.weight_decay, decays),
       optax.scale_by_schedule(lambda step: -factor(step)),
     )
   if config.name == "adamw":
-    return _adamw(config, lambda step: config.lr * factor(step))
+    return _adamw(config, lambda step: config.lr * factor(step), decays)
   # optax's own Adam beside its Muon decays all it is given or nothing, and
   # shares Muon's eps: it is left without parameters.
   muon = contrib.muon(
     lambda step: config.lr * factor(step),
     weight_decay=config.weight_decay,
-    weight_decay_mask=decay_mask,
+    weight_decay_mask=decays,
     mu_dtype=config.mu_dtype,
-    muon_weight_dimension_numbers=muon_dimensions,
+    muon_weight_dimension_numbers=functools.partial(muon_dimensions, parts),
   )
-  adam = _adamw(config, lambda step: config.adam_lr * factor(step), True)
-  return optax.partition({"muon": muon, "adam": adam}, muon_or_adam)
+  adam = _adamw(
+    config, lambda step: config.adam_lr * factor(step), decays, nesterov=True
+  )
+  return optax.partition(
+    {"muon": muon, "adam": adam}, functools.partial(muon_or_adam, parts)
+  )
 
 
 def _adamw(
-  config: OptimConfig, rate: optax.Schedule, nesterov: bool = False
+  config: OptimConfig,
+  rate: optax.Schedule,
+  decays: Callable[[Any], Any],
+  nesterov: bool = False,
 ) -> optax.GradientTransformation:
   return optax.adamw(
     rate,
@@ -160,40 +153,31 @@ def _adamw(
     eps=config.eps,
     mu_dtype=config.mu_dtype,
     weight_decay=config.weight_decay,
-    mask=decay_mask,
+    mask=decays,
     nesterov=nesterov,
   )
 
 
-def decay_mask(params: Any) -> Any:
-  """True for every parameter that weight decay touches."""
-  return _by_path(
-    lambda name, x: x.ndim > 1 and not _NO_DECAY.search(name), params
-  )
+def decay_mask(parts: Parts, recipe: str, params: Any) -> Any:
+  """True for every parameter that decays under a value of `optim.decay`."""
+  return _by_path(lambda name, _: recipe in row_of(parts, name).decay, params)
 
 
-def kernel_mask(params: Any) -> Any:
-  """True for what decays when PaliGemma is fine-tuned."""
-  return _by_path(lambda name, _: bool(_KERNEL.search(name)), params)
-
-
-def muon_dimensions(params: Any) -> Any:
+def muon_dimensions(parts: Parts, params: Any) -> Any:
   """Muon's matrix axes of each parameter; None leaves it to Adam."""
 
   def axes(name, _):
-    for pattern, (inputs, outputs) in _MATRICES:
-      if re.search(pattern, name):
-        return contrib.MuonDimensionNumbers(inputs, outputs)
-    return None
+    muon = row_of(parts, name).muon
+    return muon and contrib.MuonDimensionNumbers(*muon)
 
   return _by_path(axes, params)
 
 
-def muon_or_adam(params: Any) -> Any:
+def muon_or_adam(parts: Parts, params: Any) -> Any:
   """ "muon" for each matrix it orthogonalises, "adam" for the rest."""
   return jax.tree.map(
     lambda axes: "adam" if axes is None else "muon",
-    muon_dimensions(params),
+    muon_dimensions(parts, params),
     is_leaf=lambda x: x is None or isinstance(x, contrib.MuonDimensionNumbers),
   )
 

@@ -16,6 +16,8 @@ This file imports no accelerator library: data workers load it.
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from unifluid_jax.core.parameter_rows import Parts
+
 Params = Mapping[str, Any]
 Metrics = Mapping[str, Any]
 
@@ -89,7 +91,9 @@ class TrainState(NamedTuple):
 
 @runtime_checkable
 class Trainable(Protocol):
-  """What `train.py` knows of a model: these four methods, nothing else."""
+  """What `train.py` knows of a model: this and nothing else."""
+
+  parts: Parts  # where networks stand in `init`'s tree, and their rows
 
   def init(self, key: Any) -> Params:
     """Fresh parameters as a plain nested dict of float32 arrays."""

@@ -90,6 +90,8 @@ class VaeSystem:
   reconstruction (0, never trained there) is left out.
   """
 
+  parts = {"vae": kl_vae.ROWS, "discriminator": patch_gan.ROWS}
+
   def __init__(self, config: Config):
     """Builds the modules.
 

@@ -22,12 +22,14 @@ from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
-from unifluid_jax.systems import unifluid_decode
+from unifluid_jax.systems import unifluid_decode, unifluid_parts
 from unifluid_jax.systems.common import cost, packing
 
 
 class UniFluid:
   """The System of `config.system == "unifluid"`."""
+
+  parts = unifluid_parts.PARTS
 
   def __init__(self, config: Config):
     """Builds the networks; no arrays are made here."""
@@ -309,12 +311,11 @@ class UniFluid:
     """One decoder pass over all tasks; hidden states a task."""
     groups = parallel.batch_groups()
     whole = packing.merge(tasks, groups)
-    mask = block_causal_mask(whole.block, whole.valid)
     hidden, _ = self.decoder.apply(
       {"params": params["decoder"]},
       parallel.constrain(whole.x, "BTD"),
       packing.positions(whole.valid),
-      mask,
+      block_causal_mask(whole.block, whole.valid),
       dropout_key=key,
     )
     sizes = [t.x.shape[0] for t in tasks]
@@ -335,8 +336,7 @@ class UniFluid:
     t = diffusion.sample_steps(k_t, draws, x0.shape[1:-1])
     noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
     x_t = diffusion.q_sample(self.schedule, x0, t, noise)
-    # Said outright: between weights split over fsdp and a batch split over
-    # it, the partitioner would rather split the products' sums.
+    # Constrained explicitly: GSPMD would choose partial sums over fsdp.
     x_t = parallel.constrain(x_t, "_BTC")
     t = parallel.constrain(t, "_BT")
     out = self.head.apply({"params": params["head"]}, x_t, t, z)

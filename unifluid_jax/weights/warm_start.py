@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from unifluid_jax.core import checkpoint, parallel
 from unifluid_jax.core.config import ConfigError, InitConfig
 from unifluid_jax.core.parallel import path_str
+from unifluid_jax.core.parameter_rows import Parts
 from unifluid_jax.core.presets import GemmaConfig
 from unifluid_jax.core.types import Params
 from unifluid_jax.weights.rows import nested
@@ -24,7 +25,7 @@ _NEW_ROW_STD = 0.02  # of vocabulary rows the file lacks (PaliGemma §5.3)
 
 
 def load(
-  init: InitConfig, fresh: Params, shapes: Params
+  init: InitConfig, fresh: Params, shapes: Params, parts: Parts
 ) -> tuple[Params, list[str]]:
   """`fresh` with every leaf that `init` names replaced.
 
@@ -32,6 +33,7 @@ def load(
     init: what comes from where.
     fresh: initialised parameters.
     shapes: the same as ShapeDtypeStructs with shardings.
+    parts: rows of the system's networks.
 
   Returns:
     Parameters in the dtypes and shardings of `shapes`, and a line for each
@@ -46,7 +48,7 @@ def load(
   out, notes = _flat(fresh), []
   for path in dict.fromkeys(wanted.values()):
     names = [n for n, p in wanted.items() if p == path]
-    got, note = _read(path, names, _flat(shapes), init.new)
+    got, note = _read(path, names, _flat(shapes), init.new, parts)
     out |= got
     notes.append(note)
   notes += [f"fresh: {prefix}" for prefix in init.new]
@@ -114,7 +116,11 @@ def other_settings(init: InitConfig, decoder: GemmaConfig) -> list[str]:
 
 
 def _read(
-  path: str, names: list[str], shapes: Mapping[str, Any], new: tuple[str, ...]
+  path: str,
+  names: list[str],
+  shapes: Mapping[str, Any],
+  new: tuple[str, ...],
+  rows: Parts,
 ) -> tuple[dict[str, Any], str]:
   """The named leaves of one checkpoint."""
   step = checkpoint.latest_step(path)
@@ -126,7 +132,7 @@ def _read(
     have = tuple(saved[name].shape) if name in saved else "missing"
     if name == _TABLE and have != "missing" and have[1:] == want.shape[1:]:
       # Rows may differ in number; both are laid out alike.
-      want = _of_rows(want, have)
+      want = _of_rows(want, have, rows)
     elif have != want.shape:
       wrong.append(f"{name}: there {have}, here {want.shape}")
     like[name] = want
@@ -157,11 +163,11 @@ def _read(
   return got, f"{note} ({count:,} parameters)"
 
 
-def _of_rows(like: Any, shape: tuple[int, ...]) -> Any:
+def _of_rows(like: Any, shape: tuple[int, ...], parts: Parts) -> Any:
   """The table with another number of rows, laid out by the same rule."""
   place = getattr(like, "sharding", None)
   if place is not None:
-    spec = parallel.spec_of(_TABLE, shape, place.mesh)
+    spec = parallel.spec_of(parts, _TABLE, shape, place.mesh)
     place = jax.sharding.NamedSharding(place.mesh, spec)
   return jax.ShapeDtypeStruct(shape, like.dtype, sharding=place)
 
