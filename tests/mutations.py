@@ -65,17 +65,17 @@ MUTATIONS = tuple(
     ("train.py", "keys = jax.random.split(key, config.accumulate)",
      "keys = jnp.broadcast_to(key, (config.accumulate,))",
      f"{STEP}::test_draws_differ_from_part_to_part"),
-    ("train.py", "update_ema(ema, params,", "update_ema(ema, state.params,",
+    ("train.py", "      ema, params, config", "      ema, state.params, config",
      AVERAGE),
     ("train.py", "TrainState(state.step + 1,", "TrainState(state.step,",
      AVERAGE),
     ("train.py", "xs[0], counts,", "xs[0], system.counts(xs[0]),",
      f"{STEP}::test_accumulated_parts_add_up"),
-    ("train.py", "grouped = x.reshape(groups, count, rows, *rest)"
+    (_PARALLEL, "grouped = x.reshape(groups, count, rows, *rest)"
      ".swapaxes(0, 1)", "grouped = x.reshape(count, groups, rows, *rest)",
      MICRO),
     ("train.py", "grad_norm=optax.tree.norm(grads)",
-     "grad_norm=optax.tree.norm(updates)", f"{TRACE}[vae-muon]"),
+     "grad_norm=optax.tree.norm(state.params)", f"{TRACE}[vae-muon]"),
     # ------------------------------------------------------------ optimizer
     (_OPTIM, "decay = jnp.minimum(decay, (1 + step) / (10 + step))", "",
      AVERAGE),

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from unifluid_jax.core import optim
-from unifluid_jax.core.config import OptimConfig
+from unifluid_jax.core.config import OptimConfig, OptimPartConfig
 from unifluid_jax.core.parameter_rows import Row
 from unifluid_jax.models import diffusion_head, gemma, vit
 
@@ -110,12 +110,27 @@ def test_cosine_falls_to_zero_after_a_linear_rise():
   )
 
 
+def check(rates, held=(), parts=()):
+  own = dict.fromkeys(parts, OptimPartConfig())
+  config = dataclasses.replace(BASE, rates=rates, parts=own)
+  optim.check_prefixes(config, held, tree())
+
+
 def test_a_rate_of_nothing_is_refused():
   with pytest.raises(ValueError, match=r"'vti'.*decoder, vit"):
-    optim.check_rates({"vti": 0.1}, tree())
+    check({"vti": 0.1})
   with pytest.raises(ValueError, match="'vit/pos'"):
-    optim.check_rates({"vit/pos": 0.1}, tree())
-  optim.check_rates({"vit/position": 0.1, "head": 1.0}, tree())
+    check({"vit/pos": 0.1})
+  check({"vit/position": 0.1, "head": 1.0})
+
+
+def test_an_optimizer_of_nothing_or_of_what_is_held_is_refused():
+  with pytest.raises(ValueError, match=r"optim\.parts: no .*'head'"):
+    check({}, parts=["vit/norm", "head"])
+  for settings in (dict(rates={"vit/norm": 0.5}), dict(parts=["vit/norm"])):
+    with pytest.raises(ValueError, match="replaces it by itself"):
+      check(**{"rates": {}} | settings, held=["vit"])
+  check({"vit/norm": 1.0}, held=["vit"], parts=["decoder"])
 
 
 def test_adam_beside_muon_has_its_own_eps_rate_and_decay():

@@ -25,6 +25,7 @@ class Toy:
     "projector": (Row("kernel", ("fsdp", None)), Row("bias", (None,))),
     "decoder": gemma.ROWS,
   }
+  held = ()
 
   def __init__(self, poison_at=None, noise=0.1):
     self.poison_at, self.noise = poison_at, noise
@@ -51,7 +52,10 @@ class Toy:
     loss = squares.sum() / counts["values"]
     if self.poison_at is not None:
       loss = jnp.where(step == self.poison_at, jnp.nan, loss)
-    return loss, {"loss": loss}
+    return loss, {"loss": loss}, {}
+
+  def revise(self, params, seen, key, step):
+    return None
 
 
 def make(tmp_path, toy=None, mesh=(1, -1, 1), devices=None, **changes):

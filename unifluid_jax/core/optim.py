@@ -6,8 +6,9 @@ leaves the rest to Adam, at `adam_lr`. Fine-tuning follows PaliGemma (arXiv
 2407.07726, appendix J; big_vision optax.py).
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from unifluid_jax.core.config import OptimConfig
+from unifluid_jax.core.config import OptimConfig, OptimPartConfig
 from unifluid_jax.core.parallel import path_str
 from unifluid_jax.core.parameter_rows import Parts, longest_prefix, row_of
 
@@ -36,29 +37,113 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: OptimConfig, steps: int, parts: Parts
+  config: OptimConfig, steps: int, parts: Parts, held: Sequence[str] = ()
 ) -> optax.GradientTransformation:
-  """Gradient clipping and the configured optimizer.
+  """Gradient clipping and the configured optimizer, or several.
 
   Args:
     config: the optimizer's settings.
     steps: of the whole run; the cosine schedule ends there.
     parts: rows of the system's networks.
+    held: path prefixes that no optimizer touches.
   """
-  update = _update(config, steps, parts)
-  if config.clip:
-    update = optax.chain(optax.clip_by_global_norm(config.clip), update)
+  update = _clipped(config, steps, parts)
+  if config.parts:
+    own = [
+      optax.masked(
+        _own(config, part, steps, parts),
+        functools.partial(_lies_in, config.parts, prefix),
+      )
+      for prefix, part in sorted(config.parts.items())
+    ]
+    rest = functools.partial(_lies_in, config.parts, None)
+    update = optax.chain(optax.masked(update, rest), *own)
   rates = {k: v for k, v in config.rates.items() if v != 1.0}
-  if not rates:
+  if rates:
+    update = optax.chain(update, _scale_by_path(rates))
+  if not held and 0.0 not in rates.values():
     return update
-  update = optax.chain(update, _scale_by_path(rates))
-  if 0.0 not in rates.values():
-    return update
-  # Frozen parameters have no moments, and their gradient no say in the norm.
+  # Constants have no moments, and their gradient no say in the norm.
   return optax.partition(
     {True: update, False: optax.set_to_zero()},
-    lambda params: _by_path(lambda name, _: rate_of(rates, name) > 0, params),
+    functools.partial(is_trained, config, held),
   )
+
+
+def is_trained(config: OptimConfig, held: Sequence[str], params: Any) -> Any:
+  """True for every parameter that is no constant of the training step."""
+  return _by_path(
+    lambda name, _: (
+      longest_prefix(held, name) is None and rate_of(config.rates, name) > 0
+    ),
+    params,
+  )
+
+
+def value_and_grad(loss: Callable[..., Any], trains: Any) -> Callable[..., Any]:
+  """Gradients of what is trained; no backward pass is spent on the rest.
+
+  Args:
+    loss: of parameters and whatever else; returns a scalar and more.
+    trains: like the parameters, False for constants.
+
+  Returns:
+    A function with the arguments of `loss`, which returns ((scalar, [more]),
+    gradients); those of constants are None.
+  """
+
+  def run(params, *rest):
+    def of_trained(trained):
+      value, *more = loss(_filled(trained, params), *rest)
+      return value, more
+
+    trained = jax.tree.map(lambda t, p: p if t else None, trains, params)
+    return jax.value_and_grad(of_trained, has_aux=True)(trained)
+
+  return run
+
+
+def with_zeros(grads: Any, params: Any) -> Any:
+  """Gradients of all parameters: zeros for those that have None."""
+  return _filled(grads, jax.tree.map(jnp.zeros_like, params))
+
+
+def _filled(tree: Any, other: Any) -> Any:
+  """`tree` with the leaves of `other` where it has None."""
+  return jax.tree.map(
+    lambda x, y: y if x is None else x, tree, other, is_leaf=lambda x: x is None
+  )
+
+
+def _lies_in(prefixes: Mapping[str, Any], prefix: str | None, tree: Any) -> Any:
+  """True for every leaf below `prefix`; None: below none of `prefixes`."""
+  return _by_path(
+    lambda name, _: longest_prefix(prefixes, name) == prefix, tree
+  )
+
+
+def _own(
+  config: OptimConfig, part: OptimPartConfig, steps: int, parts: Parts
+) -> optax.GradientTransformation:
+  """The optimizer of one entry of `config.parts`."""
+  changes = dataclasses.asdict(part)
+  start = changes.pop("start")
+  config = dataclasses.replace(
+    config, **{k: v for k, v in changes.items() if v is not None}
+  )
+  update = _clipped(config, steps - start, parts)
+  if not start:
+    return update
+  return optax.conditionally_mask(update, lambda step: step >= start)
+
+
+def _clipped(
+  config: OptimConfig, steps: int, parts: Parts
+) -> optax.GradientTransformation:
+  update = _update(config, steps, parts)
+  if not config.clip:
+    return update
+  return optax.chain(optax.clip_by_global_norm(config.clip), update)
 
 
 def rate_of(rates: Mapping[str, float], path: str) -> float:
@@ -67,24 +152,32 @@ def rate_of(rates: Mapping[str, float], path: str) -> float:
   return 1.0 if prefix is None else rates[prefix]
 
 
-def check_rates(rates: Mapping[str, float], params: Any) -> None:
-  """Refuses factors of parameters that do not exist.
+def check_prefixes(
+  config: OptimConfig, held: Sequence[str], params: Any
+) -> None:
+  """Refuses settings of parameters that do not exist or that are held.
 
   Raises:
-    ValueError: a prefix that no parameter's path starts with, although it
-      changes something.
+    ValueError: a prefix that no parameter's path starts with, or one that no
+      optimizer touches, although its entry changes something.
   """
   names = [
-    path_str(path) + "/" for path, _ in
-    jax.tree_util.tree_leaves_with_path(params)
-  ]  # fmt: skip
-  for prefix, rate in rates.items():
-    if rate != 1.0 and not any(n.startswith(prefix + "/") for n in names):
-      heads = sorted({n.split("/")[0] for n in names})
-      raise ValueError(
-        f"config.optim.rates: no parameter starts with {prefix!r}; "
-        f"the parts are {', '.join(heads)}"
-      )
+    path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  ]
+  changed = [prefix for prefix, rate in config.rates.items() if rate != 1.0]
+  for key, prefixes in (("rates", changed), ("parts", config.parts)):
+    for prefix in prefixes:
+      if not any(longest_prefix([prefix], name) for name in names):
+        heads = sorted({name.split("/")[0] for name in names})
+        raise ValueError(
+          f"config.optim.{key}: no parameter starts with {prefix!r}; "
+          f"the parts are {', '.join(heads)}"
+        )
+      if longest_prefix(held, prefix) is not None:
+        raise ValueError(
+          f"config.optim.{key}: no optimizer updates {prefix!r}, the system "
+          "replaces it by itself: remove the entry"
+        )
 
 
 def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
@@ -182,8 +275,19 @@ def muon_or_adam(parts: Parts, params: Any) -> Any:
   )
 
 
-def update_ema(ema: Any, params: Any, decay: float, step: Any) -> Any:
-  """Moving average of parameters, warmed up as min(decay, (1+t)/(10+t))."""
+def update_ema(
+  ema: Any, params: Any, decay: float, step: Any, held: Sequence[str] = ()
+) -> Any:
+  """Moving average of parameters, warmed up as min(decay, (1+t)/(10+t)).
+
+  What lies below `held` is taken over as it is.
+  """
   step = jnp.asarray(step, jnp.float32)
   decay = jnp.minimum(decay, (1 + step) / (10 + step))
-  return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+
+  def average(path, e, p):
+    if longest_prefix(held, path_str(path)) is not None:
+      return p
+    return e + (1 - decay) * (p - e)
+
+  return jax.tree_util.tree_map_with_path(average, ema, params)

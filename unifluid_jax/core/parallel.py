@@ -255,6 +255,18 @@ def to_global(batch: Any, mesh: Mesh) -> Any:
   )
 
 
+def micro_batches(batch: Any, count: int) -> Any:
+  """[B, ...] → [count, B / count, ...]; rows stay on their device."""
+  groups = batch_groups()
+
+  def cut(x):
+    rows, rest = x.shape[0] // groups // count, x.shape[1:]
+    grouped = x.reshape(groups, count, rows, *rest).swapaxes(0, 1)
+    return grouped.reshape(count, groups * rows, *rest)
+
+  return jax.tree.map(cut, batch)
+
+
 def check_batch(batch: Mapping[str, int], accumulate: int, mesh: Mesh) -> None:
   """Refuses batch sizes that do not split over devices and micro-steps.
 

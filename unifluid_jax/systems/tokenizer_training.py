@@ -91,6 +91,7 @@ class VaeSystem:
   """
 
   parts = {"vae": kl_vae.ROWS, "discriminator": patch_gan.ROWS}
+  held = ()
 
   def __init__(self, config: Config):
     """Builds the modules.
@@ -165,7 +166,7 @@ class VaeSystem:
     counts: Mapping[str, int],
     key: PRNGKeyArray,
     step: int | Int[Array, ""],
-  ) -> tuple[Float[Array, ""], Metrics]:
+  ) -> tuple[Float[Array, ""], Metrics, Params]:
     """Reconstruction, KL and adversarial loss of a part of a batch.
 
     Args:
@@ -177,8 +178,9 @@ class VaeSystem:
       step: number of the training step, from 0.
 
     Returns:
-      The scalar to minimise, and metrics; `kl` is per latent element, as are
-      `latent_mean` and `latent_square`, the latents' first two moments.
+      The scalar to minimise; metrics: `kl` is per latent element, as are
+      `latent_mean` and `latent_square`, the latents' first two moments; and
+      nothing for `revise`.
 
     Raises:
       ValueError: the batch carries no pixels.
@@ -197,7 +199,12 @@ class VaeSystem:
       terms = self._adversarial(params, frozen, images, features, output, step)
       total += terms[0]
       metrics |= terms[1]
-    return total, metrics
+    return total, metrics, {}
+
+  def revise(
+    self, params: Params, seen: Any, key: PRNGKeyArray, step: Any
+  ) -> None:
+    """Gradients alone change parameters."""
 
   def _apply(self, vae_params: Params, x: Array, method: str) -> Array:
     return self._vae.apply({"params": vae_params}, x, method=method)

@@ -29,7 +29,7 @@ from unifluid_jax.systems.common import cost, packing
 class UniFluid:
   """The System of `config.system == "unifluid"`."""
 
-  parts = unifluid_parts.PARTS
+  parts, held = unifluid_parts.PARTS, ()
 
   def __init__(self, config: Config):
     """Builds the networks; no arrays are made here."""
@@ -124,10 +124,7 @@ class UniFluid:
     return self.embed_token.apply({"params": params["image"]["in"]}, x)
 
   def embed_image(
-    self,
-    params: Params,
-    x: Float[Array, "B N C"],
-    cells: Int[Array, "B N"],
+    self, params: Params, x: Float[Array, "B N C"], cells: Int[Array, "B N"]
   ) -> Float[Array, "B N D"]:
     """Inputs that predict the tokens of `cells` in that order.
 
@@ -145,11 +142,7 @@ class UniFluid:
     return parallel.constrain(inputs, "BTD")
 
   def prompt_parts(
-    self,
-    params: Params,
-    frozen: Any,
-    prompts: Prompts,
-    kernel: str = "plain",
+    self, params: Params, frozen: Any, prompts: Prompts, kernel: str = "plain"
   ) -> packing.Packed:
     """The bidirectional prefix of a generation or editing example."""
     parts = []
@@ -207,7 +200,7 @@ class UniFluid:
     counts: Mapping[str, Any],
     key: PRNGKeyArray,
     step: int | Int[Array, ""],
-  ) -> tuple[Float[Array, ""], Metrics]:
+  ) -> tuple[Float[Array, ""], Metrics, Params]:
     """L = L_visual + lambda * L_text over one backbone pass (UniFluid §4.1)."""
     keys = jax.random.split(key, 5)
     c, params = self.config, self._with_narrow_table(params)
@@ -238,7 +231,12 @@ class UniFluid:
       text, more = self._text_loss(params, tasks, hidden, texts, counts)
       metrics |= more
       total = total + c.loss.text_weight * text
-    return total, metrics
+    return total, metrics, {}
+
+  def revise(
+    self, params: Params, seen: Any, key: PRNGKeyArray, step: Any
+  ) -> None:
+    """Gradients alone change parameters."""
 
   def _with_narrow_table(self, params: Params) -> Params:
     """Parameters with the vocabulary's table in the dtype of its two uses.
