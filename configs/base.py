@@ -67,6 +67,9 @@ def base() -> ml_collections.ConfigDict:
     ema=0.0,
     mu_dtype="float32",
     rates=dict(decoder=1.0, vit=1.0, projector=1.0, image=1.0, head=1.0),
+    # Path prefix → name, lr, b1, b2, weight_decay, clip, start: an optimizer
+    # of its own; what it does not name is as above.
+    parts={},
   )
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.checkpoint = dict(every=1000, keep=3, keep_every=50_000)

@@ -209,9 +209,10 @@ def test_2b_state_is_sharded_everywhere():
 @pytest.mark.parametrize("name", ["unified_2b", "unified_2b_gemma1", "shapes"])
 def test_every_parameter_has_one_rule_on_many_meshes(name, sizes):
   c = systems.resolve(load(name)[0])
-  params = jax.eval_shape(systems.build(c).init, jax.random.key(0))
+  system = systems.build(c)
+  params = jax.eval_shape(system.init, jax.random.key(0))
   mesh = parallel.make_mesh(MeshConfig(*sizes))
-  places = parallel.shardings(params, params, mesh)
+  places = parallel.shardings(params, params, system.parts, mesh)
   large = [
     np.prod(p.shard_shape(x.shape)) * mesh.shape["fsdp"] <= np.prod(x.shape)
     for x, p in zip(jax.tree.leaves(params), jax.tree.leaves(places),

@@ -9,13 +9,21 @@ import optax
 import pytest
 
 from unifluid_jax.core import optim
-from unifluid_jax.core.config import OptimConfig
+from unifluid_jax.core.config import OptimConfig, OptimPartConfig
+from unifluid_jax.core.parameter_rows import Row
+from unifluid_jax.models import diffusion_head, gemma, vit
 
 BASE = OptimConfig(
   name="adamw", lr=0.1, warmup=1, schedule="constant", adam_lr=0.1, b1=0.9,
   b2=0.95, eps=1e-8, weight_decay=0.0, clip=0.0, ema=0.0, mu_dtype="float32",
   rates={},
 )  # fmt: skip
+PARTS = {
+  "decoder": gemma.ROWS,
+  "vit": vit.ROWS,
+  "image": (Row("boi", (None,)),),
+  "head": diffusion_head.ROWS,
+}
 
 
 def tree():
@@ -29,7 +37,7 @@ def updates(**changes):
   config = dataclasses.replace(BASE, **changes)
   params = tree()
   grads = jax.tree.map(lambda x: 2.0 * x, params)
-  optimizer = optim.make_optimizer(config, 10)
+  optimizer = optim.make_optimizer(config, 10, PARTS)
   state = optimizer.init(params)
   out, _ = optimizer.update(grads, state, params)
   return out, state
@@ -68,12 +76,15 @@ def test_frozen_gradients_do_not_count_in_the_clip():
 def test_decay_as_paligemma_is_absolute_and_touches_kernels_alone():
   """Two steps on one gradient, after which Adam's moments are g and g^2."""
   kernel, table = np.float32([[2.0, -4.0]]), np.float32([[3.0]])
-  params = {"vit": {"kernel": kernel}, "decoder": {"table": table}}
+  params = {
+    "vit": {"patch": {"kernel": kernel}},
+    "decoder": {"embedder": {"table": table}},
+  }
   config = dataclasses.replace(
     BASE, lr=0.01, warmup=2, schedule="cosine", weight_decay=0.1,
     decay="paligemma",
   )  # fmt: skip
-  optimizer = optim.make_optimizer(config, 4)
+  optimizer = optim.make_optimizer(config, 4, PARTS)
   state = optimizer.init(params)
   # Warm-up over two of four steps: factors 1/2, 1; its decay is not times lr.
   for factor in (0.5, 1.0):
@@ -82,8 +93,12 @@ def test_decay_as_paligemma_is_absolute_and_touches_kernels_alone():
     kernel = kernel - factor * (0.01 * 1.0 + 0.1 * kernel)
     table = table - factor * 0.01 * 1.0
     params = optax.apply_updates(params, out)
-  np.testing.assert_allclose(params["vit"]["kernel"], kernel, rtol=1e-6)
-  np.testing.assert_allclose(params["decoder"]["table"], table, rtol=1e-6)
+  np.testing.assert_allclose(
+    params["vit"]["patch"]["kernel"], kernel, rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    params["decoder"]["embedder"]["table"], table, rtol=1e-6
+  )
 
 
 def test_cosine_falls_to_zero_after_a_linear_rise():
@@ -95,12 +110,27 @@ def test_cosine_falls_to_zero_after_a_linear_rise():
   )
 
 
+def check(rates, held=(), parts=()):
+  own = dict.fromkeys(parts, OptimPartConfig())
+  config = dataclasses.replace(BASE, rates=rates, parts=own)
+  optim.check_prefixes(config, held, tree())
+
+
 def test_a_rate_of_nothing_is_refused():
   with pytest.raises(ValueError, match=r"'vti'.*decoder, vit"):
-    optim.check_rates({"vti": 0.1}, tree())
+    check({"vti": 0.1})
   with pytest.raises(ValueError, match="'vit/pos'"):
-    optim.check_rates({"vit/pos": 0.1}, tree())
-  optim.check_rates({"vit/position": 0.1, "head": 1.0}, tree())
+    check({"vit/pos": 0.1})
+  check({"vit/position": 0.1, "head": 1.0})
+
+
+def test_an_optimizer_of_nothing_or_of_what_is_held_is_refused():
+  with pytest.raises(ValueError, match=r"optim\.parts: no .*'head'"):
+    check({}, parts=["vit/norm", "head"])
+  for settings in (dict(rates={"vit/norm": 0.5}), dict(parts=["vit/norm"])):
+    with pytest.raises(ValueError, match="replaces it by itself"):
+      check(**{"rates": {}} | settings, held=["vit"])
+  check({"vit/norm": 1.0}, held=["vit"], parts=["decoder"])
 
 
 def test_adam_beside_muon_has_its_own_eps_rate_and_decay():
@@ -114,7 +144,7 @@ def test_adam_beside_muon_has_its_own_eps_rate_and_decay():
   config = dataclasses.replace(
     BASE, name="muon", lr=9.0, adam_lr=0.1, eps=1.0, weight_decay=0.5
   )
-  optimizer = optim.make_optimizer(config, 10)
+  optimizer = optim.make_optimizer(config, 10, PARTS)
   out, _ = optimizer.update(grads, optimizer.init(params), params)
   # Nesterov's first step: of the next momentum, both corrected for bias.
   momentum = (0.9 * 0.1 / (1 - 0.9**2) + 0.1 / (1 - 0.9)) * 1e-3
@@ -127,18 +157,23 @@ def test_adam_beside_muon_has_its_own_eps_rate_and_decay():
   np.testing.assert_allclose(table, step - 0.1 * 0.5 * 2.0, rtol=1e-5)
 
 
-def test_only_the_diffusion_head_is_spared_decay_by_its_name():
-  kernel = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
-  scales = {"upscale": jnp.ones((2, 3)), "scale": jnp.ones((2, 3))}
-  params = {"head": kernel, "decoder": {"head": kernel, "norm": scales}}
-  want = {
-    "head": {"kernel": False, "bias": False},
-    "decoder": {
-      "head": {"kernel": True, "bias": False},
-      "norm": {"upscale": True, "scale": False},
-    },
-  }
-  assert optim.decay_mask(params) == want
+def test_kernels_of_all_networks_decay_as_paligemma_fine_tunes():
+  """The diffusion head's too, which AdamW spares; tables and Gemma's not."""
+  names = {"input": {"kernel": 0, "bias": 0}}
+  params = tree() | {"head": names}
+  params["vit"]["patch"] = {"kernel": 0}
+  for recipe, head, position in (
+    ("adamw", False, True), ("paligemma", True, False)
+  ):  # fmt: skip
+    assert optim.decay_mask(PARTS, recipe, params) == {
+      "decoder": {"layers": {"mlp": {"up": recipe == "adamw"}}},
+      "vit": {
+        "norm": {"scale": False},
+        "position": position,
+        "patch": {"kernel": True},
+      },
+      "head": {"input": {"kernel": head, "bias": False}},
+    }
 
 
 def test_muon_turns_patches_to_one_rotation():
@@ -150,7 +185,7 @@ def test_muon_turns_patches_to_one_rotation():
   kernel = jax.random.normal(jax.random.key(0), (2, 2, 3, 12))
   kernel = kernel * jnp.logspace(0, 1, 12)  # unequal directions
   params = {"vit": {"patch": {"kernel": kernel}}}
-  optimizer = optim.make_optimizer(config, 10)
+  optimizer = optim.make_optimizer(config, 10, PARTS)
   out, _ = optimizer.update(params, optimizer.init(params), params)
   update = np.asarray(out["vit"]["patch"]["kernel"]).reshape(12, 12)
   values = np.linalg.svd(update / config.lr, compute_uv=False)

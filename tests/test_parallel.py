@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from unifluid_jax.core import optim, parallel
 from unifluid_jax.core.config import ConfigError, MeshConfig, OptimConfig
+from unifluid_jax.core.parameter_rows import Row, row_of
+from unifluid_jax.models import gemma
 
 OPTIM = OptimConfig(
   "adamw",
@@ -25,6 +27,10 @@ OPTIM = OptimConfig(
   "float32",
   {},
 )
+PARTS = {
+  "decoder": gemma.ROWS,
+  "projector": (Row("bias", (None,)),),
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +50,41 @@ def test_mesh_that_does_not_fit_is_refused():
 
 
 def test_a_rule_splits_the_named_axes(mesh):
-  spec = parallel.spec_of("decoder/layers/attn/q", (2, 64, 4, 8), mesh)
+  spec = parallel.spec_of(PARTS, "decoder/layers/attn/q", (2, 64, 4, 8), mesh)
   assert spec == P(None, "fsdp", "tensor", None)
 
 
 def test_unknown_parameters_are_refused(mesh):
   with pytest.raises(ValueError, match="matches 0 rows"):
-    parallel.spec_of("decoder/layers/attn/new", (2, 64), mesh)
+    parallel.spec_of(PARTS, "decoder/layers/attn/new", (2, 64), mesh)
+
+
+def test_the_longest_prefix_has_the_row():
+  whole, inner = (Row(".*", ("fsdp",)),), (Row("x", (None,)), Row("y", ()))
+  parts = {"a": whole, "a/b": inner, "a/b/x/z": whole}
+  assert row_of(parts, "a/b/x") == inner[0]
+  assert row_of(parts, "a/bx") == row_of(parts, "a/c/x") == whole[0]
+  with pytest.raises(ValueError, match="matches 0 rows of 'a/b'"):
+    row_of(parts, "a/b/yy")
+
+
+def test_parameters_outside_all_parts_or_of_two_rows_are_refused():
+  twice = {"a": (Row("x|y", ()), Row("[xz]", ()))}
+  with pytest.raises(ValueError, match="a/x matches 2 rows of 'a'"):
+    row_of(twice, "a/x")
+  with pytest.raises(ValueError, match="b/x matches 0 rows: .* are a$"):
+    row_of(twice, "b/x")
 
 
 def test_wrong_rank_is_refused(mesh):
   with pytest.raises(ValueError, match="another rank"):
-    parallel.spec_of("decoder/layers/attn/q", (2, 64, 32), mesh)
+    parallel.spec_of(PARTS, "decoder/layers/attn/q", (2, 64, 32), mesh)
 
 
 def test_large_arrays_are_never_replicated(mesh):
   with pytest.raises(ValueError, match="too large to replicate"):
-    parallel.spec_of("decoder/layers/mlp/up", (1, 513, 513 * 2), mesh)
-  small = parallel.spec_of("decoder/layers/mlp/up", (1, 3, 5), mesh)
+    parallel.spec_of(PARTS, "decoder/layers/mlp/up", (1, 513, 513 * 2), mesh)
+  small = parallel.spec_of(PARTS, "decoder/layers/mlp/up", (1, 3, 5), mesh)
   assert small == P()
 
 
@@ -71,9 +94,9 @@ def test_moments_are_laid_out_like_their_parameters(mesh):
     "projector": {"bias": jnp.zeros((8,))},
   }
   for name in ("adamw", "muon"):
-    tx = optim.make_optimizer(dataclasses.replace(OPTIM, name=name), 10)
+    tx = optim.make_optimizer(dataclasses.replace(OPTIM, name=name), 10, PARTS)
     state = jax.eval_shape(tx.init, params)
-    places = parallel.shardings(state, params, mesh)
+    places = parallel.shardings(state, params, PARTS, mesh)
     specs = [
       s.spec
       for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(places),
@@ -86,7 +109,7 @@ def test_moments_are_laid_out_like_their_parameters(mesh):
 def test_large_state_without_a_parameter_is_refused(mesh):
   state = {"odd": jax.ShapeDtypeStruct((2**20,), jnp.float32)}
   with pytest.raises(ValueError, match="mirrors no parameter"):
-    parallel.shardings(state, {}, mesh)
+    parallel.shardings(state, {}, {}, mesh)
 
 
 def test_to_global_splits_the_batch(mesh):

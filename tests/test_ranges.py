@@ -48,6 +48,11 @@ IMPOSSIBLE = {
   "optim.clip": (-1.0, NAN),
   "optim.ema": (1.0, -0.5, NAN),
   "optim.rates.decoder": (-1.0, NAN),
+  "optim.parts": (
+    {"head": {"lr": -1.0}},
+    {"head": {"b2": 1.0}},
+    {"head": {"start": -1}},
+  ),
   "mesh.data": (0, -2),
   "mesh.fsdp": (0,),
   "mesh.tensor": (0, -1),
@@ -229,6 +234,7 @@ def test_every_number_has_one_row(system):
   tree.data.eval = {"b": source("b")}
   tree.data.world = dict(TREES["unifluid"]["data"]["world"], cells=2)
   tree.eval.split = "b"
+  tree.optim.parts = {"head": dict(start=2, b1=0.5, lr=1e-3)}
   resolved = systems.resolve(tree)
   if system == "unifluid":
     decoder = dataclasses.replace(resolved.model.decoder, query_scale=0.1)

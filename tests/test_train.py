@@ -14,7 +14,9 @@ import pytest
 from configs.base import base
 from unifluid_jax import systems, train
 from unifluid_jax.core import checkpoint, config, lock, stopping, telemetry
+from unifluid_jax.core.parameter_rows import Row
 from unifluid_jax.core.types import Part
+from unifluid_jax.models import gemma
 
 SHIFT = jax.ShapeDtypeStruct((), np.float32)
 
@@ -24,6 +26,11 @@ class Toy:
 
   inputs: dict = {}
   codec = None
+  parts = {
+    "projector": (Row("kernel", ("fsdp", None)), Row("bias", (None,))),
+    "decoder": gemma.ROWS,
+  }
+  held = ()
 
   def __init__(self, poison_at=None, noise=0.1):
     self.poison_at, self.noise = poison_at, noise
@@ -57,7 +64,10 @@ class Toy:
     loss = squares.sum() / counts["values"]
     if self.poison_at is not None:
       loss = jnp.where(step == self.poison_at, jnp.nan, loss)
-    return loss, {"loss": loss}
+    return loss, {"loss": loss}, {}
+
+  def revise(self, params, seen, key, step):
+    return None
 
 
 def make(tmp_path, toy=None, mesh=(1, -1, 1), devices=None, **changes):

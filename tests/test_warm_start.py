@@ -101,7 +101,7 @@ def test_wrong_shapes_and_unknown_parts_are_named(trained, tmp_path):
   shapes = jax.eval_shape(Wide().init, jax.random.key(0))
   wrong = r"projector/bias: there \(4,\), here \(5,\)"
   with pytest.raises(checkpoint.CheckpointError, match=wrong):
-    warm_start.load({"all": str(path)}, shapes, shapes)
+    warm_start.load({"all": str(path)}, shapes, shapes, Two.parts)
   init = {"all": str(path), "hed": "new"}
   with pytest.raises(config.ConfigError, match="'hed', the model has decoder"):
     warm_start.plan(init, shapes)

@@ -55,7 +55,8 @@ def train_step(
     state: donated.
     frozen: weights the optimizer never sees.
     batch: pytree of arrays [B, ...], split over the mesh's batch axes.
-    system: its loss is differentiated with respect to the parameters.
+    system: its loss is differentiated with respect to the parameters, except
+      those that are constants: held by the system, or of learning rate 0.
     optimizer: see optim.make_optimizer.
     config: seed, accumulation and averaging are read.
 
@@ -63,31 +64,38 @@ def train_step(
     The next state, and scalar metrics of this step.
   """
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-  grad = jax.value_and_grad(system.loss, has_aux=True)
+  trains = optim.is_trained(config.optim, system.held, state.params)
+  grad = optim.value_and_grad(system.loss, trains)
   counts = system.counts(batch)  # of the whole: what its parts give adds up
 
   def micro(carry, xs):
     part = inputs.encode_pixels(system, frozen, xs[0])
-    (loss, metrics), grads = grad(
+    (loss, (metrics, seen)), grads = grad(
       state.params, frozen, part, counts, xs[1], state.step
     )
-    new = (grads, dict(metrics, loss=loss))
+    new = (grads, dict(metrics, loss=loss), seen)
     return jax.tree.map(jnp.add, carry, new) if carry else new, None
 
-  parts = micro_batches(batch, config.accumulate)
+  parts = parallel.micro_batches(batch, config.accumulate)
   keys = jax.random.split(key, config.accumulate)
   first = jax.tree.map(lambda x: x[0], (parts, keys))
   totals, _ = micro(None, first)
   if config.accumulate > 1:
     rest = jax.tree.map(lambda x: x[1:], (parts, keys))
     totals, _ = jax.lax.scan(micro, totals, rest)
-  grads, metrics = totals
+  grads, metrics, seen = totals
+  metrics = dict(metrics, grad_norm=optax.tree.norm(grads))
+  grads = optim.with_zeros(grads, state.params)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  key = jax.random.fold_in(key, config.accumulate)  # after those of the parts
+  revised = system.revise(params, seen, key, state.step)
+  params = params if revised is None else revised
   ema = state.ema
   if config.optim.ema:
-    ema = optim.update_ema(ema, params, config.optim.ema, state.step)
-  metrics = dict(metrics, grad_norm=optax.tree.norm(grads))
+    ema = optim.update_ema(
+      ema, params, config.optim.ema, state.step, system.held
+    )
   return TrainState(state.step + 1, params, opt_state, ema), metrics
 
 
@@ -98,18 +106,6 @@ def is_finite(state: TrainState) -> jax.Array:
   The norm overflows too where elements are finite but beyond 1e19.
   """
   return jnp.isfinite(optax.tree.norm((state.params, state.ema)))
-
-
-def micro_batches(batch: Any, count: int) -> Any:
-  """[B, ...] → [count, B / count, ...]; rows stay on their device."""
-  groups = parallel.batch_groups()
-
-  def cut(x):
-    rows, rest = x.shape[0] // groups // count, x.shape[1:]
-    grouped = x.reshape(groups, count, rows, *rest).swapaxes(0, 1)
-    return grouped.reshape(count, groups * rows, *rest)
-
-  return jax.tree.map(cut, batch)
 
 
 # ------------------------------------------------------------ State, compiled
@@ -145,10 +141,12 @@ def make_job(config: Config, system: System, devices: Any = None) -> Job:
   mesh = parallel.make_mesh(config.mesh, devices)
   parallel.check_batch(config.batch, config.accumulate, mesh)
   systems.check_devices(config, mesh)
-  optimizer = optim.make_optimizer(config.optim, config.steps)
+  optimizer = optim.make_optimizer(
+    config.optim, config.steps, system.parts, system.held
+  )
   shapes = jax.eval_shape(lambda: init_state(system, optimizer, config))
-  optim.check_rates(config.optim.rates, shapes.params)
-  places = parallel.shardings(shapes, shapes.params, mesh)
+  optim.check_prefixes(config.optim, system.held, shapes.params)
+  places = parallel.shardings(shapes, shapes.params, system.parts, mesh)
   shapes = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
@@ -194,7 +192,9 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
     return restored._replace(state=state), (
       f"3: no pretrained weights: all parameters fresh, seed {job.config.seed}"
     )
-  params, notes = warm_start.load(init, state.params, job.shapes.params)
+  params, notes = warm_start.load(
+    init, state.params, job.shapes.params, job.system.parts
+  )
   notes += warm_start.other_settings(init, job.config.model)
   # A copy: the step donates both.
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
@@ -296,6 +296,10 @@ def startup_rows(job: Job, rung: str) -> list[tuple[str, Any]]:
     (f"learning rate, {prefix}", f"x {rate:g}" if rate else "0: frozen")
     for prefix, rate in c.optim.rates.items()
     if rate != 1
+  ]
+  rows += [
+    (f"optimizer, {prefix}", f"its own, from step {part.start}")
+    for prefix, part in c.optim.parts.items()
   ]
   batch = ", ".join(f"{k} {v}" for k, v in c.batch.items() if v)
   return [

@@ -36,14 +36,19 @@ def table(name: str) -> str:
   tree = importlib.import_module(f"configs.{name}").get_config()
   c = systems.resolve(tree)
   system = systems.build(c)
-  optimizer = optim.make_optimizer(c.optim, c.steps)
+  optimizer = optim.make_optimizer(c.optim, c.steps, system.parts)
   state = jax.eval_shape(lambda: train.init_state(system, optimizer, c))
   meshes = [parallel.make_mesh(config.MeshConfig(*m)) for m in MESHES]
-  places = [parallel.shardings(state, state.params, mesh) for mesh in meshes]
+  places = [
+    parallel.shardings(state, state.params, system.parts, mesh)
+    for mesh in meshes
+  ]
   columns = [
-    state.params, *(p.params for p in places), optim.decay_mask(state.params),
-    optim.muon_or_adam(state.params),
-  ]  # fmt: skip
+    state.params,
+    *(p.params for p in places),
+    optim.decay_mask(system.parts, "adamw", state.params),
+    optim.muon_or_adam(system.parts, state.params),
+  ]
   flat = [jax.tree_util.tree_leaves_with_path(column) for column in columns]
   rows = [("parameter", "shape", *map(_by, MESHES), "decays", "under muon")]
   for (path, x), *others in zip(*flat, strict=True):

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tests.jaxprs import operations
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import MeshConfig
+from unifluid_jax.models import gemma, vit
 from unifluid_jax.ops.weight_product import product
 
 
@@ -20,21 +21,23 @@ def mesh():
 
 
 @pytest.mark.parametrize(
-  "path, shape, inputs, letters",
+  "network, path, shape, inputs, letters",
   [
-    ("layers/attn/q", (32, 4, 8), 32, "DN"),
-    ("layers/attn/k", (32, 4, 8), 32, "DK"),
-    ("layers/attn/o", (4, 8, 32), 32, "ND"),
-    ("layers/attn/out/kernel", (4, 8, 32), 32, "ND"),
-    ("layers/mlp/up/kernel", (32, 48), 32, "DF"),
-    ("layers/mlp/down/kernel", (48, 32), 48, "FD"),
+    (gemma, "layers/attn/q", (32, 4, 8), 32, "DN"),
+    (gemma, "layers/attn/k", (32, 4, 8), 32, "DK"),
+    (gemma, "layers/attn/o", (4, 8, 32), 32, "ND"),
+    (vit, "layers/attn/out/kernel", (4, 8, 32), 32, "ND"),
+    (vit, "layers/mlp/up/kernel", (32, 48), 32, "DF"),
+    (vit, "layers/mlp/down/kernel", (48, 32), 48, "FD"),
   ],
 )
 def test_products_read_weights_as_they_are_split(
-  mesh, path, shape, inputs, letters
+  mesh, network, path, shape, inputs, letters
 ):
-  """Letters and RULES say the same: nothing changes places."""
-  spec = P(*parallel.spec_of(path, (2, *shape), mesh)[1:])
+  """Letters and rows say the same: nothing changes places."""
+  parts = {"network": network.ROWS}
+  spec = parallel.spec_of(parts, f"network/{path}", (2, *shape), mesh)
+  spec = P(*spec[1:])
   place = jax.sharding.NamedSharding(mesh, spec)
   got, want, program, text = gradients(mesh, shape, inputs, letters, place)
   for a, b in zip(got, want, strict=True):

@@ -88,7 +88,7 @@ def whole_loss(system):
   def loss(params, frozen, batch, key, step):
     counts = system.counts(batch)
     batch = encode_pixels(system, frozen, batch)
-    return system.loss(params, frozen, batch, counts, key, step)
+    return system.loss(params, frozen, batch, counts, key, step)[:2]
 
   return loss
 

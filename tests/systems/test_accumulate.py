@@ -46,7 +46,7 @@ def step(system, model, batch, accumulate, mesh):
     train.train_step, system=system, optimizer=KEEP, config=config
   )
   with jax.set_mesh(mesh):
-    places = parallel.shardings(model.params, model.params, mesh)
+    places = parallel.shardings(model.params, model.params, system.parts, mesh)
     params = jax.device_put(model.params, places)
     state = train.TrainState(jnp.int32(0), params, params, params)
     state, metrics = jax.jit(run)(

@@ -246,7 +246,7 @@ def test_the_vocabulary_stays_split_over_devices():
   want = jax.jit(grad)(m.params, batch)
   mesh = parallel.make_mesh(MeshConfig(2, 4, 1))
   with jax.set_mesh(mesh):
-    places = parallel.shardings(m.params, m.params, mesh)
+    places = parallel.shardings(m.params, m.params, m.system.parts, mesh)
     params = jax.device_put(m.params, places)
     run = jax.jit(grad, out_shardings=(None, places))
     run = run.lower(params, parallel.to_global(batch, mesh)).compile()

@@ -74,9 +74,11 @@ def _check_data(
 
 
 def _check_training(c: Any) -> None:
-  need(
-    c.optim.decay == "adamw" or c.optim.name == "adamw",
-    f"optim.decay={c.optim.decay!r} needs optim.name='adamw'",
-  )
+  parts = {f"optim.parts.{k}.name": v.name for k, v in c.optim.parts.items()}
+  for key, name in {"optim.name": c.optim.name, **parts}.items():
+    need(
+      c.optim.decay == "adamw" or name in ("adamw", None),
+      f"optim.decay={c.optim.decay!r} needs {key}='adamw'",
+    )
   sizes = (c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
   need(sizes.count(-1) <= 1, f"mesh {sizes}: only one axis may be -1")

@@ -72,6 +72,19 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class OptimPartConfig:
+  """An optimizer of its own for some parameters; None: as in OptimConfig."""
+
+  name: Literal["adamw", "muon"] | None = None
+  lr: float | None = None
+  b1: float | None = None
+  b2: float | None = None
+  weight_decay: float | None = None
+  clip: float | None = None  # norm of these parameters' gradient alone
+  start: int = 0  # first step that updates them; their schedule begins there
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
   """The optimizer."""
 
@@ -91,6 +104,8 @@ class OptimConfig:
   # What decays by how much: matrices, times rate and schedule (adamw), or the
   # encoder's and projector's kernels, times the schedule alone (paligemma).
   decay: Literal["adamw", "paligemma"] = "adamw"
+  # Path prefix → what differs there, e.g. of a discriminator.
+  parts: Mapping[str, OptimPartConfig] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Optimizers: AdamW as the paper trains, Muon for small budgets.
 
-Paper: UniFluid §4.1 (AdamW, constant rate after warm-up). What decays follows
-MAR: no vectors, no biases, nothing of the diffusion head; tables do. Muon
-leaves tables and the head's outer layers to Adam, at `adam_lr`. Fine-tuning
-follows PaliGemma (arXiv 2407.07726, appendix J; big_vision optax.py).
+Paper: UniFluid §4.1 (AdamW, constant rate after warm-up). What decays and what
+Muon orthogonalises is said by the rows of each network (`parameter_rows`); Muon
+leaves the rest to Adam, at `adam_lr`. Fine-tuning follows PaliGemma (arXiv
+2407.07726, appendix J; big_vision optax.py).
 """
 
-import re
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,23 +16,9 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from unifluid_jax.core.config import OptimConfig
+from unifluid_jax.core.config import OptimConfig, OptimPartConfig
 from unifluid_jax.core.parallel import path_str
-
-# "head" at the root is the diffusion head; a part's own head does decay.
-_NO_DECAY = re.compile(r"(^|/)(bias|scale)$|^head/")
-_KERNEL = re.compile(r"(^|/)kernel$")  # of encoder and projector, not of Gemma
-
-# Matrices Muon orthogonalises: path → (input axes, output axes); the rest
-# are batch axes. Embeddings, positions and output layers stay with Adam.
-_MATRICES: tuple[tuple[str, tuple[tuple[int, ...], tuple[int, ...]]], ...] = (
-  (r"layers/attn/[qkv](/kernel)?$", ((1,), (2, 3))),
-  (r"layers/attn/(o|out/kernel)$", ((1, 2), (3,))),
-  (r"layers/mlp/(gate|up|down)(/kernel)?$", ((1,), (2,))),
-  (r"vit/patch/kernel$", ((0, 1, 2), (3,))),
-  (r"(projector|image/in)/kernel$", ((0,), (1,))),
-  (r"^head/(cond|time/in|time/out|block_\d+/.*)/kernel$", ((0,), (1,))),
-)
+from unifluid_jax.core.parameter_rows import Parts, longest_prefix, row_of
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -50,58 +37,147 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: OptimConfig, steps: int
+  config: OptimConfig, steps: int, parts: Parts, held: Sequence[str] = ()
 ) -> optax.GradientTransformation:
-  """Gradient clipping and the configured optimizer.
+  """Gradient clipping and the configured optimizer, or several.
 
   Args:
     config: the optimizer's settings.
     steps: of the whole run; the cosine schedule ends there.
+    parts: rows of the system's networks.
+    held: path prefixes that no optimizer touches.
   """
-  update = _update(config, steps)
-  if config.clip:
-    update = optax.chain(optax.clip_by_global_norm(config.clip), update)
+  update = _clipped(config, steps, parts)
+  if config.parts:
+    own = [
+      optax.masked(
+        _own(config, part, steps, parts),
+        functools.partial(_lies_in, config.parts, prefix),
+      )
+      for prefix, part in sorted(config.parts.items())
+    ]
+    rest = functools.partial(_lies_in, config.parts, None)
+    update = optax.chain(optax.masked(update, rest), *own)
   rates = {k: v for k, v in config.rates.items() if v != 1.0}
-  if not rates:
+  if rates:
+    update = optax.chain(update, _scale_by_path(rates))
+  if not held and 0.0 not in rates.values():
     return update
-  update = optax.chain(update, _scale_by_path(rates))
-  if 0.0 not in rates.values():
-    return update
-  # Frozen parameters have no moments, and their gradient no say in the norm.
+  # Constants have no moments, and their gradient no say in the norm.
   return optax.partition(
     {True: update, False: optax.set_to_zero()},
-    lambda params: _by_path(lambda name, _: rate_of(rates, name) > 0, params),
+    functools.partial(is_trained, config, held),
   )
+
+
+def is_trained(config: OptimConfig, held: Sequence[str], params: Any) -> Any:
+  """True for every parameter that is no constant of the training step."""
+  return _by_path(
+    lambda name, _: (
+      longest_prefix(held, name) is None and rate_of(config.rates, name) > 0
+    ),
+    params,
+  )
+
+
+def value_and_grad(loss: Callable[..., Any], trains: Any) -> Callable[..., Any]:
+  """Gradients of what is trained; no backward pass is spent on the rest.
+
+  Args:
+    loss: of parameters and whatever else; returns a scalar and more.
+    trains: like the parameters, False for constants.
+
+  Returns:
+    A function with the arguments of `loss`, which returns ((scalar, [more]),
+    gradients); those of constants are None.
+  """
+
+  def run(params, *rest):
+    def of_trained(trained):
+      value, *more = loss(_filled(trained, params), *rest)
+      return value, more
+
+    trained = jax.tree.map(lambda t, p: p if t else None, trains, params)
+    return jax.value_and_grad(of_trained, has_aux=True)(trained)
+
+  return run
+
+
+def with_zeros(grads: Any, params: Any) -> Any:
+  """Gradients of all parameters: zeros for those that have None."""
+  return _filled(grads, jax.tree.map(jnp.zeros_like, params))
+
+
+def _filled(tree: Any, other: Any) -> Any:
+  """`tree` with the leaves of `other` where it has None."""
+  return jax.tree.map(
+    lambda x, y: y if x is None else x, tree, other, is_leaf=lambda x: x is None
+  )
+
+
+def _lies_in(prefixes: Mapping[str, Any], prefix: str | None, tree: Any) -> Any:
+  """True for every leaf below `prefix`; None: below none of `prefixes`."""
+  return _by_path(
+    lambda name, _: longest_prefix(prefixes, name) == prefix, tree
+  )
+
+
+def _own(
+  config: OptimConfig, part: OptimPartConfig, steps: int, parts: Parts
+) -> optax.GradientTransformation:
+  """The optimizer of one entry of `config.parts`."""
+  changes = dataclasses.asdict(part)
+  start = changes.pop("start")
+  config = dataclasses.replace(
+    config, **{k: v for k, v in changes.items() if v is not None}
+  )
+  update = _clipped(config, steps - start, parts)
+  if not start:
+    return update
+  return optax.conditionally_mask(update, lambda step: step >= start)
+
+
+def _clipped(
+  config: OptimConfig, steps: int, parts: Parts
+) -> optax.GradientTransformation:
+  update = _update(config, steps, parts)
+  if not config.clip:
+    return update
+  return optax.chain(optax.clip_by_global_norm(config.clip), update)
 
 
 def rate_of(rates: Mapping[str, float], path: str) -> float:
   """Factor of a parameter's learning rate: that of the longest prefix."""
-  parts = path.split("/")
-  for n in range(len(parts), 0, -1):
-    prefix = "/".join(parts[:n])
-    if prefix in rates:
-      return rates[prefix]
-  return 1.0
+  prefix = longest_prefix(rates, path)
+  return 1.0 if prefix is None else rates[prefix]
 
 
-def check_rates(rates: Mapping[str, float], params: Any) -> None:
-  """Refuses factors of parameters that do not exist.
+def check_prefixes(
+  config: OptimConfig, held: Sequence[str], params: Any
+) -> None:
+  """Refuses settings of parameters that do not exist or that are held.
 
   Raises:
-    ValueError: a prefix that no parameter's path starts with, although it
-      changes something.
+    ValueError: a prefix that no parameter's path starts with, or one that no
+      optimizer touches, although its entry changes something.
   """
   names = [
-    path_str(path) + "/" for path, _ in
-    jax.tree_util.tree_leaves_with_path(params)
-  ]  # fmt: skip
-  for prefix, rate in rates.items():
-    if rate != 1.0 and not any(n.startswith(prefix + "/") for n in names):
-      heads = sorted({n.split("/")[0] for n in names})
-      raise ValueError(
-        f"config.optim.rates: no parameter starts with {prefix!r}; "
-        f"the parts are {', '.join(heads)}"
-      )
+    path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  ]
+  changed = [prefix for prefix, rate in config.rates.items() if rate != 1.0]
+  for key, prefixes in (("rates", changed), ("parts", config.parts)):
+    for prefix in prefixes:
+      if not any(longest_prefix([prefix], name) for name in names):
+        heads = sorted({name.split("/")[0] for name in names})
+        raise ValueError(
+          f"config.optim.{key}: no parameter starts with {prefix!r}; "
+          f"the parts are {', '.join(heads)}"
+        )
+      if longest_prefix(held, prefix) is not None:
+        raise ValueError(
+          f"config.optim.{key}: no optimizer updates {prefix!r}, the system "
+          "replaces it by itself: remove the entry"
+        )
 
 
 def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
@@ -120,38 +196,48 @@ def _by_path(fn: Callable[[str, Any], Any], tree: Any) -> Any:
   )
 
 
-def _update(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def _update(
+  config: OptimConfig, steps: int, parts: Parts
+) -> optax.GradientTransformation:
   """The optimizer alone.
 
   PaliGemma's decay is absolute: times the schedule, not times the rate.
   """
   factor = learning_rate(config, steps)
+  decays = functools.partial(decay_mask, parts, config.decay)
   if config.decay == "paligemma":
     return optax.chain(
       optax.scale_by_adam(
         config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype
       ),
       optax.scale(config.lr),
-      optax.add_decayed_weights(config.weight_decay, kernel_mask),
+      optax.add_decayed_weights(config.weight_decay, decays),
       optax.scale_by_schedule(lambda step: -factor(step)),
     )
   if config.name == "adamw":
-    return _adamw(config, lambda step: config.lr * factor(step))
+    return _adamw(config, lambda step: config.lr * factor(step), decays)
   # optax's own Adam beside its Muon decays all it is given or nothing, and
   # shares Muon's eps: it is left without parameters.
   muon = contrib.muon(
     lambda step: config.lr * factor(step),
     weight_decay=config.weight_decay,
-    weight_decay_mask=decay_mask,
+    weight_decay_mask=decays,
     mu_dtype=config.mu_dtype,
-    muon_weight_dimension_numbers=muon_dimensions,
+    muon_weight_dimension_numbers=functools.partial(muon_dimensions, parts),
   )
-  adam = _adamw(config, lambda step: config.adam_lr * factor(step), True)
-  return optax.partition({"muon": muon, "adam": adam}, muon_or_adam)
+  adam = _adamw(
+    config, lambda step: config.adam_lr * factor(step), decays, nesterov=True
+  )
+  return optax.partition(
+    {"muon": muon, "adam": adam}, functools.partial(muon_or_adam, parts)
+  )
 
 
 def _adamw(
-  config: OptimConfig, rate: optax.Schedule, nesterov: bool = False
+  config: OptimConfig,
+  rate: optax.Schedule,
+  decays: Callable[[Any], Any],
+  nesterov: bool = False,
 ) -> optax.GradientTransformation:
   return optax.adamw(
     rate,
@@ -160,46 +246,48 @@ def _adamw(
     eps=config.eps,
     mu_dtype=config.mu_dtype,
     weight_decay=config.weight_decay,
-    mask=decay_mask,
+    mask=decays,
     nesterov=nesterov,
   )
 
 
-def decay_mask(params: Any) -> Any:
-  """True for every parameter that weight decay touches."""
-  return _by_path(
-    lambda name, x: x.ndim > 1 and not _NO_DECAY.search(name), params
-  )
+def decay_mask(parts: Parts, recipe: str, params: Any) -> Any:
+  """True for every parameter that decays under a value of `optim.decay`."""
+  return _by_path(lambda name, _: recipe in row_of(parts, name).decay, params)
 
 
-def kernel_mask(params: Any) -> Any:
-  """True for what decays when PaliGemma is fine-tuned."""
-  return _by_path(lambda name, _: bool(_KERNEL.search(name)), params)
-
-
-def muon_dimensions(params: Any) -> Any:
+def muon_dimensions(parts: Parts, params: Any) -> Any:
   """Muon's matrix axes of each parameter; None leaves it to Adam."""
 
   def axes(name, _):
-    for pattern, (inputs, outputs) in _MATRICES:
-      if re.search(pattern, name):
-        return contrib.MuonDimensionNumbers(inputs, outputs)
-    return None
+    muon = row_of(parts, name).muon
+    return muon and contrib.MuonDimensionNumbers(*muon)
 
   return _by_path(axes, params)
 
 
-def muon_or_adam(params: Any) -> Any:
+def muon_or_adam(parts: Parts, params: Any) -> Any:
   """ "muon" for each matrix it orthogonalises, "adam" for the rest."""
   return jax.tree.map(
     lambda axes: "adam" if axes is None else "muon",
-    muon_dimensions(params),
+    muon_dimensions(parts, params),
     is_leaf=lambda x: x is None or isinstance(x, contrib.MuonDimensionNumbers),
   )
 
 
-def update_ema(ema: Any, params: Any, decay: float, step: Any) -> Any:
-  """Moving average of parameters, warmed up as min(decay, (1+t)/(10+t))."""
+def update_ema(
+  ema: Any, params: Any, decay: float, step: Any, held: Sequence[str] = ()
+) -> Any:
+  """Moving average of parameters, warmed up as min(decay, (1+t)/(10+t)).
+
+  What lies below `held` is taken over as it is.
+  """
   step = jnp.asarray(step, jnp.float32)
   decay = jnp.minimum(decay, (1 + step) / (10 + step))
-  return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+
+  def average(path, e, p):
+    if longest_prefix(held, path_str(path)) is not None:
+      return p
+    return e + (1 - decay) * (p - e)
+
+  return jax.tree_util.tree_map_with_path(average, ema, params)

@@ -1,13 +1,11 @@
-"""The device mesh, one table of parameter shardings, and process start-up.
+"""The device mesh, shardings of parameters and activations, start-up.
 
-Every parameter (and every optimizer moment, whose path ends like its
-parameter's) matches exactly one row of `RULES`; nothing large is ever
-replicated because a rule was forgotten.
+Parameters are split as the rows of their networks say (`parameter_rows`), and
+optimizer moments, whose path ends like their parameter's, like these.
 """
 
 import functools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,48 +16,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from unifluid_jax.core.config import ConfigError, MeshConfig
+from unifluid_jax.core.parameter_rows import Parts, row_of
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-
-# Path (searched in the "/"-joined tree path) → mesh axis of each dimension.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-  # Decoder; letters are those of types.py, F the hidden size of the MLP.
-  (r"embedder/table$", ("fsdp", "tensor")),  # VD
-  (r"layers/attn/q$", (None, "fsdp", "tensor", None)),  # LDNH
-  (r"layers/attn/[kv]$", (None, "fsdp", None, None)),  # LDKH
-  (r"layers/attn/o$", (None, "tensor", None, "fsdp")),  # LNHD
-  (r"layers/mlp/(gate|up)$", (None, "fsdp", "tensor")),  # LDF
-  (r"layers/mlp/down$", (None, "tensor", "fsdp")),  # LFD
-  (r"layers/attn/[qk]_norm/scale$", (None, None)),  # LH
-  (r"layers/(pre|post)_(attn|ffw)/scale$", (None, None)),  # LD
-  (r"final_norm/scale$", (None,)),  # D
-  # Vision encoder.
-  (r"vit/patch/kernel$", (None, None, None, "fsdp")),
-  (r"vit/position$", (None, "fsdp")),
-  (r"layers/attn/[qkv]/kernel$", (None, "fsdp", "tensor", None)),
-  (r"layers/attn/out/kernel$", (None, "tensor", None, "fsdp")),
-  (r"layers/mlp/up/kernel$", (None, "fsdp", "tensor")),
-  (r"layers/mlp/down/kernel$", (None, "tensor", "fsdp")),
-  (r"layers/attn/[qkv]/bias$", (None, None, None)),
-  (r"layers/(attn/out|mlp/up|mlp/down)/bias$", (None, None)),
-  (r"layers/norm[12]/(scale|bias)$", (None, None)),
-  (r"vit/(norm/(scale|bias)|patch/bias)$", (None,)),
-  # Image tokens and the projector.
-  (r"projector/kernel$", ("fsdp", None)),
-  (r"image/in/kernel$", (None, "fsdp")),  # CD
-  (r"image/(position|next_position)$", (None, "fsdp")),  # ND
-  (r"(projector|image/in)/bias$|image/boi$", (None,)),
-  # Diffusion head; W is its width.
-  (r"head/input/kernel$", (None, "fsdp")),  # CW
-  (r"head/(cond|time/in|time/out)/kernel$", ("fsdp", None)),
-  (r"head/(block_\d+|final)/(modulation|in|out)/kernel$", ("fsdp", None)),
-  (r"head/.*(bias|norm/scale)$", (None,)),
-  # Autoencoder and discriminator: convolutions over their output channels.
-  (r"vae/.*/attention(_\d+)?/(q|k|v|out)/kernel$", (None, "fsdp")),
-  (r"(vae|discriminator)/(?!.*attention).*kernel$", (None,) * 3 + ("fsdp",)),
-  (r"(vae|discriminator)/.*(bias|scale)$", (None,)),
-)
 
 # Arrays below this many elements may stay whole on every device.
 SMALL = 2**18
@@ -95,30 +55,23 @@ def path_str(path: Sequence[Any]) -> str:
   return "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
 
 
-def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
-  """The one rule that matches a parameter.
+def spec_of(parts: Parts, path: str, shape: Sequence[int], mesh: Mesh) -> P:
+  """How a parameter is split.
 
   Args:
-    path: "/"-joined path.
-    shape: of the array; scalars are replicated.
+    parts: rows of the system's networks.
+    path: "/"-joined path of the parameter.
+    shape: of the array.
     mesh: sizes decide whether a dimension can be split.
 
   Raises:
-    ValueError: no rule or several match, the rule has another rank, or a
-      large array cannot be split as the rule says.
+    ValueError: no or several rows match, the row has another rank, or a
+      large array cannot be split as the row says.
   """
-  if not shape:
-    return P()
-  rows = [axes for pattern, axes in RULES if re.search(pattern, path)]
-  if len(rows) != 1:
-    raise ValueError(
-      f"parameter {path} {tuple(shape)} matches {len(rows)} rows of "
-      "parallel.RULES; exactly one must match"
-    )
-  (axes,) = rows
+  axes = row_of(parts, path).axes
   if len(axes) != len(shape):
     raise ValueError(
-      f"parameter {path} {tuple(shape)}: its rule {axes} has another rank"
+      f"parameter {path} {tuple(shape)}: its row {axes} has another rank"
     )
   bad = [
     f"{size} by {axis}={mesh.shape[axis]}"
@@ -135,7 +88,7 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
   )
 
 
-def shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+def shardings(state: Any, params: Any, parts: Parts, mesh: Mesh) -> Any:
   """NamedShardings of a training state.
 
   Args:
@@ -143,24 +96,26 @@ def shardings(state: Any, params: Any, mesh: Mesh) -> Any:
       a parameter's, with its shape, is laid out like that parameter (both
       Adam moments, momentum, moving average).
     params: the parameters (arrays or shapes).
+    parts: rows of the system's networks.
     mesh: the device mesh.
 
   Raises:
     ValueError: a leaf that belongs to no parameter is too large to replicate.
   """
-  flat = jax.tree_util.tree_leaves_with_path(params)
-  specs = {path_str(k): (x.shape, spec_of(path_str(k), x.shape, mesh))
-           for k, x in flat}  # fmt: skip
+  specs = {}
+  for key, x in jax.tree_util.tree_leaves_with_path(params):
+    name = path_str(key)
+    specs[name] = x.shape, spec_of(parts, name, x.shape, mesh)
 
   def place(path, x):
-    parts = path_str(path).split("/")
-    for start in range(len(parts)):
-      shape, spec = specs.get("/".join(parts[start:]), (None, None))
+    names = path_str(path).split("/")
+    for start in range(len(names)):
+      shape, spec = specs.get("/".join(names[start:]), (None, None))
       if shape == x.shape:
         return NamedSharding(mesh, spec)
     if int(np.prod(x.shape)) > SMALL:
       raise ValueError(
-        f"state {'/'.join(parts)} {x.shape} mirrors no parameter and is too "
+        f"state {'/'.join(names)} {x.shape} mirrors no parameter and is too "
         "large to replicate"
       )
     return NamedSharding(mesh, P())
@@ -298,6 +253,18 @@ def to_global(batch: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
+
+
+def micro_batches(batch: Any, count: int) -> Any:
+  """[B, ...] → [count, B / count, ...]; rows stay on their device."""
+  groups = batch_groups()
+
+  def cut(x):
+    rows, rest = x.shape[0] // groups // count, x.shape[1:]
+    grouped = x.reshape(groups, count, rows, *rest).swapaxes(0, 1)
+    return grouped.reshape(count, groups * rows, *rest)
+
+  return jax.tree.map(cut, batch)
 
 
 def check_batch(batch: Mapping[str, int], accumulate: int, mesh: Mesh) -> None:

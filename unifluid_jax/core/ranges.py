@@ -87,6 +87,8 @@ ROWS = (
   Row("optim.lr optim.adam_lr optim.warmup optim.rates.*", AMOUNT),
   Row("optim.weight_decay optim.clip", AMOUNT),
   Row("optim.b1 optim.b2 optim.ema", DECAY),
+  Row(below("optim.parts.*", "lr weight_decay clip start"), AMOUNT),
+  Row(below("optim.parts.*", "b1 b2"), DECAY),
   # Smaller ones vanish in float32, and 0 / 0 ruins what has no gradient.
   Row("optim.eps", Range(1e-30)),
   Row(below("mesh", "data fsdp tensor"), Range(1, or_rest=True)),

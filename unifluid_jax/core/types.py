@@ -14,8 +14,10 @@ This file imports no accelerator library: data workers load it.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from unifluid_jax.core.parameter_rows import Parts
 
 Params = Mapping[str, Any]
 Metrics = Mapping[str, Any]
@@ -113,11 +115,16 @@ class System(Protocol):
       config.batch says which train.
     frozen: name → Part; a codec stands under "codec".
     codec: the ImageCodec under "codec", or None.
+    parts: where networks stand in `init`'s tree, and their rows.
+    held: path prefixes without gradient, moments, clipping or averaging: what
+      `revise` alone replaces, as counts and means of a codebook's rows.
   """
 
   inputs: Mapping[str, Mapping[str, Any]]
   frozen: Mapping[str, Part]
   codec: Any
+  parts: Parts
+  held: Sequence[str]
 
   def init(self, key: Any) -> Params:
     """Fresh parameters as a plain nested dict of float32 arrays."""
@@ -136,12 +143,29 @@ class System(Protocol):
     counts: Mapping[str, Any],
     key: Any,
     step: Any,
-  ) -> tuple[Any, Metrics]:
-    """Scalar loss and a flat dict of scalar metrics of a part of a batch.
+  ) -> tuple[Any, Metrics, Any]:
+    """Loss, metrics, and what was seen, of a part of a batch.
 
     Each is a sum over the part's items divided by `counts`, which are those
     of the whole batch: losses, gradients and metrics of its parts add up to
     those of the batch, however it was cut.
+
+    Returns:
+      f32[] to minimise; a flat dict of f32[]; a pytree of arrays for `revise`
+      (e.g. i32[V] uses and f32[V, C] sums of a codebook's rows), or {}. These
+      are sums that no count divides; they add up over parts likewise.
+    """
+
+  def revise(
+    self, params: Params, seen: Any, key: Any, step: Any
+  ) -> Params | None:
+    """Parameters as replaced after an update; None: they stay.
+
+    Args:
+      params: updated, as `init` returns them; averages are taken afterwards.
+      seen: of `loss`, summed over the whole batch.
+      key: unlike those of the step's losses.
+      step: i32[] of the training step, from 0.
     """
 
   def cost(self) -> Any:

@@ -15,9 +15,21 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from unifluid_jax.core import parallel
+from unifluid_jax.core.parameter_rows import Row
 from unifluid_jax.core.presets import HeadConfig
 from unifluid_jax.core.types import Params
 from unifluid_jax.ops import diffusion, sampling
+
+# Nothing decays as MAR trains; all kernels do where PaliGemma's recipe is
+# asked for. C channels of a token, Z of its condition, W the width.
+_DENSE, _DECAY = ((0,), (1,)), ("paligemma",)
+ROWS = (
+  Row(r"input/kernel", (None, "fsdp"), decay=_DECAY),  # CW
+  Row(r"(cond|time/in|time/out)/kernel", ("fsdp", None), _DENSE, _DECAY),  # ZW
+  Row(r"block_\d+/(modulation|in|out)/kernel", ("fsdp", None), _DENSE, _DECAY),
+  Row(r"final/(modulation|out)/kernel", ("fsdp", None), decay=_DECAY),
+  Row(r".*(bias|norm/scale)", (None,)),
+)
 
 _FREQUENCIES = 128  # of the time sinusoid; twice as many features
 

@@ -15,10 +15,28 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unifluid_jax.core import parallel
+from unifluid_jax.core.parameter_rows import MATRIX, Row
 from unifluid_jax.core.presets import GemmaConfig
 from unifluid_jax.models import stack
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
+
+_Q, _KV = (None, "fsdp", "tensor", None), (None, "fsdp", None, None)
+_OUT = (None, "tensor", None, "fsdp")
+_UP, _DOWN = (None, "fsdp", "tensor"), (None, "tensor", "fsdp")
+
+# Letters are those of types.py, F the hidden size of the MLP.
+ROWS = (
+  Row(r"embedder/table", ("fsdp", "tensor"), decay=MATRIX),  # VD
+  Row(r"layers/attn/q", _Q, ((1,), (2, 3)), MATRIX),  # LDNH
+  Row(r"layers/attn/[kv]", _KV, ((1,), (2, 3)), MATRIX),  # LDKH
+  Row(r"layers/attn/o", _OUT, ((1, 2), (3,)), MATRIX),  # LNHD
+  Row(r"layers/mlp/(gate|up)", _UP, ((1,), (2,)), MATRIX),  # LDF
+  Row(r"layers/mlp/down", _DOWN, ((1,), (2,)), MATRIX),  # LFD
+  Row(r"layers/attn/[qk]_norm/scale", (None, None)),  # LH
+  Row(r"layers/(pre|post)_(attn|ffw)/scale", (None, None)),  # LD
+  Row(r"final_norm/scale", (None,)),  # D
+)
 
 
 class Cache(NamedTuple):

@@ -11,6 +11,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from unifluid_jax.core.parameter_rows import KERNEL, Row
+
+# Convolutions are split over their output channels.
+ROWS = (
+  Row(r".*/kernel", (None,) * 3 + ("fsdp",), decay=KERNEL),
+  Row(r".*/(bias|scale)", (None,)),
+)
+
 _SLOPE = 0.2
 _EPS = 1e-5
 

@@ -14,10 +14,27 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from unifluid_jax.core import parallel
+from unifluid_jax.core.parameter_rows import KERNEL, MATRIX, Row
 from unifluid_jax.core.presets import VitConfig
 from unifluid_jax.models.stack import fold_layers, init_tree, keep, narrow
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
+
+_QKV, _OUT = (None, "fsdp", "tensor", None), (None, "tensor", None, "fsdp")
+_UP, _DOWN = (None, "fsdp", "tensor"), (None, "tensor", "fsdp")
+
+ROWS = (
+  Row(r"patch/kernel", (None, None, None, "fsdp"), ((0, 1, 2), (3,)), KERNEL),
+  Row(r"position", (None, "fsdp"), decay=MATRIX),
+  Row(r"layers/attn/[qkv]/kernel", _QKV, ((1,), (2, 3)), KERNEL),  # LDNH
+  Row(r"layers/attn/out/kernel", _OUT, ((1, 2), (3,)), KERNEL),  # LNHD
+  Row(r"layers/mlp/up/kernel", _UP, ((1,), (2,)), KERNEL),  # LDF
+  Row(r"layers/mlp/down/kernel", _DOWN, ((1,), (2,)), KERNEL),  # LFD
+  Row(r"layers/attn/[qkv]/bias", (None, None, None)),
+  Row(r"layers/(attn/out|mlp/up|mlp/down)/bias", (None, None)),
+  Row(r"layers/norm[12]/(scale|bias)", (None, None)),
+  Row(r"norm/(scale|bias)|patch/bias", (None,)),
+)
 
 
 class Vit(nn.Module):

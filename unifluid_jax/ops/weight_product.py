@@ -22,8 +22,8 @@ def product(x: Any, weight: Any, letters: str) -> Any:
   Args:
     x: [B, T, inputs].
     weight: of any rank; its first axes make the inputs.
-    letters: of the matrix, split as `parallel.RULES` split the weight: D, one
-      of them, over fsdp, N and F over tensor, K not at all.
+    letters: of the matrix, split as the network's rows split the weight: D,
+      one of them, over fsdp, N and F over tensor, K not at all.
 
   Returns:
     [B, T, outputs].

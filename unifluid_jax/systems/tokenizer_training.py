@@ -110,6 +110,9 @@ class VaeSystem:
   reconstruction (0, never trained there) is left out.
   """
 
+  parts = {"vae": kl_vae.ROWS, "discriminator": patch_gan.ROWS}
+  held = ()
+
   def __init__(self, config: Config):
     """Builds the modules."""
     model, self._weights = config.model, config.loss
@@ -168,7 +171,7 @@ class VaeSystem:
     counts: Mapping[str, int],
     key: PRNGKeyArray,
     step: int | Int[Array, ""],
-  ) -> tuple[Float[Array, ""], Metrics]:
+  ) -> tuple[Float[Array, ""], Metrics, Params]:
     """Reconstruction, KL and adversarial loss of a part of a batch.
 
     Args:
@@ -180,8 +183,9 @@ class VaeSystem:
       step: number of the training step, from 0.
 
     Returns:
-      The scalar to minimise, and metrics; `kl` is per latent element, as are
-      `latent_mean` and `latent_square`, the latents' first two moments.
+      The scalar to minimise; metrics: `kl` is per latent element, as are
+      `latent_mean` and `latent_square`, the latents' first two moments; and
+      nothing for `revise`.
     """
     images = batch["image"]["image"]
     w, count = self._weights, counts["images"]
@@ -198,7 +202,12 @@ class VaeSystem:
       terms = self._adversarial(params, frozen, images, features, output, step)
       total += terms[0]
       metrics |= terms[1]
-    return total, metrics
+    return total, metrics, {}
+
+  def revise(
+    self, params: Params, seen: Any, key: PRNGKeyArray, step: Any
+  ) -> None:
+    """Gradients alone change parameters."""
 
   def _apply(self, vae_params: Params, x: Array, method: str) -> Array:
     return self._vae.apply({"params": vae_params}, x, method=method)

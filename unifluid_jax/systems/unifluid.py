@@ -39,6 +39,8 @@ Fields = Mapping[str, Any]  # name → array [B, ...] of one task
 class UniFluid:
   """The System of `config.system == "unifluid"`."""
 
+  parts, held = unifluid_config.PARTS, ()
+
   def __init__(self, config: Config):
     """Builds the networks; no arrays are made here."""
     m = config.model
@@ -109,10 +111,7 @@ class UniFluid:
     return self.embed_token.apply({"params": params["image"]["in"]}, x)
 
   def embed_image(
-    self,
-    params: Params,
-    x: Float[Array, "B N C"],
-    cells: Int[Array, "B N"],
+    self, params: Params, x: Float[Array, "B N C"], cells: Int[Array, "B N"]
   ) -> Float[Array, "B N D"]:
     """Inputs that predict the tokens of `cells` in that order.
 
@@ -175,7 +174,7 @@ class UniFluid:
     counts: Mapping[str, Any],
     key: PRNGKeyArray,
     step: int | Int[Array, ""],
-  ) -> tuple[Float[Array, ""], Metrics]:
+  ) -> tuple[Float[Array, ""], Metrics, Params]:
     """L = L_visual + lambda * L_text over one backbone pass (UniFluid §4.1)."""
     keys = jax.random.split(key, 5)
     c = self.config.loss
@@ -212,7 +211,12 @@ class UniFluid:
       )
       metrics |= more
       total = total + c.text_weight * text
-    return total, metrics
+    return total, metrics, {}
+
+  def revise(
+    self, params: Params, seen: Any, key: PRNGKeyArray, step: Any
+  ) -> None:
+    """Gradients alone change parameters."""
 
   def _pack_image(
     self,
@@ -276,12 +280,11 @@ class UniFluid:
     """One decoder pass over all tasks; hidden states a task."""
     groups = parallel.batch_groups()
     whole = packing.merge(tasks, groups)
-    mask = block_causal_mask(whole.block, whole.valid)
     hidden, _ = self.decoder.apply(
       {"params": params["decoder"]},
       parallel.constrain(whole.x, "BTD"),
       packing.positions(whole.valid),
-      mask,
+      block_causal_mask(whole.block, whole.valid),
       dropout_key=key,
     )
     sizes = [t.x.shape[0] for t in tasks]
@@ -312,8 +315,7 @@ class UniFluid:
     t = diffusion.sample_steps(k_t, draws, x0.shape[1:-1])
     noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
     x_t = diffusion.q_sample(self.schedule, x0, t, noise)
-    # Constrained explicitly: between weights split over fsdp and a batch
-    # split over it, GSPMD would choose partial sums.
+    # Constrained explicitly: GSPMD would choose partial sums over fsdp.
     x_t = parallel.constrain(x_t, "_BTC")
     t = parallel.constrain(t, "_BT")
     out = self.head.apply({"params": params["head"]}, x_t, t, z)

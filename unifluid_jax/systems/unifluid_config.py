@@ -8,6 +8,8 @@ from unifluid_jax.codecs.kl_vae import check_shape
 from unifluid_jax.core import parallel, presets
 from unifluid_jax.core.config import option
 from unifluid_jax.core.freeze import need
+from unifluid_jax.core.parameter_rows import KERNEL, MATRIX
+from unifluid_jax.core.parameter_rows import Row as ParameterRow
 from unifluid_jax.core.ranges import (
   AMOUNT,
   ANY,
@@ -21,6 +23,7 @@ from unifluid_jax.core.ranges import (
 )
 from unifluid_jax.core.types import BOS, EOS, UNK, ImageCodec
 from unifluid_jax.data.fields import Cached, Field, Pixels, Text
+from unifluid_jax.models import diffusion_head, gemma, vit
 from unifluid_jax.systems.common import cost
 
 
@@ -102,6 +105,25 @@ class SamplingConfig:
   # Of edits, towards their source; 1: none of its own.
   image_cfg: float = option("edits", default=1.0)
 
+
+# Where the networks stand among the parameters, and how each is split.
+_PROJECTOR = (
+  ParameterRow(r"kernel", ("fsdp", None), ((0,), (1,)), KERNEL),
+  ParameterRow(r"bias", (None,)),
+)
+_IMAGE = (
+  ParameterRow(r"in/kernel", (None, "fsdp"), ((0,), (1,)), KERNEL),  # CD
+  ParameterRow(r"(position|next_position)", (None, "fsdp"), decay=MATRIX),  # ND
+  ParameterRow(r"in/bias|boi", (None,)),  # D
+)
+
+PARTS = {
+  "decoder": gemma.ROWS,
+  "vit": vit.ROWS,
+  "projector": _PROJECTOR,
+  "image": _IMAGE,
+  "head": diffusion_head.ROWS,
+}
 
 RANGES = (
   Row(below("text", "prompt prefix suffix"), COUNT),

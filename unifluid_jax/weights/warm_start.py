@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from unifluid_jax.core import checkpoint, parallel
 from unifluid_jax.core.config import ConfigError
 from unifluid_jax.core.parallel import path_str
+from unifluid_jax.core.parameter_rows import Parts
 from unifluid_jax.core.types import Params
 from unifluid_jax.weights.rows import nested
 
@@ -37,13 +38,16 @@ def _new(init: Init) -> tuple[str, ...]:
   return tuple(k for k, v in init.items() if v == NEW)
 
 
-def load(init: Init, fresh: Params, shapes: Params) -> tuple[Params, list[str]]:
+def load(
+  init: Init, fresh: Params, shapes: Params, parts: Parts
+) -> tuple[Params, list[str]]:
   """`fresh` with every leaf that `init` names replaced.
 
   Args:
     init: what comes from where.
     fresh: initialised parameters.
     shapes: the same as ShapeDtypeStructs with shardings.
+    parts: rows of the system's networks.
 
   Returns:
     Parameters in the dtypes and shardings of `shapes`, and a line for each
@@ -58,7 +62,7 @@ def load(init: Init, fresh: Params, shapes: Params) -> tuple[Params, list[str]]:
   out, notes = _flat(fresh), []
   for path in dict.fromkeys(wanted.values()):
     names = [n for n, p in wanted.items() if p == path]
-    got, note = _read(path, names, _flat(shapes), _new(init))
+    got, note = _read(path, names, _flat(shapes), _new(init), parts)
     out |= got
     notes.append(note)
   notes += [f"fresh: {prefix}" for prefix in _new(init)]
@@ -126,7 +130,11 @@ def other_settings(init: Init, model: Any) -> list[str]:
 
 
 def _read(
-  path: str, names: list[str], shapes: Mapping[str, Any], new: tuple[str, ...]
+  path: str,
+  names: list[str],
+  shapes: Mapping[str, Any],
+  new: tuple[str, ...],
+  rows: Parts,
 ) -> tuple[dict[str, Any], str]:
   """The named leaves of one checkpoint."""
   step = checkpoint.latest_step(path)
@@ -138,7 +146,7 @@ def _read(
     have = tuple(saved[name].shape) if name in saved else "missing"
     if name == _TABLE and have != "missing" and have[1:] == want.shape[1:]:
       # Rows may differ in number; both are laid out alike.
-      want = _of_rows(want, have)
+      want = _of_rows(want, have, rows)
     elif have != want.shape:
       wrong.append(f"{name}: there {have}, here {want.shape}")
     like[name] = want
@@ -169,11 +177,11 @@ def _read(
   return got, f"{note} ({count:,} parameters)"
 
 
-def _of_rows(like: Any, shape: tuple[int, ...]) -> Any:
+def _of_rows(like: Any, shape: tuple[int, ...], parts: Parts) -> Any:
   """The table with another number of rows, laid out by the same rule."""
   place = getattr(like, "sharding", None)
   if place is not None:
-    spec = parallel.spec_of(_TABLE, shape, place.mesh)
+    spec = parallel.spec_of(parts, _TABLE, shape, place.mesh)
     place = jax.sharding.NamedSharding(place.mesh, spec)
   return jax.ShapeDtypeStruct(shape, like.dtype, sharding=place)
 
