@@ -12,7 +12,7 @@ import pytest
 from tests.jaxprs import operations
 from unifluid_jax.core import parallel, presets
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.models import gemma
+from unifluid_jax.models import gemma, norms
 from unifluid_jax.ops import attention
 
 # Total parameters with the tied embedding counted once, as published.
@@ -282,10 +282,10 @@ def test_norm_multiplies_before_the_downcast_and_has_its_epsilon():
   wide = np.asarray(x, np.float64)
   want = np.stack([ref_norm(row, np.asarray(scale)) for row in wide])
   np.testing.assert_array_equal(
-    gemma.rms_norm(x, scale), jnp.asarray(want, jnp.float32).astype(x.dtype)
+    norms.gemma_rms_norm(x, scale), jnp.asarray(want, jnp.float32).astype(x.dtype)
   )
   x = np.random.default_rng(3).normal(size=12) * 1e-3
-  got = gemma.rms_norm(jnp.asarray(x, jnp.float32), jnp.zeros(12))
+  got = norms.gemma_rms_norm(jnp.asarray(x, jnp.float32), jnp.zeros(12))
   np.testing.assert_allclose(got, ref_norm(x, 0), rtol=1e-5)
 
 

@@ -83,8 +83,8 @@ def _check_autoencoder(c: Any) -> None:
 
 def _check_model(m: Any) -> None:
   _need(
-    m.vit.image_size % m.vit.patch == 0,
-    f"model.vit.image_size={m.vit.image_size} must be a multiple of "
+    m.vit.image_size >= m.vit.patch,
+    f"model.vit.image_size={m.vit.image_size} must hold a patch at least: "
     f"model.vit.patch={m.vit.patch}",
   )
   _need(
@@ -98,6 +98,10 @@ def _check_model(m: Any) -> None:
     f"model.decoder.kv_heads={m.decoder.kv_heads}",
   )
   _need(m.decoder.head_dim % 2 == 0, "model.decoder.head_dim must be even")
+  _need(
+    m.decoder.pre_norms or m.decoder.post_norms,
+    "model.decoder has no norms: set pre_norms=True or post_norms=True",
+  )
 
 
 def _check_training(c: Any) -> None:

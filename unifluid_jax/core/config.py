@@ -269,7 +269,7 @@ class Config:
 
 
 _PRESETS = {
-  presets.GemmaConfig: presets.GEMMA,
+  presets.GemmaConfig: presets.DECODER,
   presets.VitConfig: presets.VIT,
   presets.HeadConfig: presets.HEAD,
   presets.VaeConfig: presets.VAE,

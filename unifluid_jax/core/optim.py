@@ -19,7 +19,7 @@ from unifluid_jax.core.config import OptimConfig
 from unifluid_jax.core.parallel import path_str
 
 # "head" at the root is the diffusion head; a part's own head does decay.
-_NO_DECAY = re.compile(r"(^|/)(bias|scale)$|^head/")
+_NO_DECAY = re.compile(r"(^|/|_)(bias|scale)$|^head/")
 _KERNEL = re.compile(r"(^|/)kernel$")  # of encoder and projector, not of Gemma
 
 # Matrices Muon orthogonalises: path → (input axes, output axes); the rest

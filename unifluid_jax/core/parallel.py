@@ -25,13 +25,14 @@ BATCH_AXES = ("data", "fsdp")
 # Path (searched in the "/"-joined tree path) → mesh axis of each dimension.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   # Decoder; letters are those of types.py, F the hidden size of the MLP.
-  (r"embedder/table$", ("fsdp", "tensor")),  # VD
+  (r"(embedder|lm_head)/table$", ("fsdp", "tensor")),  # VD
   (r"layers/attn/q$", (None, "fsdp", "tensor", None)),  # LDNH
   (r"layers/attn/[kv]$", (None, "fsdp", None, None)),  # LDKH
   (r"layers/attn/o$", (None, "tensor", None, "fsdp")),  # LNHD
   (r"layers/mlp/(gate|up)$", (None, "fsdp", "tensor")),  # LDF
   (r"layers/mlp/down$", (None, "tensor", "fsdp")),  # LFD
-  (r"layers/attn/[qk]_norm/scale$", (None, None)),  # LH
+  (r"layers/attn/[qk]_norm/(scale|bias)$", (None, None)),  # LH or L(NH)
+  (r"layers/attn/[qkv]_bias$", (None, None)),  # L(NH)
   (r"layers/(pre|post)_(attn|ffw)/scale$", (None, None)),  # LD
   (r"final_norm/scale$", (None,)),  # D
   # Vision encoder.

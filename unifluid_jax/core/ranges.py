@@ -96,9 +96,15 @@ ROWS = (
     POSITIVE,
     "unifluid",
   ),
-  Row("model.decoder.rope_scale_global", POSITIVE, "unifluid"),
   Row(
-    _below("model.decoder", "attn_softcap final_softcap window"),
+    _below("model.decoder", "rope_scale_global norm_epsilon"),
+    POSITIVE,
+    "unifluid",
+  ),
+  Row(
+    _below(
+      "model.decoder", "attn_softcap final_softcap window rope_original_length"
+    ),
     AMOUNT,
     "unifluid",
   ),

@@ -239,14 +239,13 @@ class UniFluid:
     return total, metrics
 
   def _with_narrow_table(self, params: Params) -> Params:
-    """Parameters with the vocabulary's table in the dtype of its two uses.
+    """Parameters with tables of the vocabulary in the dtype of their uses.
 
-    Its gradients, of lookups and of logits, are then summed over devices in
+    Their gradients, of lookups and of logits, are then summed over devices in
     that dtype.
     """
-    decoder = params["decoder"]
-    table = decoder["embedder"]["table"].astype(self.decoder.dtype)
-    return params | {"decoder": decoder | {"embedder": {"table": table}}}
+    decoder = gemma.cast_tables(params["decoder"], self.decoder.dtype)
+    return params | {"decoder": decoder}
 
   def _for_loops(self, params: Params) -> Params:
     """Parameters with weights in the dtype of their products.
@@ -363,7 +362,7 @@ class UniFluid:
     h = parallel.constrain(jnp.concatenate(h), "GTD")
     suffix = parallel.constrain(jnp.concatenate(suffix), "GT")
     config = self.config.model.decoder
-    table = params["decoder"]["embedder"]["table"]
+    table = gemma.output_table(params["decoder"])
 
     def logits(x):
       return parallel.constrain(gemma.logits(config, table, x), "GTV")

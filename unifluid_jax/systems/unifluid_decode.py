@@ -178,7 +178,7 @@ def answer(
   start = packed.x.shape[1]
   offset = packed.valid.sum(axis=1, dtype=jnp.int32)
   valid = jnp.pad(packed.valid, ((0, 0), (0, length)))
-  table = params["decoder"]["embedder"]["table"]
+  table = gemma.output_table(params["decoder"])
   slots = jnp.arange(start + length)
 
   def logits_of(h):
