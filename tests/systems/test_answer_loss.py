@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 SUFFIX = np.array([[5, EOS, 0, 0], [7, 8, 9, EOS]], np.int32)
 
 
-def losses(**changes):
+def losses(tied=True, **changes):
   """The loss of two answers, and the log-probabilities it is made of."""
   config = tiny(**changes)
   d = config.model.decoder
@@ -26,9 +26,10 @@ def losses(**changes):
   class Task:
     x = task
 
+  tables = {"embedder" if tied else "lm_head": {"table": jnp.asarray(table)}}
   system, suffix = UniFluid(config), jnp.asarray(SUFFIX)
   loss, metrics = system._text_loss(
-    {"decoder": {"embedder": {"table": jnp.asarray(table)}}},
+    {"decoder": {"embedder": {"table": 7 * table}, **tables}},
     [Task],
     [jnp.asarray(hidden)],
     [(0, suffix)],
@@ -55,6 +56,12 @@ def test_mean_over_tokens_or_over_answers():
   long = np.mean([nll(p, 1, j) for j in range(4)])
   np.testing.assert_allclose(loss, (short + long) / 2, rtol=1e-5)
   assert metrics["loss_text"] == loss
+
+
+def test_an_output_table_of_its_own_scores_the_words():
+  loss, _, p = losses(tied=False)
+  tokens = [nll(p, 0, j) for j in range(2)] + [nll(p, 1, j) for j in range(4)]
+  np.testing.assert_allclose(loss, np.mean(tokens), rtol=1e-5)
 
 
 @pytest.mark.parametrize("mean", ["tokens", "answers"])

@@ -81,8 +81,7 @@ def run_gemma(config, params, tokens, positions=None, mask=None):
   variables = {"params": params}
   x = net.apply(variables, jnp.asarray(tokens), method="embed")
   hidden, _ = net.apply(variables, x, jnp.asarray(positions), jnp.asarray(mask))
-  table = params["embedder"]["table"]
-  return hidden, gemma.logits(config, table, hidden)
+  return hidden, gemma.logits(config, gemma.output_table(params), hidden)
 
 
 def run_vit(meta, params, images):

@@ -67,12 +67,8 @@ class HeadConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class VaeConfig:
-  """A KL autoencoder of the Stable-Diffusion family.
-
-  Latents leave it as (z - latent_mean) * latent_scale. `None` means measured
-  on the training images and stored with the trained weights.
-  """
+class AutoencoderConfig:
+  """Encoder and decoder of an image tokenizer; see models/convolutions.py."""
 
   base: int  # channels before `multipliers`
   multipliers: tuple[int, ...]
@@ -80,15 +76,26 @@ class VaeConfig:
   latent: int  # channels of z
   attention: bool = True  # one attention layer in the middle
   encoder_attention: bool = False  # and after each block of its last level
+  decoder_attention: bool = False  # and after each block of its first level
   groups: int = 32  # of every GroupNorm
   stem: int = 1  # pixels a side folded into channels before the first layer
-  latent_mean: float | None = None
-  latent_scale: float | None = None
 
   @property
   def factor(self) -> int:
     """Pixels a latent cell covers in each direction."""
     return self.stem * 2 ** (len(self.multipliers) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeConfig(AutoencoderConfig):
+  """A KL autoencoder of the Stable-Diffusion family.
+
+  Latents leave it as (z - latent_mean) * latent_scale. `None` means measured
+  on the training images and stored with the trained weights.
+  """
+
+  latent_mean: float | None = None
+  latent_scale: float | None = None
 
 
 _GEMMA2 = dict(
