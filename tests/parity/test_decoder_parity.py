@@ -16,7 +16,7 @@ from tests.parity.test_gemma_parity import (  # noqa: E402
   same_words,
 )
 from tests.weights import helpers, references  # noqa: E402
-from unifluid_jax.core.presets import GemmaConfig  # noqa: E402
+from unifluid_jax.core.presets import DecoderConfig  # noqa: E402
 from unifluid_jax.weights import gemma  # noqa: E402
 from unifluid_jax.weights.rows import Recipe, Row, nested  # noqa: E402
 
@@ -42,13 +42,13 @@ _OURS = dict(
 )  # fmt: skip
 _CHAMELEON = dict(norm_epsilon=1e-5, qk_norm=True, qk_norm_kind="layer")
 CONFIGS = {
-  "llama2": GemmaConfig(**_OURS),
-  "llama3": GemmaConfig(
+  "llama2": DecoderConfig(**_OURS),
+  "llama3": DecoderConfig(
     **_OURS | dict(tied=True), rope_scale_global=4.0, rope_original_length=40
   ),
-  "qwen2": GemmaConfig(**_OURS | dict(tied=True), qkv_bias=True),
-  "chameleon": GemmaConfig(**_OURS | _CHAMELEON),
-  "chameleon_swin": GemmaConfig(
+  "qwen2": DecoderConfig(**_OURS | dict(tied=True), qkv_bias=True),
+  "chameleon": DecoderConfig(**_OURS | _CHAMELEON),
+  "chameleon_swin": DecoderConfig(
     **_OURS | _CHAMELEON, pre_norms=False, post_norms=True
   ),
 }

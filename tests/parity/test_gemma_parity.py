@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tests.weights import helpers, references  # noqa: E402
-from unifluid_jax.models import gemma as ours  # noqa: E402
+from unifluid_jax.models import decoder as ours  # noqa: E402
 from unifluid_jax.weights import gemma, rows  # noqa: E402
 from unifluid_jax.weights.rows import nested  # noqa: E402
 
@@ -189,7 +189,7 @@ def same_words(model, config, params):
 
 
 def _generate(config, params, start, new):
-  net, size = ours.Gemma(config, jnp.float32), 5 + new
+  net, size = ours.Decoder(config, jnp.float32), 5 + new
   variables = {"params": params}
   cache = ours.init_cache(config, 1, size, jnp.float32)
   slots = np.arange(size)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.systems.conftest import tiny
 from unifluid_jax.core.types import EOS, UNK, Batch, TextOnly
-from unifluid_jax.models import gemma
+from unifluid_jax.models import decoder
 from unifluid_jax.systems.common import packing
 from unifluid_jax.systems.unifluid import UniFluid
 
@@ -35,7 +35,7 @@ def losses(tied=True, **changes):
     [(0, suffix)],
     system.counts(Batch(text=TextOnly(suffix, suffix))),
   )
-  logits = gemma.logits(d, jnp.asarray(table), jnp.asarray(hidden[:, 5:]))
+  logits = decoder.logits(d, jnp.asarray(table), jnp.asarray(hidden[:, 5:]))
   return loss, metrics, np.asarray(jax.nn.log_softmax(logits), np.float64)
 
 

@@ -66,7 +66,7 @@ class TextConfig:
 class ModelConfig:
   """Networks of a system."""
 
-  decoder: presets.GemmaConfig
+  decoder: presets.DecoderConfig
   vit: presets.VitConfig
   head: presets.HeadConfig
   vae: presets.VaeConfig
@@ -269,7 +269,7 @@ class Config:
 
 
 _PRESETS = {
-  presets.GemmaConfig: presets.DECODER,
+  presets.DecoderConfig: presets.DECODER,
   presets.VitConfig: presets.VIT,
   presets.HeadConfig: presets.HEAD,
   presets.VaeConfig: presets.VAE,

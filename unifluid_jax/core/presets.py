@@ -10,7 +10,7 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
-class GemmaConfig:
+class DecoderConfig:
   """A decoder-only transformer: Gemma, Llama, Qwen2 or Chameleon."""
 
   vocab: int
@@ -114,7 +114,7 @@ _GEMMA3 = dict(
 
 
 def _gemma(vocab, width, depth, mlp, heads, kv_heads, head_dim=256, **rest):
-  return GemmaConfig(
+  return DecoderConfig(
     vocab, width, depth, mlp, heads, kv_heads, head_dim, **rest
   )
 
@@ -141,19 +141,19 @@ GEMMA = {
 _LLAMA = dict(
   activation="silu", norm="llama", norm_epsilon=1e-5, scale_embedding=False
 )
-_LLAMA2_7B = GemmaConfig(
+_LLAMA2_7B = DecoderConfig(
   32_000, 4096, 32, 11_008, 32, 32, 128, tied=False, **_LLAMA
 )
 
 DECODER = {
   **GEMMA,
   "llama2_7b": _LLAMA2_7B,  # and Vicuna 7B, finetuned from it
-  "llama3_1b": GemmaConfig(  # Llama 3.2
+  "llama3_1b": DecoderConfig(  # Llama 3.2
     128_256, 2048, 16, 8192, 32, 8, 64,
     rope_base=5e5, rope_base_global=5e5, rope_scale_global=32.0,
     rope_original_length=8192, **_LLAMA,
   ),
-  "qwen2_5_0_5b": GemmaConfig(
+  "qwen2_5_0_5b": DecoderConfig(
     151_936, 896, 24, 4864, 14, 2, 64,
     rope_base=1e6, rope_base_global=1e6, qkv_bias=True,
     **_LLAMA | dict(norm_epsilon=1e-6),

@@ -4,14 +4,14 @@ from typing import Any
 
 from flax import linen as nn
 
-from unifluid_jax.core.presets import GemmaConfig
+from unifluid_jax.core.presets import DecoderConfig
 
 Specs = dict[str, Any]  # nested, of (initializer, shape); see stack.init_tree
 
 _ZEROS, _ONES = nn.initializers.zeros, nn.initializers.ones
 
 
-def specs(config: GemmaConfig) -> dict[str, Specs]:
+def specs(config: DecoderConfig) -> dict[str, Specs]:
   """Embedding, layers stacked along L, final norm, and an untied output."""
   c = config
   table = {"table": (nn.initializers.normal(c.width**-0.5), (c.vocab, c.width))}
@@ -23,7 +23,7 @@ def specs(config: GemmaConfig) -> dict[str, Specs]:
   return parts if c.tied else parts | {"lm_head": table}
 
 
-def _layers(c: GemmaConfig) -> Specs:
+def _layers(c: DecoderConfig) -> Specs:
   """All layers. Only what the configuration has exists."""
   layers = {
     "attn": _attention(c),
@@ -39,7 +39,7 @@ def _layers(c: GemmaConfig) -> Specs:
   return layers
 
 
-def _attention(c: GemmaConfig) -> Specs:
+def _attention(c: DecoderConfig) -> Specs:
   """Projections of queries, keys, values and outputs; biases and q/k norms.
 
   Vectors of all heads lie side by side, as the projections put them out.
@@ -63,7 +63,7 @@ def _attention(c: GemmaConfig) -> Specs:
   return attention
 
 
-def _rms_norm(c: GemmaConfig, *shape: int) -> Specs:
+def _rms_norm(c: DecoderConfig, *shape: int) -> Specs:
   """Neutral: Gemma adds 1 to its scales."""
   return {"scale": (_ZEROS if c.norm == "gemma" else _ONES, shape)}
 

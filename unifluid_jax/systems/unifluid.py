@@ -17,7 +17,7 @@ from unifluid_jax.codecs.kl_vae import load_vae
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config
 from unifluid_jax.core.types import PAD, UNK, Batch, Metrics, Params, Prompts
-from unifluid_jax.models import diffusion_head, gemma, kl_vae, stack
+from unifluid_jax.models import decoder, diffusion_head, kl_vae, stack
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops.attention import block_causal_mask
@@ -34,7 +34,9 @@ class UniFluid:
     m = config.model
     self.config = config
     dtype = jnp.dtype(m.dtype)
-    self.decoder = gemma.Gemma(m.decoder, dtype, m.remat, m.scan, m.attention)
+    self.decoder = decoder.Decoder(
+      m.decoder, dtype, m.remat, m.scan, m.attention
+    )
     self.vit = Vit(m.vit, dtype, m.remat, m.scan)
     # Of the vision encoder in training. The other fused kernels take masks
     # only, or were not timed with its heads.
@@ -241,11 +243,10 @@ class UniFluid:
   def _with_narrow_table(self, params: Params) -> Params:
     """Parameters with tables of the vocabulary in the dtype of their uses.
 
-    Their gradients, of lookups and of logits, are then summed over devices in
-    that dtype.
+    Their gradients, of lookups and of logits, are summed in it over devices.
     """
-    decoder = gemma.cast_tables(params["decoder"], self.decoder.dtype)
-    return params | {"decoder": decoder}
+    cast = decoder.cast_tables(params["decoder"], self.decoder.dtype)
+    return params | {"decoder": cast}
 
   def _for_loops(self, params: Params) -> Params:
     """Parameters with weights in the dtype of their products.
@@ -362,10 +363,10 @@ class UniFluid:
     h = parallel.constrain(jnp.concatenate(h), "GTD")
     suffix = parallel.constrain(jnp.concatenate(suffix), "GT")
     config = self.config.model.decoder
-    table = gemma.output_table(params["decoder"])
+    table = decoder.output_table(params["decoder"])
 
     def logits(x):
-      return parallel.constrain(gemma.logits(config, table, x), "GTV")
+      return parallel.constrain(decoder.logits(config, table, x), "GTV")
 
     c = self.config.loss
     nll, hits = chunked_cross_entropy(

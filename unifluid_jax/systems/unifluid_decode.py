@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import SamplingConfig
 from unifluid_jax.core.types import Params, Prompts
-from unifluid_jax.models import gemma
+from unifluid_jax.models import decoder
 from unifluid_jax.models.diffusion_head import sample_tokens
 from unifluid_jax.models.kl_vae import from_latents
 from unifluid_jax.ops import diffusion, order, patches, sampling
@@ -138,7 +138,7 @@ def prefill(system: Any, params: Params, packed: Any, room: int) -> Any:
     The cache of T + room slots, and hidden states [B, T, D].
   """
   b, t = packed.valid.shape
-  cache = gemma.init_cache(
+  cache = decoder.init_cache(
     system.config.model.decoder, b, t + room, packed.x.dtype
   )
   mask = block_causal_mask(packed.block, packed.valid)
@@ -178,11 +178,11 @@ def answer(
   start = packed.x.shape[1]
   offset = packed.valid.sum(axis=1, dtype=jnp.int32)
   valid = jnp.pad(packed.valid, ((0, 0), (0, length)))
-  table = gemma.output_table(params["decoder"])
+  table = decoder.output_table(params["decoder"])
   slots = jnp.arange(start + length)
 
   def logits_of(h):
-    return gemma.logits(system.config.model.decoder, table.astype(h.dtype), h)
+    return decoder.logits(system.config.model.decoder, table.astype(h.dtype), h)
 
   def step(state, token, i):
     cache, valid, offset = state

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from unifluid_jax.core import checkpoint, parallel
 from unifluid_jax.core.config import ConfigError, InitConfig
 from unifluid_jax.core.parallel import path_str
-from unifluid_jax.core.presets import GemmaConfig
+from unifluid_jax.core.presets import DecoderConfig
 from unifluid_jax.core.types import Params
 from unifluid_jax.weights.rows import nested
 
@@ -79,7 +79,7 @@ def plan(init: InitConfig, shapes: Params) -> dict[str, str]:
   return wanted
 
 
-def other_settings(init: InitConfig, decoder: GemmaConfig) -> list[str]:
+def other_settings(init: InitConfig, decoder: DecoderConfig) -> list[str]:
   """What a converted decoder was trained with and a run computes otherwise.
 
   Args:

@@ -6,7 +6,7 @@ defines it.
 """
 
 from unifluid_jax.core.config import Config
-from unifluid_jax.core.presets import GemmaConfig, HeadConfig, VitConfig
+from unifluid_jax.core.presets import DecoderConfig, HeadConfig, VitConfig
 
 
 def step_cost(config: Config) -> tuple[int, float]:
@@ -68,7 +68,7 @@ def fused_attention_flops(config: Config) -> dict[str, float]:
   return {k: v * (9 if again else 7) for k, v in products.items()}
 
 
-def decoder_flops(c: GemmaConfig, length: int) -> float:
+def decoder_flops(c: DecoderConfig, length: int) -> float:
   """Forward FLOPs of one sequence, without embedding and logits."""
   projections = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
   attention = 2 * c.heads * c.head_dim * length

@@ -12,7 +12,7 @@ import pytest
 from tests.jaxprs import operations
 from unifluid_jax.core import optim, parallel, presets
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.models import gemma, norms, stack
+from unifluid_jax.models import decoder, norms, stack
 from unifluid_jax.ops import attention
 
 # Total parameters with the tied embedding counted once, as published.
@@ -41,22 +41,22 @@ _LLAMA = dict(
   activation="silu", norm="llama", norm_epsilon=0.3, scale_embedding=False
 )
 TINY = {
-  "gemma1": presets.GemmaConfig(**_SHAPE | dict(kv_heads=1)),
-  "gemma2": presets.GemmaConfig(
+  "gemma1": presets.DecoderConfig(**_SHAPE | dict(kv_heads=1)),
+  "gemma2": presets.DecoderConfig(
     **_SHAPE, **_LOCAL, attn_softcap=1.5, final_softcap=2.0,
     pattern=("local", "global"), query_scale=0.45,
   ),
-  "gemma3": presets.GemmaConfig(
+  "gemma3": presets.DecoderConfig(
     **_SHAPE, **_LOCAL, qk_norm=True, pattern=("local", "local", "global"),
     rope_base=100.0, rope_base_global=1e6, rope_scale_global=8.0,
   ),
   # With the biases of Qwen2.
-  "llama": presets.GemmaConfig(
+  "llama": presets.DecoderConfig(
     **_SHAPE, **_LLAMA, tied=False, qkv_bias=True, rope_base_global=20.0,
     rope_scale_global=4.0, rope_original_length=40,
   ),
   # Norms stand as in the 34B one.
-  "chameleon": presets.GemmaConfig(
+  "chameleon": presets.DecoderConfig(
     **_SHAPE, **_LLAMA, tied=False, pre_norms=False, post_norms=True,
     qk_norm=True, qk_norm_kind="layer",
   ),
@@ -93,7 +93,7 @@ def shapes(model):
 @functools.cache
 def make(name, dtype="float32", **changes):
   """A tiny model and parameters of which no part is at its neutral value."""
-  model = gemma.Gemma(TINY[name], jnp.dtype(dtype), **changes)
+  model = decoder.Decoder(TINY[name], jnp.dtype(dtype), **changes)
   draw = np.random.default_rng(0).normal
   return model, jax.tree.map(
     lambda x: jnp.asarray(0.4 * draw(size=x.shape), x.dtype), shapes(model)
@@ -241,7 +241,9 @@ def test_equals_plain_loops(name):
   cap = config.final_softcap
   want = cap * np.tanh(scores / cap) if cap else scores
   np.testing.assert_allclose(
-    gemma.logits(config, gemma.output_table(params), hidden), want, atol=3e-5
+    decoder.logits(config, decoder.output_table(params), hidden),
+    want,
+    atol=3e-5,
   )
 
 
@@ -276,7 +278,7 @@ def test_prefill_and_steps_equal_the_full_forward(name):
   size, prefill = T + 2, 6
   mask = jnp.pad(MASK, ((0, 0), (0, 0), (0, size - T)))
   x = embedded(name)
-  cache = gemma.init_cache(model.config, len(x), size, jnp.float32)
+  cache = decoder.init_cache(model.config, len(x), size, jnp.float32)
   # Whatever slots hold before they are written must not matter.
   cache = cache._replace(k=cache.k + 9.0, v=cache.v - 9.0)
 
@@ -315,12 +317,12 @@ def test_bfloat16_keeps_float32_parameters():
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
   tokens = jnp.arange(T)[None] % TINY["gemma2"].vocab
   x = model.apply({"params": params}, tokens, method="embed")
-  cache = gemma.init_cache(model.config, 1, T, jnp.bfloat16)
+  cache = decoder.init_cache(model.config, 1, T, jnp.bfloat16)
   hidden, cache = jax.jit(model.apply)(
     {"params": params}, x, POSITIONS[2:3], MASK[2:3], cache, 0
   )
   assert (x.dtype, hidden.dtype, cache.k.dtype) == (jnp.bfloat16,) * 3
-  scores = gemma.logits(model.config, params["embedder"]["table"], hidden)
+  scores = decoder.logits(model.config, params["embedder"]["table"], hidden)
   assert scores.dtype == jnp.float32
   wide, _ = make("gemma2")
   want, _ = jax.jit(wide.apply)(
@@ -377,7 +379,9 @@ def test_vectors_of_all_heads_stay_float32_and_do_not_decay():
 
 @pytest.mark.parametrize("name", sorted({*presets.DECODER} - {*presets.GEMMA}))
 def test_every_parameter_of_the_others_has_a_layout(name):
-  params = {"decoder": shapes(gemma.Gemma(presets.DECODER[name], jnp.bfloat16))}
+  params = {
+    "decoder": shapes(decoder.Decoder(presets.DECODER[name], jnp.bfloat16))
+  }
   mesh = parallel.make_mesh(MeshConfig(2, 2, 2))
   for leaf, place in zip(
     jax.tree.leaves(params),
@@ -390,7 +394,7 @@ def test_every_parameter_of_the_others_has_a_layout(name):
 @pytest.mark.parametrize("width, rounded", [(2048, 45.25), (3584, 59.75)])
 def test_embedding_scale_is_rounded_to_the_activation_dtype(width, rounded):
   config = dataclasses.replace(TINY["gemma1"], width=width, vocab=2)
-  model = gemma.Gemma(config, jnp.bfloat16)
+  model = decoder.Decoder(config, jnp.bfloat16)
   params = {"embedder": {"table": jnp.ones((2, width))}}
   params |= {"layers": {}, "final_norm": {"scale": jnp.zeros(width)}}
   x = model.apply({"params": params}, jnp.zeros((1, 1), int), method="embed")
@@ -401,7 +405,7 @@ def test_a_frequent_word_goes_on_counting():
   """In bfloat16 a sum of ones ends at 256, unless the compiler widens it."""
   table = jnp.zeros((3, 2), jnp.bfloat16)
   ids = jnp.array([[1] * 1000, [2] * 1000]).at[1, 0].set(7)  # 7: no such row
-  grad = jax.grad(lambda t: gemma._rows(t, ids).astype(jnp.float32).sum())
+  grad = jax.grad(lambda t: decoder._rows(t, ids).astype(jnp.float32).sum())
   program = str(jax.make_jaxpr(grad)(table))
   assert re.search(r"f32\[1,3,2\] = scatter-add", program)
   got = grad(table)
@@ -416,7 +420,7 @@ def test_gradients_of_rows_are_added_over_groups_in_the_tables_dtype():
   ids = jax.random.randint(jax.random.key(1), (8, 5), -2, 18)
 
   def loss(table, ids):
-    return jnp.sum(jnp.sin(jnp.nan_to_num(gemma._rows(table, ids))))
+    return jnp.sum(jnp.sin(jnp.nan_to_num(decoder._rows(table, ids))))
 
   first, second = (jax.grad(loss)(table, ids[i : i + 4]) for i in (0, 4))
   with jax.set_mesh(mesh):
@@ -457,7 +461,7 @@ def test_initial_values():
   config = dataclasses.replace(
     TINY["gemma3"], vocab=512, width=96, mlp=80, depth=2, heads=6, head_dim=24
   )
-  params = init(gemma.Gemma(config, jnp.float32), jax.jit)
+  params = init(decoder.Decoder(config, jnp.float32), jax.jit)
   params = jax.tree.map(np.asarray, params)
   layers = params["layers"]
   fan_in = dict(q=96, k=96, v=96, o=6 * 24, gate=96, up=96, down=80)
@@ -475,7 +479,7 @@ def test_initial_values():
 
 @pytest.mark.parametrize("name", presets.DECODER)
 def test_parameter_counts(name):
-  params = shapes(gemma.Gemma(presets.DECODER[name], jnp.bfloat16))
+  params = shapes(decoder.Decoder(presets.DECODER[name], jnp.bfloat16))
   total = sum(x.size for x in jax.tree.leaves(params))
   if name == "gemma2_700m":
     body = total - params["embedder"]["table"].size
@@ -489,7 +493,7 @@ def test_wrong_arguments_are_refused():
     full("gemma1", remat="some")
   model, params = make("gemma1")
   run = functools.partial(model.apply, {"params": params}, embedded("gemma1"))
-  cache = gemma.init_cache(model.config, len(BLOCK), T + 1, jnp.float32)
+  cache = decoder.init_cache(model.config, len(BLOCK), T + 1, jnp.float32)
   with pytest.raises(ValueError, match="both or neither"):
     run(POSITIONS, MASK, cache)
   with pytest.raises(ValueError, match="attention runs over 10"):

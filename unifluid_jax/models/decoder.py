@@ -1,6 +1,6 @@
 """The decoder-only transformer of every system, as one scan over layers.
 
-`GemmaConfig` says which it is: Gemma 1-3, Llama, Qwen2 or Chameleon. Sources:
+`DecoderConfig` says which it is: Gemma 1-3, Llama, Qwen2 or Chameleon. Sources:
 arXiv 2403.08295, 2408.00118 and 2503.19786 with gemma gm/nn; 2307.09288;
 2412.15115; 2405.09818. Dropout and initial values as big_vision
 models/ppp/gemma.py.
@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unifluid_jax.core import parallel
-from unifluid_jax.core.presets import GemmaConfig
+from unifluid_jax.core.presets import DecoderConfig
 from unifluid_jax.models import decoder_params, norms, stack
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
@@ -32,7 +32,9 @@ class Cache(NamedTuple):
   positions: Any  # i32[B, S]
 
 
-def init_cache(config: GemmaConfig, batch: int, size: int, dtype: Any) -> Cache:
+def init_cache(
+  config: DecoderConfig, batch: int, size: int, dtype: Any
+) -> Cache:
   """An empty cache of `size` slots; the caller's mask hides unused ones."""
   shape = (config.depth, batch, size, config.kv_heads, config.head_dim)
   return Cache(
@@ -42,7 +44,7 @@ def init_cache(config: GemmaConfig, batch: int, size: int, dtype: Any) -> Cache:
   )
 
 
-class Gemma(nn.Module):
+class Decoder(nn.Module):
   """A decoder without its output layer, which is `logits`.
 
   Attributes:
@@ -56,7 +58,7 @@ class Gemma(nn.Module):
     kernel: of attention without a cache; see `attention.attend`.
   """
 
-  config: GemmaConfig
+  config: DecoderConfig
   dtype: Any
   remat: str = "none"
   scan: bool = True
@@ -184,7 +186,7 @@ def cast_tables(params: Any, dtype: Any) -> dict[str, Any]:
 
 
 def logits(
-  config: GemmaConfig,
+  config: DecoderConfig,
   table: Float[Array, "V D"],
   hidden: Float[Array, "*dims D"],
 ) -> Float[Array, "*dims V"]:
@@ -193,7 +195,7 @@ def logits(
   Args:
     config: for the final softcap.
     table: see `output_table`; may already be in the activation dtype.
-    hidden: normed states, as `Gemma` returns them.
+    hidden: normed states, as `Decoder` returns them.
 
   Returns:
     float32; the products accumulate in float32 too.
@@ -213,7 +215,7 @@ class _Style(NamedTuple):
   activation: Callable[[Any], Any]
 
 
-def _style(config: GemmaConfig) -> _Style:
+def _style(config: DecoderConfig) -> _Style:
   """The functions of a configuration; a norm without parameters is none."""
   rms = {"gemma": norms.gemma_rms_norm, "llama": norms.llama_rms_norm}
   activations = {
