@@ -15,7 +15,7 @@ from tests.systems.conftest import tiny
 from unifluid_jax.aot import compiled, hlo, lower, report, topology
 from unifluid_jax.core import parallel, xla_options
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.models import kl_vae, stack
+from unifluid_jax.models import convolutions, stack
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
 
@@ -68,7 +68,7 @@ def test_few_images_are_not_cut_into_strips(name):
   """On v6e neither, which takes 8 GB to compile."""
   place = topology.get(name)
   mesh = parallel.make_mesh(MeshConfig(-1, 1, 1), place.devices)
-  block = kl_vae.Resnet(128, 32, jnp.bfloat16)
+  block = convolutions.Resnet(128, 32, jnp.bfloat16)
   x = jax.ShapeDtypeStruct((4, 64, 64, 128), jnp.bfloat16)
   params = jax.eval_shape(block.init, jax.random.key(0), x)
 

@@ -11,7 +11,7 @@ import pytest
 from unifluid_jax.core import optim
 from unifluid_jax.core.config import OptimConfig, OptimPartConfig
 from unifluid_jax.core.parameter_rows import Row
-from unifluid_jax.models import diffusion_head, gemma, vit
+from unifluid_jax.models import decoder, diffusion_head, vit
 
 BASE = OptimConfig(
   name="adamw", lr=0.1, warmup=1, schedule="constant", adam_lr=0.1, b1=0.9,
@@ -19,7 +19,7 @@ BASE = OptimConfig(
   rates={},
 )  # fmt: skip
 PARTS = {
-  "decoder": gemma.ROWS,
+  "decoder": decoder.ROWS,
   "vit": vit.ROWS,
   "image": (Row("boi", (None,)),),
   "head": diffusion_head.ROWS,

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from unifluid_jax.core import optim, parallel
 from unifluid_jax.core.config import ConfigError, MeshConfig, OptimConfig
 from unifluid_jax.core.parameter_rows import Row, row_of
-from unifluid_jax.models import gemma
+from unifluid_jax.models import decoder
 
 OPTIM = OptimConfig(
   "adamw",
@@ -28,7 +28,7 @@ OPTIM = OptimConfig(
   {},
 )
 PARTS = {
-  "decoder": gemma.ROWS,
+  "decoder": decoder.ROWS,
   "projector": (Row("bias", (None,)),),
 }
 

@@ -16,7 +16,7 @@ from unifluid_jax import systems, train
 from unifluid_jax.core import checkpoint, config, lock, stopping, telemetry
 from unifluid_jax.core.parameter_rows import Row
 from unifluid_jax.core.types import Part
-from unifluid_jax.models import gemma
+from unifluid_jax.models import decoder
 
 SHIFT = jax.ShapeDtypeStruct((), np.float32)
 
@@ -28,7 +28,7 @@ class Toy:
   codec = None
   parts = {
     "projector": (Row("kernel", ("fsdp", None)), Row("bias", (None,))),
-    "decoder": gemma.ROWS,
+    "decoder": decoder.ROWS,
   }
   held = ()
 

@@ -138,7 +138,7 @@ def test_other_settings_than_a_conversion_has_are_named(tmp_path):
   path = str(tmp_path / "ours")
   fixture = helpers.FIXTURES / "gemma2"
   convert.to_checkpoint(f"gemma:{fixture}", path, lambda line: None)
-  same = presets.GemmaConfig(40, 24, 3, 32, 4, 2, 8, **helpers.OURS[2])
+  same = presets.DecoderConfig(40, 24, 3, 32, 4, 2, 8, **helpers.OURS[2])
   init = {"decoder": path}
 
   def other_settings(init, decoder):

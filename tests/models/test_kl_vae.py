@@ -8,7 +8,7 @@ import pytest
 from scipy import signal, special
 
 from unifluid_jax.core import presets
-from unifluid_jax.models import kl_vae
+from unifluid_jax.models import convolutions, kl_vae
 
 # Factor 2, attention, shortcuts in encoder and decoder.
 TINY = presets.VaeConfig(8, (1, 2), 1, 3, groups=4)
@@ -29,6 +29,7 @@ def apply(module, params, x, method=None):
   return run(params, x)
 
 
+@functools.cache
 def shapes(config, size):
   vae = kl_vae.KlVae(config)
   images = jnp.zeros((1, size, size, 3))
@@ -94,6 +95,51 @@ def test_sd_f8_has_the_published_parameters():
   assert len(jax.tree.leaves(p)) == 248
 
 
+# Multipliers and blocks are those of f16. Channels of z, of codes, side of the
+# convolutions between them; published encoder, decoder, both convolutions.
+DISCRETE = {
+  "chameleon": (
+    dict(base=128, latent=256), 256, 1, (27_194_880, 39_294_851, 131_584)
+  ),
+  "llamagen": (
+    dict(base=128, latent=256, encoder_attention=True, decoder_attention=True),
+    8, 1, (29_298_176, 42_449_795, 4_360),
+  ),
+  "var": (
+    dict(base=160, latent=32, encoder_attention=True, decoder_attention=True),
+    32, 3, (44_107_872, 64_653_923, 18_496),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_discrete_tokenizers_have_the_published_parameters(name):
+  sizes, code, side, published = DISCRETE[name]
+  config = presets.AutoencoderConfig(
+    multipliers=(1, 1, 2, 2, 4), blocks=2, **sizes
+  )
+  z = config.latent
+  parts = (
+    (convolutions.Encoder(config, z), (16, 16, 3)),
+    (convolutions.Decoder(config), (1, 1, z)),
+    (convolutions.conv(code, side, jnp.float32), (1, 1, z)),
+    (convolutions.conv(z, side, jnp.float32), (1, 1, code)),
+  )
+  encoder, decoder, quant, post_quant = (
+    count(jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape))))
+    for net, shape in parts
+  )
+  assert (encoder, decoder, quant + post_quant) == published
+
+
+def test_attention_of_the_decoder_follows_each_block_of_its_first_level():
+  config = dataclasses.replace(TINY, decoder_attention=True)
+  decoder = shapes(config, 4)["decoder"]
+  found = [k for k in decoder["up_0"] if k.startswith("attention")]
+  assert sorted(found) == ["attention_0", "attention_1"]
+  assert not any(k.startswith("attention") for k in decoder["up_1"])
+
+
 def test_sd_f8_names_and_shapes_follow_the_published_layout():
   p = shapes(presets.VAE["sd_f8"], 64)
   down, up = p["encoder"]["down_1"], p["decoder"]["up_2"]
@@ -143,7 +189,7 @@ def test_small_f4_without_attention():
 
 
 def test_downsampling_pads_the_bottom_and_the_right_only():
-  level = kl_vae.Level(1, 0, "down", 1)
+  level = convolutions.Level(1, 0, "down", 1)
   x = normal(0, 1, 6, 6, 1)
   padded = np.pad(x[0, :, :, 0], ((0, 1), (0, 1)))
   for row in range(3):
@@ -157,7 +203,7 @@ def test_downsampling_pads_the_bottom_and_the_right_only():
 
 
 def test_upsampling_repeats_cells_before_its_convolution():
-  level = kl_vae.Level(1, 0, "up", 1)
+  level = convolutions.Level(1, 0, "up", 1)
   x = jnp.arange(6, dtype=jnp.float32).reshape(1, 2, 3, 1)
   kernel = np.zeros((3, 3, 1, 1), np.float32)
   kernel[1, 1] = 1
@@ -169,7 +215,7 @@ def test_upsampling_repeats_cells_before_its_convolution():
 
 def test_resnet_equals_its_formula():
   x = normal(1, 2, 4, 5, 4)
-  block = kl_vae.Resnet(6, 2)
+  block = convolutions.Resnet(6, 2)
   p = filled(jax.eval_shape(block.init, jax.random.key(0), x)["params"])
   h = ref_conv(silu(ref_norm(np.float64(x), p["norm1"], 2)), p["conv1"])
   h = ref_conv(silu(ref_norm(h, p["norm2"], 2)), p["conv2"])
@@ -180,7 +226,7 @@ def test_resnet_equals_its_formula():
 
 def test_attention_equals_its_formula():
   x = normal(2, 2, 3, 4, 6)
-  block = kl_vae.Attention(3)
+  block = convolutions.Attention(3)
   p = filled(jax.eval_shape(block.init, jax.random.key(0), x)["params"])
 
   def dense(y, name):
@@ -198,7 +244,7 @@ def test_norm_keeps_float32_precision_for_bfloat16_inputs():
   x = jnp.asarray(
     100 + np.random.default_rng(3).standard_normal((1, 8, 8, 4)), jnp.bfloat16
   )
-  norm = kl_vae.Norm(2)
+  norm = convolutions.Norm(2)
   p = norm.init(jax.random.key(0), x)["params"]
   out = apply(norm, p, x)
   assert out.dtype == jnp.bfloat16
@@ -221,7 +267,7 @@ def test_decode_splits_at_the_last_convolution():
   z = normal(1, 2, 3, 3, 3)
   features = apply(vae, p, z, "decode_features")
   assert features.shape == (2, 6, 6, 8)
-  swapped = kl_vae.with_last_kernel(p, 2 * kl_vae.last_kernel(p))
+  swapped = convolutions.with_last_kernel(p, 2 * convolutions.last_kernel(p))
   out = apply(vae, swapped, features, "decode_output")
   full = apply(vae, p, z, "decode")
   bias = p["decoder"]["conv_out"]["bias"]
@@ -290,7 +336,7 @@ def test_misfits_are_refused_with_the_fix():
 
 def test_a_flat_image_far_from_zero_is_not_nan():
   """Whose variance, as a difference of large numbers, may be below 0."""
-  norm = kl_vae.Norm(2)
+  norm = convolutions.Norm(2)
   for value in (0.0, 3.3, 77.7):
     x = jnp.full((1, 16, 16, 4), value)
     got = norm.apply(norm.init(jax.random.key(0), x), x)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.jaxprs import operations
-from tests.models.test_gemma import MASK, POSITIONS, VALID, embedded, make
+from tests.models.test_decoder import MASK, POSITIONS, VALID, embedded, make
 from unifluid_jax.models import stack
 
 

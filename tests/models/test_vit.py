@@ -1,5 +1,6 @@
 """The vision encoder against a float64 reference in plain loops."""
 
+import dataclasses
 import functools
 
 import jax
@@ -134,6 +135,15 @@ def test_so400m_count_is_the_published_one_less_the_pooling_head():
   probe, attn, norm, mlp = d, 4 * (d * d + d), 2 * d, 2 * d * f + f + d
   assert total + probe + attn + norm + mlp == 427_680_704
   assert params["position"].shape == (256, 1152)
+
+
+def test_so400m_at_384_pixels_leaves_the_last_six_out():
+  config = dataclasses.replace(presets.VIT["so400m_14"], image_size=384)
+  images = jax.ShapeDtypeStruct((1, 384, 384, 3), jnp.float32)
+  tokens, _ = jax.eval_shape(
+    vit.Vit(config, jnp.bfloat16).init_with_output, jax.random.key(0), images
+  )
+  assert tokens.shape == (1, 27 * 27, 1152)
 
 
 def test_initial_values():

@@ -18,8 +18,8 @@ from unifluid_jax import systems, train
 from unifluid_jax.aot import compiled, topology
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import ConfigError, MeshConfig
-from unifluid_jax.core.presets import GemmaConfig
-from unifluid_jax.models import gemma
+from unifluid_jax.core.presets import DecoderConfig
+from unifluid_jax.models import decoder
 from unifluid_jax.ops import attention, fused_attention
 
 splash = functools.partial(fused_attention.splash, interpret=True)
@@ -184,7 +184,7 @@ def test_each_device_runs_its_rows_and_heads(n, kv, local, monkeypatch):
 
 # ----------------------------------------------------------------- the decoder
 
-DECODER = GemmaConfig(
+DECODER = DecoderConfig(
   vocab=11, width=16, depth=2, mlp=24, heads=2, kv_heads=1, head_dim=8,
   attn_softcap=0.5, post_norms=True, window=3, pattern=("local", "global"),
 )  # fmt: skip
@@ -196,8 +196,8 @@ def test_decoder_trains_the_same_with_both(mesh, calls):
   b, t = 8, 20
   x, positions = arrays(b, t, 1, 1, 16)[0][:, :, 0], jnp.arange(t)
   positions, mask = jnp.broadcast_to(positions, (b, t)), merged_mask(b, t)
-  plain = gemma.Gemma(DECODER, jnp.float32, remat="full")
-  fused = gemma.Gemma(DECODER, jnp.float32, remat="full", kernel="splash")
+  plain = decoder.Decoder(DECODER, jnp.float32, remat="full")
+  fused = decoder.Decoder(DECODER, jnp.float32, remat="full", kernel="splash")
   params = plain.init(jax.random.key(0), x, positions, mask)
   used = jnp.diagonal(mask, axis1=1, axis2=2)[..., None]  # all but pads
 
@@ -220,9 +220,9 @@ def test_decoder_trains_the_same_with_both(mesh, calls):
 
 def test_a_cache_is_read_by_the_plain_kernel():
   """A CPU can run no other: nothing is interpreted here."""
-  module = gemma.Gemma(DECODER, jnp.float32, kernel="splash")
+  module = decoder.Decoder(DECODER, jnp.float32, kernel="splash")
   x, positions = jnp.ones((1, 2, 16)), jnp.arange(2)[None]
-  cache = gemma.init_cache(DECODER, 1, 4, jnp.float32)
+  cache = decoder.init_cache(DECODER, 1, 4, jnp.float32)
   mask = jnp.ones((1, 2, 4), bool)
 
   def run(key):

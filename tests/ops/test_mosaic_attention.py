@@ -24,8 +24,8 @@ from unifluid_jax import systems
 from unifluid_jax.aot import compiled, topology
 from unifluid_jax.core import parallel, types
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.core.presets import GemmaConfig, VitConfig
-from unifluid_jax.models import gemma
+from unifluid_jax.core.presets import DecoderConfig, VitConfig
+from unifluid_jax.models import decoder
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import attention, mosaic_attention
 
@@ -199,7 +199,7 @@ def interpreted(monkeypatch):
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_decoder_trains_the_same_with_both(qk_norm, interpreted):
   """Layers of two kinds, with angles of their own, kept by remat."""
-  config = GemmaConfig(
+  config = DecoderConfig(
     vocab=11, width=16, depth=2, mlp=24, heads=2, kv_heads=1, head_dim=8,
     attn_softcap=0.5, window=3, pattern=("local", "global"),
     rope_base=30.0, rope_base_global=900.0, qk_norm=qk_norm,
@@ -208,7 +208,7 @@ def test_decoder_trains_the_same_with_both(qk_norm, interpreted):
   x, positions = arrays(b, t, 1, 1, 16)[0][:, :, 0], jnp.arange(t)
   positions, mask = jnp.broadcast_to(positions, (b, t)), merged_mask(b, t)
   plain, fused = (
-    gemma.Gemma(config, jnp.float32, remat="dots", kernel=kernel)
+    decoder.Decoder(config, jnp.float32, remat="dots", kernel=kernel)
     for kernel in ("plain", "mosaic")
   )
   params = plain.init(jax.random.key(0), x, positions, mask)

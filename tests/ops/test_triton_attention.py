@@ -23,8 +23,8 @@ from tests.systems.conftest import tiny
 from unifluid_jax import systems, train
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import ConfigError, MeshConfig
-from unifluid_jax.core.presets import GemmaConfig
-from unifluid_jax.models import gemma
+from unifluid_jax.core.presets import DecoderConfig
+from unifluid_jax.models import decoder
 from unifluid_jax.ops import attention, triton_attention
 from unifluid_jax.ops.triton_attention import Blocks, Plan
 
@@ -123,7 +123,7 @@ def test_each_device_runs_its_rows_and_heads(mesh, kv, local, monkeypatch):
 
 def test_decoder_trains_the_same_with_both(monkeypatch):
   monkeypatch.setattr(triton_attention, "flash", small)
-  config = GemmaConfig(
+  config = DecoderConfig(
     vocab=11, width=16, depth=2, mlp=24, heads=2, kv_heads=1, head_dim=8,
     attn_softcap=0.5, post_norms=True, window=3, pattern=("local", "global"),
   )  # fmt: skip
@@ -132,7 +132,7 @@ def test_decoder_trains_the_same_with_both(monkeypatch):
   positions, mask = jnp.broadcast_to(positions, (b, t)), merged_mask(b, t)
   used = jnp.diagonal(mask, axis1=1, axis2=2)[..., None]  # all but pads
   plain, fused = (
-    gemma.Gemma(config, jnp.float32, remat="full", kernel=kernel)
+    decoder.Decoder(config, jnp.float32, remat="full", kernel=kernel)
     for kernel in ("plain", "triton")
   )
   params = plain.init(jax.random.key(0), x, positions, mask)

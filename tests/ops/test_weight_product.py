@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tests.jaxprs import operations
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.models import gemma, vit
+from unifluid_jax.models import vit
 from unifluid_jax.ops.weight_product import product
 
 
@@ -23,9 +23,9 @@ def mesh():
 @pytest.mark.parametrize(
   "network, path, shape, inputs, letters",
   [
-    (gemma, "layers/attn/q", (32, 4, 8), 32, "DN"),
-    (gemma, "layers/attn/k", (32, 4, 8), 32, "DK"),
-    (gemma, "layers/attn/o", (4, 8, 32), 32, "ND"),
+    (decoder, "layers/attn/q", (32, 4, 8), 32, "DN"),
+    (decoder, "layers/attn/k", (32, 4, 8), 32, "DK"),
+    (decoder, "layers/attn/o", (4, 8, 32), 32, "ND"),
     (vit, "layers/attn/out/kernel", (4, 8, 32), 32, "ND"),
     (vit, "layers/mlp/up/kernel", (32, 48), 32, "DF"),
     (vit, "layers/mlp/down/kernel", (48, 32), 48, "FD"),

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tests.weights import helpers, references  # noqa: E402
-from unifluid_jax.models import gemma as ours  # noqa: E402
+from unifluid_jax.models import decoder as ours  # noqa: E402
 from unifluid_jax.weights import gemma, rows  # noqa: E402
 from unifluid_jax.weights.rows import nested  # noqa: E402
 
@@ -33,7 +33,8 @@ def _pair(generation, directory, **rest):
   return generation, model, config, params["decoder"]
 
 
-def _agree(got, want, where=None):
+def agree(got, want, where=None):
+  """Asserts equal hidden states and logits, at positions `where`."""
   where = np.ones(got[0].shape[:2], bool) if where is None else where
   (hidden, logits), (hidden2, logits2) = (
     [np.asarray(x.detach() if torch.is_tensor(x) else x)[where] for x in pair]
@@ -47,7 +48,7 @@ def test_causal(pair):
   _, model, config, params = pair
   tokens = references.tokens(B, T)
   want = references.run(model, tokens)
-  _agree(helpers.run_gemma(config, params, tokens), want)
+  agree(helpers.run_gemma(config, params, tokens), want)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_prefix_mask(pair):
   want = references.run(
     model, tokens, references.masks(generation, mask, positions)
   )
-  _agree(helpers.run_gemma(config, params, tokens, mask=mask), want)
+  agree(helpers.run_gemma(config, params, tokens, mask=mask), want)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -100,7 +101,7 @@ def test_padding(pair, side):
   )
   mask = np.tril(np.ones((T, T), bool)) & valid[:, None, :]
   got = helpers.run_gemma(config, params, tokens, positions, mask)
-  _agree(got, want, valid)
+  agree(got, want, valid)
 
 
 def test_position_gaps(pair):
@@ -115,7 +116,7 @@ def test_position_gaps(pair):
     references.masks(generation, mask, positions),
     position_ids=torch.tensor(positions),
   )
-  _agree(helpers.run_gemma(config, params, tokens, positions), want)
+  agree(helpers.run_gemma(config, params, tokens, positions), want)
 
 
 @pytest.mark.parametrize("generation", [1, 2, 3])
@@ -127,7 +128,7 @@ def test_one_key_head_and_one_for_each(tmp_path, generation, kv_heads):
   assert config.kv_heads == kv_heads
   tokens = references.tokens(B, T)
   want = references.run(model, tokens)
-  _agree(helpers.run_gemma(config, params, tokens), want)
+  agree(helpers.run_gemma(config, params, tokens), want)
 
 
 def test_gradients(pair):
@@ -147,10 +148,11 @@ def test_gradients(pair):
     return (logits * noise).sum()
 
   got = jax.grad(loss)(params)
-  jax.tree.map(lambda a, b: _close(a, b), got, want)
+  jax.tree.map(close, got, want)
 
 
-def _close(got, want):
+def close(got, want):
+  """Asserts equality relative to the largest number."""
   assert helpers.relative(got, want) < HIDDEN
 
 
@@ -166,8 +168,12 @@ def _converted(tensors, config):
 
 
 def test_greedy_generation_with_cache(pair):
-  """transformers' generate, token by token; both with their caches."""
   _, model, config, params = pair
+  same_words(model, config, params)
+
+
+def same_words(model, config, params):
+  """transformers' generate, token by token; both with their caches."""
   start, new = references.tokens(1, 5), 8
   want = model.generate(
     torch.tensor(start).long(),
@@ -183,7 +189,7 @@ def test_greedy_generation_with_cache(pair):
 
 
 def _generate(config, params, start, new):
-  net, size = ours.Gemma(config, jnp.float32), 5 + new
+  net, size = ours.Decoder(config, jnp.float32), 5 + new
   variables = {"params": params}
   cache = ours.init_cache(config, 1, size, jnp.float32)
   slots = np.arange(size)
@@ -196,7 +202,7 @@ def _generate(config, params, start, new):
       variables, x, jnp.asarray(positions[None]), jnp.asarray(mask[None]),
       cache, at,
     )  # fmt: skip
-    table = params["embedder"]["table"]
+    table = ours.output_table(params)
     best = int(ours.logits(config, table, hidden)[0, -1].argmax())
     at, tokens = at + tokens.shape[1], np.array([[best]])
     out.append(best)

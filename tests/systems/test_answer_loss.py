@@ -9,7 +9,7 @@ import pytest
 
 from tests.systems.conftest import tiny
 from unifluid_jax.core.types import EOS, PAD, UNK
-from unifluid_jax.models import gemma
+from unifluid_jax.models import decoder
 from unifluid_jax.systems import unifluid
 from unifluid_jax.systems.common import embed, packing, text_loss
 from unifluid_jax.systems.unifluid import UniFluid
@@ -18,22 +18,23 @@ RNG = np.random.default_rng(0)
 SUFFIX = np.array([[5, EOS, PAD, PAD], [7, 8, 9, EOS]], np.int32)
 
 
-def losses(**changes):
+def losses(tied=True, **changes):
   """The loss of two answers, and the log-probabilities it is made of."""
   config = tiny(**changes)
   d = config.model.decoder
   table = RNG.normal(size=(d.vocab, d.width)).astype(np.float32)
   hidden = RNG.normal(size=(2, 9, d.width)).astype(np.float32)
+  tables = {"embedder" if tied else "lm_head": {"table": jnp.asarray(table)}}
   suffix = jnp.asarray(SUFFIX)
   task = packing.prefix(jnp.zeros((2, 9, 1)), jnp.ones((2, 9), bool))
   loss, metrics = text_loss.text_loss(
     d,
-    jnp.asarray(table),
+    decoder.output_table({"embedder": {"table": 7 * table}, **tables}),
     *unifluid._read_out([jnp.asarray(hidden)], [task], [(0, suffix)]),
     text_loss.counts({"text": {"suffix": suffix}}),
     config.loss,
   )
-  logits = gemma.logits(d, jnp.asarray(table), jnp.asarray(hidden[:, 5:]))
+  logits = decoder.logits(d, jnp.asarray(table), jnp.asarray(hidden[:, 5:]))
   return loss, metrics, np.asarray(jax.nn.log_softmax(logits), np.float64)
 
 
@@ -54,6 +55,12 @@ def test_mean_over_tokens_or_over_answers():
   long = np.mean([nll(p, 1, j) for j in range(4)])
   np.testing.assert_allclose(loss, (short + long) / 2, rtol=1e-5)
   assert metrics["loss_text"] == loss
+
+
+def test_an_output_table_of_its_own_scores_the_words():
+  loss, _, p = losses(tied=False)
+  tokens = [nll(p, 0, j) for j in range(2)] + [nll(p, 1, j) for j in range(4)]
+  np.testing.assert_allclose(loss, np.mean(tokens), rtol=1e-5)
 
 
 @pytest.mark.parametrize("mean", ["tokens", "answers"])

@@ -12,7 +12,7 @@ import pytest
 from tests.jaxprs import repeated
 from tests.systems.conftest import Tiny, examples, right_aligned
 from unifluid_jax.core.types import BOS, EOS, PAD
-from unifluid_jax.models import diffusion_head, gemma
+from unifluid_jax.models import decoder, diffusion_head
 from unifluid_jax.models.diffusion_head import sample_tokens
 from unifluid_jax.models.kl_vae import KlVae, from_latents
 from unifluid_jax.ops import diffusion, order, patches
@@ -236,7 +236,7 @@ def test_greedy_answers_equal_full_recomputation(model, monkeypatch):
       packing.positions(packed.valid), mask,
     )  # fmt: skip
     start = packed.x.shape[1] - suffix.shape[1]
-    return gemma.logits(
+    return decoder.logits(
       model.config.model.decoder, table, hidden[:, start + length]
     )
 

@@ -14,7 +14,7 @@ from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.core.types import BOS, PAD
-from unifluid_jax.models import gemma
+from unifluid_jax.models import decoder
 from unifluid_jax.models.kl_vae import KlVae
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
@@ -64,7 +64,7 @@ def test_text_loss_equals_a_plain_computation(model):
       {"params": params["decoder"]}, x, jnp.arange(x.shape[1])[None],
       block_causal_mask(block, jnp.ones_like(block, bool)),
     )  # fmt: skip
-    logits = gemma.logits(
+    logits = decoder.logits(
       model.config.model.decoder, params["decoder"]["embedder"]["table"],
       hidden[0, n + p - 1 :],
     )  # fmt: skip

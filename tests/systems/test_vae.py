@@ -12,7 +12,7 @@ from tests.systems.conftest import whole_loss
 from unifluid_jax import systems
 from unifluid_jax.core import presets
 from unifluid_jax.core.freeze import ConfigError
-from unifluid_jax.models import kl_vae, lpips, patch_gan
+from unifluid_jax.models import convolutions, kl_vae, lpips, patch_gan
 from unifluid_jax.systems import tokenizer_training as vae_system
 
 # Few blocks: the tests spend their time compiling.
@@ -226,8 +226,8 @@ def reference():
 def test_adaptive_weight_equals_whole_generator_gradients(batch):
   made = adversarial()
   (nll, fool, _), _ = reference()(made.params, batch["image"]["image"])
-  a = np.linalg.norm(kl_vae.last_kernel(nll))
-  b = np.linalg.norm(kl_vae.last_kernel(fool))
+  a = np.linalg.norm(convolutions.last_kernel(nll))
+  b = np.linalg.norm(convolutions.last_kernel(fool))
   assert 0 < a / (b + 1e-4) < 1e4
   (_, metrics), _ = made.run(made.params, batch, START)
   np.testing.assert_allclose(

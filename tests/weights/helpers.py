@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from unifluid_jax.core import checkpoint
-from unifluid_jax.core.presets import GemmaConfig, VitConfig
-from unifluid_jax.models import gemma
+from unifluid_jax.core.presets import DecoderConfig, VitConfig
+from unifluid_jax.models import decoder
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.weights import engine, orbax_files, readers
 from unifluid_jax.weights.rows import Source, nested
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# What config.json of the fixtures tells: generation to GemmaConfig fields.
+# What config.json of the fixtures tells: generation to DecoderConfig fields.
 OURS = {
   1: {},
   2: {
@@ -67,7 +67,7 @@ def gemma_config(meta, **rest):
   """Our configuration of a converted decoder."""
   values = meta["decoder"] | rest
   values |= {k: tuple(v) for k, v in values.items() if k == "pattern"}
-  return GemmaConfig(**values)
+  return DecoderConfig(**values)
 
 
 def run_gemma(config, params, tokens, positions=None, mask=None):
@@ -77,12 +77,11 @@ def run_gemma(config, params, tokens, positions=None, mask=None):
     positions = np.broadcast_to(np.arange(t), (b, t))
   if mask is None:
     mask = np.broadcast_to(np.tril(np.ones((t, t), bool)), (b, t, t))
-  net = gemma.Gemma(config, jnp.float32)
+  net = decoder.Decoder(config, jnp.float32)
   variables = {"params": params}
   x = net.apply(variables, jnp.asarray(tokens), method="embed")
   hidden, _ = net.apply(variables, x, jnp.asarray(positions), jnp.asarray(mask))
-  table = params["embedder"]["table"]
-  return hidden, gemma.logits(config, table, hidden)
+  return hidden, decoder.logits(config, decoder.output_table(params), hidden)
 
 
 def run_vit(meta, params, images):
@@ -96,7 +95,7 @@ def run_paligemma(config, meta, params, images, tokens, prefix):
   seen = run_vit(meta, params["vit"], images)
   projector = params["projector"]
   seen = seen @ projector["kernel"] + projector["bias"]
-  net = gemma.Gemma(config, jnp.float32)
+  net = decoder.Decoder(config, jnp.float32)
   variables = {"params": params["decoder"]}
   text = net.apply(variables, jnp.asarray(tokens), method="embed")
   x = jnp.concatenate([seen, text], 1)
@@ -109,7 +108,7 @@ def run_paligemma(config, meta, params, images, tokens, prefix):
     jnp.tile(jnp.arange(n), (2, 1)),
     jnp.tile(jnp.asarray(mask), (2, 1, 1)),
   )
-  return gemma.logits(config, params["decoder"]["embedder"]["table"], hidden)
+  return decoder.logits(config, params["decoder"]["embedder"]["table"], hidden)
 
 
 def relative(got, want):

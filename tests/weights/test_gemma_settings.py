@@ -10,13 +10,13 @@ import pytest
 
 from tests.weights import helpers
 from tests.weights.test_gemma_weights import hf_shapes
-from unifluid_jax.core.presets import GEMMA, GemmaConfig
+from unifluid_jax.core.presets import GEMMA, DecoderConfig
 from unifluid_jax.weights import gemma, gemma_settings
 from unifluid_jax.weights.rows import WeightsError
 
 SHAPE = (40, 24, 3, 32, 4, 2, 8)
 DECODERS = {
-  generation: GemmaConfig(*SHAPE, **values)
+  generation: DecoderConfig(*SHAPE, **values)
   for generation, values in helpers.OURS.items()
 }
 
@@ -29,7 +29,7 @@ def fixture(generation):
 def complete(tmp_path, generation, content):
   """What the settings make of the shapes of a fixture."""
   (tmp_path / "config.json").write_text(json.dumps(content))
-  bare = GemmaConfig(
+  bare = DecoderConfig(
     *SHAPE, post_norms=generation > 1, qk_norm=generation == 3
   )  # fmt: skip
   return gemma_settings.complete(str(tmp_path / "x.safetensors"), bare)
@@ -92,7 +92,7 @@ def test_every_key_is_taken(tmp_path, generation, key, value, field, want):
 
 def test_what_is_not_written_is_as_transformers_has_it(tmp_path):
   got = complete(tmp_path, 2, {"head_dim": 8})
-  assert got == GemmaConfig(
+  assert got == DecoderConfig(
     *SHAPE, query_scale=1 / 16, attn_softcap=50.0, final_softcap=30.0,
     post_norms=True, window=4096, pattern=("local", "global"),
   )  # fmt: skip
@@ -102,7 +102,7 @@ def test_what_is_not_written_is_as_transformers_has_it(tmp_path):
 
 def test_without_configuration_only_shapes_are_known(tmp_path):
   path = str(tmp_path / "x.npz")
-  bare = GemmaConfig(*SHAPE, post_norms=True)
+  bare = DecoderConfig(*SHAPE, post_norms=True)
   assert gemma_settings.complete(path, bare) == bare
   assert list(gemma_settings.describe(path, bare)) == [
     "vocab", "width", "depth", "mlp", "heads", "kv_heads", "head_dim"

@@ -32,9 +32,9 @@ _MOSAIC_SPEED = {
 
 # Networks by the names Flax leaves in the program.
 _PARTS = {
-  "decoder": r"Gemma",
+  "codec": r"KlVae",  # first: its own decoder lies within
+  "decoder": r"\bDecoder\b",
   "vit": r"\bVit\b",
-  "codec": r"KlVae|Encoder|Decoder",
   "head": r"DiffusionHead",
 }
 

@@ -185,7 +185,7 @@ class Config:
 
 
 PRESETS = {
-  presets.GemmaConfig: presets.GEMMA,
+  presets.DecoderConfig: presets.DECODER,
   presets.VitConfig: presets.VIT,
   presets.HeadConfig: presets.HEAD,
   presets.VaeConfig: presets.VAE,

@@ -1,8 +1,8 @@
 """Shapes of the networks: one frozen dataclass each, and the published sizes.
 
-Sources: facts of Gemma 1-3 (technical reports and released configurations),
-SigLIP So400m/14, CLIP ViT-L/14, the autoencoders of Stable Diffusion (f8) and
-MAR (KL-16), MAR's diffusion head.
+Sources: Gemma 1-3, Llama 2 and 3.2, Qwen2.5 and Chameleon (technical reports
+and released configurations), SigLIP So400m/14, CLIP ViT-L/14, the autoencoders
+of Stable Diffusion (f8) and MAR (KL-16), MAR's diffusion head.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
-class GemmaConfig:
-  """A decoder of the Gemma family."""
+class DecoderConfig:
+  """A decoder-only transformer: Gemma, Llama, Qwen2 or Chameleon."""
 
   vocab: int
   width: int  # D
@@ -23,14 +23,27 @@ class GemmaConfig:
   query_scale: float | None = None  # None: head_dim ** -0.5
   attn_softcap: float = 0.0  # 0: off
   final_softcap: float = 0.0
-  post_norms: bool = False  # Gemma 2 and 3 norm the branch's output too
-  qk_norm: bool = False  # Gemma 3
+  post_norms: bool = False  # norm the branch's output: Gemma 2, 3; Chameleon
+  qk_norm: bool = False  # Gemma 3, Chameleon
   window: int = 0  # keys a local layer sees, itself included
   pattern: tuple[Literal["local", "global"], ...] = ("global",)  # repeated
   rope_base: float = 10_000.0  # local layers, and all layers without Gemma 3
   rope_base_global: float = 10_000.0
   rope_scale_global: float = 1.0  # positions of global layers divided by it
-  dropout: float = 0.0
+  dropout: float = 0.0  # residual, of both branches
+  activation: Literal["gelu_tanh", "silu"] = "gelu_tanh"  # of the gate
+  # RMSNorm times 1 + scale in float32, or times scale after the downcast.
+  norm: Literal["gemma", "llama"] = "gemma"
+  norm_epsilon: float = 1e-6
+  pre_norms: bool = True  # False in Chameleon 34B, which has post_norms alone
+  # RMSNorm shared by the heads, or LayerNorm with parameters per head.
+  qk_norm_kind: Literal["rms", "layer"] = "rms"
+  qkv_bias: bool = False  # Qwen2
+  scale_embedding: bool = True  # by sqrt(width)
+  tied: bool = True  # the output layer is the embedding table
+  # Llama 3: only wavelengths near and above this length are stretched by
+  # rope_scale_global; 0: all are.
+  rope_original_length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +67,8 @@ class HeadConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class VaeConfig:
-  """A KL autoencoder of the Stable-Diffusion family.
-
-  Latents leave it as (z - latent_mean) * latent_scale. `None` means measured
-  on the training images and stored with the trained weights.
-  """
+class AutoencoderConfig:
+  """Encoder and decoder of an image tokenizer; see models/convolutions.py."""
 
   base: int  # channels before `multipliers`
   multipliers: tuple[int, ...]
@@ -67,15 +76,26 @@ class VaeConfig:
   latent: int  # channels of z
   attention: bool = True  # one attention layer in the middle
   encoder_attention: bool = False  # and after each block of its last level
+  decoder_attention: bool = False  # and after each block of its first level
   groups: int = 32  # of every GroupNorm
   stem: int = 1  # pixels a side folded into channels before the first layer
-  latent_mean: float | None = None
-  latent_scale: float | None = None
 
   @property
   def factor(self) -> int:
     """Pixels a latent cell covers in each direction."""
     return self.stem * 2 ** (len(self.multipliers) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeConfig(AutoencoderConfig):
+  """A KL autoencoder of the Stable-Diffusion family.
+
+  Latents leave it as (z - latent_mean) * latent_scale. `None` means measured
+  on the training images and stored with the trained weights.
+  """
+
+  latent_mean: float | None = None
+  latent_scale: float | None = None
 
 
 _GEMMA2 = dict(
@@ -94,7 +114,7 @@ _GEMMA3 = dict(
 
 
 def _gemma(vocab, width, depth, mlp, heads, kv_heads, head_dim=256, **rest):
-  return GemmaConfig(
+  return DecoderConfig(
     vocab, width, depth, mlp, heads, kv_heads, head_dim, **rest
   )
 
@@ -115,6 +135,31 @@ GEMMA = {
   "gemma3_4b": _gemma(
     262_144, 2560, 34, 10_240, 8, 4,
     window=1024, rope_scale_global=8.0, **_GEMMA3,
+  ),
+}  # fmt: skip
+
+_LLAMA = dict(
+  activation="silu", norm="llama", norm_epsilon=1e-5, scale_embedding=False
+)
+_LLAMA2_7B = DecoderConfig(
+  32_000, 4096, 32, 11_008, 32, 32, 128, tied=False, **_LLAMA
+)
+
+DECODER = {
+  **GEMMA,
+  "llama2_7b": _LLAMA2_7B,  # and Vicuna 7B, finetuned from it
+  "llama3_1b": DecoderConfig(  # Llama 3.2
+    128_256, 2048, 16, 8192, 32, 8, 64,
+    rope_base=5e5, rope_base_global=5e5, rope_scale_global=32.0,
+    rope_original_length=8192, **_LLAMA,
+  ),
+  "qwen2_5_0_5b": DecoderConfig(
+    151_936, 896, 24, 4864, 14, 2, 64,
+    rope_base=1e6, rope_base_global=1e6, qkv_bias=True,
+    **_LLAMA | dict(norm_epsilon=1e-6),
+  ),
+  "chameleon_7b": dataclasses.replace(
+    _LLAMA2_7B, vocab=65_536, qk_norm=True, qk_norm_kind="layer"
   ),
 }  # fmt: skip
 

@@ -1,15 +1,12 @@
 """KL autoencoder of the Stable-Diffusion family: images to Gaussian latents.
 
-Architecture: Latent Diffusion Models (arXiv 2112.10752), config kl-f8, as in
-CompVis ldm/modules/diffusionmodules/model.py and diffusers' AutoencoderKL.
-`VaeConfig` sets its widths, depth and factor; `VAE["sd_f8"]` is the original,
-`VAE["mar_kl16"]` the one of MAR models/vae.py.
-
-Differs: kernels start at variance 1 / fan_in and biases at 0, where the
-original draws both with variance 1 / (3 fan_in): small models learn faster.
+Architecture: Latent Diffusion Models (arXiv 2112.10752), config kl-f8; the
+networks are those of `convolutions`. `VaeConfig` sets their widths, depth and
+factor; `VAE["sd_f8"]` is the original, `VAE["mar_kl16"]` the one of MAR
+models/vae.py.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from unifluid_jax.core import presets
 from unifluid_jax.core.parameter_rows import KERNEL, Row
-from unifluid_jax.core.types import Params
+from unifluid_jax.models import convolutions
 
 LOG_VARIANCE_MIN, LOG_VARIANCE_MAX = -30.0, 20.0
 
@@ -30,202 +27,6 @@ ROWS = (
 )
 
 Scalar = float | Float[Array, ""]
-
-
-def _conv(channels: int, size: int, dtype: Any, **rest: Any) -> nn.Conv:
-  """A convolution that keeps the grid unless `rest` says otherwise."""
-  return nn.Conv(channels, (size, size), dtype=dtype, **rest)
-
-
-class Norm(nn.Module):
-  """GroupNorm with eps 1e-6, computed in float32 whatever the input is."""
-
-  groups: int
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B h w d"]:
-    """Normalises each group of channels over the grid and the group."""
-    d = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (d,))
-    bias = self.param("bias", nn.initializers.zeros, (d,))
-    y = x.astype(jnp.float32)
-    # Sums of numbers and of squares: one pass over the image, then another
-    # with one product and one sum, as in flax's GroupNorm.
-    mean = self._mean(y)
-    variance = self._mean(jnp.square(y)) - jnp.square(mean)
-    gain = scale * jax.lax.rsqrt(jnp.maximum(variance, 0) + 1e-6)
-    return (y * gain + (bias - mean * gain)).astype(x.dtype)
-
-  def _mean(self, x: Float[Array, "B h w d"]) -> Float[Array, "B 1 1 d"]:
-    """Every channel's group mean.
-
-    Over the grid first: four channels as the last axis of a whole image
-    would leave most lanes of an accelerator empty.
-    """
-    channels = x.mean((1, 2))
-    groups = channels.reshape(-1, self.groups, x.shape[-1] // self.groups)
-    means = jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape)
-    return means.reshape(channels.shape)[:, None, None]
-
-
-class Resnet(nn.Module):
-  """norm, silu, conv, norm, silu, conv, plus the input."""
-
-  channels: int
-  groups: int
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B h w e"]:
-    """Maps d input channels to `channels`; 1x1 shortcut where they differ."""
-    h = nn.silu(Norm(self.groups, name="norm1")(x))
-    h = _conv(self.channels, 3, self.dtype, name="conv1")(h)
-    h = nn.silu(Norm(self.groups, name="norm2")(h))
-    h = _conv(self.channels, 3, self.dtype, name="conv2")(h)
-    if x.shape[-1] != self.channels:
-      x = _conv(self.channels, 1, self.dtype, name="shortcut")(x)
-    return x + h
-
-
-class Attention(nn.Module):
-  """Single-head self-attention over the grid, plus the input."""
-
-  groups: int
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B h w d"]:
-    """softmax(q k^T / sqrt(d)) v of the normalised input; softmax in fp32."""
-    b, h, w, d = x.shape
-
-    def dense(name: str) -> nn.Dense:
-      return nn.Dense(d, dtype=self.dtype, name=name)
-
-    y = Norm(self.groups, name="norm")(x).reshape(b, h * w, d)
-    q, k, v = dense("q")(y), dense("k")(y), dense("v")(y)
-    logits = jnp.einsum(
-      "BTD,BSD->BTS", q, k, preferred_element_type=jnp.float32
-    )
-    weights = jax.nn.softmax(logits * d**-0.5).astype(v.dtype)
-    y = dense("out")(jnp.einsum("BTS,BSD->BTD", weights, v))
-    return x + y.reshape(x.shape)
-
-
-class Level(nn.Module):
-  """Residual blocks at one resolution, then a change of resolution.
-
-  With `attention` an attention layer follows every block.
-  """
-
-  channels: int
-  blocks: int
-  resample: Literal["down", "up", "none"]
-  groups: int
-  attention: bool = False
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B i j e"]:
-    """Halves the grid ("down"), doubles it ("up") or keeps it ("none").
-
-    Downsampling pads one row at the bottom and one column at the right only,
-    upsampling repeats each cell before a convolution.
-    """
-    for i in range(self.blocks):
-      x = Resnet(self.channels, self.groups, self.dtype, name=f"resnet_{i}")(x)
-      if self.attention:
-        x = Attention(self.groups, self.dtype, name=f"attention_{i}")(x)
-    if self.resample == "down":
-      pads = ((0, 1), (0, 1))
-      x = _conv(
-        self.channels, 3, self.dtype, strides=2, padding=pads, name="downsample"
-      )(x)
-    elif self.resample == "up":
-      x = x.repeat(2, axis=1).repeat(2, axis=2)
-      x = _conv(self.channels, 3, self.dtype, name="upsample")(x)
-    return x
-
-
-class Middle(nn.Module):
-  """Two residual blocks around an optional attention layer."""
-
-  attention: bool
-  groups: int
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B h w d"]) -> Float[Array, "B h w d"]:
-    """Keeps grid and channels."""
-    d = x.shape[-1]
-    x = Resnet(d, self.groups, self.dtype, name="resnet_0")(x)
-    if self.attention:
-      x = Attention(self.groups, self.dtype, name="attention")(x)
-    return Resnet(d, self.groups, self.dtype, name="resnet_1")(x)
-
-
-class Encoder(nn.Module):
-  """Images to twice the latent channels, before `quant_conv`."""
-
-  config: presets.VaeConfig
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B i j e"]) -> Float[Array, "B h w m"]:
-    """One level per multiplier, all but the last halving the grid."""
-    c = self.config
-    last = len(c.multipliers) - 1
-    x = _conv(c.base, 3, self.dtype, name="conv_in")(x)
-    for i, multiplier in enumerate(c.multipliers):
-      x = Level(
-        c.base * multiplier,
-        c.blocks,
-        "none" if i == last else "down",
-        c.groups,
-        c.encoder_attention and i == last,
-        self.dtype,
-        name=f"down_{i}",
-      )(x)
-    x = Middle(c.attention, c.groups, self.dtype, name="mid")(x)
-    x = nn.silu(Norm(c.groups, name="norm_out")(x))
-    return _conv(2 * c.latent, 3, self.dtype, name="conv_out")(x)
-
-
-class Decoder(nn.Module):
-  """Latents after `post_quant_conv` to images."""
-
-  config: presets.VaeConfig
-  dtype: Any = jnp.float32
-
-  def setup(self) -> None:
-    """Levels from the lowest resolution up: up_0 holds the widest blocks."""
-    c = self.config
-    widths = [c.base * m for m in reversed(c.multipliers)]
-    last = len(widths) - 1
-    self.conv_in = _conv(widths[0], 3, self.dtype)
-    self.mid = Middle(c.attention, c.groups, self.dtype)
-    self.up = [
-      Level(
-        width,
-        c.blocks + 1,
-        "none" if i == last else "up",
-        c.groups,
-        dtype=self.dtype,
-      )
-      for i, width in enumerate(widths)
-    ]
-    self.norm_out = Norm(c.groups)
-    self.conv_out = _conv(3 * c.stem**2, 3, self.dtype)
-
-  def features(self, z: Float[Array, "B h w c"]) -> Float[Array, "B i j d"]:
-    """All but the last convolution."""
-    x = self.mid(self.conv_in(z))
-    for level in self.up:
-      x = level(x)
-    return nn.silu(self.norm_out(x))
-
-  def output(self, x: Float[Array, "B i j d"]) -> Float[Array, "B i j e"]:
-    """The last convolution."""
-    return self.conv_out(x)
 
 
 class KlVae(nn.Module):
@@ -242,18 +43,12 @@ class KlVae(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self) -> None:
-    """Refuses channel counts that `groups` does not divide."""
+    """Declares all parts."""
     c = self.config
-    odd = [c.base * m for m in (1, *c.multipliers) if c.base * m % c.groups]
-    if odd:
-      raise ValueError(
-        f"vae.groups={c.groups} does not divide {odd[0]} channels: choose "
-        f"vae.base={c.base} as a multiple of it, or fewer groups"
-      )
-    self.encoder = Encoder(c, self.dtype)
-    self.quant_conv = _conv(2 * c.latent, 1, self.dtype)
-    self.post_quant_conv = _conv(c.latent, 1, self.dtype)
-    self.decoder = Decoder(c, self.dtype)
+    self.encoder = convolutions.Encoder(c, 2 * c.latent, self.dtype)
+    self.quant_conv = convolutions.conv(2 * c.latent, 1, self.dtype)
+    self.post_quant_conv = convolutions.conv(c.latent, 1, self.dtype)
+    self.decoder = convolutions.Decoder(c, self.dtype)
 
   def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w m"]:
     """Moments of the posterior.
@@ -268,14 +63,7 @@ class KlVae(nn.Module):
     Raises:
       ValueError: a side is not a multiple of the factor.
     """
-    factor = self.config.factor
-    if images.shape[1] % factor or images.shape[2] % factor:
-      raise ValueError(
-        f"images of {images.shape[1]}x{images.shape[2]} do not fit the VAE: "
-        f"resize both sides to multiples of {factor}"
-      )
-    x = space_to_depth(images.astype(self.dtype), self.config.stem)
-    x = self.quant_conv(self.encoder(x))
+    x = self.quant_conv(self.encoder(images))
     mean, log_variance = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     log_variance = jnp.clip(log_variance, LOG_VARIANCE_MIN, LOG_VARIANCE_MAX)
     return jnp.concatenate([mean, log_variance], axis=-1)
@@ -293,49 +81,14 @@ class KlVae(nn.Module):
   def decode_output(
     self, features: Float[Array, "B i j d"]
   ) -> Float[Array, "B H W 3"]:
-    """The decoder's last convolution, and its stem's cells unfolded."""
-    x = self.decoder.output(features).astype(jnp.float32)
-    return depth_to_space(x, self.config.stem)
+    """The decoder's last convolution; what depends on its kernel."""
+    return self.decoder.output(features)
 
   def __call__(
     self, images: Float[Array, "B H W 3"]
   ) -> Float[Array, "B H W 3"]:
     """Reconstruction from the posterior's mode."""
     return self.decode(sample(self.encode(images), None))
-
-
-def space_to_depth(
-  x: Float[Array, "B H W c"], side: int
-) -> Float[Array, "B i j e"]:
-  """Folds cells of side x side pixels into channels; 1 changes nothing."""
-  b, height, width, c = x.shape
-  x = x.reshape(b, height // side, side, width // side, side, c)
-  x = x.transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, height // side, width // side, side * side * c)
-
-
-def depth_to_space(
-  x: Float[Array, "B i j e"], side: int
-) -> Float[Array, "B H W c"]:
-  """Inverse of `space_to_depth`."""
-  b, rows, columns, e = x.shape
-  x = x.reshape(b, rows, columns, side, side, e // side**2)
-  x = x.transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, rows * side, columns * side, e // side**2)
-
-
-def last_kernel(params: Params) -> Float[Array, "3 3 d e"]:
-  """Kernel of the decoder's last convolution, out of `KlVae` parameters."""
-  return params["decoder"]["conv_out"]["kernel"]
-
-
-def with_last_kernel(
-  params: Params, kernel: Float[Array, "3 3 d e"]
-) -> dict[str, Any]:
-  """`params` with the decoder's last kernel replaced."""
-  decoder = params["decoder"]
-  conv_out = {**decoder["conv_out"], "kernel": kernel}
-  return {**params, "decoder": {**decoder, "conv_out": conv_out}}
 
 
 def sample(

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float
 
 from unifluid_jax.core import parallel
 from unifluid_jax.core.parameter_rows import KERNEL, MATRIX, Row
 from unifluid_jax.core.presets import VitConfig
+from unifluid_jax.models.norms import layer_norm
 from unifluid_jax.models.stack import fold_layers, init_tree, keep, narrow
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
@@ -99,17 +99,6 @@ class Vit(nn.Module):
     layers = narrow(self.layers, self.dtype)
     x = fold_layers(block, x, layers, remat=self.remat, scan=self.scan)
     return layer_norm(x, self.norm)
-
-
-def layer_norm(
-  x: Float[Array, "*dims D"], params: Any, epsilon: float = 1e-6
-) -> Float[Array, "*dims D"]:
-  """LayerNorm with scale and bias, float32 inside."""
-  wide = x.astype(jnp.float32)
-  centred = wide - keep(jnp.mean(wide, axis=-1, keepdims=True))
-  variance = keep(jnp.mean(centred**2, axis=-1, keepdims=True))
-  normed = centred * lax.rsqrt(variance + epsilon)
-  return (normed * params["scale"] + params["bias"]).astype(x.dtype)
 
 
 def patches(

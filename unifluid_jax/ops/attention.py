@@ -97,6 +97,7 @@ def rotation(
   size: int,
   base: float | Float[Array, ""],
   scale: float | Float[Array, ""] = 1.0,
+  original_length: int = 0,
 ) -> Rotation:
   """Angles of rotary embeddings: position / scale * base^(-2i/H).
 
@@ -105,9 +106,18 @@ def rotation(
     size: of a head, H; even.
     base: of the geometric series of frequencies; may be traced.
     scale: positions are divided by it; may be traced.
+    original_length: context length before Llama 3.1 extended it. Pairs that
+      turn at least four times within it keep their frequency, those that turn
+      at most once are slowed down by `scale`, and those between in part.
+      0 divides every position by `scale`.
   """
   exponents = jnp.arange(size // 2, dtype=jnp.float32) / (size // 2)
   frequencies = jnp.asarray(base, jnp.float32) ** -exponents
+  if original_length:
+    turns = original_length / (2 * jnp.pi) * frequencies
+    kept = jnp.clip((turns - 1) / 3, 0, 1)
+    frequencies = frequencies * (kept + (1 - kept) / scale)
+    scale = 1.0
   angles = (positions.astype(jnp.float32) / scale)[..., None] * frequencies
   return Rotation(jnp.cos(angles), jnp.sin(angles))
 

@@ -19,7 +19,7 @@ from unifluid_jax.core.freeze import need
 from unifluid_jax.core.ranges import AMOUNT, ANY, COUNT, POSITIVE, Row, below
 from unifluid_jax.core.types import Batch, Metrics, Params, Part, SystemSpec
 from unifluid_jax.data.fields import Pixels
-from unifluid_jax.models import kl_vae, lpips, patch_gan
+from unifluid_jax.models import convolutions, kl_vae, lpips, patch_gan
 
 _MAX_ADAPTIVE = 1e4
 _ADAPTIVE_EPS = 1e-4
@@ -258,7 +258,7 @@ class VaeSystem:
       return self._discriminator.apply({"params": discriminator_params}, x)
 
     def decoded(kernel: Array) -> Array:
-      swapped = kl_vae.with_last_kernel(vae, kernel)
+      swapped = convolutions.with_last_kernel(vae, kernel)
       return self._apply(swapped, features, "decode_output")
 
     def generator(x: Array) -> Array:
@@ -270,7 +270,7 @@ class VaeSystem:
           n * self._reconstruction(frozen, images, decoded(k), len(images))[0]
         ),
         lambda k: generator(decoded(k)),
-        kl_vae.last_kernel(vae),
+        convolutions.last_kernel(vae),
       )
     )
     fool = generator(output)

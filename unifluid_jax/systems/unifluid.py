@@ -25,7 +25,7 @@ from unifluid_jax.core.types import (
   Part,
   SystemSpec,
 )
-from unifluid_jax.models import diffusion_head, gemma
+from unifluid_jax.models import decoder, diffusion_head
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, sampling
 from unifluid_jax.ops.attention import block_causal_mask
@@ -46,7 +46,9 @@ class UniFluid:
     m = config.model
     self.config = config
     dtype = jnp.dtype(m.dtype)
-    self.decoder = gemma.Gemma(m.decoder, dtype, m.remat, m.scan, m.attention)
+    self.decoder = decoder.Decoder(
+      m.decoder, dtype, m.remat, m.scan, m.attention
+    )
     self.vit = Vit(m.vit, dtype, m.remat, m.scan)
     # Of the vision encoder in training. The other fused kernels take masks
     # only, or were not timed with its heads.
@@ -204,7 +206,7 @@ class UniFluid:
     if answers:
       text, more = texts.text_loss(
         self.config.model.decoder,
-        params["decoder"]["embedder"]["table"],
+        decoder.output_table(params["decoder"]),
         *_read_out(hidden, tasks, answers),
         counts,
         c,

@@ -23,7 +23,7 @@ from unifluid_jax.core.ranges import (
 )
 from unifluid_jax.core.types import BOS, EOS, UNK, ImageCodec
 from unifluid_jax.data.fields import Cached, Field, Pixels, Text
-from unifluid_jax.models import diffusion_head, gemma, vit
+from unifluid_jax.models import decoder, diffusion_head, vit
 from unifluid_jax.systems.common import cost
 
 
@@ -31,7 +31,7 @@ from unifluid_jax.systems.common import cost
 class ModelConfig:
   """The networks."""
 
-  decoder: presets.GemmaConfig
+  decoder: presets.DecoderConfig
   vit: presets.VitConfig
   head: presets.HeadConfig
   vae: presets.VaeConfig
@@ -118,7 +118,7 @@ _IMAGE = (
 )
 
 PARTS = {
-  "decoder": gemma.ROWS,
+  "decoder": decoder.ROWS,
   "vit": vit.ROWS,
   "projector": _PROJECTOR,
   "image": _IMAGE,
@@ -134,11 +134,16 @@ RANGES = (
   Row(
     below(
       "model.decoder",
-      "query_scale rope_base rope_base_global rope_scale_global",
+      "query_scale rope_base rope_base_global rope_scale_global norm_epsilon",
     ),
     POSITIVE,
   ),
-  Row(below("model.decoder", "attn_softcap final_softcap window"), AMOUNT),
+  Row(
+    below(
+      "model.decoder", "attn_softcap final_softcap window rope_original_length"
+    ),
+    AMOUNT,
+  ),
   Row("model.decoder.dropout", DECAY),
   Row(below("model.vit", "width depth mlp heads patch image_size"), COUNT),
   Row(below("model.head", "width depth"), COUNT),
@@ -198,8 +203,8 @@ def _check_special(special: Mapping[str, Any]) -> None:
 
 def _check_model(m: ModelConfig) -> None:
   need(
-    m.vit.image_size % m.vit.patch == 0,
-    f"model.vit.image_size={m.vit.image_size} must be a multiple of "
+    m.vit.image_size >= m.vit.patch,
+    f"model.vit.image_size={m.vit.image_size} must hold a patch at least: "
     f"model.vit.patch={m.vit.patch}",
   )
   need(
@@ -213,6 +218,10 @@ def _check_model(m: ModelConfig) -> None:
     f"model.decoder.kv_heads={m.decoder.kv_heads}",
   )
   need(m.decoder.head_dim % 2 == 0, "model.decoder.head_dim must be even")
+  need(
+    m.decoder.pre_norms or m.decoder.post_norms,
+    "model.decoder has no norms: set pre_norms=True or post_norms=True",
+  )
 
 
 def _check_sampling(c: Any) -> None:

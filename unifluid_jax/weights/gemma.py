@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unifluid_jax.core.presets import GEMMA, GemmaConfig
-from unifluid_jax.models.gemma import Gemma
+from unifluid_jax.core.presets import GEMMA, DecoderConfig
+from unifluid_jax.models.decoder import Decoder
 from unifluid_jax.weights import gemma_settings
 from unifluid_jax.weights.gemma_settings import published
 from unifluid_jax.weights.rows import (
@@ -66,7 +66,7 @@ def recipe(source: Source) -> Recipe:
 
 def decoder(
   source: Source,
-) -> tuple[list[Row], GemmaConfig, str, list[Drop]]:
+) -> tuple[list[Row], DecoderConfig, str, list[Drop]]:
   """Rows, shape, what the names are, and copies that may be dropped.
 
   Raises:
@@ -107,7 +107,7 @@ def hf_recipe(source: Source) -> Recipe:
   (vocab, width), (depth, _, heads, head_dim) = (
     at["embedder/table"], at["layers/attn/q"],
   )  # fmt: skip
-  config = GemmaConfig(
+  config = DecoderConfig(
     vocab, width, depth, at["layers/mlp/up"][2], heads,
     at["layers/attn/k"][2], head_dim,
     post_norms="layers/post_attn/scale" in at,
@@ -121,7 +121,7 @@ def hf_recipe(source: Source) -> Recipe:
   )
 
 
-def in_words(config: GemmaConfig) -> str:
+def in_words(config: DecoderConfig) -> str:
   """The shape for people."""
   other = gemma_settings.differing(config)
   return (
@@ -131,10 +131,10 @@ def in_words(config: GemmaConfig) -> str:
   )
 
 
-def like(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+def like(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   """Shapes of the decoder's parameters."""
   abstract = jax.eval_shape(
-    lambda: Gemma(config, jnp.float32).init(
+    lambda: Decoder(config, jnp.float32).init(
       jax.random.key(0),
       jnp.zeros((1, 1, config.width)),
       jnp.zeros((1, 1), jnp.int32),
@@ -254,7 +254,7 @@ def _hugging_face(source, prefix):
       f"{source.path}: {layer}self_attn.q_proj.weight: {queries} rows are no "
       f"multiple of the head size {head_dim}: correct config.json"
     )
-  config = GemmaConfig(
+  config = DecoderConfig(
     _PADDED.get(vocab, vocab), width, depth, mlp, queries // head_dim,
     keys // head_dim, head_dim, post_norms=post_norms, qk_norm=qk_norm,
   )  # fmt: skip
@@ -319,7 +319,7 @@ def _einsum_config(source, prefix, layer, inner, merged, depth):
   mlp, _ = of(f"mlp/linear{inner}", 2)
   # Released in both orders, and only the shape tells which.
   swapped = of(f"mlp/gating_einsum{inner}", 3)[1:] == (mlp, width)
-  config = GemmaConfig(
+  config = DecoderConfig(
     _PADDED.get(vocab, vocab), width, depth, mlp, heads, kv_heads, head_dim,
     post_norms=f"{layer}post_ffw_norm/scale" in names,
     qk_norm=f"{layer}attn/_query_norm/scale" in names,
@@ -327,13 +327,13 @@ def _einsum_config(source, prefix, layer, inner, merged, depth):
   return config, "f d" if swapped and mlp != width else "d f"
 
 
-def _present(rows: list[Row], config: GemmaConfig) -> list[Row]:
+def _present(rows: list[Row], config: DecoderConfig) -> list[Row]:
   """Without the norms that the generation has not."""
   paths = like(config)
   return [row for row in rows if row.target in paths]
 
 
-def _flat(config: GemmaConfig) -> tuple[Any, ...]:
+def _flat(config: DecoderConfig) -> tuple[Any, ...]:
   queries = config.heads * config.head_dim
   keys = config.kv_heads * config.head_dim
   norms = (config.post_norms, config.qk_norm)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from unifluid_jax.core.presets import GEMMA, GemmaConfig
+from unifluid_jax.core.presets import GEMMA, DecoderConfig
 from unifluid_jax.weights.rows import WeightsError
 from unifluid_jax.weights.settings import config_beside, config_file
 
@@ -29,7 +29,7 @@ _SILENT: Mapping[int, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def complete(path: str, config: GemmaConfig) -> GemmaConfig:
+def complete(path: str, config: DecoderConfig) -> DecoderConfig:
   """Adds what the preset of these shapes says, and config.json over it.
 
   Args:
@@ -53,7 +53,7 @@ def complete(path: str, config: GemmaConfig) -> GemmaConfig:
   return _override(known, content) if content.tree else known
 
 
-def describe(path: str, config: GemmaConfig) -> dict[str, Any]:
+def describe(path: str, config: DecoderConfig) -> dict[str, Any]:
   """What is known of a decoder, as JSON: shapes alone, or all settings."""
   kept = dataclasses.asdict(config)
   del kept["dropout"]  # of a run, not of weights
@@ -62,7 +62,7 @@ def describe(path: str, config: GemmaConfig) -> dict[str, Any]:
   return kept
 
 
-def differing(config: GemmaConfig) -> list[str]:
+def differing(config: DecoderConfig) -> list[str]:
   """Settings in which it differs from the preset of its shapes."""
   name = published(config)
   if not name:
@@ -75,13 +75,13 @@ def differing(config: GemmaConfig) -> list[str]:
   ]
 
 
-def published(config: GemmaConfig) -> str | None:
+def published(config: DecoderConfig) -> str | None:
   """Key of presets.GEMMA with these shapes, whatever the vocabulary."""
   shape = _shape(config)
   return next((k for k, v in GEMMA.items() if _shape(v) == shape), None)
 
 
-def generation(config: GemmaConfig) -> int:
+def generation(config: DecoderConfig) -> int:
   """1 to 3."""
   return 1 + config.post_norms + config.qk_norm
 
@@ -129,7 +129,7 @@ class _Settings(NamedTuple):
     return self.number(key, 0.0) if key in self.tree else silent
 
 
-def _override(known: GemmaConfig, content: _Settings) -> GemmaConfig:
+def _override(known: DecoderConfig, content: _Settings) -> DecoderConfig:
   """The settings with what config.json says in their place."""
   _check_sizes(known, content)
   _check_fixed(content)

@@ -8,7 +8,7 @@ defines it.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from unifluid_jax.core.presets import GemmaConfig, HeadConfig, VitConfig
+from unifluid_jax.core.presets import DecoderConfig, HeadConfig, VitConfig
 
 
 class Sequences(NamedTuple):
@@ -33,7 +33,7 @@ class StepCost(NamedTuple):
 
 
 def step_cost(
-  decoder: GemmaConfig,
+  decoder: DecoderConfig,
   vit: VitConfig,
   sequences: Mapping[str, Sequences],
   kernel: str,
@@ -79,7 +79,7 @@ def step_cost(
 
 
 def _fused(
-  decoder: GemmaConfig,
+  decoder: DecoderConfig,
   vit: VitConfig,
   used: list[Sequences],
   kernel: str,
@@ -103,7 +103,7 @@ def _fused(
   return {k: v * (9 if again else 7) for k, v in products.items()}
 
 
-def decoder_flops(c: GemmaConfig, length: int) -> float:
+def decoder_flops(c: DecoderConfig, length: int) -> float:
   """Forward FLOPs of one sequence, without embedding and logits."""
   projections = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
   attention = 2 * c.heads * c.head_dim * length

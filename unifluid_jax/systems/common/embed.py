@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from unifluid_jax.core.types import Params
 from unifluid_jax.models import stack
+from unifluid_jax.models.decoder import cast_tables
 
 
 def text(
@@ -36,14 +37,12 @@ def pixels(
 
 
 def cast_embedding(params: Params, dtype: Any) -> Params:
-  """Parameters with the vocabulary's table in the dtype of its two uses.
+  """Parameters with tables of the vocabulary in the dtype of their uses.
 
-  Its gradients, of lookups and of logits, are then summed over devices in
+  Their gradients, of lookups and of logits, are then summed over devices in
   that dtype.
   """
-  decoder = params["decoder"]
-  table = decoder["embedder"]["table"].astype(dtype)
-  return params | {"decoder": decoder | {"embedder": {"table": table}}}
+  return params | {"decoder": cast_tables(params["decoder"], dtype)}
 
 
 def cast_for_decoding(params: Params, dtype: Any) -> Params:

@@ -7,7 +7,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from unifluid_jax.core import parallel
 from unifluid_jax.core.types import Params
-from unifluid_jax.models import gemma
+from unifluid_jax.models.decoder import (
+  Cache,
+  init_cache,
+  logits,
+  output_table,
+)
 from unifluid_jax.ops import sampling
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.systems.common import embed, packing
@@ -15,7 +20,7 @@ from unifluid_jax.systems.common import embed, packing
 
 def prefill(
   decoder: Any, params: Params, packed: packing.Packed, room: int
-) -> tuple[gemma.Cache, Float[Array, "B T D"]]:
+) -> tuple[Cache, Float[Array, "B T D"]]:
   """Runs a prefix through the decoder into a fresh cache.
 
   Args:
@@ -28,7 +33,7 @@ def prefill(
     The cache of T + room slots, and hidden states.
   """
   b, t = packed.valid.shape
-  cache = gemma.init_cache(decoder.config, b, t + room, packed.x.dtype)
+  cache = init_cache(decoder.config, b, t + room, packed.x.dtype)
   mask = block_causal_mask(packed.block, packed.valid)
   mask = jnp.pad(mask, ((0, 0), (0, 0), (0, room)))
   hidden, cache = decoder.apply(
@@ -67,11 +72,11 @@ def answer(
   start = packed.x.shape[1]
   offset = packed.valid.sum(axis=1, dtype=jnp.int32)
   valid = jnp.pad(packed.valid, ((0, 0), (0, length)))
-  table = params["decoder"]["embedder"]["table"]
+  table = output_table(params["decoder"])
   slots = jnp.arange(start + length)
 
   def logits_of(h):
-    return gemma.logits(decoder.config, table.astype(h.dtype), h)
+    return logits(decoder.config, table.astype(h.dtype), h)
 
   def step(state, token, i):
     cache, valid, offset = state
@@ -93,11 +98,11 @@ def answer(
       step, state, first, config.beams, length, _gather_rows
     )
 
-  def pick(keys, logits):
+  def pick(keys, scores):
     if config.text == "greedy":
-      return sampling.greedy(logits)
+      return sampling.greedy(scores)
     return sampling.pick_token(
-      keys, logits, config.text_temperature, config.top_k, config.top_p
+      keys, scores, config.text_temperature, config.top_k, config.top_p
     )
 
   return sampling.decode_text(step, state, first, length, pick, keys)

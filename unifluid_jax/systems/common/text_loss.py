@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from unifluid_jax.core import parallel
 from unifluid_jax.core.types import PAD, Batch, Metrics
-from unifluid_jax.models import gemma
+from unifluid_jax.models.decoder import logits
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
 
 
@@ -39,7 +39,7 @@ def text_loss(
 
   Args:
     decoder: its configuration.
-    table: of the vocabulary.
+    table: of the output layer.
     hidden: the states that predict the answers, of each task.
     targets: the answers.
     counts: of the whole batch, see `counts`.
@@ -50,11 +50,11 @@ def text_loss(
   h = parallel.constrain(jnp.concatenate(hidden), "GTD")
   suffix = parallel.constrain(jnp.concatenate(targets), "GT")
 
-  def logits(x):
-    return parallel.constrain(gemma.logits(decoder, table, x), "GTV")
+  def logits_of(x):
+    return parallel.constrain(logits(decoder, table, x), "GTV")
 
   nll, hits = chunked_cross_entropy(
-    logits, h, suffix, config.vocab_chunk, config.label_smoothing
+    logits_of, h, suffix, config.vocab_chunk, config.label_smoothing
   )
   mask = (suffix != PAD).astype(jnp.float32)
   count, nll = counts["answer_tokens"], nll * mask

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.jaxprs import operations
-from unifluid_jax.core import parallel, presets
+from unifluid_jax.core import optim, parallel, presets
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.models import gemma
+from unifluid_jax.models import decoder, norms, stack
 from unifluid_jax.ops import attention
 
 # Total parameters with the tied embedding counted once, as published.
@@ -25,6 +25,11 @@ PUBLISHED = {
   "gemma3_270m": 268_098_176,
   "gemma3_1b": 999_885_952,
   "gemma3_4b": 3_880_099_328,
+  "llama2_7b": 6_738_415_616,
+  "llama3_1b": 1_235_814_400,
+  "qwen2_5_0_5b": 494_032_768,
+  # Less encoder, codebook and two convolutions of the image tokenizer.
+  "chameleon_7b": 7_043_090_432 - (27_194_880 + 2_097_152 + 2 * 65_792),
 }
 
 # Caps, windows and scales are small enough to change the result; N * H != D.
@@ -32,15 +37,28 @@ _SHAPE = dict(
   vocab=17, width=12, depth=3, mlp=20, heads=4, kv_heads=2, head_dim=8
 )
 _LOCAL = dict(post_norms=True, window=3)
+_LLAMA = dict(
+  activation="silu", norm="llama", norm_epsilon=0.3, scale_embedding=False
+)
 TINY = {
-  "gemma1": presets.GemmaConfig(**_SHAPE | dict(kv_heads=1)),
-  "gemma2": presets.GemmaConfig(
+  "gemma1": presets.DecoderConfig(**_SHAPE | dict(kv_heads=1)),
+  "gemma2": presets.DecoderConfig(
     **_SHAPE, **_LOCAL, attn_softcap=1.5, final_softcap=2.0,
     pattern=("local", "global"), query_scale=0.45,
   ),
-  "gemma3": presets.GemmaConfig(
+  "gemma3": presets.DecoderConfig(
     **_SHAPE, **_LOCAL, qk_norm=True, pattern=("local", "local", "global"),
     rope_base=100.0, rope_base_global=1e6, rope_scale_global=8.0,
+  ),
+  # With the biases of Qwen2.
+  "llama": presets.DecoderConfig(
+    **_SHAPE, **_LLAMA, tied=False, qkv_bias=True, rope_base_global=20.0,
+    rope_scale_global=4.0, rope_original_length=40,
+  ),
+  # Norms stand as in the 34B one.
+  "chameleon": presets.DecoderConfig(
+    **_SHAPE, **_LLAMA, tied=False, pre_norms=False, post_norms=True,
+    qk_norm=True, qk_norm_kind="layer",
   ),
 }  # fmt: skip
 
@@ -75,7 +93,7 @@ def shapes(model):
 @functools.cache
 def make(name, dtype="float32", **changes):
   """A tiny model and parameters of which no part is at its neutral value."""
-  model = gemma.Gemma(TINY[name], jnp.dtype(dtype), **changes)
+  model = decoder.Decoder(TINY[name], jnp.dtype(dtype), **changes)
   draw = np.random.default_rng(0).normal
   return model, jax.tree.map(
     lambda x: jnp.asarray(0.4 * draw(size=x.shape), x.dtype), shapes(model)
@@ -101,14 +119,31 @@ def full(name, **changes):
 # ---------------------------------------------------------------- reference
 
 
-def ref_norm(x, scale):
-  return x / np.sqrt(np.mean(x * x) + 1e-6) * (1 + scale)
+def ref_norm(x, gain, epsilon=1e-6):
+  return x / np.sqrt(np.mean(x * x) + epsilon) * gain
 
 
-def ref_rotate(x, position, base, scale):
+def ref_head_norm(c, x, p, n):
+  """Of query or key head n."""
+  if not c.qk_norm:
+    return x
+  if c.qk_norm_kind == "rms":
+    return ref_norm(x, 1 + p["scale"])
+  scale, bias = (p[k].reshape(-1, len(x))[n] for k in ("scale", "bias"))
+  return (x - x.mean()) / np.sqrt(x.var() + c.norm_epsilon) * scale + bias
+
+
+def ref_rotate(x, position, base, scale, original):
   out, half = np.zeros_like(x), len(x) // 2
   for i in range(half):
-    angle = position / scale * base ** (-2 * i / len(x))
+    frequency = base ** (-2 * i / len(x))
+    wavelength = 2 * np.pi / frequency
+    if wavelength > original:
+      frequency /= scale
+    elif wavelength > original / 4:
+      kept = (original / wavelength - 1) / 3
+      frequency = kept * frequency + (1 - kept) * frequency / scale
+    angle = position * frequency
     out[i] = x[i] * np.cos(angle) - x[i + half] * np.sin(angle)
     out[i + half] = x[i + half] * np.cos(angle) + x[i] * np.sin(angle)
   return out
@@ -120,20 +155,26 @@ def ref_attention(c, p, x, positions, mask, local):
   stretch = 1.0 if local else c.rope_scale_global
   scale = c.query_scale or 1 / np.sqrt(c.head_dim)
 
-  def project(kernel, norm):
-    y = [token @ kernel for token in x]
-    if c.qk_norm:
-      y = [ref_norm(token, p[norm]["scale"]) for token in y]
+  def project(name, head):
+    y = x @ p[name][:, head]
+    if c.qkv_bias:
+      y = y + p[f"{name}_bias"].reshape(-1, c.head_dim)[head]
+    return y
+
+  def rotated(name, head):
+    y = [
+      ref_head_norm(c, token, p.get(f"{name}_norm"), head)
+      for token in project(name, head)
+    ]
     return [
-      ref_rotate(y_t, t, base, stretch)
-      for y_t, t in zip(y, positions, strict=True)
+      ref_rotate(token, t, base, stretch, c.rope_original_length)
+      for token, t in zip(y, positions, strict=True)
     ]
 
   out = np.zeros_like(x)
   for n in range(c.heads):
     m = n // (c.heads // c.kv_heads)
-    queries = project(p["q"][:, n], "q_norm")
-    keys = project(p["k"][:, m], "k_norm")
+    queries, keys = rotated("q", n), rotated("k", m)
     for i, query in enumerate(queries):
       weights = np.zeros(len(keys))
       for j, key in enumerate(keys):
@@ -146,15 +187,18 @@ def ref_attention(c, p, x, positions, mask, local):
         weights[j] = np.exp(z)
       if not weights.any():  # a pad: any finite value will do
         continue
-      head = weights / weights.sum() @ (x @ p["v"][:, m])
+      head = weights / weights.sum() @ project("v", m)
       out[i] += head @ p["o"][n]
   return out
 
 
-def ref_mlp(p, x):
+def ref_mlp(c, p, x):
   z = x @ p["gate"]
-  gelu = 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
-  return (gelu * (x @ p["up"])) @ p["down"]
+  if c.activation == "silu":
+    gate = z / (1 + np.exp(-z))
+  else:
+    gate = 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+  return (gate * (x @ p["up"])) @ p["down"]
 
 
 def ref_decoder(c, params, x, positions, mask, drop=None):
@@ -164,19 +208,21 @@ def ref_decoder(c, params, x, positions, mask, drop=None):
   positions = np.asarray(positions)
   drop = np.ones((c.depth, 2, *x.shape)) if drop is None else drop
 
-  def norms(y, p):
-    return np.stack([ref_norm(token, p["scale"]) for token in y])
+  def norm(y, p):
+    gain = p["scale"] + (c.norm == "gemma")
+    return np.stack([ref_norm(token, gain, c.norm_epsilon) for token in y])
 
   for layer in range(c.depth):
     p = jax.tree.map(lambda a, i=layer: a[i], params["layers"])
     local = c.pattern[layer % len(c.pattern)] == "local"
-    y = norms(x, p["pre_attn"])
+    y = norm(x, p["pre_attn"]) if c.pre_norms else x
     y = ref_attention(c, p["attn"], y, positions, mask, local)
-    y = norms(y, p["post_attn"]) if c.post_norms else y
+    y = norm(y, p["post_attn"]) if c.post_norms else y
     x = x + y * drop[layer, 0]
-    y = ref_mlp(p["mlp"], norms(x, p["pre_ffw"])) * drop[layer, 1]
-    x = x + (norms(y, p["post_ffw"]) if c.post_norms else y)
-  return norms(x, params["final_norm"])
+    y = norm(x, p["pre_ffw"]) if c.pre_norms else x
+    y = ref_mlp(c, p["mlp"], y) * drop[layer, 1]
+    x = x + (norm(y, p["post_ffw"]) if c.post_norms else y)
+  return norm(x, params["final_norm"])
 
 
 # -------------------------------------------------------------------- tests
@@ -190,12 +236,14 @@ def test_equals_plain_loops(name):
     x, positions, mask = embedded(name)[row], POSITIONS[row], MASK[row]
     want = ref_decoder(config, params, x, positions, mask)
     np.testing.assert_allclose(hidden[row][valid], want[valid], atol=2e-5)
-  table = params["embedder"]["table"]
+  table = params["embedder" if config.tied else "lm_head"]["table"]
   scores = np.asarray(hidden, np.float64) @ np.asarray(table, np.float64).T
   cap = config.final_softcap
   want = cap * np.tanh(scores / cap) if cap else scores
   np.testing.assert_allclose(
-    gemma.logits(config, table, hidden), want, atol=3e-5
+    decoder.logits(config, decoder.output_table(params), hidden),
+    want,
+    atol=3e-5,
   )
 
 
@@ -207,6 +255,13 @@ def test_equals_plain_loops(name):
     ("gemma2", "pattern", ("global", "local")),
     ("gemma3", "rope_base", 1e6),
     ("gemma3", "rope_scale_global", 1.0),
+    ("llama", "activation", "gelu_tanh"),
+    ("llama", "norm_epsilon", 1e-6),
+    ("llama", "qkv_bias", False),
+    ("llama", "rope_original_length", 0),
+    ("llama", "rope_scale_global", 1.0),
+    ("chameleon", "norm_epsilon", 1e-6),
+    ("chameleon", "qk_norm", False),
   ],
 )
 def test_every_setting_binds(name, field, neutral):
@@ -223,7 +278,7 @@ def test_prefill_and_steps_equal_the_full_forward(name):
   size, prefill = T + 2, 6
   mask = jnp.pad(MASK, ((0, 0), (0, 0), (0, size - T)))
   x = embedded(name)
-  cache = gemma.init_cache(model.config, len(x), size, jnp.float32)
+  cache = decoder.init_cache(model.config, len(x), size, jnp.float32)
   # Whatever slots hold before they are written must not matter.
   cache = cache._replace(k=cache.k + 9.0, v=cache.v - 9.0)
 
@@ -243,7 +298,7 @@ def test_prefill_and_steps_equal_the_full_forward(name):
   np.testing.assert_array_equal(cache.positions[:, :T], POSITIONS)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["gemma1", "gemma2", "gemma3"])
 def test_pads_change_nothing(name):
   model, params = make(name)
   x = jnp.where(VALID[..., None], embedded(name), 50 * embedded(name, 7))
@@ -252,7 +307,7 @@ def test_pads_change_nothing(name):
   assert np.isfinite(hidden).all()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["gemma3", "chameleon"])
 def test_scan_and_python_loop_share_parameters(name):
   np.testing.assert_allclose(full(name), full(name, scan=False), atol=1e-5)
 
@@ -262,12 +317,12 @@ def test_bfloat16_keeps_float32_parameters():
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
   tokens = jnp.arange(T)[None] % TINY["gemma2"].vocab
   x = model.apply({"params": params}, tokens, method="embed")
-  cache = gemma.init_cache(model.config, 1, T, jnp.bfloat16)
+  cache = decoder.init_cache(model.config, 1, T, jnp.bfloat16)
   hidden, cache = jax.jit(model.apply)(
     {"params": params}, x, POSITIONS[2:3], MASK[2:3], cache, 0
   )
   assert (x.dtype, hidden.dtype, cache.k.dtype) == (jnp.bfloat16,) * 3
-  scores = gemma.logits(model.config, params["embedder"]["table"], hidden)
+  scores = decoder.logits(model.config, params["embedder"]["table"], hidden)
   assert scores.dtype == jnp.float32
   wide, _ = make("gemma2")
   want, _ = jax.jit(wide.apply)(
@@ -280,19 +335,66 @@ def test_norm_multiplies_before_the_downcast_and_has_its_epsilon():
   x = jax.random.normal(jax.random.key(0), (64, 12)).astype(jnp.bfloat16)
   scale = jax.random.normal(jax.random.key(1), (12,))
   wide = np.asarray(x, np.float64)
-  want = np.stack([ref_norm(row, np.asarray(scale)) for row in wide])
+  want = np.stack([ref_norm(row, 1 + np.asarray(scale)) for row in wide])
   np.testing.assert_array_equal(
-    gemma.rms_norm(x, scale), jnp.asarray(want, jnp.float32).astype(x.dtype)
+    norms.gemma_rms_norm(x, scale),
+    jnp.asarray(want, jnp.float32).astype(x.dtype),
   )
   x = np.random.default_rng(3).normal(size=12) * 1e-3
-  got = gemma.rms_norm(jnp.asarray(x, jnp.float32), jnp.zeros(12))
-  np.testing.assert_allclose(got, ref_norm(x, 0), rtol=1e-5)
+  got = norms.gemma_rms_norm(jnp.asarray(x, jnp.float32), jnp.zeros(12))
+  np.testing.assert_allclose(got, ref_norm(x, 1), rtol=1e-5)
+
+
+def test_llamas_norm_multiplies_after_the_downcast():
+  x = jax.random.normal(jax.random.key(0), (64, 12)).astype(jnp.bfloat16)
+  scale = jax.random.normal(jax.random.key(1), (12,)).astype(jnp.bfloat16)
+  wide = np.asarray(x, np.float64)
+  normed = np.stack([ref_norm(row, 1, 0.1) for row in wide])
+  want = jnp.asarray(normed, jnp.bfloat16) * scale
+  got = norms.llama_rms_norm(x, scale.astype(jnp.float32), 0.1)
+  np.testing.assert_array_equal(got, want)
+  early = norms.gemma_rms_norm(x, scale.astype(jnp.float32) - 1, 0.1)
+  assert (early != want).any()
+
+
+def test_llamas_embedding_is_not_scaled():
+  model, params = make("llama")
+  x = model.apply({"params": params}, jnp.array([[3, 1]]), method="embed")
+  rows = params["embedder"]["table"][jnp.array([3, 1])]
+  np.testing.assert_array_equal(x[0], rows)
+
+
+def test_vectors_of_all_heads_stay_float32_and_do_not_decay():
+  for name in ("llama", "chameleon"):
+    model, params = make(name, "bfloat16")
+    loop = stack.narrow(params["layers"], model.dtype)
+    vectors = {
+      k: v for k, v in loop["attn"].items() if k.endswith(("bias", "norm"))
+    }
+    assert {x.dtype.name for x in jax.tree.leaves(vectors)} == {"float32"}
+    decays = optim.decay_mask(params)["layers"]["attn"]
+    assert not any(jax.tree.leaves({k: decays[k] for k in vectors}))
+    assert decays["q"]
+
+
+@pytest.mark.parametrize("name", sorted({*presets.DECODER} - {*presets.GEMMA}))
+def test_every_parameter_of_the_others_has_a_layout(name):
+  params = {
+    "decoder": shapes(decoder.Decoder(presets.DECODER[name], jnp.bfloat16))
+  }
+  mesh = parallel.make_mesh(MeshConfig(2, 2, 2))
+  for leaf, place in zip(
+    jax.tree.leaves(params),
+    jax.tree.leaves(parallel.shardings(params, params, mesh)),
+    strict=True,
+  ):
+    assert leaf.size <= parallel.SMALL or any(place.spec)
 
 
 @pytest.mark.parametrize("width, rounded", [(2048, 45.25), (3584, 59.75)])
 def test_embedding_scale_is_rounded_to_the_activation_dtype(width, rounded):
   config = dataclasses.replace(TINY["gemma1"], width=width, vocab=2)
-  model = gemma.Gemma(config, jnp.bfloat16)
+  model = decoder.Decoder(config, jnp.bfloat16)
   params = {"embedder": {"table": jnp.ones((2, width))}}
   params |= {"layers": {}, "final_norm": {"scale": jnp.zeros(width)}}
   x = model.apply({"params": params}, jnp.zeros((1, 1), int), method="embed")
@@ -303,7 +405,7 @@ def test_a_frequent_word_goes_on_counting():
   """In bfloat16 a sum of ones ends at 256, unless the compiler widens it."""
   table = jnp.zeros((3, 2), jnp.bfloat16)
   ids = jnp.array([[1] * 1000, [2] * 1000]).at[1, 0].set(7)  # 7: no such row
-  grad = jax.grad(lambda t: gemma._rows(t, ids).astype(jnp.float32).sum())
+  grad = jax.grad(lambda t: decoder._rows(t, ids).astype(jnp.float32).sum())
   program = str(jax.make_jaxpr(grad)(table))
   assert re.search(r"f32\[1,3,2\] = scatter-add", program)
   got = grad(table)
@@ -318,7 +420,7 @@ def test_gradients_of_rows_are_added_over_groups_in_the_tables_dtype():
   ids = jax.random.randint(jax.random.key(1), (8, 5), -2, 18)
 
   def loss(table, ids):
-    return jnp.sum(jnp.sin(jnp.nan_to_num(gemma._rows(table, ids))))
+    return jnp.sum(jnp.sin(jnp.nan_to_num(decoder._rows(table, ids))))
 
   first, second = (jax.grad(loss)(table, ids[i : i + 4]) for i in (0, 4))
   with jax.set_mesh(mesh):
@@ -359,7 +461,7 @@ def test_initial_values():
   config = dataclasses.replace(
     TINY["gemma3"], vocab=512, width=96, mlp=80, depth=2, heads=6, head_dim=24
   )
-  params = init(gemma.Gemma(config, jnp.float32), jax.jit)
+  params = init(decoder.Decoder(config, jnp.float32), jax.jit)
   params = jax.tree.map(np.asarray, params)
   layers = params["layers"]
   fan_in = dict(q=96, k=96, v=96, o=6 * 24, gate=96, up=96, down=80)
@@ -370,14 +472,14 @@ def test_initial_values():
     assert np.mean(value[0] == value[1]) < 0.01  # layers differ
   table = params["embedder"]["table"]
   np.testing.assert_allclose(table.std() * 96**0.5, 1, atol=0.05)
-  norms = [p["scale"] for p in (*layers.values(), *layers["attn"].values(),
-           params["final_norm"]) if "scale" in p]  # fmt: skip
-  assert len(norms) == 7 and not any(x.any() for x in norms)
+  scales = [p["scale"] for p in (*layers.values(), *layers["attn"].values(),
+            params["final_norm"]) if "scale" in p]  # fmt: skip
+  assert len(scales) == 7 and not any(x.any() for x in scales)
 
 
-@pytest.mark.parametrize("name", presets.GEMMA)
+@pytest.mark.parametrize("name", presets.DECODER)
 def test_parameter_counts(name):
-  params = shapes(gemma.Gemma(presets.GEMMA[name], jnp.bfloat16))
+  params = shapes(decoder.Decoder(presets.DECODER[name], jnp.bfloat16))
   total = sum(x.size for x in jax.tree.leaves(params))
   if name == "gemma2_700m":
     body = total - params["embedder"]["table"].size
@@ -391,7 +493,7 @@ def test_wrong_arguments_are_refused():
     full("gemma1", remat="some")
   model, params = make("gemma1")
   run = functools.partial(model.apply, {"params": params}, embedded("gemma1"))
-  cache = gemma.init_cache(model.config, len(BLOCK), T + 1, jnp.float32)
+  cache = decoder.init_cache(model.config, len(BLOCK), T + 1, jnp.float32)
   with pytest.raises(ValueError, match="both or neither"):
     run(POSITIONS, MASK, cache)
   with pytest.raises(ValueError, match="attention runs over 10"):

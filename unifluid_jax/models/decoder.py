@@ -1,10 +1,13 @@
-"""Gemma's decoder, generations 1 to 3, as one scan over stacked layers.
+"""The decoder-only transformer of every system, as one scan over layers.
 
-Sources: Gemma 1-3 (arXiv 2403.08295, 2408.00118, 2503.19786) and gemma gm/nn;
-dropout and initial values as big_vision models/ppp/gemma.py.
+`DecoderConfig` says which it is: Gemma 1-3, Llama, Qwen2 or Chameleon. Sources:
+arXiv 2403.08295, 2408.00118 and 2503.19786 with gemma gm/nn; 2307.09288;
+2412.15115; 2405.09818. Dropout and initial values as big_vision
+models/ppp/gemma.py.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unifluid_jax.core import parallel
 from unifluid_jax.core.parameter_rows import MATRIX, Row
-from unifluid_jax.core.presets import GemmaConfig
-from unifluid_jax.models import stack
+from unifluid_jax.core.presets import DecoderConfig
+from unifluid_jax.models import decoder_params, norms, stack
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
 
@@ -27,13 +30,14 @@ _UP, _DOWN = (None, "fsdp", "tensor"), (None, "tensor", "fsdp")
 
 # Letters are those of types.py, F the hidden size of the MLP.
 ROWS = (
-  Row(r"embedder/table", ("fsdp", "tensor"), decay=MATRIX),  # VD
+  Row(r"(embedder|lm_head)/table", ("fsdp", "tensor"), decay=MATRIX),  # VD
   Row(r"layers/attn/q", _Q, ((1,), (2, 3)), MATRIX),  # LDNH
   Row(r"layers/attn/[kv]", _KV, ((1,), (2, 3)), MATRIX),  # LDKH
   Row(r"layers/attn/o", _OUT, ((1, 2), (3,)), MATRIX),  # LNHD
   Row(r"layers/mlp/(gate|up)", _UP, ((1,), (2,)), MATRIX),  # LDF
   Row(r"layers/mlp/down", _DOWN, ((1,), (2,)), MATRIX),  # LFD
-  Row(r"layers/attn/[qk]_norm/scale", (None, None)),  # LH
+  Row(r"layers/attn/[qk]_norm/(scale|bias)", (None, None)),  # LH, L(NH)
+  Row(r"layers/attn/[qkv]_bias", (None, None)),  # L(NH)
   Row(r"layers/(pre|post)_(attn|ffw)/scale", (None, None)),  # LD
   Row(r"final_norm/scale", (None,)),  # D
 )
@@ -47,7 +51,9 @@ class Cache(NamedTuple):
   positions: Any  # i32[B, S]
 
 
-def init_cache(config: GemmaConfig, batch: int, size: int, dtype: Any) -> Cache:
+def init_cache(
+  config: DecoderConfig, batch: int, size: int, dtype: Any
+) -> Cache:
   """An empty cache of `size` slots; the caller's mask hides unused ones."""
   shape = (config.depth, batch, size, config.kv_heads, config.head_dim)
   return Cache(
@@ -57,11 +63,11 @@ def init_cache(config: GemmaConfig, batch: int, size: int, dtype: Any) -> Cache:
   )
 
 
-class Gemma(nn.Module):
+class Decoder(nn.Module):
   """A decoder without its output layer, which is `logits`.
 
   Attributes:
-    config: shape and generation.
+    config: shape and style.
     dtype: of the residual stream and the products; parameters are float32.
     remat: what the backward pass recomputes: "none", "dots" (all but what
       takes products or sums over channels) or "full" (everything but each
@@ -71,7 +77,7 @@ class Gemma(nn.Module):
     kernel: of attention without a cache; see `attention.attend`.
   """
 
-  config: GemmaConfig
+  config: DecoderConfig
   dtype: Any
   remat: str = "none"
   scan: bool = True
@@ -79,23 +85,20 @@ class Gemma(nn.Module):
 
   def setup(self):
     """Declares all parameters, whichever method is called first."""
-    c = self.config
-    table = nn.initializers.normal(c.width**-0.5), (c.vocab, c.width)
-    final = nn.initializers.zeros, (c.width,)
-    self.embedder = self.param("embedder", stack.init_tree, {"table": table})
-    self.layers = self.param("layers", stack.init_tree, _layer_specs(c))
-    self.final_norm = self.param(
-      "final_norm", stack.init_tree, {"scale": final}
+    specs = decoder_params.specs(self.config)
+    # In this order, by which the initial values are drawn.
+    self.embedder, self.layers, self.final_norm, *_ = (
+      self.param(name, stack.init_tree, spec) for name, spec in specs.items()
     )
+    self.style = _style(self.config)
 
   def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Embeds token ids, times sqrt(D) rounded to the activation dtype.
+    """Embeds token ids, in Gemma times sqrt(D) rounded to `dtype`.
 
     An id beyond the vocabulary gives NaN rather than a neighbour's row.
     """
-    rows = _rows(self.embedder["table"], tokens)
-    scale = jnp.asarray(self.config.width**0.5, self.dtype)
-    return rows.astype(self.dtype) * scale
+    rows = _rows(self.embedder["table"], tokens).astype(self.dtype)
+    return rows * jnp.asarray(self.style.embedding_scale, self.dtype)
 
   def __call__(
     self,
@@ -147,11 +150,11 @@ class Gemma(nn.Module):
     carry = (x.astype(self.dtype), k, v)
     layers = stack.narrow(self.layers, self.dtype)
     stacked = _stacked(self.config, layers)
-    layer = functools.partial(_block, self.config, call)
+    layer = functools.partial(_block, self.config, self.style, call)
     x, k, v = stack.fold_layers(
       layer, carry, stacked, remat=self.remat, scan=self.scan
     )
-    hidden = rms_norm(x, self.final_norm["scale"])
+    hidden = self.style.norm(x, self.final_norm)
     return hidden, None if cache is None else Cache(k, v, key_positions)
 
 
@@ -190,17 +193,28 @@ def _rows_back(saved, gradient):
 _rows.defvjp(lambda table, ids: (_rows(table, ids), (table, ids)), _rows_back)
 
 
+def output_table(params: Any) -> Float[Array, "V D"]:
+  """The output layer's table: its own one, or the embedding's it is tied to."""
+  return params.get("lm_head", params["embedder"])["table"]
+
+
+def cast_tables(params: Any, dtype: Any) -> dict[str, Any]:
+  """A decoder's parameters with its tables of the vocabulary in `dtype`."""
+  tables = {k: params[k] for k in ("embedder", "lm_head") if k in params}
+  return params | jax.tree.map(lambda table: table.astype(dtype), tables)
+
+
 def logits(
-  config: GemmaConfig,
+  config: DecoderConfig,
   table: Float[Array, "V D"],
   hidden: Float[Array, "*dims D"],
 ) -> Float[Array, "*dims V"]:
-  """Scores of the vocabulary: products with the embedding table, capped.
+  """Scores of the vocabulary: products with the output table, capped.
 
   Args:
     config: for the final softcap.
-    table: tied to the embedding; may already be in the activation dtype.
-    hidden: normed states, as `Gemma` returns them.
+    table: see `output_table`; may already be in the activation dtype.
+    hidden: normed states, as `Decoder` returns them.
 
   Returns:
     float32; the products accumulate in float32 too.
@@ -211,13 +225,40 @@ def logits(
   return attention.soft_cap(scores, config.final_softcap)
 
 
-def rms_norm(
-  x: Float[Array, "*dims D"], scale: Float[Array, " D"]
-) -> Float[Array, "*dims D"]:
-  """Root-mean-square norm, times 1 + scale in float32 before the downcast."""
-  wide = x.astype(jnp.float32)
-  mean_square = stack.keep(jnp.mean(wide**2, axis=-1, keepdims=True))
-  return (wide * lax.rsqrt(mean_square + 1e-6) * (1 + scale)).astype(x.dtype)
+class _Style(NamedTuple):
+  """What a configuration chooses between, as functions of parameters."""
+
+  embedding_scale: float
+  norm: Callable[[Any, Any], Any]  # of the residual stream and of branches
+  head_norm: Callable[[Any, Any], Any]  # of queries and keys, [B, T, N, H]
+  activation: Callable[[Any], Any]
+
+
+def _style(config: DecoderConfig) -> _Style:
+  """The functions of a configuration; a norm without parameters is none."""
+  rms = {"gemma": norms.gemma_rms_norm, "llama": norms.llama_rms_norm}
+  activations = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+  }
+
+  def norm(x, params):
+    if params is None:
+      return x
+    return rms[config.norm](x, params["scale"], config.norm_epsilon)
+
+  def norm_per_head(x, params):
+    if params is None:
+      return x
+    per_head = jax.tree.map(lambda p: p.reshape(x.shape[-2:]), params)
+    return norms.layer_norm(x, per_head, config.norm_epsilon)
+
+  return _Style(
+    config.width**0.5 if config.scale_embedding else 1.0,
+    norm,
+    {"rms": norm, "layer": norm_per_head}[config.qk_norm_kind],
+    activations[config.activation],
+  )
 
 
 class _Call(NamedTuple):
@@ -254,8 +295,9 @@ def _angles(config, positions):
   if (c.rope_base_global, c.rope_scale_global) == (c.rope_base, 1.0):
     return local, local
   wide = attention.rotation(
-    positions, c.head_dim, c.rope_base_global, c.rope_scale_global
-  )
+    positions, c.head_dim, c.rope_base_global, c.rope_scale_global,
+    c.rope_original_length,
+  )  # fmt: skip
   return stack.once(wide), local
 
 
@@ -266,72 +308,35 @@ def _local(config, positions, key_positions, mask):
   return stack.once(mask & near)
 
 
-def _layer_specs(config) -> dict[str, Any]:
-  c = config
-
-  def dense(inputs, *shape):
-    """The first `inputs` axes after L are summed over: they are the fan-in."""
-    axes = range(1, len(shape) + 1)
-    init = nn.initializers.variance_scaling(
-      1.0, "fan_in", "truncated_normal",
-      in_axis=axes[:inputs], out_axis=axes[inputs:], batch_axis=(0,),
-    )  # fmt: skip
-    return init, (c.depth, *shape)
-
-  def norm(size):
-    return {"scale": (nn.initializers.zeros, (c.depth, size))}
-
-  specs = {
-    "attn": {
-      "q": dense(1, c.width, c.heads, c.head_dim),
-      "k": dense(1, c.width, c.kv_heads, c.head_dim),
-      "v": dense(1, c.width, c.kv_heads, c.head_dim),
-      "o": dense(2, c.heads, c.head_dim, c.width),
-    },
-    "mlp": {
-      "gate": dense(1, c.width, c.mlp),
-      "up": dense(1, c.width, c.mlp),
-      "down": dense(1, c.mlp, c.width),
-    },
-    "pre_attn": norm(c.width),
-    "pre_ffw": norm(c.width),
-  }
-  if c.qk_norm:
-    specs["attn"] |= {"q_norm": norm(c.head_dim), "k_norm": norm(c.head_dim)}
-  if c.post_norms:
-    specs |= {"post_attn": norm(c.width), "post_ffw": norm(c.width)}
-  return specs
-
-
-def _block(config, call: _Call, carry, layer: _Layer):
+def _block(config, style: _Style, call: _Call, carry, layer: _Layer):
   x, k_cache, v_cache = carry
   p = layer.params
   x = parallel.constrain(x, "BTD")
   with jax.named_scope("attn"):
-    y = rms_norm(x, p["pre_attn"]["scale"])
-    y, k_cache, v_cache = _attention(config, call, layer, y, k_cache, v_cache)
-    if config.post_norms:
-      y = rms_norm(y, p["post_attn"]["scale"])
+    y = style.norm(x, p.get("pre_attn"))
+    y, k_cache, v_cache = _attention(
+      config, style, call, layer, y, k_cache, v_cache
+    )
+    y = style.norm(y, p.get("post_attn"))
     x = x + _dropout(config, call, layer, 0, y)
   with jax.named_scope("mlp"):
-    y = _mlp(p["mlp"], rms_norm(x, p["pre_ffw"]["scale"]))
+    y = _mlp(style, p["mlp"], style.norm(x, p.get("pre_ffw")))
     # Before the post-norm here, after it above: as PaliGemma was trained.
     y = _dropout(config, call, layer, 1, y)
-    if config.post_norms:
-      y = rms_norm(y, p["post_ffw"]["scale"])
-    x = x + y
+    x = x + style.norm(y, p.get("post_ffw"))
   return parallel.constrain(x, "BTD"), k_cache, v_cache
 
 
-def _attention(config, call: _Call, layer: _Layer, x, k_cache, v_cache):
+def _attention(config, style, call: _Call, layer: _Layer, x, k_cache, v_cache):
   p = layer.params["attn"]
   q, k, v = (
-    _heads(x, p[name], letters)
+    _heads(x, p[name], p.get(f"{name}_bias"), letters)
     for name, letters in (("q", "DN"), ("k", "DK"), ("v", "DK"))
   )
-  if config.qk_norm:
-    q = rms_norm(q, p["q_norm"]["scale"])
-    k = rms_norm(k, p["k_norm"]["scale"])
+  q, k = (
+    style.head_norm(y, p.get(name))
+    for y, name in ((q, "q_norm"), (k, "k_norm"))
+  )
   angles = jax.tree.map(
     functools.partial(jnp.where, layer.is_local), call.local_angles, call.angles
   )
@@ -356,9 +361,11 @@ def _attention(config, call: _Call, layer: _Layer, x, k_cache, v_cache):
   return out, k_cache, v_cache
 
 
-def _heads(x, weight, letters):
+def _heads(x, weight, bias, letters):
   """Projects to heads side by side, then views them apart."""
   out = product(x, weight.astype(x.dtype), letters)
+  if bias is not None:
+    out = out + bias.astype(x.dtype)
   return out.reshape(*x.shape[:2], *weight.shape[1:])
 
 
@@ -370,12 +377,12 @@ def _write(cache, new, number, index):
   return lax.dynamic_index_in_dim(cache, number, keepdims=False), cache
 
 
-def _mlp(params, x):
+def _mlp(style, params, x):
   gate, up, down = (params[n].astype(x.dtype) for n in ("gate", "up", "down"))
   # XLA's CPU backend differentiates products of matrices far faster than
   # those with a batch axis; elsewhere the two are the same.
   rows = x.reshape(-1, x.shape[-1])
-  hidden = jax.nn.gelu(rows @ gate, approximate=True) * (rows @ up)
+  hidden = style.activation(rows @ gate) * (rows @ up)
   return (hidden @ down).reshape(x.shape)
 
 

@@ -1,0 +1,201 @@
+"""Llama, Qwen2 and Chameleon against transformers, as random tiny models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from tests.parity.test_gemma_parity import (  # noqa: E402
+  B,
+  T,
+  agree,
+  close,
+  same_words,
+)
+from tests.weights import helpers, references  # noqa: E402
+from unifluid_jax.core.presets import DecoderConfig  # noqa: E402
+from unifluid_jax.weights import gemma  # noqa: E402
+from unifluid_jax.weights.rows import Recipe, Row, nested  # noqa: E402
+
+_SIZES = dict(
+  vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=3,
+  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+  attn_implementation="eager", use_cache=False,
+)  # fmt: skip
+_ROPE = {"rope_type": "default", "rope_theta": 50.0}
+_LLAMA3 = {
+  "rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0,
+  "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 40,
+}  # fmt: skip
+_VQ = dict(
+  embed_dim=8, num_embeddings=8, latent_channels=8, base_channels=32,
+  channel_multiplier=(1, 1), num_res_blocks=1, resolution=16,
+)  # fmt: skip
+_OURS = dict(
+  vocab=40, width=24, depth=3, mlp=32, heads=4, kv_heads=2, head_dim=6,
+  activation="silu", norm="llama", norm_epsilon=0.05, scale_embedding=False,
+  tied=False, rope_base=50.0, rope_base_global=50.0,
+)  # fmt: skip
+_CHAMELEON = dict(norm_epsilon=1e-5, qk_norm=True, qk_norm_kind="layer")
+CONFIGS = {
+  "llama2": DecoderConfig(**_OURS),
+  "llama3": DecoderConfig(
+    **_OURS | dict(tied=True), rope_scale_global=4.0, rope_original_length=40
+  ),
+  "qwen2": DecoderConfig(**_OURS | dict(tied=True), qkv_bias=True),
+  "chameleon": DecoderConfig(**_OURS | _CHAMELEON),
+  "chameleon_swin": DecoderConfig(
+    **_OURS | _CHAMELEON, pre_norms=False, post_norms=True
+  ),
+}
+
+
+def reference(name):
+  """Their model of a configuration."""
+  sizes = _SIZES | {"tie_word_embeddings": CONFIGS[name].tied}
+  if name.startswith("llama"):
+    rope = _LLAMA3 if name == "llama3" else _ROPE
+    config = transformers.LlamaConfig(
+      **sizes, rms_norm_eps=0.05, rope_parameters=rope
+    )
+    model = transformers.LlamaForCausalLM(config)
+  elif name == "qwen2":
+    config = transformers.Qwen2Config(
+      **sizes, rms_norm_eps=0.05, rope_parameters=_ROPE
+    )
+    model = transformers.Qwen2ForCausalLM(config)
+  else:
+    config = transformers.ChameleonConfig(
+      **sizes, rms_norm_eps=1e-5, rope_parameters=_ROPE, vq_config=_VQ,
+      vocabulary_map={"<image>": 39}, swin_norm=name.endswith("swin"),
+    )  # fmt: skip
+    model = transformers.ChameleonForConditionalGeneration(config)
+  return references.randomise(model, 0)
+
+
+def converted(name, tensors):
+  """Their tensors as our tree; names are those of Gemma 1 and a few more."""
+  c, to = CONFIGS[name], "decoder/layers/"
+  layer = "model.layers.{i}."
+  table = gemma.hf_rows("model.", post_norms=False, qk_norm=False)
+  if not c.pre_norms:  # the same two names, behind the branches
+    moved = {
+      f"{to}pre_{x}/scale": f"{to}post_{x}/scale" for x in ("attn", "ffw")
+    }
+    table = [
+      Row(row.source, moved.get(row.target, row.target), row.axes)
+      for row in table
+    ]
+  if not c.tied:
+    table.append(Row("lm_head.weight", "decoder/lm_head/table", "v d"))
+  for x in "qkv" if c.qkv_bias else "":
+    bias = f"{layer}self_attn.{x}_proj.bias"
+    table.append(Row(bias, f"{to}attn/{x}_bias", "n"))
+  for x, heads in (("q", "n"), ("k", "k")) if c.qk_norm else ():
+    for theirs, ours in (("weight", "scale"), ("bias", "bias")):
+      table.append(
+        Row(
+          f"{layer}self_attn.{x}_norm.{theirs}",
+          f"{to}attn/{x}_norm/{ours}",
+          f"{heads} h -> ({heads} h)",
+        )
+      )
+  ours = {k: v for k, v in tensors.items() if "vqmodel" not in k}
+  if c.tied:
+    ours.pop("lm_head.weight", None)
+  sizes = {"n": c.heads, "k": c.kv_heads, "h": c.head_dim}
+  if c.qkv_bias:
+    del sizes["n"]
+  recipe = Recipe("gemma", name, table, gemma.like(c), sizes)
+  found = helpers.in_memory(helpers.Tensors(ours), recipe)
+  return jax.tree.map(jnp.asarray, nested(found)["decoder"])
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request):
+  """Their model, our configuration and parameters, the name."""
+  model = reference(request.param)
+  tensors = {k: v.detach().numpy() for k, v in model.state_dict().items()}
+  params = converted(request.param, tensors)
+  return model, CONFIGS[request.param], params, request.param
+
+
+def test_causal(pair):
+  model, config, params, _ = pair
+  tokens = references.tokens(B, T)
+  want = references.run(model, tokens)
+  agree(helpers.run_gemma(config, params, tokens), want)
+
+
+@pytest.mark.parametrize(
+  "off",
+  [
+    {"activation": "gelu_tanh"}, {"norm_epsilon": 1e-2},
+    {"scale_embedding": True}, {"rope_scale_global": 1.0},
+    {"rope_original_length": 0}, {"rope_base_global": 1e4},
+  ],
+  ids=lambda off: next(iter(off)),
+)  # fmt: skip
+def test_settings_bind(pair, off):
+  """Each changes the logits by far over what is tolerated."""
+  model, config, params, _ = pair
+  if helpers.without(config, **off) == config or (
+    "rope_scale" in next(iter(off)) and not config.rope_original_length
+  ):
+    pytest.skip("not a setting of this model")
+  tokens = references.tokens(B, T)
+  _, want = references.run(model, tokens)
+  _, got = helpers.run_gemma(helpers.without(config, **off), params, tokens)
+  assert helpers.absolute(got, want.detach()) > 1e-2
+
+
+def test_padding_and_position_gaps(pair):
+  model, config, params, _ = pair
+  tokens = references.tokens(B, T)
+  valid = np.ones((B, T), bool)
+  valid[1, :4] = False
+  steps = np.random.default_rng(0).integers(1, 9, (B, T))
+  positions = np.maximum(np.cumsum(valid * steps, 1) - 1, 0)
+  want = references.run(
+    model,
+    tokens,
+    torch.tensor(valid.astype(int)),
+    position_ids=torch.tensor(positions),
+  )
+  mask = np.tril(np.ones((T, T), bool)) & valid[:, None, :]
+  got = helpers.run_gemma(config, params, tokens, positions, mask)
+  agree(got, want, valid)
+
+
+def test_gradients(pair):
+  """d(sum of logits * noise) for every parameter, by the same table."""
+  model, config, params, name = pair
+  tokens = references.tokens(B, T)
+  noise = np.random.default_rng(2).normal(size=(B, T, config.vocab))
+  noise = noise.astype(np.float32)
+  model.zero_grad()
+  _, logits = references.run(model, tokens)
+  (logits * torch.tensor(noise)).sum().backward()
+  want = converted(
+    name,
+    {
+      k: x.grad.numpy()
+      for k, x in model.named_parameters()
+      if x.grad is not None
+    },
+  )
+
+  def loss(params):
+    _, logits = helpers.run_gemma(config, params, tokens)
+    return (logits * noise).sum()
+
+  jax.tree.map(close, jax.grad(loss)(params), want)
+
+
+def test_greedy_generation_with_cache(pair):
+  model, config, params, _ = pair
+  same_words(model, config, params)
