@@ -167,12 +167,6 @@ def table(title: str, rows: Sequence[tuple[str, Any]]) -> str:
   return "\n".join([f"-- {title} --", *lines])
 
 
-def flops_of(compiled: Any) -> float | None:
-  """FLOPs XLA counts in a compiled step; loop bodies are counted once."""
-  cost = compiled.cost_analysis()
-  return float(cost["flops"]) if cost and "flops" in cost else None
-
-
 def peak_flops() -> float | None:
   """Peak FLOP/s of all devices together; None where it is not known."""
   peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)

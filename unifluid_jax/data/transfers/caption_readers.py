@@ -42,28 +42,6 @@ def coco_karpathy(root: Root, split: str) -> list[Example]:
   return folder.examples(file, member(file, content, "images"), build)
 
 
-def coco_captions(root: Root, split: str) -> list[Example]:
-  """COCO's own caption files, whose splits are train2014, val2014 and so on.
-
-  Files: annotations/captions_{split}.json; {split}/ with the images.
-
-  Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`.
-  """
-  folder = Folder(root, "COCO captions")
-  file, content = folder.json(f"annotations/captions_{split}.json")
-  annotations = member(file, content, "annotations")
-  captions = grouped(file, annotations, "image_id", "caption")
-
-  def build(entry: Any) -> Example | None:
-    given = captions.get(str(entry["id"]), ())
-    image = folder.path(split, entry["file_name"])
-    answers = tuple(c.strip() for c in given)
-    return Example(str(entry["id"]), (image,), answers=answers)
-
-  return folder.examples(file, member(file, content, "images"), build)
-
-
 def textcaps(root: Root, split: str) -> list[Example]:
   """TextCaps: train, val, and test without captions.
 

@@ -1,16 +1,15 @@
 """GenEval's decision rules: is an image right, given what a detector found?
 
 Ghosh et al., GenEval (arXiv 2310.11513), §3 and evaluation/evaluate_images.py;
-the summary follows evaluation/summary_scores.py. The detector and the colour
-classifier stand behind `Detector`.
+the summary follows evaluation/summary_scores.py. Detections come from
+`published/geneval_detector.py` or `worlds/shapes_detector.py`.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 TAGS = (
   "single_object",
@@ -41,13 +40,6 @@ class Detection:
   score: float
   box: tuple[float, float, float, float]
   colour: str | None = None
-
-
-class Detector(Protocol):
-  """What GenEval needs to see an image."""
-
-  def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
-    """All objects with their scores, in any order."""
 
 
 @dataclasses.dataclass(frozen=True)

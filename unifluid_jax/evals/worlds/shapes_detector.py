@@ -1,4 +1,4 @@
-"""An analytic detector for the world of shapes, behind GenEval's protocol.
+"""An analytic detector for the world of shapes, as GenEval needs one.
 
 It stands where GenEval has Mask2Former and CLIP: connected components of what
 differs from the background, the nearest of GenEval's ten colours, and the
