@@ -1,7 +1,8 @@
 """Files, local or on an object store: paths, atomic writes, digests.
 
-Every file that a run leaves behind is written by `write` or `replaced`:
-whoever reads it, at any moment, finds the old content or the new one, whole.
+Every file that a run leaves behind is written by `write` or `replaced`, every
+folder that must be whole by `new_folder`: whoever reads it, at any moment,
+finds the old content or the new one, whole.
 """
 
 import contextlib
@@ -107,6 +108,29 @@ def replaced(name: str | os.PathLike[str]) -> Iterator[str]:
     partial.replace(target)
   finally:
     partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(name: str | os.PathLike[str]) -> Iterator[Path]:
+  """A folder beside a local one, which becomes it when the block ends.
+
+  If the block raises, nothing is left.
+
+  Args:
+    name: the folder; may exist as long as it is empty.
+
+  Raises:
+    OSError: it cannot be written, or holds something in the end.
+  """
+  target = Path(name).absolute()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    prefix=f".{target.name}.tmp-", dir=target.parent
+  ) as private:
+    made = Path(private) / target.name
+    made.mkdir()  # unlike the temporary one, others may read it
+    yield made
+    made.rename(target)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from unifluid_jax.codecs.kl_vae import STATS
 from unifluid_jax.core import checkpoint, presets
 from unifluid_jax.core.config import resolve
 from unifluid_jax.models.kl_vae import KlVae
@@ -24,7 +25,8 @@ from unifluid_jax.weights.rows import (
   Row,
   Source,
   WeightsError,
-  shapes,
+  parameter_shapes,
+  wrong_kind,
 )
 from unifluid_jax.weights.settings import config_beside, number_beside
 from unifluid_jax.weights.untrusted import read_json
@@ -117,7 +119,6 @@ _CONV, _POINT = "o i h w -> h w i o", "o i 1 1 -> i o"
 _DENSE, _VECTOR = "o i -> i o", "c"
 
 _FORMATS = ("diffusers", "older diffusers", "CompVis")
-_STATS = "latents.json"  # as systems/frozen_vae.py reads it
 _PREFIX = "first_stage_model."  # of the autoencoder in a whole model
 
 _DROPS = (
@@ -149,11 +150,11 @@ def recipe(source: Source) -> Recipe:
   prefix = _PREFIX if f"{_PREFIX}encoder.conv_in.weight" in names else ""
   format_ = _format(names, prefix)
   if format_ is None:
-    raise WeightsError(
-      f"{source.path} is no KL autoencoder: expected encoder.conv_in.weight "
-      "with encoder.mid_block.* (diffusers) or encoder.mid.* (CompVis, MAR), "
-      f"found {', '.join(sorted(names)[:3])}; name the kind it is in --from"
+    expected = (
+      "encoder.conv_in.weight with encoder.mid_block.* (diffusers) or "
+      "encoder.mid.* (CompVis, MAR)"
     )
+    raise wrong_kind(source, "KL autoencoder", expected)
   settings = _settings(source.path)
   probes = _PROBES[1 + format_ // 2]
   groups = 32
@@ -175,7 +176,7 @@ def recipe(source: Source) -> Recipe:
     drops=_DROPS,
     meta={"preset": preset, "vae": dataclasses.asdict(config)},
     files={
-      _STATS: {"mean": config.latent_mean or 0.0, "scale": scale}
+      STATS: {"mean": config.latent_mean or 0.0, "scale": scale}
     } if scale else {},
   )  # fmt: skip
 
@@ -242,7 +243,7 @@ def _saved_config(path: str) -> presets.VaeConfig | None:
     config = presets.VaeConfig(**vae)
   else:
     config = resolve(meta["config"]).model.vae
-  measured = os.path.join(path, _STATS)
+  measured = os.path.join(path, STATS)
   if config.latent_scale is None and os.path.exists(measured):
     stats = _read_json(measured)
     config = dataclasses.replace(
@@ -338,10 +339,8 @@ def _with_scale(
 def _like(config: presets.VaeConfig) -> dict[str, tuple[int, ...]]:
   """Path → shape of all our parameters."""
   side = config.factor
-  tree = jax.eval_shape(
-    lambda: KlVae(config).init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
-  )
-  return shapes(tree["params"], "vae")
+  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  return parameter_shapes(KlVae(config), "vae", images)
 
 
 def _rows(format_: int, prefix: str, levels: int, attention: str) -> list[Row]:
