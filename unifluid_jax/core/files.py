@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import io
 import os
 import secrets
 import shutil
@@ -16,7 +17,9 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from etils import epath
 from fsspec import config as fsspec_config
 
@@ -92,6 +95,13 @@ def write(name: str | os.PathLike[str], data: bytes | str) -> None:
     f.write(content)
     f.flush()
     os.fsync(f.fileno())
+
+
+def write_npz(name: str | os.PathLike[str], /, **arrays: Any) -> None:
+  """Replaces a file of named arrays, without compression."""
+  data = io.BytesIO()
+  np.savez(data, **arrays)
+  write(name, data.getvalue())
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from unifluid_jax.core import files
+from unifluid_jax.data.images import encode_image
 from unifluid_jax.data.worlds import shapes, shapes_text, wordings
 from unifluid_jax.data.worlds.shapes import Scene
 
@@ -233,7 +233,4 @@ def _chunks(
 
 def _png(image: np.ndarray) -> io.BytesIO:
   """The image as an encoded file."""
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, "PNG", compress_level=1)
-  file.seek(0)
-  return file
+  return io.BytesIO(encode_image(image, compress_level=1))

@@ -55,7 +55,7 @@ def write(path: epath.Path, config: Config, workdir: str) -> None:
     config: of the run.
     workdir: holds metrics.jsonl, metrics_eval.jsonl and samples/.
   """
-  train = telemetry.read_metrics(f"{workdir}/metrics.jsonl")
+  train = telemetry.read_metrics(f"{workdir}/{telemetry.METRICS}")
   rows = run_results.read(workdir)
   found = by_metric(rows)
   steps = tuple(sorted({step for each in found.values() for step in each}))
