@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from unifluid_jax.core import checkpoint, checkpoint_files, files
+from unifluid_jax.core import checkpoint, files
 from unifluid_jax.core.config import ConfigError, ModelConfig
 from unifluid_jax.core.parallel import path_str
 from unifluid_jax.core.presets import VaeConfig
@@ -208,9 +208,8 @@ def copy(
   if mark.exists() and read_stats(str(place)) == codec:
     return
   mark.unlink(missing_ok=True)
-  saved = place / checkpoint_files.FOLDER
-  if saved.exists():
-    saved.rmtree()
+  if (place / "checkpoints").exists():
+    (place / "checkpoints").rmtree()
   state = {"params": {"vae": jax.tree.map(np.asarray, params)}}
   meta = {
     _DIGEST: codec["weights"],

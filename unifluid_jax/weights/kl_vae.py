@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unifluid_jax.codecs.kl_vae import STATS
 from unifluid_jax.core import checkpoint, presets
 from unifluid_jax.core.config import resolve
 from unifluid_jax.models.kl_vae import KlVae
@@ -119,6 +118,7 @@ _CONV, _POINT = "o i h w -> h w i o", "o i 1 1 -> i o"
 _DENSE, _VECTOR = "o i -> i o", "c"
 
 _FORMATS = ("diffusers", "older diffusers", "CompVis")
+_STATS = "latents.json"  # as systems/frozen_vae.py reads it
 _PREFIX = "first_stage_model."  # of the autoencoder in a whole model
 
 _DROPS = (
@@ -176,7 +176,7 @@ def recipe(source: Source) -> Recipe:
     drops=_DROPS,
     meta={"preset": preset, "vae": dataclasses.asdict(config)},
     files={
-      STATS: {"mean": config.latent_mean or 0.0, "scale": scale}
+      _STATS: {"mean": config.latent_mean or 0.0, "scale": scale}
     } if scale else {},
   )  # fmt: skip
 
@@ -243,7 +243,7 @@ def _saved_config(path: str) -> presets.VaeConfig | None:
     config = presets.VaeConfig(**vae)
   else:
     config = resolve(meta["config"]).model.vae
-  measured = os.path.join(path, STATS)
+  measured = os.path.join(path, _STATS)
   if config.latent_scale is None and os.path.exists(measured):
     stats = _read_json(measured)
     config = dataclasses.replace(

@@ -104,8 +104,9 @@ def read_manifest(folder: str) -> dict[str, Any]:
 
 def home(workdir: str) -> str:
   """A run's folder as manifests name it: one name, whatever leads there."""
-  remote = "://" in workdir
-  return workdir.rstrip("/") if remote else os.path.realpath(workdir)
+  if files.is_remote(workdir):
+    return workdir.rstrip("/")
+  return os.path.realpath(workdir)
 
 
 def drawn_by(folder: str) -> dict[str, Any]:
