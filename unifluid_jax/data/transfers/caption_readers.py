@@ -1,6 +1,6 @@
 """Raw files of the four captioning tasks as examples.
 
-As in `task_readers`: every reader takes the data set's folder and a split.
+As in `photo_readers`: every reader takes the data set's folder and a split.
 """
 
 import functools
@@ -24,7 +24,7 @@ def coco_karpathy(root: Root, split: str) -> list[Example]:
   Files: dataset_coco.json; train2014/ and val2014/ with COCO's images.
 
   Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`.
+    FileNotFoundError, ValueError: as `photo_readers.okvqa`.
   """
   folder = Folder(root, "COCO captions")
   folder.split(split, "train", "restval", "val", "test")
@@ -48,7 +48,7 @@ def textcaps(root: Root, split: str) -> list[Example]:
   Files: TextCaps_0.1_{split}.json; train_images/ (of val too), test_images/.
 
   Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`.
+    FileNotFoundError, ValueError: as `photo_readers.okvqa`.
   """
   folder = Folder(root, "TextCaps")
   folder.split(split, "train", "val", "test")
@@ -74,7 +74,7 @@ def screen2words(root: Root, split: str) -> list[Example]:
   Files: screen_summaries.csv; split/{split}_screens.txt; RICO's combined/.
 
   Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`.
+    FileNotFoundError, ValueError: as `photo_readers.okvqa`.
   """
   folder = Folder(root, "Screen2Words")
   folder.split(split, "train", "dev", "test")
@@ -99,7 +99,7 @@ def widgetcap(root: Root, split: str) -> list[Example]:
   resolution: a RICO screen is 2560 units high.
 
   Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`; a
+    FileNotFoundError, ValueError: as `photo_readers.okvqa`; a
       node that its screen lacks.
   """
   folder = Folder(root, "WidgetCap")
