@@ -25,7 +25,7 @@ def test_folders_are_listed_anew_at_every_look(gcs):
   folder = files.path(f"{gcs}/listed")
   files.write(folder / "a", "1")
   assert [p.name for p in folder.iterdir()] == ["a"]
-  code = f"from unifluid_jax import files; files.write('{folder}/b', '2')"
+  code = f"from unifluid_jax.core import files; files.write('{folder}/b', '2')"
   subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
   assert {p.name for p in folder.iterdir()} == {"a", "b"}
   assert {p.name for p in folder.glob("*")} == {"a", "b"}
