@@ -13,7 +13,7 @@ from unifluid_jax.core import lock
 
 HOLD = """
 import sys, time
-from unifluid_jax import lock
+from unifluid_jax.core import lock
 print("ready", flush=True)
 sys.stdin.readline()
 try:

@@ -53,3 +53,13 @@ def test_speeds_are_shown_as_far_as_they_are_known():
   assert telemetry.speeds(row) == "12,346 tokens/s  goodput 93 %"
   assert "MFU 45 %" in telemetry.speeds(row | {"mfu": 0.449})
   assert telemetry.speeds({"loss": 1.0}) == ""
+
+
+def test_progress_is_reported_every_twenty_seconds_and_at_the_end(monkeypatch):
+  seconds, lines = [0.0], []
+  monkeypatch.setattr(time, "monotonic", lambda: seconds[0])
+  progress = telemetry.Progress("drawn", 0, 5)
+  for step, now in enumerate([1.0, 20.0, 21.5, 30.0, 31.0], 1):
+    seconds[0] = now
+    progress.report(step, lines.append)
+  assert [line.split()[1] for line in lines] == ["1/5", "3/5", "5/5"]

@@ -13,13 +13,11 @@ default to out.png or, where that exists, to out-1.png and so on. Several
 (--samples, --prompts=FILE with one prompt a line) need a directory as --out.
 """
 
-import io
-
 from absl import flags, logging
-from PIL import Image
 
 from unifluid_jax import api, requests
 from unifluid_jax.core import cli, files
+from unifluid_jax.data.images import encode_image
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the trained run.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default the newest.")
@@ -79,17 +77,11 @@ def main(_: list[str]) -> None:
   else:
     images = model.generate(request.prompts, _SEED.value, **request.sampling)
   for picture, name in zip(images, request.names, strict=True):
-    files.write(name, encoded(picture, name))
+    kind = requests.FORMATS[files.path(name).suffix.lower()]
+    files.write(name, encode_image(picture, kind))
     say(f"wrote {name}")
   if request.listing:
     files.write(request.listing, "\n".join(request.prompts) + "\n")
-
-
-def encoded(image: Image.Image, name: str) -> bytes:
-  """An image file's content, in the format of its name."""
-  buffer = io.BytesIO()
-  image.save(buffer, requests.FORMATS[files.path(name).suffix.lower()])
-  return buffer.getvalue()
 
 
 if __name__ == "__main__":

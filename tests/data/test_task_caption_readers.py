@@ -28,23 +28,6 @@ def test_coco_karpathy(tmp_path):
   assert [e.id for e in captions.coco_karpathy(root, "restval")] == ["10"]
 
 
-def test_coco_captions(tmp_path):
-  content = {
-    "images": [{"id": 3, "file_name": "a.jpg"}, {"id": 4, "file_name": "b"}],
-    "annotations": [
-      {"image_id": 3, "id": 1, "caption": " one"},
-      {"image_id": 3, "id": 2, "caption": "two"},
-    ],
-  }
-  files = {"annotations/captions_val2014.json": content, "val2014/a.jpg": b""}
-  root = write(tmp_path, files)
-  found = captions.coco_captions(root, "val2014")
-  assert [(e.id, e.answers) for e in found] == [
-    ("3", ("one", "two")), ("4", ())
-  ]  # fmt: skip
-  assert relative(root, found[1]) == ("val2014/b",)
-
-
 def test_textcaps(tmp_path):
   rows = [
     {"image_id": "ab", "image_name": "ab", "caption_str": "One"},

@@ -74,16 +74,18 @@ def test_gqa(tmp_path):
 
 
 def test_nlvr2(tmp_path):
-  dev = {"identifier": "dev-3-1-0", "sentence": "Two dogs.", "label": "True"}
+  dev = {"identifier": "dev-3-1-0", "sentence": "Two\u2028dogs.",
+         "label": "True"}  # fmt: skip
   train = {"identifier": "train-9-0-1", "sentence": "A cat.", "label": "False",
            "directory": 42}  # fmt: skip
   pair = ("dev/dev-3-1-img0.png", "dev/dev-3-1-img1.png")
   far = tuple(f"images/train/42/train-9-0-img{i}.png" for i in range(2))
-  files = {"dev.json": json.dumps(dev) + "\n", "data/train.json": train}
+  line = json.dumps(dev, ensure_ascii=False) + "\n\n"
+  files = {"dev.json": line, "data/train.json": train}
   root = write(tmp_path, {**files, **dict.fromkeys(pair + far, b"")})
   (found,) = photographs.nlvr2(root, "dev")
   assert relative(root, found) == pair
-  assert (found.question, found.answers) == ("Two dogs.", ("True",))
+  assert (found.question, found.answers) == ("Two\u2028dogs.", ("True",))
   (found,) = photographs.nlvr2(root, "train")
   assert (found.id, relative(root, found)) == ("train-9-0-1", far)
 
@@ -326,31 +328,6 @@ def test_stvqa(tmp_path):
   (hidden,) = texts.stvqa(root, "test")
   assert hidden.answers == ()
   assert relative(root, hidden) == ("test_task3_images/icdar/x",)
-
-
-def test_jsonl(tmp_path):
-  lines = [
-    {"image": "a/1.png", "prefix": "answer en q", "suffix": "yes"},
-    {"image": "a/2.png", "suffix": "a\u2028dog", "kind": "k"},
-  ]
-  text = "\n".join(json.dumps(x, ensure_ascii=False) for x in lines) + "\n\n"
-  root = write(tmp_path, {"train.jsonl": text, "a/1.png": b""})
-  found = photographs.jsonl(root, "train")
-  assert [(e.id, e.prefix, e.answers, e.kind) for e in found] == [
-    ("0", "answer en q", ("yes",), ""), ("1", "", ("a\u2028dog",), "k")
-  ]  # fmt: skip
-  row = tasks.rows("gqa")[0]
-  assert tasks.prompt(row, found[0]) == "answer en q"
-  for bad, message in (
-    ('{"image": "http://x/1.png", "suffix": "a"}', "URL: download"),
-    ('{"image": "a/1.png", "suffix": " "}', "suffix must be a text"),
-    ('{"image": "a/1.png"}', "'suffix'"),
-    ("{", "Expecting"),
-    ("[]", "list indices"),
-  ):
-    write(root, {"bad.jsonl": bad})
-    with pytest.raises(ValueError, match=f"bad.jsonl: entry 0 .*{message}"):
-      photographs.jsonl(root, "bad")
 
 
 # Errors that every reader shares

@@ -96,15 +96,6 @@ def test_bad_features_are_refused(classifier):
     fid.gather(classifier, [])
 
 
-def test_statistics_survive_the_disk(tmp_path):
-  s = fid.statistics(np.random.default_rng(7).normal(size=(5, 3)))
-  fid.save(tmp_path / "real.npz", s)
-  loaded = fid.load(tmp_path / "real.npz")
-  assert loaded.count == 5
-  np.testing.assert_array_equal(loaded.mean, s.mean)
-  np.testing.assert_array_equal(loaded.scatter, s.scatter)
-
-
 # --- the classifier of scenes -------------------------------------------------
 
 _COLOURS = ((220, 40, 40), (40, 90, 220), (240, 200, 40))

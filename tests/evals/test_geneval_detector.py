@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unifluid_jax.evals.metrics import geneval
 from unifluid_jax.evals.metrics.geneval import Detection
 from unifluid_jax.evals.published import (
   geneval_detections,
@@ -74,7 +75,7 @@ def test_overlapping_copies_stay_and_sixteen_are_kept():
     classes, masks(*[(0, 0, 5, 5)] * 20, inside=1 - 1e-12), NAMES
   )
   assert len(found) == 20
-  kept = geneval_files.confident([f.detection for f in found], 0.3)["cow"]
+  kept = geneval.confident([f.detection for f in found], 0.3)["cow"]
   np.testing.assert_allclose(
     [d.score for d in kept], chances[::-1][:16], rtol=1e-6
   )
@@ -105,7 +106,7 @@ def test_objects_are_cut_out_onto_grey():
   mask[3:7, 2:9] = True
   mask[4, 5] = False
   found = geneval_detector.Instance(
-    Detection("cow", 1.0, geneval_detector.box_of(mask)), mask
+    Detection("cow", 1.0, geneval.box_of(mask)), mask
   )
   want = Image.composite(
     Image.fromarray(image), Image.new("RGB", (12, 10), "#999"),

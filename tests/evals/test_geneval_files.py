@@ -300,6 +300,6 @@ def test_sixteen_best_of_a_class_and_overlaps_stay(above):
   many = [Detection("cow", float(s), (0.0, 0.0, 1.0, 1.0))
           for s in rng.uniform(0.5, 1, 60)]  # fmt: skip
   many += [Detection("cup", above, (0.0, 0.0, 1.0, 1.0))]
-  kept = geneval_files.confident(many, above)
+  kept = geneval.confident(many, above)
   want = sorted((d.score for d in many[:60] if d.score > above), reverse=True)
   assert [d.score for d in kept["cow"]] == want[:16] and list(kept) == ["cow"]

@@ -11,7 +11,7 @@ import pytest
 from tests.weights import helpers
 from unifluid_jax.core import presets
 from unifluid_jax.models.clip_vit import ClipVit
-from unifluid_jax.weights import clip, engine, readers, siglip
+from unifluid_jax.weights import clip, engine, readers, vit_rows
 from unifluid_jax.weights.rows import WeightsError
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -77,7 +77,7 @@ def test_positions_of_another_grid(source):
   for new, was in [(0, 0), (2, 1), (4, 2), (12, 4), (24, 8)]:
     np.testing.assert_allclose(got[1 + new], old[1 + was], atol=1e-6)
   np.testing.assert_allclose(got[2], (old[1] + old[2]) / 2, atol=1e-6)
-  np.testing.assert_array_equal(got[1:], siglip.resize_positions(old[1:], 5))
+  np.testing.assert_array_equal(got[1:], vit_rows.resize_positions(old[1:], 5))
   with pytest.raises(WeightsError, match="image_size=3 is smaller than a pat"):
     clip.recipe(source, 3)
 

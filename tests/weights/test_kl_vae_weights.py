@@ -18,8 +18,8 @@ from unifluid_jax.codecs import kl_vae as frozen_vae
 from unifluid_jax.core import presets
 from unifluid_jax.core.config import ConfigError
 from unifluid_jax.models.kl_vae import KlVae
-from unifluid_jax.weights import convert, engine, kl_vae, readers, to_hf
-from unifluid_jax.weights.rows import WeightsError
+from unifluid_jax.weights import convert, engine, kl_vae, readers
+from unifluid_jax.weights.rows import WeightsError, regex
 
 FIXTURES = Path(__file__).with_name("fixtures")
 TINY = presets.VaeConfig(
@@ -208,9 +208,7 @@ def published(name, format_):
   rows = kl_vae._rows(format_, "", len(config.multipliers), layout)
   for path, shape in kl_vae._like(config).items():
     (row, numbers) = next(
-      (r, m.groupdict())
-      for r in rows
-      if (m := to_hf._numbered(r.target).fullmatch(path))
+      (r, m.groupdict()) for r in rows if (m := regex(r.target).fullmatch(path))
     )
     if len(shape) == 4:
       shape = (shape[3], shape[2], *shape[:2])

@@ -11,6 +11,7 @@ from unifluid_jax.weights import (
   readers,
   siglip,
   to_hf,
+  vit_rows,
 )
 from unifluid_jax.weights.rows import WeightsError
 
@@ -147,7 +148,7 @@ def test_resize_is_linear_from_corner_to_corner():
   rows = np.broadcast_to(ramp[:, None], (4, 4)).reshape(16, 1)
   columns = np.broadcast_to(ramp[None], (4, 4)).reshape(16, 1)
   x = np.concatenate([rows, columns, rows * columns], 1)
-  got = siglip.resize_positions(x, 8).reshape(8, 8, 3)
+  got = vit_rows.resize_positions(x, 8).reshape(8, 8, 3)
   fine = np.arange(8) * 3 / 7
   np.testing.assert_allclose(got[:, 0, 0], fine, rtol=1e-6)
   np.testing.assert_allclose(got[0, :, 1], fine, rtol=1e-6)
@@ -156,9 +157,9 @@ def test_resize_is_linear_from_corner_to_corner():
 
 def test_resize_keeps_what_fits_and_leaves_out_a_class_token():
   x = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
-  np.testing.assert_array_equal(siglip.resize_positions(x, 3), x[1:])
-  np.testing.assert_array_equal(siglip.resize_positions(x[1:], 3), x[1:])
-  half = siglip.resize_positions(x[1:].astype(BF16), 2)
+  np.testing.assert_array_equal(vit_rows.resize_positions(x, 3), x[1:])
+  np.testing.assert_array_equal(vit_rows.resize_positions(x[1:], 3), x[1:])
+  half = vit_rows.resize_positions(x[1:].astype(BF16), 2)
   assert half.dtype == BF16
   corners = x[1:].reshape(3, 3, 5)[::2, ::2].reshape(4, 5)
   np.testing.assert_array_equal(half, corners.astype(BF16))
@@ -174,7 +175,7 @@ def test_another_image_size(tmp_path, big_vision_names):
   assert "positions resized from 3 x 3 to 5 x 5" in recipe.found
   assert recipe.meta["vit"]["image_size"] == 20
   got = helpers.in_memory(source, recipe)["vit/position"]
-  want = siglip.resize_positions(in_memory(tensors())["vit/position"], 5)
+  want = vit_rows.resize_positions(in_memory(tensors())["vit/position"], 5)
   np.testing.assert_array_equal(got, want)
 
 

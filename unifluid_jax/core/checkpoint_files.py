@@ -10,6 +10,7 @@ from absl import logging
 
 from unifluid_jax.core import digests, files
 
+FOLDER = "checkpoints"  # of a workdir: a folder per step
 _HINT = "delete this step to use an older one, or choose another run"
 _VANISHING_SECONDS = 2.0  # deleting a checkpoint takes a moment
 
@@ -28,7 +29,7 @@ class CheckpointGone(CheckpointError):
 
 def root(workdir: str) -> Any:
   """The folder that holds a folder per step."""
-  return files.absolute(workdir) / "checkpoints"
+  return files.absolute(workdir) / FOLDER
 
 
 def step_path(workdir: str, step: int) -> Any:

@@ -1,13 +1,15 @@
 """Files, local or on an object store: paths, atomic writes, digests.
 
-Every file that a run leaves behind is written by `write` or `replaced`:
-whoever reads it, at any moment, finds the old content or the new one, whole.
+Every file that a run leaves behind is written by `write` or `replaced`, every
+folder that must be whole by `new_folder`: whoever reads it, at any moment,
+finds the old content or the new one, whole.
 """
 
 import contextlib
 import functools
 import hashlib
 import importlib.util
+import io
 import os
 import secrets
 import shutil
@@ -15,7 +17,9 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from etils import epath
 from fsspec import config as fsspec_config
 
@@ -93,6 +97,13 @@ def write(name: str | os.PathLike[str], data: bytes | str) -> None:
     os.fsync(f.fileno())
 
 
+def write_npz(name: str | os.PathLike[str], /, **arrays: Any) -> None:
+  """Replaces a file of named arrays, without compression."""
+  data = io.BytesIO()
+  np.savez(data, **arrays)
+  write(name, data.getvalue())
+
+
 @contextlib.contextmanager
 def replaced(name: str | os.PathLike[str]) -> Iterator[str]:
   """A name beside a local file, which takes its place when the block ends.
@@ -107,6 +118,29 @@ def replaced(name: str | os.PathLike[str]) -> Iterator[str]:
     partial.replace(target)
   finally:
     partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(name: str | os.PathLike[str]) -> Iterator[Path]:
+  """A folder beside a local one, which becomes it when the block ends.
+
+  If the block raises, nothing is left.
+
+  Args:
+    name: the folder; may exist as long as it is empty.
+
+  Raises:
+    OSError: it cannot be written, or holds something in the end.
+  """
+  target = Path(name).absolute()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    prefix=f".{target.name}.tmp-", dir=target.parent
+  ) as private:
+    made = Path(private) / target.name
+    made.mkdir()  # unlike the temporary one, others may read it
+    yield made
+    made.rename(target)
 
 
 @contextlib.contextmanager

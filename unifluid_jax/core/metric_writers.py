@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from unifluid_jax.core import files, jsonl
+from unifluid_jax.core import files, jsonl, telemetry
 from unifluid_jax.core.config import ConfigError, LogConfig
 
 Image = UInt8[np.ndarray, "H W 3"]
@@ -77,7 +77,7 @@ class MetricsWriter:
 
   def __init__(self, workdir: str, sinks: list[Sink]):
     """Writes nothing yet."""
-    self._file = files.path(workdir) / "metrics.jsonl"
+    self._file = files.path(workdir) / telemetry.METRICS
     self._sinks, self._rows = sinks, []
 
   def write(

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,10 @@ PEAK_FLOPS = {
   "NVIDIA H100 80GB HBM3": 989e12,
   "NVIDIA H200": 989e12,
 }
+
+
+METRICS = "metrics.jsonl"  # of a workdir
+_EVERY = 20.0  # seconds between progress lines
 
 
 def read_metrics(path: str | os.PathLike) -> list[jsonl.Row]:
@@ -86,6 +90,7 @@ class Progress:
     self._label, self._total = label, total
     self._last = (start, time.monotonic())
     self._begin: tuple[int, float] | None = None
+    self._reported = -math.inf
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -117,6 +122,13 @@ class Progress:
       f"{speed:.2f}/s  ETA {left}"
     )
     return line, seconds
+
+  def report(self, step: int, log: Callable[[str], None]) -> None:
+    """Logs a line at the end, and before it every 20 seconds at most."""
+    if step < self._total and time.monotonic() < self._reported + _EVERY:
+      return
+    log(self.line(step)[0])
+    self._reported = time.monotonic()
 
 
 def speeds(metrics: Mapping[str, float]) -> str:
@@ -165,12 +177,6 @@ def table(title: str, rows: Sequence[tuple[str, Any]]) -> str:
   width = max((len(name) for name, _ in rows), default=0)
   lines = [f"{name:<{width}}  {value}" for name, value in rows]
   return "\n".join([f"-- {title} --", *lines])
-
-
-def flops_of(compiled: Any) -> float | None:
-  """FLOPs XLA counts in a compiled step; loop bodies are counted once."""
-  cost = compiled.cost_analysis()
-  return float(cost["flops"]) if cost and "flops" in cost else None
 
 
 def peak_flops() -> float | None:

@@ -9,6 +9,7 @@ import io
 import os
 import posixpath
 import warnings
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -61,6 +62,18 @@ def decode_image(
       f"image of {len(data)} bytes cannot be decoded: "
       f"{_reason(error, max_pixels)}"
     ) from error
+
+
+def encode_image(
+  image: UInt8[np.ndarray, "H W 3"] | Image.Image,
+  kind: str = "PNG",
+  **options: Any,
+) -> bytes:
+  """An image as a file's content; `options` are those of Pillow's writer."""
+  picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+  file = io.BytesIO()
+  picture.save(file, kind, **options)
+  return file.getvalue()
 
 
 def channels(data: bytes) -> int:

@@ -121,23 +121,3 @@ def from_latents(
 ) -> Float[Array, "B h w c"]:
   """Inverse of `to_latents`."""
   return latents / scale + mean
-
-
-def sample_latents(
-  moments: Float[Array, "B h w m"],
-  key: PRNGKeyArray | None,
-  mean: Scalar,
-  scale: Scalar,
-) -> Float[Array, "B h w c"]:
-  """Latents as the other networks see them.
-
-  Args:
-    moments: as `KlVae.encode` returns them, m = 2c.
-    key: draws from the posterior; None takes its mode.
-    mean: `VaeConfig.latent_mean`.
-    scale: `VaeConfig.latent_scale`.
-
-  Returns:
-    (z - mean) * scale.
-  """
-  return to_latents(sample(moments, key), mean, scale)

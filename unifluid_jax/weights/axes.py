@@ -46,10 +46,6 @@ class Axes:
     """Shape on the left, without what lies beyond a `+`."""
     return tuple(axis.size(sizes) for axis in self.left)
 
-  def target_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape on the right."""
-    return tuple(axis.size(sizes) for axis in self.right)
-
   def fits(self, shape: tuple[int, ...], sizes: Mapping[str, int]) -> bool:
     """Whether a left side of this shape can be read."""
     want = self.source_shape(sizes)

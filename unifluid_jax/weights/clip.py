@@ -14,46 +14,26 @@ import numpy as np
 
 from unifluid_jax.core import presets
 from unifluid_jax.models.clip_vit import ClipVit
-from unifluid_jax.weights import siglip
+from unifluid_jax.weights import vit_rows
 from unifluid_jax.weights.rows import (
   Drop,
   Recipe,
   Row,
   Source,
   WeightsError,
-  count_layers,
-  shape_of,
-  shapes,
+  parameter_shapes,
+  wrong_kind,
 )
-from unifluid_jax.weights.settings import check_depth, number_beside
 
-# After the prefix. Axes: d width, n heads, h head size, f hidden.
+# After the prefix; the blocks' are in `vit_rows`. Axes: w width, t tokens.
+_CLASS = "embeddings.class_embedding"
 _ROWS = (
-  ("embeddings.class_embedding", "class_token", "d"),
-  ("embeddings.patch_embedding.weight", "patch/kernel", "d c y x -> y x c d"),
-  ("embeddings.position_embedding.weight", "position", "t w"),
-  ("pre_layrnorm.weight", "pre_norm/scale", "d"),
-  ("pre_layrnorm.bias", "pre_norm/bias", "d"),
+  (_CLASS, "class_token", "w"),
+  (vit_rows.PATCH, "patch/kernel", "w c y x -> y x c w"),
+  (vit_rows.POSITION, "position", "t w"),
+  ("pre_layrnorm.weight", "pre_norm/scale", "w"),
+  ("pre_layrnorm.bias", "pre_norm/bias", "w"),
 )
-_LAYER_ROWS = (
-  ("layer_norm1.weight", "norm1/scale", "d"),
-  ("layer_norm1.bias", "norm1/bias", "d"),
-  ("self_attn.q_proj.weight", "attn/q/kernel", "(n h) d -> d n h"),
-  ("self_attn.q_proj.bias", "attn/q/bias", "(n h) -> n h"),
-  ("self_attn.k_proj.weight", "attn/k/kernel", "(n h) d -> d n h"),
-  ("self_attn.k_proj.bias", "attn/k/bias", "(n h) -> n h"),
-  ("self_attn.v_proj.weight", "attn/v/kernel", "(n h) d -> d n h"),
-  ("self_attn.v_proj.bias", "attn/v/bias", "(n h) -> n h"),
-  ("self_attn.out_proj.weight", "attn/out/kernel", "d (n h) -> n h d"),
-  ("self_attn.out_proj.bias", "attn/out/bias", "d"),
-  ("layer_norm2.weight", "norm2/scale", "d"),
-  ("layer_norm2.bias", "norm2/bias", "d"),
-  ("mlp.fc1.weight", "mlp/up/kernel", "f d -> d f"),
-  ("mlp.fc1.bias", "mlp/up/bias", "f"),
-  ("mlp.fc2.weight", "mlp/down/kernel", "d f -> f d"),
-  ("mlp.fc2.bias", "mlp/down/bias", "d"),
-)
-
 _HEAD = 64  # width of a head in every published CLIP
 _DROPS = (
   Drop("text_model.*", "text encoder, not read"),
@@ -72,22 +52,18 @@ def recipe(source: Source, image_size: int | None = None) -> Recipe:
   Args:
     source: the tensors.
     image_size: pixels a side the encoder will see, positions being resized
-      by `siglip.resize_positions`; None: as it was trained.
+      by `vit_rows.resize_positions`; None: as it was trained.
 
   Raises:
     WeightsError: no CLIP vision encoder in these names.
   """
   names = set(source.names())
-  end = "embeddings.class_embedding"
-  prefix = next((p for p in ("vision_model.", "") if p + end in names), None)
+  prefix = next((p for p in ("vision_model.", "") if p + _CLASS in names), None)
   needed = [a for a, _, _ in _ROWS] + ["encoder.layers.0.mlp.fc1.weight"]
   lost = [a for a in needed if prefix is None or prefix + a not in names]
   if lost:
-    raise WeightsError(
-      f"{source.path} is no CLIP vision encoder: expected {lost[0]}, with or "
-      f"without vision_model., found {', '.join(sorted(names)[:3])}; name the "
-      "kind it is in --from"
-    )
+    expected = f"{lost[0]}, with or without vision_model."
+    raise wrong_kind(source, "CLIP vision encoder", expected)
   trained = _config(source, prefix)
   config = dataclasses.replace(
     trained, image_size=image_size or trained.image_size
@@ -103,10 +79,7 @@ def recipe(source: Source, image_size: int | None = None) -> Recipe:
       Row(prefix + a, f"vit/{b}", axes, after if b == "position" else None)
       for a, b, axes in _ROWS
     ]
-    + [
-      Row(f"{prefix}encoder.layers.{{i}}.{a}", f"vit/layers/{b}", axes)
-      for a, b, axes in _LAYER_ROWS
-    ],
+    + vit_rows.hf_block_rows(prefix),
     like=_like(config),
     sizes=sizes,
     drops=(
@@ -123,27 +96,21 @@ def recipe(source: Source, image_size: int | None = None) -> Recipe:
 
 def _resize(trained: presets.VitConfig, wanted: presets.VitConfig) -> Any:
   """What moves positions to another grid, and the axes it starts from."""
-  side, grid = (c.image_size // c.patch for c in (trained, wanted))
-  if not grid:
-    raise WeightsError(
-      f"--image_size={wanted.image_size} is smaller than a patch of "
-      f"{wanted.patch} pixels"
-    )
+  side = trained.image_size // trained.patch
+  grid = vit_rows.grid_of(wanted.image_size, wanted.patch)
   if side == grid:
     return None, {}
 
   def after(x: np.ndarray) -> np.ndarray:
-    return np.concatenate([x[:1], siglip.resize_positions(x[1:], grid)])
+    return np.concatenate([x[:1], vit_rows.resize_positions(x[1:], grid)])
 
   return after, {"t": side * side + 1, "w": trained.width}
 
 
 def _config(source: Source, prefix: str) -> presets.VitConfig:
   """Sizes by the tensors' shapes."""
-  width, _, patch, _ = shape_of(source, f"{prefix}{_ROWS[1][0]}", 4)
-  tokens, _ = shape_of(source, f"{prefix}{_ROWS[2][0]}", 2)
+  width, depth, mlp, patch, tokens, heads = vit_rows.hf_sizes(source, prefix)
   side = math.isqrt(max(tokens - 1, 0))
-  heads = number_beside(source.path, "num_attention_heads", "vision_config")
   heads = heads or width // _HEAD
   if side**2 != tokens - 1 or not heads or width % heads:
     raise WeightsError(
@@ -151,25 +118,11 @@ def _config(source: Source, prefix: str) -> presets.VitConfig:
       "channels: expected a class token and a square of patches, and heads "
       "that divide the width; put the model's config.json beside the file"
     )
-  hidden, _ = shape_of(source, f"{prefix}encoder.layers.0.mlp.fc1.weight", 2)
-  depth = count_layers(source, f"{prefix}encoder.layers.", ".")
-  check_depth(source.path, depth, "vision_config")
-  return presets.VitConfig(
-    width=width,
-    depth=depth,
-    mlp=hidden,
-    heads=heads,
-    patch=patch,
-    image_size=side * patch,
-  )
+  return presets.VitConfig(width, depth, mlp, heads, patch, side * patch)
 
 
 def _like(config: presets.VitConfig) -> dict[str, tuple[int, ...]]:
   """Path → shape of all our parameters."""
   side = config.image_size
-  tree = jax.eval_shape(
-    lambda: ClipVit(config, jnp.float32).init(
-      jax.random.key(0), jnp.zeros((1, side, side, 3))
-    )
-  )
-  return shapes(tree["params"], "vit")
+  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  return parameter_shapes(ClipVit(config, jnp.float32), "vit", images)

@@ -7,14 +7,19 @@ every target is filled and every shape is right, and streams the numbers.
 import dataclasses
 import fnmatch
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from unifluid_jax.weights import axes as notation
-from unifluid_jax.weights.rows import Recipe, Row, Source, WeightsError
+from unifluid_jax.weights.rows import (
+  Recipe,
+  Row,
+  Source,
+  WeightsError,
+  regex,
+)
 
 # Most bytes of a tensor held at once where it can be moved row by row.
 BLOCK = 64 * 2**20
@@ -169,19 +174,12 @@ def coverage(plan: Plan) -> list[str]:
   return lines
 
 
-def _regex(pattern: str) -> re.Pattern[str]:
-  parts = re.split(r"\{(\w+)\}", pattern)
-  for i, part in enumerate(parts):
-    parts[i] = f"(?P<{part}>\\d{{1,18}})" if i % 2 else re.escape(part)
-  return re.compile("".join(parts))
-
-
 def _match(source, recipe, names, problems):
   """Pieces by target, and the table; `names` that no row knows are told."""
   pieces: dict[str, list[_Piece]] = {}
   table, used = [], set()
   for row in recipe.rows:
-    pattern = _regex(row.source)
+    pattern = regex(row.source)
     counts: dict[str, int] = {}
     for name in names:
       match = pattern.fullmatch(name)
@@ -270,7 +268,7 @@ def _same(source, name, other):
 def _check_filled(path, shape, parts, recipe, problems):
   """A target has its pieces, each once."""
   if not parts:
-    rows = [r.source for r in recipe.rows if _makes(r.target, path)]
+    rows = [r.source for r in recipe.rows if regex(r.target).fullmatch(path)]
     wanted = f", expected from {rows[0]}" if rows else ""
     problems.append(f"{path} {tuple(shape)}: missing{wanted}")
     return
@@ -285,11 +283,6 @@ def _check_filled(path, shape, parts, recipe, problems):
     problems.append(f"{lost}: missing, {path} needs {shape[0]} of them")
   for slot in sorted(set(slots) - set(range(shape[0])))[-1:]:
     problems.append(f"{path}: expected {shape[0]} layers, found layer {slot}")
-
-
-def _makes(pattern: str, path: str) -> bool:
-  parts = map(re.escape, re.split(r"\{\w+\}", pattern))
-  return re.fullmatch(r"\d+".join(parts), path) is not None
 
 
 def _common_dtype(source, names):

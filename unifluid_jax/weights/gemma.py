@@ -21,8 +21,9 @@ from unifluid_jax.weights.rows import (
   Source,
   WeightsError,
   count_layers,
+  find,
+  parameter_shapes,
   shape_of,
-  shapes,
 )
 from unifluid_jax.weights.settings import check_depth, number_beside
 
@@ -72,23 +73,14 @@ def decoder(
   Raises:
     WeightsError: the tensors are not a decoder's.
   """
-  names = source.names()
-  for name in names:
-    if name.endswith(_EMBED):
-      found = _hugging_face(source, name.removesuffix(_EMBED))
-    elif name.endswith(_INPUT):
-      prefix = name.removesuffix(_INPUT)
-      stacked = any(n.startswith(f"{prefix}layers/") for n in names)
-      found = (_big_vision if stacked else _official)(source, prefix)
-    else:
-      continue
-    rows, config, kind, drops = found
-    return rows, gemma_settings.complete(source.path, config), kind, drops
-  shown = ", ".join(names[:3]) or "no tensor"
-  raise WeightsError(
-    f"{source.path} holds no Gemma: expected a tensor named *{_EMBED} or "
-    f"*{_INPUT}, found {shown}: correct the kind in --from"
-  )
+  prefix, ending = find(source, "Gemma", _EMBED, _INPUT)
+  read = _hugging_face
+  if ending == _INPUT:
+    layers = f"{prefix}layers/"
+    stacked = any(name.startswith(layers) for name in source.names())
+    read = _big_vision if stacked else _official
+  rows, config, kind, drops = read(source, prefix)
+  return rows, gemma_settings.complete(source.path, config), kind, drops
 
 
 def hf_recipe(source: Source) -> Recipe:
@@ -133,15 +125,12 @@ def in_words(config: DecoderConfig) -> str:
 
 def like(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   """Shapes of the decoder's parameters."""
-  abstract = jax.eval_shape(
-    lambda: Decoder(config, jnp.float32).init(
-      jax.random.key(0),
-      jnp.zeros((1, 1, config.width)),
-      jnp.zeros((1, 1), jnp.int32),
-      jnp.ones((1, 1, 1), bool),
-    )
-  )["params"]
-  return shapes(abstract, "decoder")
+  inputs = (
+    jax.ShapeDtypeStruct((1, 1, config.width), jnp.float32),
+    jax.ShapeDtypeStruct((1, 1), jnp.int32),
+    jax.ShapeDtypeStruct((1, 1, 1), bool),
+  )
+  return parameter_shapes(Decoder(config, jnp.float32), "decoder", *inputs)
 
 
 def hf_rows(prefix: str, post_norms: bool, qk_norm: bool) -> list[Row]:

@@ -14,10 +14,12 @@ from unifluid_jax.weights.rows import (
   Row,
   Source,
   WeightsError,
+  parameter_shapes,
   shape_of,
-  shapes,
+  wrong_kind,
 )
 
+_LAST = "Mixed_7c.branch_pool.conv.weight"
 _LEAVES = {
   "kernel": "conv.weight",
   "scale": "bn.weight",
@@ -37,12 +39,9 @@ def recipe(source: Source) -> Recipe:
   Raises:
     WeightsError: another network, torchvision's 1000 classes among them.
   """
-  names = set(source.names())
-  if "Mixed_7c.branch_pool.conv.weight" not in names:
-    raise WeightsError(
-      f"{source.path} is no Inception of pytorch-fid: expected tensors such "
-      "as Mixed_7c.branch_pool.conv.weight, found "
-      f"{', '.join(sorted(names)[:3])}; name the kind it is in --from"
+  if _LAST not in source.names():
+    raise wrong_kind(
+      source, "Inception of pytorch-fid", f"tensors such as {_LAST}"
     )
   classes, _ = shape_of(source, "fc.weight", 2)
   if classes != inception.CLASSES:
@@ -63,12 +62,8 @@ def recipe(source: Source) -> Recipe:
 
 def _like() -> dict[str, tuple[int, ...]]:
   side = inception.SIZE
-  tree = jax.eval_shape(
-    lambda: inception.Inception().init(
-      jax.random.key(0), jnp.zeros((1, side, side, 3))
-    )
-  )
-  return shapes(tree["params"], "inception")
+  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  return parameter_shapes(inception.Inception(), "inception", images)
 
 
 def _row(path: str) -> Row:

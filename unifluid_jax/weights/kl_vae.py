@@ -24,7 +24,8 @@ from unifluid_jax.weights.rows import (
   Row,
   Source,
   WeightsError,
-  shapes,
+  parameter_shapes,
+  wrong_kind,
 )
 from unifluid_jax.weights.settings import config_beside, number_beside
 from unifluid_jax.weights.untrusted import read_json
@@ -149,11 +150,11 @@ def recipe(source: Source) -> Recipe:
   prefix = _PREFIX if f"{_PREFIX}encoder.conv_in.weight" in names else ""
   format_ = _format(names, prefix)
   if format_ is None:
-    raise WeightsError(
-      f"{source.path} is no KL autoencoder: expected encoder.conv_in.weight "
-      "with encoder.mid_block.* (diffusers) or encoder.mid.* (CompVis, MAR), "
-      f"found {', '.join(sorted(names)[:3])}; name the kind it is in --from"
+    expected = (
+      "encoder.conv_in.weight with encoder.mid_block.* (diffusers) or "
+      "encoder.mid.* (CompVis, MAR)"
     )
+    raise wrong_kind(source, "KL autoencoder", expected)
   settings = _settings(source.path)
   probes = _PROBES[1 + format_ // 2]
   groups = 32
@@ -339,10 +340,8 @@ def _with_scale(
 def _like(config: presets.VaeConfig) -> dict[str, tuple[int, ...]]:
   """Path → shape of all our parameters."""
   side = config.factor
-  tree = jax.eval_shape(
-    lambda: KlVae(config).init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
-  )
-  return shapes(tree["params"], "vae")
+  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  return parameter_shapes(KlVae(config), "vae", images)
 
 
 def _rows(format_: int, prefix: str, levels: int, attention: str) -> list[Row]:

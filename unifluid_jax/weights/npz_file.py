@@ -14,6 +14,7 @@ import numpy as np
 
 from unifluid_jax.weights.rows import Source, WeightsError
 from unifluid_jax.weights.untrusted import (
+  AGAIN,
   check_regular,
   check_shape,
   open_zip,
@@ -26,7 +27,6 @@ _BROKEN = (
   TypeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _HEADER = 2**16  # bytes; numpy itself believes 10,000
-_AGAIN = "copy or download it again"
 
 
 class Npz(Source):
@@ -46,13 +46,13 @@ class Npz(Source):
       names = ", ".join(f.name for f in files)
       raise WeightsError(
         f"{path} is damaged or truncated: no zip directory at the end of "
-        f"{names}; {_AGAIN}"
+        f"{names}; {AGAIN}"
       ) from error
     self._members = {}
     for info in self._zip.infolist():
       name = info.filename.removesuffix(".npy")
       if name in self._members:
-        raise WeightsError(f"{path}: {name} is there twice; {_AGAIN}")
+        raise WeightsError(f"{path}: {name} is there twice; {AGAIN}")
       self._members[name] = (info, *self._header(name, info))
 
   def _header(self, name, info):
@@ -75,7 +75,7 @@ class Npz(Source):
     except _BROKEN as error:
       raise WeightsError(
         f"{self.path}: {name} is damaged, expected a .npy header and numbers "
-        f"that agree with their checksum ({error}); {_AGAIN}"
+        f"that agree with their checksum ({error}); {AGAIN}"
       ) from error
 
   def _real(self, name, dtype):
@@ -133,7 +133,7 @@ class Npz(Source):
     except _BROKEN as error:
       raise WeightsError(
         f"{self.path}: {name} is damaged or truncated, expected "
-        f"{sum(counts)} numbers; {_AGAIN}"
+        f"{sum(counts)} numbers; {AGAIN}"
       ) from error
 
 

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from absl import logging
 
+from unifluid_jax.core import checkpoint_files
 from unifluid_jax.core.files import is_remote
 from unifluid_jax.weights.rows import (
   COMPLETE,
@@ -40,7 +41,7 @@ _ITEMS = ("state", "default", "params")
 def find_orbax(path: Path) -> Path | None:
   """The directory of the tree at or below `path`; None if it holds none."""
   saved = [
-    p for p in (path / "checkpoints").glob("*")
+    p for p in (path / checkpoint_files.FOLDER).glob("*")
     if re.fullmatch("[0-9]{1,18}", p.name)
   ]  # fmt: skip
   newest = sorted(saved, key=lambda p: int(p.name))[-1:]
@@ -172,11 +173,12 @@ def write(
     WeightsError: `directory` exists, or a source turns out to be damaged.
   """
   with all_or_nothing(directory) as temporary:
-    _write_tree(temporary / "checkpoints", {"params": nested(leaves)}, meta)
+    steps = temporary / checkpoint_files.FOLDER
+    _write_tree(steps, {"params": nested(leaves)}, meta)
     for name, content in files.items():
       (temporary / name).write_text(json.dumps(content))
     if is_remote(directory):
-      (temporary / "checkpoints" / "0" / COMPLETE).write_text("")
+      (steps / "0" / COMPLETE).write_text("")
 
 
 def _write_tree(directory, tree, meta):

@@ -4,6 +4,8 @@ Sources: big_vision models/proj/paligemma; transformers modeling_paligemma.py,
 with the names of its released files and those of newer saves.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,8 +17,9 @@ from unifluid_jax.weights.rows import (
   Row,
   Source,
   WeightsError,
+  find,
+  parameter_shapes,
   shape_of,
-  shapes,
 )
 
 _HF = "multi_modal_projector.linear.weight"
@@ -48,9 +51,11 @@ def recipe(source: Source, image_size: int | None = None) -> Recipe:
       f"{vit.width} to {config.width}, found {inputs} to {outputs}; the file "
       "mixes models: download it again"
     )
-  dense = jax.eval_shape(
-    lambda: nn.Dense(outputs).init(jax.random.key(0), jnp.zeros((1, inputs)))
-  )["params"]
+  dense = parameter_shapes(
+    nn.Dense(outputs),
+    "projector",
+    jax.ShapeDtypeStruct((1, inputs), jnp.float32),
+  )
   generation = gemma_settings.generation(config)
   presets = gemma_settings.published(config), siglip.published(vit)
   shown = " + ".join(p or "unpublished size" for p in presets)
@@ -61,33 +66,27 @@ def recipe(source: Source, image_size: int | None = None) -> Recipe:
     f"PaliGemma {generation} ({shown}; {vit.image_size} pixels, vocabulary "
     f"{config.vocab}), {names} names (vision: {more})",
     [*rows, *eyes, *projector],
-    gemma.like(config) | siglip.like(vit) | shapes(dense, "projector"),
+    gemma.like(config) | siglip.like(vit) | dense,
     sizes=sizes,
     drops=(*_DROPS, *copies),
     meta={
       "preset": presets[0],
       "decoder": gemma_settings.describe(source.path, config),
       "vit_preset": presets[1],
-      "vit": siglip.describe(vit),
+      "vit": dataclasses.asdict(vit),
     },
   )
 
 
 def _projector(source: Source) -> tuple[list[Row], int, int]:
   """Its rows, and what it leads from and to."""
-  for name in source.names():
-    if name.endswith(_HF):
-      outputs, inputs = shape_of(source, name, 2)
-      bias = name.removesuffix("weight") + "bias"
-      kernel = Row(name, "projector/kernel", "d w -> w d")
-      return [kernel, Row(bias, "projector/bias", "d")], inputs, outputs
-    if name.endswith(_BV):
-      inputs, outputs = shape_of(source, name, 2)
-      bias = name.removesuffix("kernel") + "bias"
-      kernel = Row(name, "projector/kernel", "w d")
-      return [kernel, Row(bias, "projector/bias", "d")], inputs, outputs
-  shown = ", ".join(source.names()[:3]) or "no tensor"
-  raise WeightsError(
-    f"{source.path} holds no PaliGemma: expected a tensor named *{_HF} or "
-    f"*{_BV}, found {shown}: correct the kind in --from"
-  )
+  before, ending = find(source, "PaliGemma", _HF, _BV)
+  name = before + ending
+  first, second = shape_of(source, name, 2)
+  bias = name.removesuffix("weight").removesuffix("kernel") + "bias"
+  if ending == _HF:
+    inputs, outputs, axes = second, first, "d w -> w d"
+  else:
+    inputs, outputs, axes = first, second, "w d"
+  rows = [Row(name, "projector/kernel", axes), Row(bias, "projector/bias", "d")]
+  return rows, inputs, outputs

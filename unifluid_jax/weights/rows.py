@@ -5,13 +5,14 @@ import contextlib
 import dataclasses
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from flax import linen as nn
 
 from unifluid_jax.core import files
 
@@ -163,6 +164,45 @@ def shape_of(source: Source, name: str, rank: int) -> tuple[int, ...]:
   return shape
 
 
+def find(
+  source: Source, what: str, *endings: str, without: str | None = None
+) -> tuple[str, str]:
+  """The tensor by which a kind of file is known.
+
+  Args:
+    source: the tensors.
+    what: the file should hold, for the error.
+    endings: of the tensor's name, of which the first name with any counts.
+    without: names that this occurs in do not count.
+
+  Returns:
+    What stands before the ending, and the ending.
+
+  Raises:
+    WeightsError: no name has one of the endings.
+  """
+  names = source.names()
+  for name in names:
+    if without is not None and without in name:
+      continue
+    for ending in endings:
+      if name.endswith(ending):
+        return name.removesuffix(ending), ending
+  wanted = " or ".join(f"*{ending}" for ending in endings)
+  raise WeightsError(
+    f"{source.path} holds no {what}: expected a tensor named {wanted}, found "
+    f"{', '.join(names[:3]) or 'no tensor'}: correct the kind in --from"
+  )
+
+
+def wrong_kind(source: Source, what: str, expected: str) -> WeightsError:
+  """The error of a file that holds something else than --from says."""
+  return WeightsError(
+    f"{source.path} is no {what}: expected {expected}, found "
+    f"{', '.join(sorted(source.names())[:3])}; name the kind it is in --from"
+  )
+
+
 def count_layers(source: Source, before: str, after: str) -> int:
   """How many numbered names `before{number}after...` there are, from 0.
 
@@ -212,23 +252,15 @@ def all_or_nothing(directory: str) -> Iterator[Path]:
       yield Path(folder)
       files.upload(folder, directory, last=COMPLETE)
     return
-  target = Path(directory).absolute()
-  try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(
-      tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent)
-    )
-  except OSError as error:
-    raise WeightsError(
-      f"{directory} cannot be written: {target.parent}: {error.strerror}; "
-      "choose another --to"
-    ) from error
-  try:
+  with contextlib.ExitStack() as stack:
+    try:
+      temporary = stack.enter_context(files.new_folder(directory))
+    except OSError as error:
+      raise WeightsError(
+        f"{directory} cannot be written: {Path(directory).absolute().parent}: "
+        f"{error.strerror}; choose another --to"
+      ) from error
     yield temporary
-    temporary.chmod(0o755)
-    temporary.rename(target)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def shapes(tree: Any, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -253,6 +285,25 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
       at = at.setdefault(key, {})
     at[last] = leaf
   return out
+
+
+def parameter_shapes(
+  network: nn.Module, prefix: str, *inputs: jax.ShapeDtypeStruct
+) -> dict[str, tuple[int, ...]]:
+  """Path to shape of a network's parameters, each path below `prefix`."""
+  abstract = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+  return shapes(abstract["params"], prefix)
+
+
+def regex(pattern: str) -> re.Pattern[str]:
+  """What a name or path with numbers, such as "layers.{i}.up", stands for.
+
+  Each number is a group of its name.
+  """
+  parts = re.split(r"\{(\w+)\}", pattern)
+  for i, part in enumerate(parts):
+    parts[i] = f"(?P<{part}>\\d{{1,18}})" if i % 2 else re.escape(part)
+  return re.compile("".join(parts))
 
 
 def _numbers(pattern: str) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from unifluid_jax.weights.rows import Source, WeightsError
 from unifluid_jax.weights.untrusted import (
+  AGAIN,
   MAX_JSON,
   check_regular,
   is_shape,
@@ -29,7 +30,6 @@ _SAFETENSORS = {
   **{f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
   "U8": np.dtype("u1"),
 }
-_AGAIN = "copy or download it again"
 
 
 class Safetensors(Source):
@@ -49,7 +49,7 @@ class Safetensors(Source):
         size = os.fstat(file.fileno()).st_size
     except OSError as error:
       raise WeightsError(
-        f"{path} cannot be read: {error.strerror}; correct --from, or {_AGAIN}"
+        f"{path} cannot be read: {error.strerror}; correct --from, or {AGAIN}"
       ) from error
     self._header = header
     for name in header:
@@ -69,13 +69,13 @@ class Safetensors(Source):
     if length > MAX_JSON and size >= 8:
       raise WeightsError(
         f"{path} is no safetensors file: expected the size of a header, found "
-        f"{first!r}; {_AGAIN}"
+        f"{first!r}; {AGAIN}"
       )
     if size < 8 or length > size - 8:
       wanted = 8 if size < 8 else 8 + length
       raise WeightsError(
         f"{path} is truncated: expected {wanted} bytes at least, found {size}; "
-        f"{_AGAIN}"
+        f"{AGAIN}"
       )
     try:
       header = parse_json(file.read(length))
@@ -84,7 +84,7 @@ class Safetensors(Source):
     if not isinstance(header, dict):
       raise WeightsError(
         f"{path} is damaged: its header is not JSON, no table, or names "
-        f"a tensor twice; {_AGAIN}"
+        f"a tensor twice; {AGAIN}"
       )
     header.pop("__metadata__", None)
     return 8 + length, header
@@ -94,7 +94,7 @@ class Safetensors(Source):
     if not _is_entry(entry):
       raise WeightsError(
         f"{self.path} is damaged: {name}: expected dtype, shape and "
-        f"data_offsets, found {str(entry)[:80]}; {_AGAIN}"
+        f"data_offsets, found {str(entry)[:80]}; {AGAIN}"
       )
     if entry["dtype"] not in _SAFETENSORS:
       raise WeightsError(
@@ -106,12 +106,12 @@ class Safetensors(Source):
     if end - begin != want:
       raise WeightsError(
         f"{self.path}: {name} {tuple(entry['shape'])} {entry['dtype']}: "
-        f"expected {want} bytes, found {end - begin}; {_AGAIN}"
+        f"expected {want} bytes, found {end - begin}; {AGAIN}"
       )
     if self._start + end > size:
       raise WeightsError(
         f"{self.path} is truncated: {name} ends at byte {self._start + end}, "
-        f"the file has {size}; {_AGAIN}"
+        f"the file has {size}; {AGAIN}"
       )
 
   def _check_apart(self):
@@ -123,7 +123,7 @@ class Safetensors(Source):
     for begin, end, name in ranges:
       if begin < last and begin < end:
         raise WeightsError(
-          f"{self.path} is damaged: {name} and {before} overlap; {_AGAIN}"
+          f"{self.path} is damaged: {name} and {before} overlap; {AGAIN}"
         )
       if end > last:
         last, before = end, name
@@ -168,7 +168,7 @@ class Safetensors(Source):
     if x.size != count:
       raise WeightsError(
         f"{self.path} is truncated: {name}: expected {count} numbers, found "
-        f"{x.size}; {_AGAIN}"
+        f"{x.size}; {AGAIN}"
       )
     return x
 
@@ -191,11 +191,11 @@ class Sharded(Source):
       raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       raise WeightsError(
-        f"{index} is damaged: expected JSON with a weight_map; {_AGAIN}"
+        f"{index} is damaged: expected JSON with a weight_map; {AGAIN}"
       ) from error
     if outside:
       raise WeightsError(
-        f"{index} names {outside[0]}, which is not beside it; {_AGAIN}"
+        f"{index} names {outside[0]}, which is not beside it; {AGAIN}"
       )
     lost = [f for f in files if not (index.parent / f).is_file()]
     if lost:
@@ -208,7 +208,7 @@ class Sharded(Source):
     for name, file in where.items():
       if not shards[file].holds(name):
         raise WeightsError(
-          f"{index}: expected {name} in {file}, not found there; {_AGAIN}"
+          f"{index}: expected {name} in {file}, not found there; {AGAIN}"
         )
     # Tensors the index does not name are still the file's: engine judges.
     self._of: dict[str, Safetensors] = {}
@@ -217,7 +217,7 @@ class Sharded(Source):
         if name in self._of:
           raise WeightsError(
             f"{index}: {name} is in {Path(self._of[name].path).name} and in "
-            f"{file}, expected it once; {_AGAIN}"
+            f"{file}, expected it once; {AGAIN}"
           )
         self._of[name] = shard
 

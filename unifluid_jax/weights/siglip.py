@@ -4,17 +4,16 @@ Sources: transformers modeling_siglip.py; big_vision models/vit.py, looped
 (`encoderblock_0`, ...) as SigLIP and stacked (`encoderblock`) as PaliGemma.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
-import numpy as np
-import scipy.ndimage
 
 from unifluid_jax.core.presets import VIT, VitConfig
 from unifluid_jax.models.vit import Vit
+from unifluid_jax.weights import vit_rows
 from unifluid_jax.weights.rows import (
   Drop,
   Recipe,
@@ -22,12 +21,11 @@ from unifluid_jax.weights.rows import (
   Source,
   WeightsError,
   count_layers,
+  find,
+  parameter_shapes,
   shape_of,
-  shapes,
 )
-from unifluid_jax.weights.settings import check_depth, number_beside
 
-_PATCH = "embeddings.patch_embedding.weight"
 _POSITION = "pos_embedding"
 # Heads of the released widths: their matrices do not show them.
 _HEADS = {768: 12, 1024: 16, 1152: 16}
@@ -72,7 +70,7 @@ def recipe(source: Source, image_size: int | None = None) -> Recipe:
     like(config),
     sizes=sizes,
     drops=_DROPS,
-    meta={"preset": preset, "vit": describe(config)},
+    meta={"preset": preset, "vit": dataclasses.asdict(config)},
   )
 
 
@@ -84,16 +82,11 @@ def encoder(
   Raises:
     WeightsError: the tensors are not a vision encoder's.
   """
-  for name in source.names():
-    if name.endswith(_PATCH):
-      return _hugging_face(source, name.removesuffix(_PATCH), image_size)
-    if name.endswith(_POSITION) and "txt/" not in name:
-      return _big_vision(source, name.removesuffix(_POSITION), image_size)
-  shown = ", ".join(source.names()[:3]) or "no tensor"
-  raise WeightsError(
-    f"{source.path} holds no SigLIP: expected a tensor named *{_PATCH} or "
-    f"*{_POSITION}, found {shown}: correct the kind in --from"
+  before, ending = find(
+    source, "SigLIP", vit_rows.PATCH, _POSITION, without="txt/"
   )
+  read = _hugging_face if ending == vit_rows.PATCH else _big_vision
+  return read(source, before, image_size)
 
 
 def hf_recipe(source: Source) -> Recipe:
@@ -113,15 +106,13 @@ def hf_recipe(source: Source) -> Recipe:
 
 def published(config: VitConfig) -> str | None:
   """Key of presets.VIT with these shapes, whatever the image size."""
-  shape = list(describe(config).values())[:-1]
-  same = (k for k, v in VIT.items() if list(describe(v).values())[:-1] == shape)
+  size = config.image_size
+  same = (
+    key
+    for key, preset in VIT.items()
+    if dataclasses.replace(preset, image_size=size) == config
+  )
   return next(same, None)
-
-
-def describe(config: VitConfig) -> dict[str, int]:
-  """The shape as JSON."""
-  keys = ("width", "depth", "mlp", "heads", "patch", "image_size")
-  return {key: getattr(config, key) for key in keys}
 
 
 def in_words(config: VitConfig) -> str:
@@ -135,34 +126,8 @@ def in_words(config: VitConfig) -> str:
 def like(config: VitConfig) -> dict[str, tuple[int, ...]]:
   """Shapes of the encoder's parameters."""
   side = config.image_size
-  abstract = jax.eval_shape(
-    Vit(config, jnp.float32).init,
-    jax.random.key(0),
-    jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
-  )
-  return shapes(abstract["params"], "vit")
-
-
-def resize_positions(x: np.ndarray, grid: int) -> np.ndarray:
-  """Learned positions of a square grid, for another grid.
-
-  Linear, corner to corner, as big_vision does it (scipy's zoom, order 1);
-  transformers interpolates bicubically between centres: other numbers.
-
-  Args:
-    x: [n, D]; an n of g * g + 1 begins with a class token, which is left out.
-    grid: cells a side wanted.
-  """
-  n, width = x.shape
-  side = math.isqrt(n)
-  x = x[n - side * side :]
-  if side == grid:
-    return x
-  # scipy does not know bfloat16.
-  wide = x.astype(np.float32) if x.dtype == ml_dtypes.bfloat16 else x
-  cells = wide.reshape(side, side, width)
-  zoomed = scipy.ndimage.zoom(cells, (grid / side, grid / side, 1), order=1)
-  return zoomed.reshape(grid * grid, width).astype(x.dtype)
+  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  return parameter_shapes(Vit(config, jnp.float32), "vit", images)
 
 
 def hf_rows(prefix: str) -> list[Row]:
@@ -171,33 +136,15 @@ def hf_rows(prefix: str) -> list[Row]:
   Args:
     prefix: up to "embeddings" and "encoder".
   """
-  layer, to = f"{prefix}encoder.layers.{{i}}.", "vit/layers/"
-  attn, embed = f"{layer}self_attn.", f"{prefix}embeddings."
-  rows = [
-    Row(f"{prefix}{_PATCH}", "vit/patch/kernel", "w c p q -> p q c w"),
+  embed, norm = f"{prefix}embeddings.", f"{prefix}post_layernorm"
+  return [
+    Row(f"{prefix}{vit_rows.PATCH}", "vit/patch/kernel", "w c p q -> p q c w"),
     Row(f"{embed}patch_embedding.bias", "vit/patch/bias", "w"),
-    Row(f"{embed}position_embedding.weight", "vit/position", "t w"),
+    Row(f"{prefix}{vit_rows.POSITION}", "vit/position", "t w"),
+    *vit_rows.hf_block_rows(prefix),
+    Row(f"{norm}.weight", "vit/norm/scale", "w"),
+    Row(f"{norm}.bias", "vit/norm/bias", "w"),
   ]
-  for name, ours in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v")):
-    kernel, bias = f"{to}attn/{ours}/kernel", f"{to}attn/{ours}/bias"
-    rows.append(Row(f"{attn}{name}.weight", kernel, "(n h) w -> w n h"))
-    rows.append(Row(f"{attn}{name}.bias", bias, "(n h) -> n h"))
-  out, up, down = f"{to}attn/out/", f"{to}mlp/up/", f"{to}mlp/down/"
-  rows += [
-    Row(f"{attn}out_proj.weight", f"{out}kernel", "w (n h) -> n h w"),
-    Row(f"{attn}out_proj.bias", f"{out}bias", "w"),
-    Row(f"{layer}mlp.fc1.weight", f"{up}kernel", "f w -> w f"),
-    Row(f"{layer}mlp.fc1.bias", f"{up}bias", "f"),
-    Row(f"{layer}mlp.fc2.weight", f"{down}kernel", "w f -> f w"),
-    Row(f"{layer}mlp.fc2.bias", f"{down}bias", "w"),
-  ]
-  norms = {f"{layer}layer_norm1": f"{to}norm1",
-           f"{layer}layer_norm2": f"{to}norm2",
-           f"{prefix}post_layernorm": "vit/norm"}  # fmt: skip
-  for name, ours in norms.items():
-    rows.append(Row(f"{name}.weight", f"{ours}/scale", "w"))
-    rows.append(Row(f"{name}.bias", f"{ours}/bias", "w"))
-  return rows
 
 
 def big_vision_rows(prefix: str, stacked: bool) -> list[Row]:
@@ -207,47 +154,19 @@ def big_vision_rows(prefix: str, stacked: bool) -> list[Row]:
     prefix: up to "embedding" and "Transformer".
     stacked: one `encoderblock` that leads with the layer.
   """
-  block = "encoderblock/" if stacked else "encoderblock_{i}/"
   top = f"{prefix}Transformer/"
-  attn = "MultiHeadDotProductAttention_0/"
-  rows = [
+  return [
     Row(f"{prefix}embedding/kernel", "vit/patch/kernel", "p q c w"),
     Row(f"{prefix}embedding/bias", "vit/patch/bias", "w"),
     Row(f"{prefix}{_POSITION}", "vit/position", "1 t w -> t w"),
     Row(f"{top}encoder_norm/scale", "vit/norm/scale", "w"),
     Row(f"{top}encoder_norm/bias", "vit/norm/bias", "w"),
-  ]
-  inner = {
-    "LayerNorm_0/scale": ("norm1/scale", "w"),
-    "LayerNorm_0/bias": ("norm1/bias", "w"),
-    "LayerNorm_1/scale": ("norm2/scale", "w"),
-    "LayerNorm_1/bias": ("norm2/bias", "w"),
-    "MlpBlock_0/Dense_0/kernel": ("mlp/up/kernel", "w f"),
-    "MlpBlock_0/Dense_0/bias": ("mlp/up/bias", "f"),
-    "MlpBlock_0/Dense_1/kernel": ("mlp/down/kernel", "f w"),
-    "MlpBlock_0/Dense_1/bias": ("mlp/down/bias", "w"),
-    f"{attn}out/kernel": ("attn/out/kernel", "n h w"),
-    f"{attn}out/bias": ("attn/out/bias", "w"),
-  }
-  for name in ("query", "key", "value"):
-    inner[f"{attn}{name}/kernel"] = (f"attn/{name[0]}/kernel", "w n h")
-    inner[f"{attn}{name}/bias"] = (f"attn/{name[0]}/bias", "n h")
-  lead = "l " if stacked else ""
-  return rows + [
-    Row(f"{top}{block}{name}", f"vit/layers/{ours}", lead + axes)
-    for name, (ours, axes) in inner.items()
+    *vit_rows.big_vision_block_rows(top, stacked),
   ]
 
 
 def _hugging_face(source, prefix, image_size):
-  layer = f"{prefix}encoder.layers."
-  width, _, patch, _ = shape_of(source, f"{prefix}{_PATCH}", 4)
-  position = f"{prefix}embeddings.position_embedding.weight"
-  tokens, _ = shape_of(source, position, 2)
-  mlp, _ = shape_of(source, f"{layer}0.mlp.fc1.weight", 2)
-  depth = count_layers(source, layer, ".")
-  check_depth(source.path, depth, "vision_config")
-  heads = number_beside(source.path, "num_attention_heads", "vision_config")
+  width, depth, mlp, patch, tokens, heads = vit_rows.hf_sizes(source, prefix)
   heads = heads or _HEADS.get(width)
   if not heads or width % heads:
     raise WeightsError(
@@ -293,14 +212,10 @@ def _finish(source, rows, shape, tokens, image_size, names):
     )
   image_size = image_size or _SIZES.get((side, patch), side * patch)
   config = VitConfig(*shape, image_size=image_size)
-  grid = image_size // patch
-  if not grid:
-    raise WeightsError(
-      f"--image_size={image_size} is smaller than a patch of {patch} pixels"
-    )
+  grid = vit_rows.grid_of(image_size, patch)
   if tokens == grid * grid:
     return rows, config, names, {}
-  after = functools.partial(resize_positions, grid=grid)
+  after = functools.partial(vit_rows.resize_positions, grid=grid)
   rows = [
     Row(r.source, r.target, r.axes, after) if r.target == "vit/position" else r
     for r in rows

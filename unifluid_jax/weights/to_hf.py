@@ -1,7 +1,6 @@
 """The way back: our checkpoints as safetensors under Hugging Face names."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from unifluid_jax.weights.rows import (
   Source,
   WeightsError,
   all_or_nothing,
+  regex,
 )
 
 _PARAMS = "params/"
@@ -105,7 +105,7 @@ def _parts(
 ) -> dict[str, tuple[tuple[int, ...], Row, int | None]]:
   """Tensors that an array becomes: name to shape, row, place in the array."""
   for row in recipe.rows:
-    match = _numbered(row.target).fullmatch(path)
+    match = regex(row.target).fullmatch(path)
     if not match:
       continue
     slots = range(shape[0]) if row.stacks else [None]
@@ -124,10 +124,3 @@ def _parts(
 
 def _sizes(row, shape, recipe):
   return dict(recipe.sizes) | notation.parse(row.axes).sizes_of(tuple(shape))
-
-
-def _numbered(pattern: str) -> re.Pattern[str]:
-  parts = re.split(r"\{(\w+)\}", pattern)
-  for i, part in enumerate(parts):
-    parts[i] = f"(?P<{part}>\\d+)" if i % 2 else re.escape(part)
-  return re.compile("".join(parts))

@@ -17,6 +17,7 @@ import numpy as np
 
 from unifluid_jax.weights.rows import WeightsError
 
+AGAIN = "copy or download it again"  # fixes damage
 # Far above any real header or configuration. Parsed JSON takes up to 25 times
 # its bytes: lists in lists.
 MAX_JSON = 16 * 2**20

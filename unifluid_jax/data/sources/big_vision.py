@@ -15,14 +15,13 @@ big_vision's own, not below data.root.
 """
 
 import importlib
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import json_files
+from unifluid_jax.data.images import encode_image
 from unifluid_jax.data.records import Record
 
 _OPERATIONS = ("ops_general", "ops_image", "ops_text")
@@ -115,9 +114,7 @@ def _encoded(name: str, image: Any) -> bytes:
       f"{name}: the image is {kind}: leave it encoded or as uint8 (no "
       "value_range in the preprocessing string), it is scaled later"
     )
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, "PNG")
-  return file.getvalue()
+  return encode_image(image)
 
 
 def _string(value: Any) -> str:

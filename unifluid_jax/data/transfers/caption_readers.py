@@ -1,6 +1,6 @@
 """Raw files of the four captioning tasks as examples.
 
-As in `task_readers`: every reader takes the data set's folder and a split.
+As in `photo_readers`: every reader takes the data set's folder and a split.
 """
 
 import functools
@@ -24,7 +24,7 @@ def coco_karpathy(root: Root, split: str) -> list[Example]:
   Files: dataset_coco.json; train2014/ and val2014/ with COCO's images.
 
   Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`.
+    FileNotFoundError, ValueError: as `photo_readers.okvqa`.
   """
   folder = Folder(root, "COCO captions")
   folder.split(split, "train", "restval", "val", "test")
@@ -42,35 +42,13 @@ def coco_karpathy(root: Root, split: str) -> list[Example]:
   return folder.examples(file, member(file, content, "images"), build)
 
 
-def coco_captions(root: Root, split: str) -> list[Example]:
-  """COCO's own caption files, whose splits are train2014, val2014 and so on.
-
-  Files: annotations/captions_{split}.json; {split}/ with the images.
-
-  Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`.
-  """
-  folder = Folder(root, "COCO captions")
-  file, content = folder.json(f"annotations/captions_{split}.json")
-  annotations = member(file, content, "annotations")
-  captions = grouped(file, annotations, "image_id", "caption")
-
-  def build(entry: Any) -> Example | None:
-    given = captions.get(str(entry["id"]), ())
-    image = folder.path(split, entry["file_name"])
-    answers = tuple(c.strip() for c in given)
-    return Example(str(entry["id"]), (image,), answers=answers)
-
-  return folder.examples(file, member(file, content, "images"), build)
-
-
 def textcaps(root: Root, split: str) -> list[Example]:
   """TextCaps: train, val, and test without captions.
 
   Files: TextCaps_0.1_{split}.json; train_images/ (of val too), test_images/.
 
   Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`.
+    FileNotFoundError, ValueError: as `photo_readers.okvqa`.
   """
   folder = Folder(root, "TextCaps")
   folder.split(split, "train", "val", "test")
@@ -96,7 +74,7 @@ def screen2words(root: Root, split: str) -> list[Example]:
   Files: screen_summaries.csv; split/{split}_screens.txt; RICO's combined/.
 
   Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`.
+    FileNotFoundError, ValueError: as `photo_readers.okvqa`.
   """
   folder = Folder(root, "Screen2Words")
   folder.split(split, "train", "dev", "test")
@@ -121,7 +99,7 @@ def widgetcap(root: Root, split: str) -> list[Example]:
   resolution: a RICO screen is 2560 units high.
 
   Raises:
-    FileNotFoundError, ValueError: as `task_readers.jsonl`; a
+    FileNotFoundError, ValueError: as `photo_readers.okvqa`; a
       node that its screen lacks.
   """
   folder = Folder(root, "WidgetCap")

@@ -33,7 +33,6 @@ class Example(NamedTuple):
   correct: int = -1  # index of the right choice
   context: str = ""
   kind: str = ""  # of the question, for scores by kind
-  prefix: str | None = None  # the whole prompt, where the file holds it
   box: Box | None = None  # to draw, in units of the image's height
   letters: tuple[tuple[str, Box], ...] = ()  # text to paint over, in pixels
   font: str = ""  # TrueType file of the letters; Pillow's own if empty

@@ -1,4 +1,4 @@
-"""Raw files of questions about photographs, and JSONL, as examples.
+"""Raw files of questions about photographs as examples.
 
 Every reader takes the data set's folder and a split. The layouts are those
 in which the sets are published (big_vision datasets/* read the same); where
@@ -21,43 +21,6 @@ from unifluid_jax.data.transfers.files import (
 )
 
 
-def jsonl(root: Root, split: str) -> list[Example]:
-  """big_vision's JSONL: {"image": path, "prefix": str, "suffix": str}.
-
-  Files: {split}.jsonl; images relative to the folder. The id is the line's
-  number from 0, blank lines not counted. A prefix is the whole prompt; an
-  optional "kind" is the question's kind; other fields are ignored.
-
-  Differs: a URL is refused; big_vision downloads it.
-
-  Raises:
-    FileNotFoundError: the file, or the first image, is missing.
-    ValueError: a line that is not such an object, or names a URL.
-  """
-  folder = Folder(root, "jsonl")
-  file, lines = folder.lines(f"{split}.jsonl")
-
-  def build(item: tuple[int, str]) -> Example:
-    number, line = item
-    entry = json_files.parse(line)
-    image, suffix = entry["image"], entry["suffix"]
-    if "://" in image:
-      raise ValueError(f"{image} is a URL: download it and name the file")
-    if not isinstance(suffix, str) or not suffix.strip():
-      raise ValueError("suffix must be a text that is not blank")
-    prefix = entry.get("prefix", "")
-    return Example(
-      str(number),
-      (folder.path(image),),
-      prefix,
-      (suffix,),
-      kind=entry.get("kind", ""),
-      prefix=prefix,
-    )
-
-  return folder.examples(file, enumerate(lines), build)
-
-
 def okvqa(root: Root, split: str) -> list[Example]:
   """OK-VQA: train, val; ten answers a question, as corrected (not raw).
 
@@ -65,7 +28,8 @@ def okvqa(root: Root, split: str) -> list[Example]:
   mscoco_{split}2014_annotations.json; {split}2014/ with COCO's images.
 
   Raises:
-    FileNotFoundError, ValueError: as `jsonl`; a question without answers.
+    FileNotFoundError: a file, or the first image, is missing.
+    ValueError: a file of another layout, a question without answers.
   """
   folder = Folder(root, "OKVQA")
   year = folder.split(split, "train", "val") + "2014"
@@ -99,7 +63,7 @@ def aokvqa(root: Root, split: str) -> list[Example]:
   both the direct answers and the multiple choice.
 
   Raises:
-    FileNotFoundError, ValueError: as `jsonl`.
+    FileNotFoundError, ValueError: as `okvqa`.
   """
   folder = Folder(root, "AOKVQA")
   folder.split(split, "train", "val", "test")
@@ -126,7 +90,7 @@ def gqa(root: Root, split: str) -> list[Example]:
   Files: {split}_questions.json; images/.
 
   Raises:
-    FileNotFoundError, ValueError: as `jsonl`.
+    FileNotFoundError, ValueError: as `okvqa`.
   """
   folder = Folder(root, "GQA")
   name = f"{split}_questions.json"
@@ -153,7 +117,7 @@ def nlvr2(root: Root, split: str) -> list[Example]:
   follows the set's own release and could not be checked against it.
 
   Raises:
-    FileNotFoundError, ValueError: as `jsonl`.
+    FileNotFoundError, ValueError: as `okvqa`.
   """
   folder = Folder(root, "NLVR2")
   folder.split(split, "train", "dev", "test1")
@@ -183,7 +147,7 @@ def vizwiz(root: Root, split: str) -> list[Example]:
   number in the image's name.
 
   Raises:
-    FileNotFoundError, ValueError: as `jsonl`.
+    FileNotFoundError, ValueError: as `okvqa`.
   """
   folder = Folder(root, "VizWizVQA")
   folder.split(split, "train", "val", "test")
@@ -209,7 +173,7 @@ def tallyqa(root: Root, split: str) -> list[Example]:
   Files: {split}.json; VG_100K/, VG_100K_2/, train2014/, val2014/.
 
   Raises:
-    FileNotFoundError, ValueError: as `jsonl`.
+    FileNotFoundError, ValueError: as `okvqa`.
   """
   folder = Folder(root, "TallyQA")
   folder.split(split, "train", "test")
@@ -238,7 +202,7 @@ def countbench(root: Root, split: str) -> list[Example]:
   without an image and images of one channel drop out, as in big_vision.
 
   Raises:
-    FileNotFoundError, ValueError: as `jsonl`; files of different lengths.
+    FileNotFoundError, ValueError: as `okvqa`; files of different lengths.
   """
   import pyarrow.parquet  # slow to load, and no other reader needs it
 

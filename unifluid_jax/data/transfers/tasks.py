@@ -282,15 +282,13 @@ def prompt(row: Row, example: Example, order: Sequence[int] = ()) -> str:
 
   Args:
     row: the task.
-    example: its question, choices and context; a prefix of its own wins.
+    example: its question, choices and context.
     order: the choices' order, as indices; empty: as they are. PaliGemma
       shuffles ScienceQA's anew each time it trains on one, no other task's.
 
   Raises:
     ValueError: `order` is no permutation of the choices.
   """
-  if example.prefix is not None:
-    return example.prefix
   choices = [example.choices[i] for i in _order(example, order)]
   lettered = zip(string.ascii_uppercase, choices, strict=False)
   return row.prefix.format(
@@ -321,7 +319,7 @@ def targets(
     ValueError: the answers are hidden, or `order` is no permutation.
   """
   order = _order(example, order)
-  if row.target in ("choice", "letter") and example.prefix is None:
+  if row.target in ("choice", "letter"):
     if not 0 <= example.correct < len(order):
       raise ValueError(_hidden(row, example))
     if row.target == "choice":
@@ -337,7 +335,7 @@ def targets(
 
 def answered(row: Row, example: Example) -> bool:
   """Whether `targets` gives at least one text that is not blank."""
-  if row.target in ("choice", "letter") and example.prefix is None:
+  if row.target in ("choice", "letter"):
     return 0 <= example.correct < len(example.choices)
   return any(a.strip() for a in example.answers)
 

@@ -1,6 +1,6 @@
 """Raw files of tasks on charts, documents, diagrams, text and maps.
 
-As in `task_readers`: every reader takes the data set's folder and a split.
+As in `photo_readers`: every reader takes the data set's folder and a split.
 """
 
 import itertools

@@ -10,15 +10,14 @@ import itertools
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from unifluid_jax.core import files
+from unifluid_jax.data.images import encode_image
 from unifluid_jax.data.worlds import shapes, shapes_text, wordings
 from unifluid_jax.data.worlds.shapes import Scene
 
@@ -66,19 +65,14 @@ def build(
   recipe = _recipe(world, sizes, seed)
   if _is_built(target, recipe):
     return target
-  target.parent.mkdir(parents=True, exist_ok=True)
-  prefix = f".{target.name}.incomplete."
-  with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as tmp:
-    made = pathlib.Path(tmp) / "data"
-    made.mkdir()
-    _write(made, world, sizes, seed)
-    (made / _RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
-    try:
-      made.rename(target)
-    except OSError:
-      # Another process may have finished the same build meanwhile.
-      if not _is_built(target, recipe):
-        raise
+  try:
+    with files.new_folder(target) as made:
+      _write(made, world, sizes, seed)
+      (made / _RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+  except OSError:
+    # Another process may have finished the same build meanwhile.
+    if not _is_built(target, recipe):
+      raise
   return target
 
 
@@ -239,7 +233,4 @@ def _chunks(
 
 def _png(image: np.ndarray) -> io.BytesIO:
   """The image as an encoded file."""
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, "PNG", compress_level=1)
-  file.seek(0)
-  return file
+  return io.BytesIO(encode_image(image, compress_level=1))

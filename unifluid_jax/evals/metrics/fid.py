@@ -5,15 +5,11 @@ Which network gives the features decides what a distance means; any
 merge of partial moments. All statistics are float64 on the host.
 """
 
-import io
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float
-
-from unifluid_jax.core import files
 
 
 @runtime_checkable
@@ -170,20 +166,6 @@ def distance(real: Statistics, generated: Statistics) -> Distance:
     f"rank-deficient: biased high ({', '.join(short)} for {size} features; "
     f"use more than {size})",
   )
-
-
-def save(path: str | epath.PathLike, s: Statistics) -> None:
-  """Writes statistics to an .npz, so that a reference set is read once."""
-  data = io.BytesIO()
-  np.savez(data, count=s.count, mean=s.mean, scatter=s.scatter)
-  files.write(path, data.getvalue())
-
-
-def load(path: str | epath.PathLike) -> Statistics:
-  """Reads what `save` wrote."""
-  with epath.Path(path).open("rb") as f:
-    data = np.load(f, allow_pickle=False)
-    return Statistics(int(data["count"]), data["mean"], data["scatter"])
 
 
 def _sqrt_psd(matrix: np.ndarray) -> np.ndarray:

@@ -1,16 +1,16 @@
 """GenEval's decision rules: is an image right, given what a detector found?
 
 Ghosh et al., GenEval (arXiv 2310.11513), §3 and evaluation/evaluate_images.py;
-the summary follows evaluation/summary_scores.py. The detector and the colour
-classifier stand behind `Detector`.
+the summary follows evaluation/summary_scores.py. Detections come from
+`published/geneval_detector.py` or `worlds/shapes_detector.py`.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool
 
 TAGS = (
   "single_object",
@@ -42,12 +42,11 @@ class Detection:
   box: tuple[float, float, float, float]
   colour: str | None = None
 
-
-class Detector(Protocol):
-  """What GenEval needs to see an image."""
-
-  def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
-    """All objects with their scores, in any order."""
+  @property
+  def centre(self) -> tuple[float, float]:
+    """x, y of the middle of the box."""
+    x0, y0, x1, y1 = self.box
+    return (x0 + x1) / 2, (y0 + y1) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +56,12 @@ class Result:
   tag: str
   prompt: str
   correct: bool
+
+
+def box_of(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float, float, float]:
+  """x0, y0, x1, y1 of a mask that is not empty; the ends are exclusive."""
+  ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+  return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)
 
 
 def judge(
@@ -75,7 +80,7 @@ def judge(
   Returns:
     The verdict, and what is wrong, one line each; empty if correct.
   """
-  found = _by_class(metadata["tag"], detections)
+  found = confident(detections, threshold(metadata["tag"]))
   groups: list[list[Detection] | None] = []
   reasons = []
   for clause in metadata.get("include", ()):
@@ -93,17 +98,20 @@ def judge(
   return not reasons, "\n".join(reasons)
 
 
-def _by_class(
-  tag: str, detections: Sequence[Detection]
+def threshold(tag: str) -> float:
+  """The score that an object must exceed."""
+  return MIN_SCORE_COUNTING if tag == "counting" else MIN_SCORE
+
+
+def confident(
+  detections: Iterable[Detection], above: float
 ) -> dict[str, list[Detection]]:
-  """Confident detections of every class, best first, at most 16 of each."""
-  threshold = MIN_SCORE_COUNTING if tag == "counting" else MIN_SCORE
-  found: dict[str, list[Detection]] = {}
+  """The 16 best of each class above a score; overlaps are kept (no NMS)."""
+  kept: dict[str, list[Detection]] = {}
   for d in sorted(detections, key=lambda d: -d.score):
-    group = found.setdefault(d.name, [])
-    if d.score > threshold and len(group) < MAX_PER_CLASS:
-      group.append(d)
-  return found
+    if d.score > above:
+      kept.setdefault(d.name, []).append(d)
+  return {name: ds[:MAX_PER_CLASS] for name, ds in kept.items()}
 
 
 def _mismatch(

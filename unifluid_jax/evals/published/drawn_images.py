@@ -5,23 +5,19 @@ that something else drew is never added to. PNG, because distances see JPEG.
 """
 
 import hashlib
-import io
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from PIL import Image
 
 from unifluid_jax.core import files, telemetry
+from unifluid_jax.data.images import encode_image
 
 MANIFEST = "drawn.json"
-_SAY_EVERY = 20.0  # seconds
 
 
 @runtime_checkable
@@ -80,25 +76,14 @@ def draw(
     f"{len(missing)} to draw here"
   )
   progress = telemetry.Progress("drawn", 0, len(missing))
-  said = -_SAY_EVERY
   for start in range(0, len(missing), rows):
     part = missing[start : start + rows]
     images = painter.images([d.prompt for d in part], [d.seed for d in part])
     for drawing, image in zip(part, images, strict=True):
-      write_png(root / drawing.file, image)
-    done = start + len(part)
-    if time.monotonic() - said > _SAY_EVERY or done == len(missing):
-      say(progress.line(done)[0])
-      said = time.monotonic()
+      files.write(root / drawing.file, encode_image(image))
+    progress.report(start + len(part), say)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"drawn {folder}")
-
-
-def write_png(path: epath.Path, image: np.ndarray) -> None:
-  """Writes a uint8 image; a killed process leaves no half of one."""
-  data = io.BytesIO()
-  Image.fromarray(image).save(data, format="PNG")
-  files.write(path, data.getvalue())
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -119,8 +104,9 @@ def read_manifest(folder: str) -> dict[str, Any]:
 
 def home(workdir: str) -> str:
   """A run's folder as manifests name it: one name, whatever leads there."""
-  remote = "://" in workdir
-  return workdir.rstrip("/") if remote else os.path.realpath(workdir)
+  if files.is_remote(workdir):
+    return workdir.rstrip("/")
+  return os.path.realpath(workdir)
 
 
 def drawn_by(folder: str) -> dict[str, Any]:

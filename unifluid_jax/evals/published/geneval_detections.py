@@ -15,7 +15,6 @@ may be left out. Further settings may stand beside "detector", and `digest_of`
 beside "image", so that an image that was drawn anew is noticed.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -49,7 +48,7 @@ class Detections(NamedTuple):
 def digest_of(image: bytes, metadata: Mapping[str, Any]) -> str:
   """Sixteen digits of a file and of what it should show."""
   text = json.dumps(metadata, sort_keys=True)
-  return hashlib.sha256(image + text.encode()).hexdigest()[:16]
+  return files.digest(image + text.encode())[:16]
 
 
 def read(path: str) -> Detections:

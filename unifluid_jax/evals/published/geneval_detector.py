@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from unifluid_jax.core import telemetry
@@ -114,15 +114,9 @@ def instances(
     inside = mask_logits[query][mask].astype(np.float64)
     score = classes[query, index] * np.mean(1 / (1 + np.exp(-inside)))
     if score > geneval.MIN_SCORE:
-      detection = Detection(names[index], float(score), box_of(mask))
+      detection = Detection(names[index], float(score), geneval.box_of(mask))
       found.append(Instance(detection, mask))
   return found
-
-
-def box_of(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float, float, float]:
-  """x0, y0, x1, y1 of a mask that is not empty; the ends are exclusive."""
-  ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-  return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)
 
 
 def cut_out(
@@ -181,8 +175,8 @@ def detect(
   Colours are named where the prompt asks: of its classes' best objects.
   """
   found = instances(*segmenter.logits(image), names)
-  above = geneval_files.threshold(metadata["tag"])
-  kept = geneval_files.confident([f.detection for f in found], above)
+  above = geneval.threshold(metadata["tag"])
+  kept = geneval.confident([f.detection for f in found], above)
   named: dict[int, str] = {}
   for clause in metadata.get("include", ()):
     if "color" not in clause:

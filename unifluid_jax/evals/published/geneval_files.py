@@ -217,7 +217,7 @@ def judged(
   Raises:
     ValueError: a colour that the prompt asks for was not classified.
   """
-  kept = confident(detections, threshold(metadata["tag"]))
+  kept = geneval.confident(detections, geneval.threshold(metadata["tag"]))
   for clause in metadata.get("include", ()):
     group = kept.get(clause["class"], [])[: clause["count"]]
     if "color" in clause and any(d.colour is None for d in group):
@@ -238,23 +238,6 @@ def judged(
     "metadata": json.dumps(metadata),
     "details": json.dumps(details),
   }
-
-
-def threshold(tag: str) -> float:
-  """The score that an object must exceed."""
-  counting = tag == "counting"
-  return geneval.MIN_SCORE_COUNTING if counting else geneval.MIN_SCORE
-
-
-def confident(
-  detections: Sequence[Detection], above: float
-) -> dict[str, list[Detection]]:
-  """The 16 best of each class above a score; overlaps are kept (no NMS)."""
-  kept: dict[str, list[Detection]] = {}
-  for d in sorted(detections, key=lambda d: -d.score):
-    if d.score > above:
-      kept.setdefault(d.name, []).append(d)
-  return {name: ds[: geneval.MAX_PER_CLASS] for name, ds in kept.items()}
 
 
 def _warning(rows: Sequence[Mapping[str, Any]]) -> str:

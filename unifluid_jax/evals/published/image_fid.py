@@ -7,9 +7,7 @@ like. Every process measures every k-th image; moments are merged exactly.
 
 import dataclasses
 import functools
-import io
 import json
-import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -26,7 +24,6 @@ from unifluid_jax.evals.published import image_sets
 from unifluid_jax.evals.published.drawn_images import changed
 from unifluid_jax.evals.published.image_sets import ImageSet
 
-_SAY_EVERY = 20.0  # seconds
 _CROP_RULE = "centre square by box halving, then bicubic (ADM)"
 
 
@@ -101,16 +98,14 @@ def measure(
   """
   total = len(images.names)
   mine = share(total, jax.process_index(), jax.process_count())
-  part, done, said = fid.empty(net.width), 0, -_SAY_EVERY
+  part, done = fid.empty(net.width), 0
   bad: list[str] = []
   progress = telemetry.Progress(f"features of {images.source}", 0, len(mine))
   for batch in image_sets.batches(images, mine, net.rows, crop, bad):
     pixels = [image for _, image in batch]
     part = fid.merge(part, fid.statistics(net.features(pixels)))
     done += len(batch)
-    if time.monotonic() - said > _SAY_EVERY or done == len(mine):
-      say(progress.line(done)[0])
-      said = time.monotonic()
+    progress.report(done, say)
   whole = merge_all(_exchange(part))
   if not whole.count:
     raise ValueError(
@@ -162,15 +157,14 @@ def save(path: str, measured: Measured) -> None:
   """Writes statistics and their record to an .npz, from process 0."""
   if jax.process_index():
     return
-  s, file = measured.statistics, io.BytesIO()
-  np.savez(
-    file,
+  s = measured.statistics
+  files.write_npz(
+    path,
     count=s.count,
     mean=s.mean,
     scatter=s.scatter,
     record=json.dumps(dataclasses.asdict(measured.record)),
   )
-  files.write(path, file.getvalue())
 
 
 def load(path: str, net: Features, crop: int) -> Measured:

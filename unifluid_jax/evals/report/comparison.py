@@ -97,7 +97,7 @@ def read(workdir: str, step: int | None) -> Run:
   return Run(
     workdir,
     steps[-1] if step is None else step,
-    telemetry.read_metrics(f"{workdir}/metrics.jsonl"),
+    telemetry.read_metrics(f"{workdir}/{telemetry.METRICS}"),
     found,
     config,
   )

@@ -58,7 +58,7 @@ def write(
     summary: what its configuration says at a glance, label → value.
     losses: key in metrics.jsonl → title of its curve.
   """
-  train = telemetry.read_metrics(f"{workdir}/metrics.jsonl")
+  train = telemetry.read_metrics(f"{workdir}/{telemetry.METRICS}")
   rows = run_results.read(workdir)
   found = by_metric(rows)
   steps = tuple(sorted({step for each in found.values() for step in each}))

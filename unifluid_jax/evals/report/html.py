@@ -1,7 +1,6 @@
 """Small pieces of HTML that all report pages are made of; text is escaped."""
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unifluid_jax.data.images import encode_image
 from unifluid_jax.evals.report.contact_sheet import enlarged
 from unifluid_jax.evals.report.samples import encoded
 from unifluid_jax.evals.report.template import PAGE, STYLE
@@ -151,9 +151,8 @@ def picture(image: Any, alt: str) -> str:
   """
   scale = max(1, _PIXELATED_TO // max(np.shape(image)[:2]))
   if scale > 1:
-    shown, file = enlarged(image, scale), io.BytesIO()
-    shown.save(file, format="PNG", optimize=True)
-    (width, height), data = shown.size, file.getvalue()
+    shown = enlarged(image, scale)
+    (width, height), data = shown.size, encode_image(shown, optimize=True)
   else:
     height, width = np.shape(image)[:2]
     data = encoded(image)

@@ -1,6 +1,6 @@
 """The report's sections of examples: what the model drew, said and changed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -87,17 +87,15 @@ def generations(samples: Sequence[Generation]) -> str:
 
 def captions(samples: Sequence[Caption]) -> str:
   """Captions by group, those of the lowest score first."""
-  parts = []
-  for name, group in _grouped(samples, lambda s: s.group).items():
-    ranked = sorted(group, key=lambda s: _NEVER if s.score is None else s.score)
-    parts.append(html.heading(name, [s.correct for s in group]))
-    parts.append(f'<div class="cards">{"".join(map(_caption, ranked))}</div>')
-  if not parts:
-    return ""
-  return html.note(
+  groups = _grouped(samples, lambda s: s.group)
+  for group in groups.values():
+    group.sort(key=lambda s: _NEVER if s.score is None else s.score)
+  return _cards(
     "What the model says about images it has not seen, beside the "
-    "references, with the CIDEr-D of each image (0 to 10), lowest first."
-  ) + "".join(parts)
+    "references, with the CIDEr-D of each image (0 to 10), lowest first.",
+    groups,
+    _caption,
+  )
 
 
 def _caption(sample: Caption) -> str:
@@ -116,16 +114,11 @@ def _caption(sample: Caption) -> str:
 
 def answers(samples: Sequence[Answer]) -> str:
   """Questions by their kind."""
-  parts = []
-  for task, group in _grouped(samples, lambda s: s.task).items():
-    cards = "".join(_answer(s) for s in group)
-    parts.append(html.heading(task, [s.correct for s in group]))
-    parts.append(f'<div class="cards">{cards}</div>')
-  if not parts:
-    return ""
-  return html.note(
-    "The first questions of each kind about images the model has not seen."
-  ) + "".join(parts)
+  return _cards(
+    "The first questions of each kind about images the model has not seen.",
+    _grouped(samples, lambda s: s.task),
+    _answer,
+  )
 
 
 def _answer(sample: Answer) -> str:
@@ -139,17 +132,12 @@ def _answer(sample: Answer) -> str:
 
 def edits(samples: Sequence[EditSample]) -> str:
   """Each edit as source, result and target, by kind."""
-  parts = []
-  for task, group in _grouped(samples, lambda s: s.task).items():
-    cards = "".join(map(_edit, group))
-    parts.append(html.heading(task, [s.correct for s in group]))
-    parts.append(f'<div class="cards">{cards}</div>')
-  if not parts:
-    return ""
-  return html.note(
+  return _cards(
     "The source image, what the model made of it, and the target where there "
-    "is one."
-  ) + "".join(parts)
+    "is one.",
+    _grouped(samples, lambda s: s.task),
+    _edit,
+  )
 
 
 def _edit(sample: EditSample) -> str:
@@ -171,6 +159,17 @@ def _grouped(samples: Sequence[Any], key: Callable[[Any], str]) -> dict:
   for sample in samples:
     groups.setdefault(key(sample), []).append(sample)
   return groups
+
+
+def _cards(
+  note: str, groups: Mapping[str, Sequence[Any]], card: Callable[[Any], str]
+) -> str:
+  """A section of cards by group below a note; empty without samples."""
+  parts = []
+  for name, group in groups.items():
+    parts.append(html.heading(name, [s.correct for s in group]))
+    parts.append(f'<div class="cards">{"".join(map(card, group))}</div>')
+  return html.note(note) + "".join(parts) if parts else ""
 
 
 def _seen(image: Any, text: str) -> str:

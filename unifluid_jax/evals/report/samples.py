@@ -5,7 +5,6 @@ needs to show earlier steps and other runs, whose checkpoints may be gone.
 """
 
 import base64
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from unifluid_jax.core import files
-from unifluid_jax.data.images import decode_image
+from unifluid_jax.data.images import decode_image, encode_image
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.report.contact_sheet import enlarged
 
@@ -72,7 +71,7 @@ def write(
         code = base64.b64encode(encoded(row[key]))
         row[key] = code.decode("ascii")
     lines.append(json.dumps(row) + "\n")
-  path = epath.Path(workdir) / FOLDER / f"{step}.jsonl"
+  path = _file(workdir, step)
   before = path.read_text() if add and path.exists() else ""
   files.write(path, before + "".join(lines))
 
@@ -83,7 +82,7 @@ def read(workdir: str, step: int) -> list[Shown]:
   Raises:
     ValueError: the file is not what `write` writes; names it.
   """
-  path = epath.Path(workdir) / FOLDER / f"{step}.jsonl"
+  path = _file(workdir, step)
   if not path.exists():
     return []
   try:
@@ -110,18 +109,20 @@ def encoded(image: Any) -> bytes:
   Raises:
     ValueError: something else.
   """
-  picture, file = enlarged(image, 1), io.BytesIO()
+  picture = enlarged(image, 1)
   if max(picture.size) <= _EXACT:
-    picture.save(file, format="PNG", optimize=True)
-    return file.getvalue()
+    return encode_image(picture, optimize=True)
   picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-  picture.save(file, format="JPEG", quality=_QUALITY, subsampling=0)
-  return file.getvalue()
+  return encode_image(picture, "JPEG", quality=_QUALITY, subsampling=0)
 
 
 def decoded(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
   """The pixels of `encoded`."""
   return decode_image(data)
+
+
+def _file(workdir: str, step: int) -> epath.Path:
+  return epath.Path(workdir) / FOLDER / f"{step}.jsonl"
 
 
 def _example(row: dict[str, Any]) -> Shown:

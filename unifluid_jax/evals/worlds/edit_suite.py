@@ -14,7 +14,7 @@ from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import Record
 from unifluid_jax.data.worlds import shapes
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
-from unifluid_jax.evals.metrics.geneval import MIN_SCORE, Detection
+from unifluid_jax.evals.metrics.geneval import MIN_SCORE
 from unifluid_jax.evals.worlds import shapes_detector
 from unifluid_jax.evals.worlds.world_suite import world_of
 
@@ -119,29 +119,21 @@ def judge(
 ) -> Verdict:
   """Compares an image with the scene that the edit leads to."""
   found = detector.detect(image)
+  sure = [d for d in found if d.score > MIN_SCORE]
   return Verdict(
     kind=task.kind,
     success=shapes_detector.scene_agreement(task.after, found),
-    kept=tuple(_is_there(item, found) for item in task.untouched),
+    kept=tuple(
+      any(shapes_detector.shows(d, item) for d in sure)
+      for item in task.untouched
+    ),
     background=_background(image) == task.after.background,
   )
 
 
-def _is_there(item: shapes.Item, found: Sequence[Detection]) -> bool:
-  """Whether a detection agrees in place, shape and colour."""
-  for d in found:
-    x, y = (d.box[0] + d.box[2]) / 2, (d.box[1] + d.box[3]) / 2
-    near = max(abs(x - item.x), abs(y - item.y)) < item.radius
-    same = (d.name, d.colour) == (item.shape, item.colour)
-    if d.score > MIN_SCORE and near and same:
-      return True
-  return False
-
-
 def _background(image: UInt8[np.ndarray, "H W 3"]) -> str:
   """The nearest background to the border's median colour."""
-  border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-  middle = np.median(border, axis=0)
+  middle = shapes_detector.ground_of(image)
   return min(
     shapes.BACKGROUNDS,
     key=lambda name: np.linalg.norm(middle - shapes.BACKGROUNDS[name]),

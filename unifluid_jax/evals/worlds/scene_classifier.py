@@ -8,7 +8,6 @@ data set, with one seed, and keep the file.
 
 import dataclasses
 import functools
-import io
 from typing import Any
 
 import jax
@@ -95,15 +94,13 @@ class SceneClassifier:
       for f in dataclasses.fields(_Net)
       if f.name not in ("parent", "name")
     }
-    data = io.BytesIO()
-    np.savez(
-      data,
+    files.write_npz(
+      path,
       **{f"params/{k}": np.asarray(v) for k, v in flat.items()},
       **{f"net/{k}": np.asarray(v) for k, v in net.items()},
       mean=np.asarray(self.mean),
       std=np.asarray(self.std),
     )
-    files.write(path, data.getvalue())
 
 
 def load_classifier(path: str | epath.PathLike) -> SceneClassifier:

@@ -1,4 +1,4 @@
-"""An analytic detector for the world of shapes, behind GenEval's protocol.
+"""An analytic detector for the world of shapes, as GenEval needs one.
 
 It stands where GenEval has Mask2Former and CLIP: connected components of what
 differs from the background, the nearest of GenEval's ten colours, and the
@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 from scipy import ndimage
 
 from unifluid_jax.data.worlds import shapes
-from unifluid_jax.evals.metrics.geneval import MIN_SCORE, Detection
+from unifluid_jax.evals.metrics.geneval import MIN_SCORE, Detection, box_of
 
 _PALETTE = {**shapes.COLOURS, "black": (0, 0, 0), "white": (255, 255, 255)}
 _NAMES = tuple(_PALETTE)
@@ -59,10 +59,7 @@ class ShapesDetector:
         or poor ones.
     """
     pixels = image.astype(np.float32)
-    border = np.concatenate(
-      [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
-    )
-    ground = np.median(border, axis=0)
+    ground = ground_of(pixels)
     distance = np.sqrt(np.square(pixels - ground).sum(-1))
     return [
       self._fit(pixels, ground, distance, inside, window)
@@ -168,14 +165,25 @@ def scene_agreement(
   left = [d for d in detections if d.score > MIN_SCORE]
   for item in scene.items:
     for d in left:
-      x, y = (d.box[0] + d.box[2]) / 2, (d.box[1] + d.box[3]) / 2
-      near = max(abs(x - item.x), abs(y - item.y)) < item.radius
-      if near and (d.name, d.colour) == (item.shape, item.colour):
+      if shows(d, item):
         left.remove(d)
         break
     else:
       return False
   return not left
+
+
+def shows(d: Detection, item: shapes.Item) -> bool:
+  """Whether a detection agrees with an item in place, shape and colour."""
+  x, y = d.centre
+  near = max(abs(x - item.x), abs(y - item.y)) < item.radius
+  return near and (d.name, d.colour) == (item.shape, item.colour)
+
+
+def ground_of(image: Num[np.ndarray, "H W 3"]) -> Float[np.ndarray, "3"]:
+  """The background: the border's median colour."""
+  border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+  return np.median(border, axis=0)
 
 
 def _contrast(world: shapes.World, ground: np.ndarray) -> float:
@@ -230,15 +238,10 @@ def _tight(
   """Bounds y0, y1, x0, x1 of the component's more than half covered part."""
   y0, y1, x0, x1 = window
   solid = (alpha[y0:y1, x0:x1] > 0.5) & inside[y0:y1, x0:x1]
-  rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-  if not len(rows):
+  if not solid.any():
     return y0, y1, x0, x1
-  return (
-    y0 + int(rows[0]),
-    y0 + int(rows[-1]) + 1,
-    x0 + int(columns[0]),
-    x0 + int(columns[-1]) + 1,
-  )
+  left, top, right, bottom = map(int, box_of(solid))
+  return y0 + top, y0 + bottom, x0 + left, x0 + right
 
 
 def _crop(alpha: np.ndarray, x: int, y: int, half: int) -> np.ndarray:
