@@ -7,8 +7,7 @@ Every trace runs commands of this checkout on tiny configurations and keeps
 losses, digests of checkpoints, pixels and batches, answers and scores. Only
 commands, the files they leave and the getters of configs/ are used, so that
 one recorder serves trees whose modules differ; `_batches` alone looks inside.
-Compare recordings of one machine. GLOB matches the names of exempt values,
-e.g. "transfer:metrics:*:grad_norm".
+Compare recordings of one machine. GLOB: exempt, e.g. "transfer:*:grad_norm".
 """
 
 import argparse
@@ -101,10 +100,8 @@ def _transfer() -> Any:
 
 def _vae() -> Any:
   c = _common(debug.get_config("vae"), "vae")
-  _set(
-    c, adversarial=0.5, adversarial_start=STEPS // 2 + 1,
-    discriminator_width=8, discriminator_layers=2,
-  )  # fmt: skip
+  _set(c, adversarial=0.5, adversarial_start=STEPS // 2 + 1)
+  _set(c, discriminator_width=8, discriminator_layers=2)
   return c
 
 
@@ -141,10 +138,8 @@ def _prepare() -> dict[str, str]:
   """World, tokenizer, autoencoder, cached moments; raw sets; an image."""
   from tests import task_sets
 
-  Path("golden.py").write_text(
-    "from tests.golden import behaviour\n\n\n"
-    "def get_config(arg):\n  return behaviour.TREES[arg]()\n"
-  )
+  body = "def get_config(arg):\n  return behaviour.TREES[arg]()\n"
+  Path("golden.py").write_text(f"from tests.golden import behaviour\n{body}")
   _run("prepare", "cached")
   _run("main", "codec")
   _run("encode", "cached")
@@ -177,22 +172,19 @@ def _record(name: str) -> dict[str, Any]:
     question = "--question=what colour is the circle"
     found["answer"] = _run("generate", name, "--image=seen.png", question)
     _run("evaluate", name, "--once", f"--step={STEPS}")
-    rows = _rows(Path(name, "metrics_eval.jsonl"))  # some tell time alone
-    found["scores"] = {
-      r["metric"]: [r["value"], r["floor"]] for r in rows if "value" in r
-    }
+    rows = [r for r in _rows(Path(name, "metrics_eval.jsonl")) if "value" in r]
+    found["scores"] = {r["metric"]: [r["value"], r["floor"]] for r in rows}
   return found
 
 
 def record(names: Sequence[str]) -> dict[str, Any]:
   """The named traces; says how long they took."""
   found, begin = {}, time.monotonic()
-  with tempfile.TemporaryDirectory(prefix="golden_") as folder:
-    with contextlib.chdir(folder):
-      found["prepared"] = _prepare()
-      for name in names:
-        found[name] = _record(name)
-        print(f"{name}: {time.monotonic() - begin:.0f} s so far", flush=True)
+  with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    found["prepared"] = _prepare()
+    for name in names:
+      found[name] = _record(name)
+      print(f"{name}: {time.monotonic() - begin:.0f} s so far", flush=True)
   from tests.golden import trace  # sets flags of its own: last
 
   return {"machine": trace.machine(), **found}
