@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import transfer
+from configs import debug, transfer
 from tests import task_sets
 from tests.systems.conftest import examples, tiny
 from unifluid_jax import systems
@@ -29,7 +29,7 @@ from unifluid_jax.aot import (
 from unifluid_jax.core import parallel, telemetry
 from unifluid_jax.core.config import ConfigError, MeshConfig
 from unifluid_jax.data import pipeline, text
-from unifluid_jax.systems.common import cost
+from unifluid_jax.models.kl_vae import KlVae
 
 REPO = Path(__file__).parent.parent
 SLICE = [
@@ -52,14 +52,16 @@ def trained():
 
 def test_the_batch_is_the_one_that_trains():
   config = tiny(batch__edit=8, batch__text=8)
-  made = lower.batch_shapes(config)
-  given = examples(edit=True, text=True)
-  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), made)
-  assert shapes.i2t == jax.tree.map(lambda x: (x.shape, x.dtype), given.i2t)
-  assert shapes.edit == jax.tree.map(lambda x: (x.shape, x.dtype), given.edit)
-  assert shapes.text == jax.tree.map(lambda x: (x.shape, x.dtype), given.text)
-  assert shapes.t2i.moments is None or shapes.t2i.image is None
-  assert shapes.t2i.prompt == ((8, 5), np.int32)
+  shapes = described(lower.batch_shapes(config, systems.build(config)))
+  given = described(examples(edit=True, text=True))
+  for task in ("i2t", "edit", "text"):
+    assert shapes.pop(task) == given[task]
+  drawn = {"prompt": ((8, 5), "int32"), "image": ((8, 8, 8, 8), "float32")}
+  assert shapes == {"t2i": drawn}
+
+
+def described(batch):
+  return jax.tree.map(lambda x: (x.shape, str(x.dtype)), batch)
 
 
 def test_two_images_a_question_are_lowered_as_the_pipeline_gives_them(tmp_path):
@@ -70,33 +72,31 @@ def test_two_images_a_question_are_lowered_as_the_pipeline_gives_them(tmp_path):
   assert config.data.images == 2
   said = ["answer en both are red", "true false"]
   tokenizer = text.train(said, tmp_path / "t.model", 24)
-  loader = pipeline.make_loader(config, tokenizer)
+  system = systems.build(config)
+  loader = pipeline.make_loader(config, system.inputs, tokenizer)
   given = next(loader)
   loader.close()
-  assert given.i2t.image.shape == (8, 2, 32, 32, 3)
-
-  def described(batch):
-    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), batch)
-
-  assert described(lower.batch_shapes(config)) == described(given)
+  assert given["i2t"]["seen"].shape == (8, 2, 32, 32, 3)
+  assert described(lower.batch_shapes(config, system)) == described(given)
   place = topology.get("cpu:8")
   (answer,) = lower.programs(config, "answer", place.devices, rows=2)
-  assert answer.held["batch"][0].shape == (2, 2, 32, 32, 3)
+  _, seen, _ = answer.held["batch"]  # after the rows' numbers
+  assert seen.shape == (2, 2, 32, 32, 3)
 
 
 def test_frozen_shapes_are_those_of_the_weights():
   config = tiny()
-  system = systems.build(config)
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-  weights = jax.eval_shape(system.vae.init, jax.random.key(0), images)
-  made = lower.frozen_shapes(config, system)
+  vae = KlVae(config.model.vae)
+  weights = jax.eval_shape(vae.init, jax.random.key(0), images)
+  made = systems.frozen_shapes(systems.build(config))["codec"]
   assert made["vae"] == weights["params"]
   assert made["latent_mean"].shape == made["latent_scale"].shape == ()
 
 
 def test_a_run_without_images_has_no_frozen_weights():
   config = tiny(batch__t2i=0)
-  assert lower.frozen_shapes(config, systems.build(config)) == {}
+  assert systems.frozen_shapes(systems.build(config)) == {}
 
 
 # --------------------------------------------------------------------- reports
@@ -140,10 +140,10 @@ def test_arguments_are_what_is_held(trained):
   """XLA's own count: plus the step's 4 bytes, less the VAE, which nobody reads
   where moments are cached."""
   config, program, done = trained
-  assert lower.batch_shapes(config).t2i.image is None
+  assert "image" in lower.batch_shapes(config, systems.build(config))["t2i"]
   place = topology.get("cpu:8")
   held = report.report(config, program, done, place)["bytes_held"]
-  vae = program.held["frozen"]["vae"]
+  vae = program.held["frozen"]["codec"]["vae"]
   unread = telemetry.bytes_per_device(
     vae, jax.tree.map(lambda x: x.sharding, vae)
   )
@@ -179,12 +179,14 @@ def test_advice_halves_what_is_sharded(trained):
 
 
 def test_advice_counts_every_image_of_a_question():
-  """One image: 16 + 5 + 4 tokens, more than 16 + 5 of a drawing; two: 41."""
-  mesh = parallel.make_mesh(MeshConfig(2, 4, 1))
+  """One image: 16 + 5 + 3 tokens, more than 5 + 16 of a drawing; two: 40."""
   one, two = (
-    advice._saved_by_dots(tiny(data__images=n), mesh) for n in (1, 2)
-  )  # fmt: skip
-  assert two / one == pytest.approx(41 / 25)
+    systems.build(tiny(data__images=n, model__remat="dots")).cost()
+    for n in (1, 2)
+  )
+  assert two.saved_by_dots / one.saved_by_dots == pytest.approx(40 / 24)
+  full = systems.build(tiny(model__remat="full")).cost()
+  assert full.saved_by_dots == 0
 
 
 @pytest.mark.parametrize("what, names", [("answer", 1), ("eval", 3)])
@@ -195,7 +197,7 @@ def test_other_programs(what, names):
   assert len(made) == names and {p.rows for p in made} == {2}
   dtypes = {str(x.dtype) for x in jax.tree.leaves(made[0].held["parameters"])}
   assert dtypes == {"bfloat16" if what == "eval" else "float32"}
-  assert made[0].held["frozen"]["latent_scale"].dtype == np.float32
+  assert made[0].held["frozen"]["codec"]["latent_scale"].dtype == np.float32
   done = compiled.compile_program(made[-1].lowered, place)
   found = report.report(config, made[-1], done, place, 2**40)
   assert found["collectives"] == [] and found["devices"] == 1
@@ -203,7 +205,7 @@ def test_other_programs(what, names):
 
 
 def test_an_autoencoder_only_trains():
-  config = dataclasses.replace(tiny(), system="vae")
+  config = systems.resolve(debug.get_config("vae"))
   with pytest.raises(ConfigError, match="only trains"):
     lower.programs(config, "generate", jax.devices())
 
@@ -251,7 +253,7 @@ def test_band_and_mfu(trained):
   assert found["compute_seconds"] == 2.0
   band = {"exposed": 3.0, "scheduled": 2.8, "hidden": 2.0}
   assert found["seconds"] == pytest.approx(band)
-  tokens, flops = cost.step_cost(config)
+  tokens, flops, *_ = systems.build(config).cost()
   assert found["tokens_per_second"]["hidden"] == tokens / 2
   assert found["mfu"]["exposed"] == pytest.approx(flops / 3 / (8 * 197e12))
   # Asynchronous or not, all of it has to pass the links.
@@ -272,6 +274,7 @@ def test_fused_attention_takes_time(
   config, program, _ = trained
   model = dataclasses.replace(config.model, attention=attention, remat=remat)
   config = dataclasses.replace(config, model=model)
+  program = program._replace(cost=systems.build(config).cost())
   module = hlo.parse(
     "ENTRY %main (p: f32[1]) -> f32[1] {\n"
     '  %k = f32[1]{0} custom-call(), custom_call_target="tpu_custom_call"\n'

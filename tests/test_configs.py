@@ -11,7 +11,6 @@ import pytest
 
 from tests.systems.conftest import whole_loss
 from unifluid_jax import systems, train
-from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import config_files, parallel
 from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.data.transfers import tasks
@@ -123,16 +122,6 @@ def batch_of(c):
   return batch
 
 
-def loss_of(system):
-  """Of a batch in one piece, pixels encoded as train_step does it."""
-
-  def loss(params, frozen, batch, *rest):
-    batch = encode_pixels(system, frozen, batch)
-    return whole_loss(system)(params, frozen, batch, *rest)
-
-  return loss
-
-
 def frozen_of(c):
   from unifluid_jax.models.kl_vae import KlVae
 
@@ -160,7 +149,7 @@ def test_full_size_loss_has_a_shape(name):
   step = jax.ShapeDtypeStruct((), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   loss, metrics = jax.eval_shape(
-    loss_of(system), params, frozen, batch_of(c), key, step
+    whole_loss(system), params, frozen, batch_of(c), key, step
   )
   assert loss.shape == () and all(x.shape == () for x in metrics.values())
 

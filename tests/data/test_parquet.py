@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.systems.conftest import tiny
+from unifluid_jax import systems
 from unifluid_jax.core.config import ConfigError, SourceConfig
 from unifluid_jax.data import pipeline, text
 from unifluid_jax.data.records import BadRecord
@@ -186,13 +187,15 @@ def test_the_loader_replaces_bad_rows(tmp_path):
       data__train=dict(hq=dict(format="hq_edit", path="hq", tasks=("edit",))),
       data__max_bad_share=share,
     )
-    return pipeline.make_loader(config, tokenizer)
+    inputs = systems.build(config).inputs
+    return pipeline.make_loader(config, inputs, tokenizer)
 
   with loader_closing(loader(0.5)) as batches:
     for _ in range(10):
-      batch = next(batches).edit
-      assert batch.source.shape == batch.image.shape == (16, 32, 32, 3)
-      assert np.isfinite(batch.image).all()
+      batch = next(batches)["edit"]
+      image = batch["image.pixels"]
+      assert batch["seen"].shape == image.shape == (16, 32, 32, 3)
+      assert np.isfinite(image).all()
   with loader_closing(loader(0.01)) as batches:
     with pytest.raises(pipeline.DataError, match=r"a\.parquet:\d+"):
       for _ in range(20):

@@ -9,7 +9,8 @@ from configs import transfer
 from tests import task_sets
 from unifluid_jax import systems
 from unifluid_jax.core.config import SourceConfig
-from unifluid_jax.data import pipeline, text, transforms
+from unifluid_jax.data import pipeline, tasks, text, transforms
+from unifluid_jax.data.fields import Example, Picture, Pixels, arrays
 from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.sources import source as sources
 from unifluid_jax.data.transfers.source import in_turn
@@ -141,11 +142,13 @@ def test_the_pipeline_takes_the_next_answer_in_every_epoch(root, tmp_path):
   c.batch.i2t = 2  # an epoch
   c.data.root, c.data.threads = str(root), 1
   c.text.update(prefix=16, suffix=32)
-  loader = pipeline.make_loader(systems.resolve(c), tokenizer)
+  config = systems.resolve(c)
+  inputs = systems.build(config).inputs
+  loader = pipeline.make_loader(config, inputs, tokenizer)
   seen = collections.defaultdict(list)
   for _ in range(6):
-    batch = next(loader).i2t
-    for image, row in zip(batch.image, batch.suffix, strict=True):
+    batch = next(loader)["i2t"]
+    for image, row in zip(batch["seen"], batch["suffix"], strict=True):
       seen[image[0, 0, 0] > 0].append(tokenizer.decode(row))
   loader.close()
   for red, captions in zip([True, False], task_sets.CAPTIONS, strict=True):
@@ -156,22 +159,25 @@ def test_the_pipeline_takes_the_next_answer_in_every_epoch(root, tmp_path):
 # What the vision encoder is shown
 
 
-def recipe(**changes):
-  return transforms.Recipe(None, 8, 8, 4, 4, 4, "caption en", **changes)
+def view(record, size, frames=1):
+  example = Example({}, {"seen": Picture((record.image, *record.more),
+                                         record.marks)})  # fmt: skip
+  return Pixels("seen", size, "squash", frames).view(example)
 
 
 def test_view_stacks_several_images(root):
   pair = opened(root, "nlvr2", "dev")[0]
-  view = transforms.view(pair, 8)
-  assert view.shape == (2, 8, 8, 3)
-  assert tuple(view[0, 0, 0]) == (255, 0, 0)
-  assert tuple(view[1, 0, 0]) == (0, 0, 255)
+  both = view(pair, 8, 2)
+  assert both.shape == (2, 8, 8, 3)
+  assert tuple(both[0, 0, 0]) == (255, 0, 0)
+  assert tuple(both[1, 0, 0]) == (0, 0, 255)
+  rng, options = np.random.default_rng(0), tasks.Options(None, "caption en")
+  seen = {"seen": Pixels("seen", 8, "squash")}
   with pytest.raises(BadRecord, match=r"2 images, but data.images=1"):
-    transforms.to_image_to_text(pair, np.random.default_rng(0), recipe())
-  alone = pair._replace(more=())
+    arrays(seen, tasks.image_to_text(pair, rng, options))
+  alone = tasks.image_to_text(pair._replace(more=()), rng, options)
   with pytest.raises(BadRecord, match=r"1 images, but data.images=2"):
-    rng = np.random.default_rng(0)
-    transforms.to_image_to_text(alone, rng, recipe(images=2))
+    arrays({"seen": Pixels("seen", 8, "squash", 2)}, alone)
 
 
 def test_letters_are_drawn_in_the_font_beside_the_data(tmp_path):
@@ -179,7 +185,7 @@ def test_letters_are_drawn_in_the_font_beside_the_data(tmp_path):
   task_sets.write(tmp_path / "ai2d", files)
   lettered = opened(tmp_path, "ai2d", "test")[0]
   with pytest.raises(ValueError, match=r"ai2d/DMSans-Regular.ttf is no True"):
-    transforms.view(lettered, 8)
+    view(lettered, 8)
 
 
 def test_a_stack_is_resized_image_by_image():
@@ -192,12 +198,12 @@ def test_a_stack_is_resized_image_by_image():
 
 def test_a_turned_image_is_set_upright_and_the_box_follows_the_resize(root):
   record = opened(root, "widgetcap", "dev")[1]  # 12 x 8 and blue
-  red = (transforms.view(record, 9) == (255, 0, 0)).all(-1)
+  red = (view(record, 9) == (255, 0, 0)).all(-1)
   # Heights 1/4..3/4 → rows 2..6; widths times 8/12 → columns 1..4.
   want = np.zeros((9, 9), bool)
   want[[2, 6], 1:5] = want[2:7, [1, 4]] = True
   np.testing.assert_array_equal(red, want)
   picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-  turned = transforms._shown(picture, record.marks._replace(turns=1, box=None),
-                             4)  # fmt: skip
+  marks = record.marks._replace(turns=1, box=None)
+  turned = transforms.marked(picture, marks, 4)
   assert turned[0, 0, 0] > turned[-1, 0, 0]  # what was right is on top

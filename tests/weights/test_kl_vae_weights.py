@@ -14,7 +14,7 @@ import pytest
 from configs import unified_2b
 from tests.weights import helpers
 from unifluid_jax import systems
-from unifluid_jax.codecs import kl_vae as frozen_vae
+from unifluid_jax.codecs import copies
 from unifluid_jax.core import presets
 from unifluid_jax.core.config import ConfigError
 from unifluid_jax.models.kl_vae import KlVae
@@ -79,27 +79,29 @@ def test_numbers_are_those_of_diffusers(tmp_path):
   np.testing.assert_allclose(log_variance, want["vae_logvar"], atol=5e-5)
   np.testing.assert_allclose(images, want["vae_decoded"], atol=5e-5)
   assert np.std(want["vae_mean"]) > 0.1 < np.std(want["vae_decoded"])
-  stats = json.loads((tmp_path / "vae" / frozen_vae.STATS).read_text())
+  stats = json.loads((tmp_path / "vae" / copies.STATS).read_text())
   assert stats == {"mean": 0.0, "scale": 0.5}
 
 
-def model_config(path, vae):
-  """The shipped model with another autoencoder."""
-  model = systems.resolve(unified_2b.get_config()).model
-  return dataclasses.replace(model, vae_path=str(path), vae=vae)
+def codec_of(path, vae, **changes):
+  """Of the shipped system with another autoencoder."""
+  config = systems.resolve(unified_2b.get_config())
+  model = dataclasses.replace(
+    config.model, vae_path=str(path), vae=vae, **changes
+  )
+  return systems.build(dataclasses.replace(config, model=model)).codec
 
 
 def test_a_system_finds_what_was_imported(tmp_path):
-  """`frozen_vae` reads weights and statistics where the engine put them."""
+  """Its codec reads weights and statistics where the engine put them."""
   helpers.convert(FIXTURES / "tiny_vae", kl_vae.recipe, tmp_path / "vae")
   unknown = dataclasses.replace(TINY, latent_mean=None, latent_scale=None)
-  frozen = frozen_vae.load_vae(model_config(tmp_path / "vae", unknown))
+  frozen = codec_of(tmp_path / "vae", unknown).load()
   assert (frozen["latent_mean"], frozen["latent_scale"]) == (0.0, 0.5)
   level = frozen["vae"]["encoder"]["down_1"]
   assert level["attention_0"]["q"]["kernel"].shape == (8, 8)
-  model = model_config(tmp_path / "vae", unknown)
-  half = dataclasses.replace(model, latent_std=0.5)
-  assert frozen_vae.load_vae(half)["latent_scale"] == 0.25
+  half = codec_of(tmp_path / "vae", unknown, latent_std=0.5)
+  assert half.load()["latent_scale"] == 0.25
 
 
 def test_older_attention_names(source, params):
@@ -256,7 +258,7 @@ def test_unknown_scale_has_to_be_measured(source, tmp_path):
   assert kl_vae.recipe(alone).files == {}
   wide = presets.VaeConfig(32, (1, 2), 1, 24)
   with pytest.raises(ConfigError, match="measure the latents"):
-    frozen_vae.latent_stats(model_config(tmp_path, wide), {})
+    codec_of(tmp_path, wide).statistics({})
 
 
 @pytest.mark.parametrize(
