@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifluid_jax import api, requests, systems
+from unifluid_jax import arguments, requests, systems
 from unifluid_jax.core import cli
 from unifluid_jax.requests import Flags
 
@@ -21,7 +21,7 @@ def check(given):
 
 
 def check_sampling(options):
-  api.check_sampling(options, SPEC.sampling, SPEC.ranges)
+  arguments.check_sampling(options, SPEC.sampling, SPEC.ranges)
 
 
 @pytest.fixture
@@ -182,4 +182,4 @@ def test_sound_options_pass():
     "cfg": np.float32(2), "steps": np.int64(1000), "temperature": 0,
     "text": "beam", "top_p": 1, "order": None,
   })  # fmt: skip
-  api.check_seeds(2**32 - 3, 3)
+  arguments.check_seeds(2**32 - 3, 3)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import numbers
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +10,9 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from unifluid_jax import identity, systems
+from unifluid_jax import arguments, identity, systems
 from unifluid_jax.codecs.inputs import encode_pixels
-from unifluid_jax.core import checkpoint, files, ranges
+from unifluid_jax.core import checkpoint, files
 from unifluid_jax.core.config import MAX_PIXELS, Config
 from unifluid_jax.core.types import Generator, SystemSpec
 from unifluid_jax.data import fields, text, transforms
@@ -190,8 +188,8 @@ class Model:
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     for each in prompts:
-      check_text(each)
-    check_seeds(seed, len(prompts))
+      arguments.check_text(each)
+    arguments.check_seeds(seed, len(prompts))
     if not prompts:
       return []
     seeds = [seed + i for i in range(len(prompts))]
@@ -216,8 +214,8 @@ class Model:
     self, image: Any, instruction: str, seed: int = 0, **sampling: Any
   ) -> Image.Image:
     """Changes an image as told; needs a run that was trained with edits."""
-    check_text(instruction)
-    check_seeds(seed, 1)
+    arguments.check_text(instruction)
+    arguments.check_seeds(seed, 1)
     options = self._sampling(sampling)
     source = as_array(image, self.config.data.max_pixels)
     out = self.edits([source], [instruction], [seed], options)
@@ -225,7 +223,7 @@ class Model:
 
   def _sampling(self, changes: dict[str, Any]) -> Any:
     spec = systems.spec(self.config.system)
-    check_sampling(changes, spec.sampling, spec.ranges)
+    arguments.check_sampling(changes, spec.sampling, spec.ranges)
     sampling = dataclasses.replace(self.config.sampling, **changes)
     if changes:
       spec.check_sampling(self.config, sampling, "t2i")
@@ -342,74 +340,6 @@ class Model:
 
   def _through_codec(self, params, frozen, images):
     return self._system.reconstruct(params, frozen, images)
-
-
-def check_text(text: str) -> None:
-  """Refuses what no tokenizer can read.
-
-  Raises:
-    ValueError: empty, or not valid Unicode.
-  """
-  if not isinstance(text, str):
-    raise ValueError(f"expected a text, got {type(text).__name__}")
-  if not text.strip():
-    raise ValueError("the text is empty")
-  try:
-    text.encode()
-  except UnicodeEncodeError as error:
-    raise ValueError(
-      f"{text!r} is not valid Unicode (character {error.start})"
-    ) from error
-
-
-def check_seeds(seed: int, count: int) -> None:
-  """Refuses seeds that do not fit 32 bits.
-
-  Args:
-    seed: of the first image.
-    count: images with a seed each, one apart.
-
-  Raises:
-    ValueError: names the allowed range.
-  """
-  last = 2**32 - max(count, 1)
-  whole = isinstance(seed, numbers.Integral)
-  if not whole or not 0 <= seed <= last:
-    raise ValueError(f"seed={seed}: a whole number from 0 to {last}")
-
-
-def check_sampling(
-  changes: Mapping[str, Any], sampling: type, rows: tuple[ranges.Row, ...]
-) -> None:
-  """Refuses sampling options that do not exist or are out of range.
-
-  Args:
-    changes: fields of `sampling`; None: left as it is.
-    sampling: dataclass of the system.
-    rows: ranges of its numbers.
-
-  Raises:
-    ValueError: names the option and what it takes.
-  """
-  hints = typing.get_type_hints(sampling)
-  for name, value in changes.items():
-    if name not in hints:
-      raise ValueError(
-        f"unknown sampling option {name!r}; known: {', '.join(hints)}"
-      )
-    choices = typing.get_args(hints[name])
-    if value is None or value in choices:
-      continue
-    if choices:
-      raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
-    whole = hints[name] is int
-    kind = numbers.Integral if whole else numbers.Real
-    if not isinstance(value, kind) or isinstance(value, bool):
-      what = "a whole number" if whole else "a number"
-      raise ValueError(f"{name}={value} must be {what}")
-    allowed = ranges.row_of(f"sampling.{name}", rows).range
-    if not allowed.holds(int(value) if whole else float(value)):
-      raise ValueError(f"{name}={value} must be {allowed}")
 
 
 def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:

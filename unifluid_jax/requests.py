@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unifluid_jax import api
+from unifluid_jax import api, arguments
 from unifluid_jax.core import files
 from unifluid_jax.core.types import SystemSpec
 
@@ -73,7 +73,7 @@ def check(given: Flags, spec: SystemSpec) -> Request:
   if not count and given.out is not None:
     raise ValueError("--out: no image is made; give --prompt or --edit")
   try:
-    api.check_seeds(given.seed, count)
+    arguments.check_seeds(given.seed, count)
   except ValueError as error:
     raise ValueError(f"--{error}") from error
   names, listing = _places(given.out, count) if count else ([], None)
@@ -89,7 +89,7 @@ def _check_numbers(given: Flags, spec: SystemSpec) -> None:
   if given.step is not None and given.step < 0:
     raise ValueError(f"--step={given.step}: steps are counted from 0")
   try:
-    api.check_sampling(_given(given.sampling), spec.sampling, spec.ranges)
+    arguments.check_sampling(_given(given.sampling), spec.sampling, spec.ranges)
   except ValueError as error:
     raise ValueError(f"--{error}") from error
 
@@ -126,7 +126,7 @@ def _check_texts(given: Flags, prompts: Sequence[str]) -> None:
     if text is None:
       continue
     try:
-      api.check_text(text)
+      arguments.check_text(text)
     except ValueError as error:
       raise ValueError(f"--{flag}: {error}") from error
   if given.image is None:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tests.jaxprs import operations
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.models import vit
+from unifluid_jax.models import decoder, vit
 from unifluid_jax.ops.weight_product import product
 
 

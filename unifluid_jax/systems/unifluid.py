@@ -226,7 +226,7 @@ class UniFluid:
     frozen: Params,
     fields: Fields,
     key: PRNGKeyArray,
-    r: Float[Array, ""],
+    r: float | Float[Array, ""],
   ) -> tuple[packing.Packed, Float[Array, "B N C"]]:
     """A generation example as a sequence, and the tokens it must predict."""
     c = self.config.loss

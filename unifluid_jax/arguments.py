@@ -1,0 +1,76 @@
+"""What callers of the Python API may pass, checked before anything runs."""
+
+import numbers
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from unifluid_jax.core import ranges
+
+
+def check_text(text: str) -> None:
+  """Refuses what no tokenizer can read.
+
+  Raises:
+    ValueError: empty, or not valid Unicode.
+  """
+  if not isinstance(text, str):
+    raise ValueError(f"expected a text, got {type(text).__name__}")
+  if not text.strip():
+    raise ValueError("the text is empty")
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"{text!r} is not valid Unicode (character {error.start})"
+    ) from error
+
+
+def check_seeds(seed: int, count: int) -> None:
+  """Refuses seeds that do not fit 32 bits.
+
+  Args:
+    seed: of the first image.
+    count: images with a seed each, one apart.
+
+  Raises:
+    ValueError: names the allowed range.
+  """
+  last = 2**32 - max(count, 1)
+  whole = isinstance(seed, numbers.Integral)
+  if not whole or not 0 <= seed <= last:
+    raise ValueError(f"seed={seed}: a whole number from 0 to {last}")
+
+
+def check_sampling(
+  changes: Mapping[str, Any], sampling: type, rows: tuple[ranges.Row, ...]
+) -> None:
+  """Refuses sampling options that do not exist or are out of range.
+
+  Args:
+    changes: fields of `sampling`; None: left as it is.
+    sampling: dataclass of the system.
+    rows: ranges of its numbers.
+
+  Raises:
+    ValueError: names the option and what it takes.
+  """
+  hints = typing.get_type_hints(sampling)
+  for name, value in changes.items():
+    if name not in hints:
+      raise ValueError(
+        f"unknown sampling option {name!r}; known: {', '.join(hints)}"
+      )
+    choices = typing.get_args(hints[name])
+    if value is None or value in choices:
+      continue
+    if choices:
+      raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+    whole = hints[name] is int
+    kind = numbers.Integral if whole else numbers.Real
+    if not isinstance(value, kind) or isinstance(value, bool):
+      what = "a whole number" if whole else "a number"
+      raise ValueError(f"{name}={value} must be {what}")
+    allowed = ranges.row_of(f"sampling.{name}", rows).range
+    if not allowed.holds(int(value) if whole else float(value)):
+      raise ValueError(f"{name}={value} must be {allowed}")
