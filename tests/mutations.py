@@ -54,6 +54,7 @@ _UNIFLUID, _VAE = "systems/unifluid.py", "systems/tokenizer_training.py"
 _OPTIM, _MESH = "core/optim.py", "core/parallel.py"
 _ANSWER = "systems/common/text_decode.py"
 _TEXT = "systems/common/text_loss.py"
+_PACKING = "systems/common/packing.py"
 _ORDER = "r = order.randomness(step, c.random_until, c.raster_from)"
 
 MUTATIONS = tuple(
@@ -140,9 +141,9 @@ MUTATIONS = tuple(
     # --------------------------------------------------------------- losses
     (_UNIFLUID, 'fed, p = fields["suffix"][:, :-1],',
      'fed, p = fields["suffix"][:, 1:],', PLAIN),
-    (_UNIFLUID, "hidden[i][:, end - target.shape[1] : end]",
+    (_PACKING, "hidden[i][:, end - target.shape[1] : end]",
      "hidden[i][:, end - target.shape[1] - 1 : end - 1]", ANSWER),
-    (_UNIFLUID, "hidden[i][:, end - target.shape[1] : end]",
+    (_PACKING, "hidden[i][:, end - target.shape[1] : end]",
      "hidden[i][:, end - target.shape[1] - 1 : end - 1]",
      f"{TRACE}[unifluid-adamw]"),
     (_UNIFLUID, 'count = draws * counts["image_tokens"]', "count = mse.size",
@@ -153,7 +154,7 @@ MUTATIONS = tuple(
     (_TEXT, '"answer_tokens": jnp.maximum(words, 1)',
      '"answer_tokens": sum(s.size for s in suffixes)', ANSWER),
     (_TEXT, "mask = (suffix != PAD)", "mask = (suffix == suffix)", ANSWER),
-    ("systems/common/packing.py",
+    (_PACKING,
      "counted = jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1",
      "counted = jnp.cumsum(jnp.ones_like(valid, jnp.int32), axis=1) - 1",
      PLAIN),

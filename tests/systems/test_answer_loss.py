@@ -10,7 +10,6 @@ import pytest
 from tests.systems.conftest import tiny
 from unifluid_jax.core.types import EOS, PAD, UNK
 from unifluid_jax.models import decoder
-from unifluid_jax.systems import unifluid
 from unifluid_jax.systems.common import embed, packing, text_loss
 from unifluid_jax.systems.unifluid import UniFluid
 
@@ -30,7 +29,7 @@ def losses(tied=True, **changes):
   loss, metrics = text_loss.text_loss(
     d,
     decoder.output_table({"embedder": {"table": 7 * table}, **tables}),
-    *unifluid._read_out([jnp.asarray(hidden)], [task], [(0, suffix)]),
+    *packing.read_out([jnp.asarray(hidden)], [task], [(0, suffix)]),
     text_loss.counts({"text": {"suffix": suffix}}),
     config.loss,
   )

@@ -199,7 +199,7 @@ class UniFluid:
     total, metrics = jnp.float32(0), {}
     if images:
       total, metrics = self._visual_loss(
-        params, _read_out(hidden, tasks, images), counts, keys[3]
+        params, packing.read_out(hidden, tasks, images), counts, keys[3]
       )
       drawn = sum(target.shape[0] * target.shape[1] for _, target in images)
       metrics["order_randomness"] = r * (drawn / counts["image_tokens"])
@@ -207,7 +207,7 @@ class UniFluid:
       text, more = texts.text_loss(
         self.config.model.decoder,
         decoder.output_table(params["decoder"]),
-        *_read_out(hidden, tasks, answers),
+        *packing.read_out(hidden, tasks, answers),
         counts,
         c,
       )
@@ -471,19 +471,6 @@ class UniFluid:
     """Images through the frozen VAE and back: the limit of generation."""
     del params
     return self.codec.reconstruct(frozen["codec"], images)
-
-
-def _read_out(
-  hidden: list[Any],
-  tasks: list[packing.Packed],
-  targets: list[tuple[int, Any]],
-) -> tuple[list[Any], list[Any]]:
-  """Of (task, target [B, n, ...]) the states [B, n, D] that predict targets."""
-  states = []
-  for i, target in targets:
-    end = tasks[i].x.shape[1]
-    states.append(hidden[i][:, end - target.shape[1] : end])
-  return states, [target for _, target in targets]
 
 
 SPEC = SystemSpec(

@@ -111,3 +111,16 @@ def split(x: Any, sizes: Sequence[int], groups: int) -> list[Any]:
     out.append(part.reshape(size, *x.shape[1:]))
     start += size // groups
   return out
+
+
+def read_out(
+  hidden: Sequence[Any],
+  tasks: Sequence[Packed],
+  targets: Sequence[tuple[int, Any]],
+) -> tuple[list[Any], list[Any]]:
+  """Of (task, target [B, n, ...]) the states [B, n, D] that predict targets."""
+  states = []
+  for i, target in targets:
+    end = tasks[i].x.shape[1]
+    states.append(hidden[i][:, end - target.shape[1] : end])
+  return states, [target for _, target in targets]
