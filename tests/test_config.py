@@ -48,6 +48,10 @@ def test_resolved_config_is_frozen():
     ({"model__decoder__preset": "gemma9"}, "gemma2_2b"),
     ({"model__dtype": "float16"}, "choose one of"),
     ({"optim__lr": "fast"}, "expected float, got str"),
+    (
+      dict(optim__decay="paligemma", optim__parts={"head": {"name": "muon"}}),
+      "optim.decay='paligemma' needs optim.parts.head.name='adamw'",
+    ),
     ({"order__random_until": 700_000}, "lies after"),
     ({"loss__prompt_dropout": 0.0}, "null condition"),
     ({"system": "vae", "vae_loss__perceptual": 1.0}, "LPIPS"),
