@@ -94,8 +94,8 @@ MUTATIONS = tuple(
     # ------------------------------------------------------------ optimizer
     (_OPTIM, "lambda step: step >= start", "lambda step: step > start", OWN),
     (_OPTIM, "lambda step: step >= start", "lambda step: step >= 0", OWN),
-    (_OPTIM, "_own(config, part, steps, parts),",
-     "_clipped(config, steps, parts),", OWN),
+    (_OPTIM, "_own(config, part, steps, rows),",
+     "_clipped(config, steps, rows),", OWN),
     (_OPTIM, "decay = jnp.minimum(decay, (1 + step) / (10 + step))", "",
      AVERAGE),
     (_OPTIM, "e + (1 - decay) * (p - e)", "e + decay * (p - e)", AVERAGE),
