@@ -48,6 +48,8 @@ CELLS = (
 )
 PLAIN = f"{LOSS}::test_text_loss_equals_a_plain_computation"
 BESIDE = f"{OPTIM}::test_adam_beside_muon_has_its_own_eps_rate_and_decay"
+HELD = f"{STEP}::test_what_is_held_is_replaced_and_not_averaged"
+OWN = f"{STEP}::test_a_part_starts_late_with_an_optimizer_of_its_own"
 MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 
 _UNIFLUID, _VAE = "systems/unifluid.py", "systems/tokenizer_training.py"
@@ -78,7 +80,24 @@ MUTATIONS = tuple(
      MICRO),
     ("train.py", "grad_norm=optax.tree.norm(grads)",
      "grad_norm=optax.tree.norm(state.params)", f"{TRACE}[vae-muon]"),
+    ("train.py", "optim.is_trained(config.optim, system.held, state.params)",
+     "optim.is_trained(config.optim, (), state.params)",
+     f"{STEP}::test_what_is_held_has_no_say_in_the_norm"),
+    ("train.py", "optim.is_trained(config.optim, system.held, state.params)",
+     "jax.tree.map(lambda _: True, state.params)",
+     f"{STEP}::test_constants_cost_no_backward_pass"),
+    ("train.py", "params = params if revised is None else revised", "pass",
+     HELD),
+    ("train.py", "config.optim.ema, state.step, system.held",
+     "config.optim.ema, state.step", HELD),
+    ("train.py", "    new = (grads, dict(metrics, loss=loss), seen)",
+     "    new = (grads, dict(metrics, loss=loss), carry[2] if carry else seen)",
+     f"{STEP}::test_what_parts_of_a_batch_see_adds_up"),
     # ------------------------------------------------------------ optimizer
+    (_OPTIM, "lambda step: step >= start", "lambda step: step > start", OWN),
+    (_OPTIM, "lambda step: step >= start", "lambda step: step >= 0", OWN),
+    (_OPTIM, "_own(config, part, steps, rows),",
+     "_clipped(config, steps, rows),", OWN),
     (_OPTIM, "decay = jnp.minimum(decay, (1 + step) / (10 + step))", "",
      AVERAGE),
     (_OPTIM, "e + (1 - decay) * (p - e)", "e + decay * (p - e)", AVERAGE),

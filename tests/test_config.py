@@ -67,6 +67,10 @@ def test_resolved_config_is_frozen():
     ({"model__vit__image_size": 13}, "must hold a patch at least"),
     ({"model__dtype": "float16"}, "choose one of"),
     ({"optim__lr": "fast"}, "expected float, got str"),
+    (
+      dict(optim__decay="paligemma", optim__parts={"head": {"name": "muon"}}),
+      "optim.decay='paligemma' needs optim.parts.head.name='adamw'",
+    ),
     ({"loss__random_until": 700_000}, "lies after"),
     ({"text__special": {"eos": 2}}, "reads id 1 as eos"),
     ({"text__special": {"bos": "<bos>"}}, "reads id 2 as bos"),

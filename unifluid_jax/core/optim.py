@@ -37,21 +37,21 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: OptimConfig, steps: int, parts: Parts, held: Sequence[str] = ()
+  config: OptimConfig, steps: int, rows: Parts, held: Sequence[str] = ()
 ) -> optax.GradientTransformation:
   """Gradient clipping and the configured optimizer, or several.
 
   Args:
     config: the optimizer's settings.
     steps: of the whole run; the cosine schedule ends there.
-    parts: rows of the system's networks.
+    rows: of the system's networks.
     held: path prefixes that no optimizer touches.
   """
-  update = _clipped(config, steps, parts)
+  update = _clipped(config, steps, rows)
   if config.parts:
     own = [
       optax.masked(
-        _own(config, part, steps, parts),
+        _own(config, part, steps, rows),
         functools.partial(_lies_in, config.parts, prefix),
       )
       for prefix, part in sorted(config.parts.items())
@@ -123,7 +123,7 @@ def _lies_in(prefixes: Mapping[str, Any], prefix: str | None, tree: Any) -> Any:
 
 
 def _own(
-  config: OptimConfig, part: OptimPartConfig, steps: int, parts: Parts
+  config: OptimConfig, part: OptimPartConfig, steps: int, rows: Parts
 ) -> optax.GradientTransformation:
   """The optimizer of one entry of `config.parts`."""
   changes = dataclasses.asdict(part)
@@ -131,16 +131,16 @@ def _own(
   config = dataclasses.replace(
     config, **{k: v for k, v in changes.items() if v is not None}
   )
-  update = _clipped(config, steps - start, parts)
+  update = _clipped(config, steps - start, rows)
   if not start:
     return update
   return optax.conditionally_mask(update, lambda step: step >= start)
 
 
 def _clipped(
-  config: OptimConfig, steps: int, parts: Parts
+  config: OptimConfig, steps: int, rows: Parts
 ) -> optax.GradientTransformation:
-  update = _update(config, steps, parts)
+  update = _update(config, steps, rows)
   if not config.clip:
     return update
   return optax.chain(optax.clip_by_global_norm(config.clip), update)
@@ -197,14 +197,14 @@ def _by_path(fn: Callable[[str, Any], Any], tree: Any) -> Any:
 
 
 def _update(
-  config: OptimConfig, steps: int, parts: Parts
+  config: OptimConfig, steps: int, rows: Parts
 ) -> optax.GradientTransformation:
   """The optimizer alone.
 
   PaliGemma's decay is absolute: times the schedule, not times the rate.
   """
   factor = learning_rate(config, steps)
-  decays = functools.partial(decay_mask, parts, config.decay)
+  decays = functools.partial(decay_mask, rows, config.decay)
   if config.decay == "paligemma":
     return optax.chain(
       optax.scale_by_adam(
@@ -223,13 +223,13 @@ def _update(
     weight_decay=config.weight_decay,
     weight_decay_mask=decays,
     mu_dtype=config.mu_dtype,
-    muon_weight_dimension_numbers=functools.partial(muon_dimensions, parts),
+    muon_weight_dimension_numbers=functools.partial(muon_dimensions, rows),
   )
   adam = _adamw(
     config, lambda step: config.adam_lr * factor(step), decays, nesterov=True
   )
   return optax.partition(
-    {"muon": muon, "adam": adam}, functools.partial(muon_or_adam, parts)
+    {"muon": muon, "adam": adam}, functools.partial(muon_or_adam, rows)
   )
 
 
@@ -251,26 +251,26 @@ def _adamw(
   )
 
 
-def decay_mask(parts: Parts, recipe: str, params: Any) -> Any:
+def decay_mask(rows: Parts, recipe: str, params: Any) -> Any:
   """True for every parameter that decays under a value of `optim.decay`."""
-  return _by_path(lambda name, _: recipe in row_of(parts, name).decay, params)
+  return _by_path(lambda name, _: recipe in row_of(rows, name).decay, params)
 
 
-def muon_dimensions(parts: Parts, params: Any) -> Any:
+def muon_dimensions(rows: Parts, params: Any) -> Any:
   """Muon's matrix axes of each parameter; None leaves it to Adam."""
 
   def axes(name, _):
-    muon = row_of(parts, name).muon
+    muon = row_of(rows, name).muon
     return muon and contrib.MuonDimensionNumbers(*muon)
 
   return _by_path(axes, params)
 
 
-def muon_or_adam(parts: Parts, params: Any) -> Any:
+def muon_or_adam(rows: Parts, params: Any) -> Any:
   """ "muon" for each matrix it orthogonalises, "adam" for the rest."""
   return jax.tree.map(
     lambda axes: "adam" if axes is None else "muon",
-    muon_dimensions(parts, params),
+    muon_dimensions(rows, params),
     is_leaf=lambda x: x is None or isinstance(x, contrib.MuonDimensionNumbers),
   )
 
