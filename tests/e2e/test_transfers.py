@@ -64,7 +64,9 @@ def trained(root, tokenizer):
     )
     state = jax.device_put(state._replace(params=before), job.shardings)
     for run in RUNS:
-      loader = pipeline.make_loader(config_of(run, root), tokenizer)
+      config = config_of(run, root)
+      inputs = systems.build(config).inputs
+      loader = pipeline.make_loader(config, inputs, tokenizer)
       batches = [next(loader) for _ in range(2)]
       loader.close()
       losses = []

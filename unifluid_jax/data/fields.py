@@ -83,7 +83,7 @@ class Pixels:
     return {"": Shape((*several, self.size, self.size, 3), np.float32)}
 
   def rows(
-    self, example: Example, rng: np.random.Generator
+    self, example: Example, rng: np.random.Generator | None
   ) -> dict[str, np.ndarray]:
     """See `Field`."""
     del rng
@@ -143,7 +143,7 @@ class Cached:
     return {PIXELS: self.pixels.shapes()[""]}
 
   def rows(
-    self, example: Example, rng: np.random.Generator
+    self, example: Example, rng: np.random.Generator | None
   ) -> dict[str, np.ndarray]:
     """See `Field`."""
     if self.file:
@@ -174,7 +174,7 @@ class Text:
     return {"": Shape((self.length,), np.int32)}
 
   def rows(
-    self, example: Example, rng: np.random.Generator
+    self, example: Example, rng: np.random.Generator | None
   ) -> dict[str, np.ndarray]:
     """See `Field`."""
     del rng
