@@ -45,8 +45,8 @@ def test_every_arm_is_a_configuration(name):
 
 def test_arms_differ_in_what_they_are_named_for():
   usual = resolved(ARMS["unified"])
-  assert (usual.order.random_until, usual.order.raster_from) == (100, 250)
-  assert resolved(ARMS["raster"]).order.raster_from == 0
+  assert (usual.loss.random_until, usual.loss.raster_from) == (100, 250)
+  assert resolved(ARMS["raster"]).loss.raster_from == 0
   assert resolved(ARMS["lambda_0.05"]).loss.text_weight == 0.05
   gemma1 = resolved(ARMS["gemma1"]).model.decoder
   assert usual.model.decoder.post_norms and not gemma1.post_norms
@@ -88,7 +88,9 @@ def test_the_order_shrinks_with_the_budget(tmp_path, monkeypatch):
     experiments.main(list(flags.FLAGS(script)))
   _, config_file, _, steps, order, _ = seen[0]
   assert (config_file, steps) == ("configs/shapes.py", full.steps // 4)
-  assert order == {k: v // 4 for k, v in full.order.items()}
+  assert order == {
+    k: full.loss[k] // 4 for k in ("random_until", "raster_from")
+  }
   text = (tmp_path / f"steps_{steps}" / "table1.md").read_text()
   assert "Ours: not known" in text and "trends compare" in text
 
@@ -150,7 +152,7 @@ def test_on_coco_a_given_model_is_varied(tmp_path, monkeypatch):
   assert command[:2] == ["main", f"--workdir={root}/gemma1"]
   assert command[2] == "--config=configs/debug.py"
   assert command[-1] == "--config.model.decoder.preset=gemma1_2b"
-  assert "--config.order.random_until=2" in command  # 8 of 20 steps, at 7
+  assert "--config.loss.random_until=2" in command  # 8 of 20 steps, at 7
 
 
 @pytest.mark.parametrize(

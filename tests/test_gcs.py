@@ -77,8 +77,8 @@ def test_weights_are_converted_to_a_bucket(gcs):
 @pytest.mark.parametrize(
   "call",
   [
-    lambda at: sources.MomentsReader(at),
-    lambda at: sources.write_moments(at, []),
+    lambda at: sources.CachedReader(at),
+    lambda at: sources.write_cached(at, []),
     lambda at: shapes_builder.build(at, shapes.World(), {"train": 1}, 0),
   ],
 )

@@ -72,7 +72,7 @@ def make_config(root, train, batch, system="unifluid", **changes):
   c.update(changes)
   if system == "vae":
     image_tokenizer(c)
-  c.batch.update(batch)
+  c.batch = dict.fromkeys(c.batch, 0) | batch
   config = systems.resolve(c)
   model = dataclasses.replace(config.model, image_size=SIZE)
   return dataclasses.replace(config, model=model)

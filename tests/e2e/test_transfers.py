@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import transfer
-from tests import task_sets
+from tests import task_sets, text_rows
 from unifluid_jax import api, evaluation, systems, train
 from unifluid_jax.data import pipeline, text
 from unifluid_jax.data.transfers import tasks
@@ -64,7 +64,9 @@ def trained(root, tokenizer):
     )
     state = jax.device_put(state._replace(params=before), job.shardings)
     for run in RUNS:
-      loader = pipeline.make_loader(config_of(run, root), tokenizer)
+      config = config_of(run, root)
+      inputs = systems.build(config).inputs
+      loader = pipeline.make_loader(config, inputs, tokenizer)
       batches = [next(loader) for _ in range(2)]
       loader.close()
       losses = []
@@ -100,13 +102,14 @@ def test_batches_hold_questions_with_right_answers(root, tokenizer, trained,
       }
   # The tokenizer's round trip turns line breaks and tabs into its own.
   known = {
-    (tokenizer.decode(tokenizer.prefix_row(q, 56)),
-     tokenizer.decode(tokenizer.suffix_row(a, 16))) for q, a in right
+    (tokenizer.decode(text_rows.prefix(tokenizer, q, 56)),
+     tokenizer.decode(text_rows.suffix(tokenizer, a, 16))) for q, a in right
   }  # fmt: skip
   for batch in batches:
     frames = () if row.images == 1 else (row.images,)
-    assert batch.i2t.image.shape == (BATCH, *frames, 32, 32, 3)
-    for prefix, suffix in zip(batch.i2t.prefix, batch.i2t.suffix, strict=True):
+    i2t = batch["i2t"]
+    assert i2t["seen"].shape == (BATCH, *frames, 32, 32, 3)
+    for prefix, suffix in zip(i2t["prefix"], i2t["suffix"], strict=True):
       assert (tokenizer.decode(prefix), tokenizer.decode(suffix)) in known
 
 

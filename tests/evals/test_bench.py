@@ -43,7 +43,7 @@ class Parrot:
   def images(self, prompts, seeds):
     return np.zeros((len(prompts), 4, 4, 3), np.uint8)
 
-  edits = reconstruct = images
+  edits = reconstruct = look = images
 
 
 def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):

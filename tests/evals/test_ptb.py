@@ -14,6 +14,7 @@ from configs import debug
 from configs import transfer as transfer_config
 from tests import task_sets
 from unifluid_jax import systems
+from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.transfers import tasks
 from unifluid_jax.data.worlds import shapes, shapes_text
 from unifluid_jax.evals import transfers
@@ -239,6 +240,9 @@ class Parrot:
 
   def answers(self, images, questions):
     return ["a red dog"] * len(images)
+
+  def look(self, record):
+    return decode_image(record.image)
 
   def images(self, prompts, seeds):
     raise AssertionError("captions draw nothing")

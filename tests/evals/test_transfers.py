@@ -8,6 +8,7 @@ import pytest
 from configs import transfer as transfer_config
 from tests import task_sets
 from unifluid_jax import systems
+from unifluid_jax.data.fields import Example, Picture, Pixels
 from unifluid_jax.data.transfers import tasks
 from unifluid_jax.evals import transfers
 from unifluid_jax.evals.bench import Bench
@@ -31,6 +32,11 @@ class Seer:
     self.prompts += questions
     start = len(self.prompts) - len(questions)
     return self.said[start : start + len(questions)]
+
+  def look(self, record):
+    frames = (record.image, *record.more)
+    example = Example({}, {"seen": Picture(frames, record.marks)})
+    return Pixels("seen", 32, "squash", len(frames)).view(example)
 
   def images(self, prompts, seeds):
     raise AssertionError("transfers draw nothing")
