@@ -1,6 +1,5 @@
 """Every command of README, as a user types it, at its smallest."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +17,6 @@ from PIL import Image
 from configs import debug
 from tests.evals import test_geneval_files as geneval_case
 from unifluid_jax import evaluation, systems
-from unifluid_jax.codecs import kl_vae as frozen_vae
 from unifluid_jax.core import checkpoint, files, telemetry
 from unifluid_jax.evals.report import run_results
 
@@ -53,8 +51,9 @@ class Workspace:
       f"--config={REPO}/configs/debug.py" + (f":{arg}" if arg else ""),
       f"--config.data.root={self.data}",
       f"--config.text.tokenizer={self.data}/tokenizer.model",
-      f"--config.model.vae_path={self.vae}",
     ]
+    if arg != "vae":
+      flags.append(f"--config.model.vae_path={self.vae}")
     return flags + [f"--config.{k}={v}" for k, v in changes.items()]
 
 
@@ -287,11 +286,10 @@ def test_a_damaged_checkpoint_is_told_in_one_line(space, tmp_path):
   assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
   assert f"error: {tmp_path}/run/checkpoints/20 is damaged" in done.stderr
   words = f"{tmp_path}/vae/checkpoints/20 is damaged: state/d/"
-  model = systems.resolve(debug.get_config("vae").to_dict()).model
+  c = debug.get_config()
+  c.model.vae_path = str(tmp_path / "vae")
   with pytest.raises(checkpoint.CheckpointDamagedError, match=words):
-    frozen_vae.vae_weights(
-      dataclasses.replace(model, vae_path=str(tmp_path / "vae"))
-    )
+    systems.build(systems.resolve(c)).codec.weights()
 
 
 def test_a_run_in_a_bucket_is_killed_goes_on_and_is_used(space, gcs, tmp_path):

@@ -8,23 +8,29 @@ from PIL import Image
 from tests.e2e.test_commands import REPO, command, rows
 
 SMALL = {
+  "model.vae.base": 32, "steps": 2, "checkpoint.every": 2, "log.every": 1,
+}  # fmt: skip
+UNIFLUID = {
   "batch.t2i": 2, "model.decoder.width": 32, "model.decoder.depth": 1,
   "model.vit.width": 32, "model.vit.depth": 1, "model.head.width": 32,
-  "model.head.depth": 1, "model.vae.base": 32, "steps": 2,
-  "checkpoint.every": 2, "log.every": 1, "sampling.steps": 2,
+  "model.head.depth": 1, "sampling.steps": 2,
 }  # fmt: skip
 CAPTIONS = ("a red sky", "a green field", "a blue lake", "a grey road")
 
 
-def flags(config, root, **more):
-  small = dict(SMALL, **more)
+def flags(config, root, **changes):
+  settings = SMALL | changes | {
+    "data.root": root, "text.tokenizer": f"{root}/tokenizer.model"
+  }  # fmt: skip
   return [
     f"--config={REPO}/configs/{config}",
-    f"--config.data.root={root}",
-    f"--config.text.tokenizer={root}/tokenizer.model",
-    f"--config.model.vae_path={root}/vae",
-    *(f"--config.{k}={v}" for k, v in small.items()),
+    *(f"--config.{k}={v}" for k, v in settings.items()),
   ]
+
+
+def model_flags(root, **changes):
+  path = {"model.vae_path": f"{root}/vae"}
+  return flags("folder.py", root, **UNIFLUID, **path, **changes)
 
 
 def photos(root):
@@ -45,15 +51,15 @@ def photos(root):
 
 def test_folder_of_images(tmp_path):
   photos(tmp_path)
-  command("prepare", *flags("folder.py", tmp_path))
-  command("main", *flags("vae.py:folder", tmp_path),
-          f"--workdir={tmp_path}/vae")  # fmt: skip
-  said = command("encode", *flags("folder.py", tmp_path)).stdout
+  command("prepare", *model_flags(tmp_path))
+  vae = flags("vae.py:folder", tmp_path, **{"batch.image": 2})
+  command("main", *vae, f"--workdir={tmp_path}/vae")
+  said = command("encode", *model_flags(tmp_path)).stdout
   assert "latents: mean" in said
   run = tmp_path / "run"
-  command("main", *flags("folder.py", tmp_path), f"--workdir={run}")
+  command("main", *model_flags(tmp_path), f"--workdir={run}")
   assert rows(run / "metrics.jsonl")[-1]["step"] == 2
-  command("evaluate", *flags("folder.py", tmp_path), f"--workdir={run}",
+  command("evaluate", *model_flags(tmp_path), f"--workdir={run}",
           "--once")  # fmt: skip
   scores = rows(run / "metrics_eval.jsonl")
   names = {r["metric"] for r in scores if "value" in r}
@@ -64,6 +70,6 @@ def test_folder_of_images(tmp_path):
     "model.vae.latent_mean": 0.0,  # else measured again, of this data set
     "model.vae.latent_scale": 1.0,
   }
-  command("main", *flags("folder.py", tmp_path, **coco),
+  command("main", *model_flags(tmp_path, **coco),
           f"--workdir={tmp_path}/coco")  # fmt: skip
   assert rows(tmp_path / "coco" / "metrics.jsonl")[-1]["step"] == 2
