@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import fnmatch
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -231,20 +230,15 @@ def _batches(tree: Any) -> list[dict[str, list[str]]]:
   from unifluid_jax import systems
   from unifluid_jax.data import pipeline, text
 
-  if not hasattr(systems, "resolve"):  # an older tree
-    core = importlib.util.find_spec("unifluid_jax.core")
-    name = "unifluid_jax.core.config" if core else "unifluid_jax.config"
-    systems = importlib.import_module(name)
   config = systems.resolve(tree)
+  inputs = systems.build(config).inputs
   tokenizer = text.Tokenizer.load(config.text.tokenizer)
-  loader, found = pipeline.make_loader(config, tokenizer), []
+  loader, found = pipeline.make_loader(config, inputs, tokenizer), []
   for _ in range(2):
     batch, digests = next(loader), {}
-    tasks = batch if isinstance(batch, dict) else batch._asdict()
-    for task, fields in tasks.items():
+    for task, fields in batch.items():
       arrays = [x for x in jax.tree.leaves(fields) if x.size]
       ids = [np.maximum(x, 0) if x.dtype.kind == "i" else x for x in arrays]
-      # An autoencoder's images are the task `image`, or pose as `t2i`.
       name = "t2i" if task == "image" else task
       digests[name] = sorted(_sha(x) for x in ids)
     found.append({k: v for k, v in digests.items() if v})
