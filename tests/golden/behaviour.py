@@ -49,7 +49,8 @@ def _common(c: Any, name: str, steps: int = STEPS) -> Any:
   c.name, c.steps = name, steps
   c.data.root = "data"
   c.text.tokenizer = "data/tokenizer.model"
-  c.model.vae_path = "codec"
+  if "vae_path" in c.model:  # the codec itself has none
+    c.model.vae_path = "codec"
   c.optim.warmup = 2
   c.checkpoint = dict(every=1, keep=STEPS, keep_every=0)
   c.log.update(every=1, tensorboard=False)
