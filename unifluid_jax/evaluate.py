@@ -150,7 +150,7 @@ def main(_: list[str]) -> None:
       _COMPARE.value,
       _STEP.value,
       systems.LOSSES,
-      systems.SAMPLING_OPTIONS,
+      systems.sampling_options(),
     )
     print(f"comparison: {out}")
     return

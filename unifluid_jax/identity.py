@@ -210,6 +210,7 @@ def compare(
     )
   _check_model(was, config, workdir)
   _check_tokenizer(meta, config, identity, workdir)
+  _check_special((was.get("text") or {}).get("special"), config, workdir)
   check_codec(meta, identity["codec"], system.codec, workdir)
   _check_data(old.get("data") or {}, identity["data"], workdir)
   return _differences(systems.migrated(was), tree)
@@ -277,6 +278,17 @@ def _check_tokenizer(
       f"config.text.tokenizer={config.text.tokenizer} is {new[:8]}: go on with "
       f"--config.text.tokenizer={epath.Path(workdir) / TOKENIZER}, or "
       "choose another --workdir"
+    )
+
+
+def _check_special(
+  old: Mapping[str, Any] | None, config: Config, workdir: str
+) -> None:
+  new = dict(config.text.special)
+  if dict(old or {}) != new:
+    raise ConfigError(
+      f"{workdir} holds a run with config.text.special={dict(old or {})}, not "
+      f"{new}: use that run's, or another --workdir"
     )
 
 

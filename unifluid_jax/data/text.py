@@ -24,9 +24,8 @@ from unifluid_jax.core import files
 from unifluid_jax.core.types import BOS, EOS, PAD, UNK
 from unifluid_jax.data import tokenizer_files, vocabulary
 
-# Ids that networks read, unless `text.special` names others. "pad" is a piece
-# of SentencePiece's files that rows never hold.
-_IDS = {"pad": 0, "eos": EOS, "bos": BOS, "unk": UNK}
+# Ids that networks read, unless `text.special` names others.
+_IDS = {"eos": EOS, "bos": BOS, "unk": UNK}
 _NEWLINE = "\n"
 _CACHE = 1 << 16  # texts whose ids are remembered
 
@@ -264,7 +263,7 @@ def train(
       byte_fallback=False,
       character_coverage=1.0,
       user_defined_symbols=[_NEWLINE],
-      pad_id=_IDS["pad"],
+      pad_id=0,  # a piece of the file; rows are padded with PAD
       eos_id=EOS,
       bos_id=BOS,
       unk_id=UNK,

@@ -101,6 +101,12 @@ def _migrate(tree: dict[str, Any]) -> dict[str, Any]:
   return tree
 
 
+def sampling_options() -> frozenset[str]:
+  """Names of all systems' sampling options."""
+  kinds = (spec(name).sampling for name in SYSTEMS)
+  return frozenset(f.name for k in kinds for f in dataclasses.fields(k))
+
+
 def build(config: Config) -> System:
   """The system that `config.system` names."""
   return spec(config.system).build(config)
