@@ -33,7 +33,7 @@ def test_resolve_widens_ints_to_floats():
 def test_images_need_not_be_whole_patches():
   plain = tree().to_dict()
   plain["model"]["vit"]["image_size"] = 384
-  assert config.resolve(plain).model.vit.image_size == 384  # 27 of 14 pixels
+  assert systems.resolve(plain).model.vit.image_size == 384  # 27 of 14 pixels
 
 
 def test_resolved_config_is_frozen():

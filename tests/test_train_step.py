@@ -111,6 +111,7 @@ class Quantized(Toy):
   def loss(self, params, frozen, batch, counts, key, step):
     loss, metrics, _ = super().loss(params, frozen, batch, counts, key, step)
     p, rows = params["projector"], params["codebook"]["rows"]
+    batch = batch["toy"]
     out = batch["x"] @ p["kernel"] + p["bias"]
     ids = ((out[:, None] - rows) ** 2).sum(-1).argmin(-1)
     chosen = jax.nn.one_hot(ids, len(rows))
@@ -146,7 +147,7 @@ def three_steps(tmp_path, accumulate):
     state = train.restore_or_init(job, str(tmp_path))[0].state
     states, found = [jax.device_get(state)], []
     for _ in range(3):
-      frozen = job.system.load_frozen()
+      frozen = systems.load_frozen(job.system)
       state, metrics = job.step(state, frozen, next(batches))
       states.append(jax.device_get(state))
       found.append(jax.device_get(metrics))
@@ -162,7 +163,9 @@ def test_what_is_held_is_replaced_and_not_averaged(three):
   states, _ = three
   for i, batch in zip(range(3), loader(0), strict=False):
     old, new = states[i].params, states[i + 1].params
-    out = batch["x"] @ old["projector"]["kernel"] + old["projector"]["bias"]
+    out = (
+      batch["toy"]["x"] @ old["projector"]["kernel"] + old["projector"]["bias"]
+    )
     rows = old["codebook"]["rows"]
     ids = np.argmin(((out[:, None] - rows) ** 2).sum(-1), axis=-1)
     for row in set(ids):
@@ -184,7 +187,7 @@ def test_what_is_held_has_no_say_in_the_norm(three):
   @jax.jit
   def gradients(params):
     counts, key = system.counts(batch), jax.random.key(0)
-    frozen = system.load_frozen()
+    frozen = systems.load_frozen(system)
     grad = jax.grad(lambda p: system.loss(p, frozen, batch, counts, key, 0)[0])
     return dict(grad(params))
 
@@ -229,15 +232,17 @@ def test_constants_cost_no_backward_pass(tmp_path):
       }
 
     def loss(self, params, frozen, batch, counts, key, step):
-      x = batch["x"] @ params["decoder"]["embedder"]["table"]
-      return super().loss(params, frozen, {**batch, "x": x}, counts, key, step)
+      toy = batch["toy"]
+      x = toy["x"] @ params["decoder"]["embedder"]["table"]
+      batch = {"toy": {**toy, "x": x}}
+      return super().loss(params, frozen, batch, counts, key, step)
 
   def products(**rates):
     job = make(tmp_path, Deep(), devices=jax.devices()[:1], optim__name="adamw",
                **rates)  # fmt: skip
     with jax.set_mesh(job.mesh):
       program = jax.make_jaxpr(job.step)(
-        job.shapes, {"shift": 1.0}, next(loader(0))
+        job.shapes, {"shift": {"by": 1.0}}, next(loader(0))
       )
     names = [line.primitive.name for line in operations(program.jaxpr)]
     return names.count("dot_general")
