@@ -515,12 +515,16 @@ def test_a_tokenizer_that_prepare_did_not_train_is_kept(root):
 def test_the_decoder_has_a_row_for_every_id(root):
   extra = {"boi": 4096}
   tree = tree_of(text__special=extra, model__decoder__vocab=4097)
-  corpus.make_tokenizer(config.resolve(tree))
+  corpus.make_tokenizer(
+    systems.resolve(tree), tree["model"]["decoder"]["vocab"]
+  )
   tree["model"]["decoder"]["vocab"] = 4096
   with pytest.raises(
     ValueError, match=r"ids up to 4096, .*vocab=4096: too few"
   ):
-    corpus.make_tokenizer(config.resolve(tree))
+    corpus.make_tokenizer(
+      systems.resolve(tree), tree["model"]["decoder"]["vocab"]
+    )
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "."])

@@ -277,11 +277,12 @@ def test_special_ids_by_name(llama):
 
 def test_rows_carry_the_named_ids(llama):
   newline, ids = llama.special["newline"], llama.encode("red")
-  assert llama.prefix_row("red", 9).tolist()[-len(ids) - 2 :] == [
-    4, *ids, newline
-  ]  # fmt: skip
-  assert llama.prompt_row("red", 9).tolist()[-len(ids) - 1 :] == [4, *ids]
-  assert llama.suffix_row("red", 9).tolist()[: len(ids) + 1] == [*ids, 2]
+  asked = text_rows.prefix(llama, "red", 9).tolist()
+  assert asked[-len(ids) - 2 :] == [4, *ids, newline]
+  drawn = text_rows.prompt(llama, "red", 9).tolist()
+  assert drawn[-len(ids) - 1 :] == [4, *ids]
+  said = text_rows.suffix(llama, "red", 9).tolist()
+  assert said[: len(ids) + 1] == [*ids, 2]
 
 
 def test_the_most_frequent_words_are_kept(monkeypatch):
