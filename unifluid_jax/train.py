@@ -193,7 +193,11 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
       f"3: no pretrained weights: all parameters fresh, seed {job.config.seed}"
     )
   params, notes = warm_start.load(
-    init, state.params, job.shapes.params, job.system.parts
+    init,
+    state.params,
+    job.shapes.params,
+    job.system.parts,
+    systems.spec(job.config.system).tables,
   )
   notes += warm_start.other_settings(init, job.config.model)
   # A copy: the step donates both.

@@ -55,6 +55,9 @@ class SystemSpec:
   losses: Mapping[str, str] = dataclasses.field(default_factory=dict)
   # (config, sampling, task): ValueError where a run cannot be drawn from so.
   check_sampling: Callable[..., None] = lambda config, sampling, task: None
+  # Paths of parameters whose first axis is the vocabulary: files with fewer or
+  # more rows fit, see weights/warm_start.
+  tables: tuple[str, ...] = ("decoder/embedder/table", "decoder/lm_head/table")
   codec_path: str = ""  # field of `model` that says where its codec lies
 
   @property

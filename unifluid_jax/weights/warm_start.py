@@ -6,7 +6,7 @@ fresh is spelled out: nothing is skipped in silence.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from unifluid_jax.core.parameter_rows import Parts
 from unifluid_jax.core.types import Params
 from unifluid_jax.weights.rows import nested
 
-_TABLE = "decoder/embedder/table"
 NEW = "new"  # a prefix that starts fresh
 _ALL = "all"  # what has no path of its own
 _NEW_ROW_STD = 0.02  # of vocabulary rows the file lacks (PaliGemma §5.3)
@@ -39,7 +38,11 @@ def _new(init: Init) -> tuple[str, ...]:
 
 
 def load(
-  init: Init, fresh: Params, shapes: Params, parts: Parts
+  init: Init,
+  fresh: Params,
+  shapes: Params,
+  parts: Parts,
+  tables: Collection[str] = (),
 ) -> tuple[Params, list[str]]:
   """`fresh` with every leaf that `init` names replaced.
 
@@ -48,6 +51,7 @@ def load(
     fresh: initialised parameters.
     shapes: the same as ShapeDtypeStructs with shardings.
     parts: rows of the system's networks.
+    tables: paths of parameters whose first axis, the vocabulary, may differ.
 
   Returns:
     Parameters in the dtypes and shardings of `shapes`, and a line for each
@@ -62,7 +66,7 @@ def load(
   out, notes = _flat(fresh), []
   for path in dict.fromkeys(wanted.values()):
     names = [n for n, p in wanted.items() if p == path]
-    got, note = _read(path, names, _flat(shapes), _new(init), parts)
+    got, note = _read(path, names, _flat(shapes), _new(init), parts, tables)
     out |= got
     notes.append(note)
   notes += [f"fresh: {prefix}" for prefix in _new(init)]
@@ -135,6 +139,7 @@ def _read(
   shapes: Mapping[str, Any],
   new: tuple[str, ...],
   rows: Parts,
+  tables: Collection[str],
 ) -> tuple[dict[str, Any], str]:
   """The named leaves of one checkpoint."""
   step = checkpoint.latest_step(path)
@@ -144,9 +149,9 @@ def _read(
   for name in names:
     want = shapes[name]
     have = tuple(saved[name].shape) if name in saved else "missing"
-    if name == _TABLE and have != "missing" and have[1:] == want.shape[1:]:
+    if name in tables and have != "missing" and have[1:] == want.shape[1:]:
       # Rows may differ in number; both are laid out alike.
-      want = _of_rows(want, have, rows)
+      want = _of_rows(name, want, have, rows)
     elif have != want.shape:
       wrong.append(f"{name}: there {have}, here {want.shape}")
     like[name] = want
@@ -166,9 +171,11 @@ def _read(
     )
   got = _flat(checkpoint.read_part(path, step, "params", nested(like)))
   note = f"{', '.join(sorted(parts))} from {path} step {step}"
-  if _TABLE in got and got[_TABLE].shape != shapes[_TABLE].shape:
-    have, want = got[_TABLE].shape[0], shapes[_TABLE].shape[0]
-    got[_TABLE] = _fit_rows(got[_TABLE], shapes[_TABLE])
+  for name in (n for n in tables if n in got):
+    have, want = got[name].shape[0], shapes[name].shape[0]
+    if have == want:
+      continue
+    got[name] = _fit_rows(got[name], shapes[name])
     note += (
       f"; {have - want} vocabulary rows left out" if have > want
       else f"; {want - have} vocabulary rows fresh"
@@ -177,11 +184,11 @@ def _read(
   return got, f"{note} ({count:,} parameters)"
 
 
-def _of_rows(like: Any, shape: tuple[int, ...], parts: Parts) -> Any:
+def _of_rows(name: str, like: Any, shape: tuple[int, ...], parts: Parts) -> Any:
   """The table with another number of rows, laid out by the same rule."""
   place = getattr(like, "sharding", None)
   if place is not None:
-    spec = parallel.spec_of(parts, _TABLE, shape, place.mesh)
+    spec = parallel.spec_of(parts, name, shape, place.mesh)
     place = jax.sharding.NamedSharding(place.mesh, spec)
   return jax.ShapeDtypeStruct(shape, like.dtype, sharding=place)
 
