@@ -99,6 +99,44 @@ ROWS = (
   Row("eval.poll_seconds", Range(0, 86_400, opens_low=True)),
 )
 
+# Of networks that several systems have.
+DECODER = (
+  Row(
+    below("model.decoder", "vocab width depth mlp heads kv_heads head_dim"),
+    COUNT,
+  ),
+  Row(
+    below(
+      "model.decoder",
+      "query_scale rope_base rope_base_global rope_scale_global norm_epsilon",
+    ),
+    POSITIVE,
+  ),
+  Row(
+    below(
+      "model.decoder", "attn_softcap final_softcap window rope_original_length"
+    ),
+    AMOUNT,
+  ),
+  Row("model.decoder.dropout", DECAY),
+)
+VIT = (
+  Row(below("model.vit", "width depth mlp heads patch image_size"), COUNT),
+)
+VAE = (
+  Row(below("model.vae", "base multipliers blocks latent groups stem"), COUNT),
+  Row("model.vae.latent_mean", ANY),
+  Row("model.vae.latent_scale", POSITIVE),
+)
+# Of answers, as `systems/common/text_decode` draws them.
+ANSWERS = (
+  Row("sampling.text_temperature", POSITIVE),
+  Row("sampling.top_k", AMOUNT),
+  Row("sampling.top_p", Range(0, 1, opens_low=True)),
+  Row("sampling.beams", COUNT),
+  Row("sampling.seed", SEED),
+)
+
 # Tuples that something is divided into, or that are gone through in turn.
 _NEVER_EMPTY = ("pattern", "multipliers")
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unifluid_jax.codecs.kl_vae import check_shape
-from unifluid_jax.core import presets
+from unifluid_jax.core import presets, ranges
 from unifluid_jax.core.config import Config
 from unifluid_jax.core.freeze import need
-from unifluid_jax.core.ranges import AMOUNT, ANY, COUNT, POSITIVE, Row, below
+from unifluid_jax.core.ranges import AMOUNT, COUNT, Row, below
 from unifluid_jax.core.types import Batch, Metrics, Params, Part, SystemSpec
 from unifluid_jax.data.fields import Pixels
 from unifluid_jax.models import convolutions, kl_vae, lpips, patch_gan
@@ -331,11 +331,8 @@ SPEC = SystemSpec(
   loss=LossConfig,
   sampling=SamplingConfig,
   ranges=(
+    *ranges.VAE,
     Row("model.image_size", COUNT),
-    Row(below("model.vae", "base multipliers blocks latent groups stem"),
-        COUNT),
-    Row("model.vae.latent_mean", ANY),
-    Row("model.vae.latent_scale", POSITIVE),
     Row(below("loss", "l1 l2 kl perceptual adversarial adversarial_start"),
         AMOUNT),
     Row(below("loss", "discriminator_width discriminator_layers"), COUNT),

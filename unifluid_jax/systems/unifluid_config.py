@@ -5,26 +5,24 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from unifluid_jax.codecs.kl_vae import check_shape
-from unifluid_jax.core import parallel, presets
+from unifluid_jax.core import parallel, presets, ranges
 from unifluid_jax.core.config import option
 from unifluid_jax.core.freeze import need
 from unifluid_jax.core.parameter_rows import KERNEL, MATRIX
 from unifluid_jax.core.parameter_rows import Row as ParameterRow
 from unifluid_jax.core.ranges import (
   AMOUNT,
-  ANY,
   COUNT,
   DECAY,
   POSITIVE,
-  SEED,
   Range,
   Row,
   below,
 )
-from unifluid_jax.core.types import BOS, EOS, UNK, ImageCodec
+from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data.fields import Cached, Field, Pixels, Text
 from unifluid_jax.models import decoder, diffusion_head, vit
-from unifluid_jax.systems.common import cost
+from unifluid_jax.systems.common import cost, networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,32 +124,14 @@ PARTS = {
 }
 
 RANGES = (
+  *ranges.DECODER,
+  *ranges.VIT,
+  *ranges.VAE,
+  *ranges.ANSWERS,
   Row(below("text", "prompt prefix suffix"), COUNT),
-  Row(
-    below("model.decoder", "vocab width depth mlp heads kv_heads head_dim"),
-    COUNT,
-  ),
-  Row(
-    below(
-      "model.decoder",
-      "query_scale rope_base rope_base_global rope_scale_global norm_epsilon",
-    ),
-    POSITIVE,
-  ),
-  Row(
-    below(
-      "model.decoder", "attn_softcap final_softcap window rope_original_length"
-    ),
-    AMOUNT,
-  ),
-  Row("model.decoder.dropout", DECAY),
-  Row(below("model.vit", "width depth mlp heads patch image_size"), COUNT),
   Row(below("model.head", "width depth"), COUNT),
   Row(below("model", "patch image_size"), COUNT),
   Row("model.latent_std", POSITIVE),
-  Row(below("model.vae", "base multipliers blocks latent groups stem"), COUNT),
-  Row("model.vae.latent_mean", ANY),
-  Row("model.vae.latent_scale", POSITIVE),
   Row("loss.text_weight", AMOUNT),
   Row("loss.draws loss.vocab_chunk", COUNT),
   Row(below("loss", "prompt_dropout label_smoothing word_dropout"), DECAY),
@@ -159,11 +139,7 @@ RANGES = (
   Row("loss.random_until loss.raster_from", AMOUNT),
   Row("sampling.steps", Range(1, 1000)),
   Row("sampling.cfg sampling.image_cfg", AMOUNT),
-  Row("sampling.temperature sampling.clip sampling.top_k", AMOUNT),
-  Row("sampling.text_temperature", POSITIVE),
-  Row("sampling.top_p", Range(0, 1, opens_low=True)),
-  Row("sampling.beams", COUNT),
-  Row("sampling.seed", SEED),
+  Row("sampling.temperature sampling.clip", AMOUNT),
 )
 
 
@@ -181,47 +157,16 @@ def check(config: Any, mesh: Any = None) -> None:
   if mesh is not None:
     parallel.check_attention(m.attention, mesh)
     return
-  _check_special(config.text.special)
   check_shape(m.vae, m.image_size, m.patch)
-  _check_model(m)
+  networks.check_special(config.text.special)
+  networks.check_decoder(m.decoder)
+  networks.check_vit(m.vit)
   need(
     config.loss.random_until <= config.loss.raster_from,
     f"loss.random_until={config.loss.random_until} lies after "
     f"loss.raster_from={config.loss.raster_from}",
   )
   _check_sampling(config)
-
-
-def _check_special(special: Mapping[str, Any]) -> None:
-  for role, own in {"bos": BOS, "eos": EOS, "unk": UNK}.items():
-    need(
-      special.get(role, own) == own,
-      f"text.special.{role}={special.get(role)!r}: UniFluid reads id {own} as "
-      f"{role}: give that id, or use a tokenizer that has it there",
-    )
-
-
-def _check_model(m: ModelConfig) -> None:
-  need(
-    m.vit.image_size >= m.vit.patch,
-    f"model.vit.image_size={m.vit.image_size} must hold a patch at least: "
-    f"model.vit.patch={m.vit.patch}",
-  )
-  need(
-    m.vit.width % m.vit.heads == 0,
-    f"model.vit.width={m.vit.width} must be a multiple of "
-    f"model.vit.heads={m.vit.heads}",
-  )
-  need(
-    m.decoder.heads % m.decoder.kv_heads == 0,
-    f"model.decoder.heads={m.decoder.heads} must be a multiple of "
-    f"model.decoder.kv_heads={m.decoder.kv_heads}",
-  )
-  need(m.decoder.head_dim % 2 == 0, "model.decoder.head_dim must be even")
-  need(
-    m.decoder.pre_norms or m.decoder.post_norms,
-    "model.decoder has no norms: set pre_norms=True or post_norms=True",
-  )
 
 
 def _check_sampling(c: Any) -> None:

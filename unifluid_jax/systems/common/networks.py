@@ -1,0 +1,49 @@
+"""Settings of networks and texts that cannot work, whichever system has them.
+
+All raise ConfigError with the keys and the fix.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from unifluid_jax.core import presets
+from unifluid_jax.core.freeze import need
+from unifluid_jax.core.types import BOS, EOS, UNK
+
+
+def check_special(special: Mapping[str, Any]) -> None:
+  """Of systems that read the ids of core/types.py."""
+  for role, own in {"bos": BOS, "eos": EOS, "unk": UNK}.items():
+    need(
+      special.get(role, own) == own,
+      f"text.special.{role}={special.get(role)!r}: this system reads id {own} "
+      f"as {role}: give that id, or use a tokenizer that has it there",
+    )
+
+
+def check_decoder(c: presets.DecoderConfig) -> None:
+  """Of config.model.decoder."""
+  need(
+    c.heads % c.kv_heads == 0,
+    f"model.decoder.heads={c.heads} must be a multiple of "
+    f"model.decoder.kv_heads={c.kv_heads}",
+  )
+  need(c.head_dim % 2 == 0, "model.decoder.head_dim must be even")
+  need(
+    c.pre_norms or c.post_norms,
+    "model.decoder has no norms: set pre_norms=True or post_norms=True",
+  )
+
+
+def check_vit(c: presets.VitConfig) -> None:
+  """Of config.model.vit."""
+  need(
+    c.image_size >= c.patch,
+    f"model.vit.image_size={c.image_size} must hold a patch at least: "
+    f"model.vit.patch={c.patch}",
+  )
+  need(
+    c.width % c.heads == 0,
+    f"model.vit.width={c.width} must be a multiple of "
+    f"model.vit.heads={c.heads}",
+  )
