@@ -372,7 +372,8 @@ def test_vectors_of_all_heads_stay_float32_and_do_not_decay():
       k: v for k, v in loop["attn"].items() if k.endswith(("bias", "norm"))
     }
     assert {x.dtype.name for x in jax.tree.leaves(vectors)} == {"float32"}
-    decays = optim.decay_mask(params)["layers"]["attn"]
+    tree, parts = {"decoder": params}, {"decoder": decoder.ROWS}
+    decays = optim.decay_mask(parts, "adamw", tree)["decoder"]["layers"]["attn"]
     assert not any(jax.tree.leaves({k: decays[k] for k in vectors}))
     assert decays["q"]
 
@@ -383,10 +384,9 @@ def test_every_parameter_of_the_others_has_a_layout(name):
     "decoder": shapes(decoder.Decoder(presets.DECODER[name], jnp.bfloat16))
   }
   mesh = parallel.make_mesh(MeshConfig(2, 2, 2))
+  places = parallel.shardings(params, params, {"decoder": decoder.ROWS}, mesh)
   for leaf, place in zip(
-    jax.tree.leaves(params),
-    jax.tree.leaves(parallel.shardings(params, params, mesh)),
-    strict=True,
+    jax.tree.leaves(params), jax.tree.leaves(places), strict=True
   ):
     assert leaf.size <= parallel.SMALL or any(place.spec)
 

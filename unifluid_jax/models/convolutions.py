@@ -16,7 +16,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from unifluid_jax.core import presets
+from unifluid_jax.core.parameter_rows import KERNEL, Row
 from unifluid_jax.core.types import Params
+
+# Convolutions are split over their output channels.
+ROWS = (
+  Row(r".*/attention(_\d+)?/(q|k|v|out)/kernel", (None, "fsdp"), decay=KERNEL),
+  Row(r"(?!.*/attention).*/kernel", (None,) * 3 + ("fsdp",), decay=KERNEL),
+  Row(r".*/(bias|scale)", (None,)),
+)
 
 
 def conv(channels: int, size: int, dtype: Any, **rest: Any) -> nn.Conv:

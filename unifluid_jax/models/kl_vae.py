@@ -14,17 +14,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unifluid_jax.core import presets
-from unifluid_jax.core.parameter_rows import KERNEL, Row
 from unifluid_jax.models import convolutions
 
 LOG_VARIANCE_MIN, LOG_VARIANCE_MAX = -30.0, 20.0
-
-# Convolutions are split over their output channels.
-ROWS = (
-  Row(r".*/attention(_\d+)?/(q|k|v|out)/kernel", (None, "fsdp"), decay=KERNEL),
-  Row(r"(?!.*/attention).*/kernel", (None,) * 3 + ("fsdp",), decay=KERNEL),
-  Row(r".*/(bias|scale)", (None,)),
-)
 
 Scalar = float | Float[Array, ""]
 

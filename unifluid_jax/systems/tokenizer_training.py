@@ -110,7 +110,7 @@ class VaeSystem:
   reconstruction (0, never trained there) is left out.
   """
 
-  parts = {"vae": kl_vae.ROWS, "discriminator": patch_gan.ROWS}
+  parts = {"vae": convolutions.ROWS, "discriminator": patch_gan.ROWS}
   held = ()
 
   def __init__(self, config: Config):
