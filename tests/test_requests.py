@@ -17,7 +17,7 @@ SPEC = systems.spec("unifluid")
 
 
 def check(given):
-  return requests.check(given, SPEC)
+  return requests.check(given, lambda: SPEC)
 
 
 def check_sampling(options):

@@ -310,10 +310,12 @@ class Model:
     asked: Sequence[tuple[Mapping[str, str], Mapping[str, Picture]]],
   ) -> dict[str, np.ndarray]:
     """Texts and images as a batch of the task's fields without targets."""
-    inputs = fields.prompts(self._system.inputs[task])
-    limit = self.config.data.max_pixels
+    inputs, limit = self._system.inputs[task], self.config.data.max_pixels
     rows = [
-      fields.arrays(inputs, Example(texts, images, self.tokenizer, limit))
+      fields.arrays(
+        fields.prompts(inputs, images),
+        Example(texts, images, self.tokenizer, limit),
+      )
       for texts, images in asked
     ]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -149,7 +149,7 @@ def main(_: list[str]) -> None:
       out,
       _COMPARE.value,
       _STEP.value,
-      systems.LOSSES,
+      systems.losses(),
       systems.sampling_options(),
     )
     print(f"comparison: {out}")

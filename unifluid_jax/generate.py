@@ -60,7 +60,7 @@ def main(_: list[str]) -> None:
         "order": _ORDER.value,
       },
     ),
-    api.spec_of(_WORKDIR.value, _STEP.value),
+    lambda: api.spec_of(_WORKDIR.value, _STEP.value),
   )
   model = api.load(_WORKDIR.value, step=_STEP.value, codec_path=_CODEC.value)
   for words in (*request.prompts, request.question, request.edit):

@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,22 +50,23 @@ class Request:
   sampling: dict[str, Any]  # options that were given
 
 
-def check(given: Flags, spec: SystemSpec) -> Request:
+def check(given: Flags, spec: Callable[[], SystemSpec]) -> Request:
   """Reads the files that are named and refuses what cannot be done.
 
   Args:
     given: the flags.
-    spec: of the run's system, which knows its sampling options.
+    spec: finds the run's system, which knows its sampling options.
 
   Raises:
     ValueError: values out of range, flags that exclude one another, files
       without the wanted content.
     OSError: files that cannot be read or written.
   """
-  _check_numbers(given, spec)
+  _check_numbers(given)
   prompts = _prompts(given)
   if not prompts and given.image is None:
     raise ValueError("nothing to do: give --prompt, --prompts or --image")
+  _check_sampling(given, spec)
   _check_texts(given, prompts)
   image = None if given.image is None else api.as_array(given.image)
   prompts = [p for p in prompts for _ in range(given.samples)]
@@ -83,13 +84,20 @@ def check(given: Flags, spec: SystemSpec) -> Request:
   )
 
 
-def _check_numbers(given: Flags, spec: SystemSpec) -> None:
+def _check_numbers(given: Flags) -> None:
   if not 1 <= given.samples <= _MAX_IMAGES:
     raise ValueError(f"--samples={given.samples}: choose 1 to {_MAX_IMAGES}")
   if given.step is not None and given.step < 0:
     raise ValueError(f"--step={given.step}: steps are counted from 0")
+
+
+def _check_sampling(given: Flags, spec: Callable[[], SystemSpec]) -> None:
+  options = _given(given.sampling)
+  if not options:
+    return
+  found = spec()
   try:
-    arguments.check_sampling(_given(given.sampling), spec.sampling, spec.ranges)
+    arguments.check_sampling(options, found.sampling, found.ranges)
   except ValueError as error:
     raise ValueError(f"--{error}") from error
 

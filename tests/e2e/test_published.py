@@ -22,6 +22,7 @@ from tests.evals import random_run, tiny_inception, tiny_torch
 from tests.evals.test_geneval_files import FOUND, PROMPTS
 from tests.evals.test_published import write_coco, write_mjhq
 from unifluid_jax.data import transforms
+from unifluid_jax.data.images import decode_image
 from unifluid_jax.evals.metrics import fid
 from unifluid_jax.evals.published import (
   clip_score,
@@ -116,7 +117,7 @@ def joined(run, metric):
 
 
 def pixels(*files, crop=0):
-  images = [transforms.decode_image(file.read_bytes()) for file in files]
+  images = [decode_image(file.read_bytes()) for file in files]
   return [transforms.centre_crop_resize(x, crop) if crop else x for x in images]
 
 

@@ -87,21 +87,20 @@ class Pixels:
   ) -> dict[str, np.ndarray]:
     """See `Field`."""
     del rng
+    count = len(example.images[self.role].frames)
+    if count != self.frames:
+      raise BadRecord(f"{count} images, but data.images={self.frames}")
     return {"": transforms.to_float(self.view(example))}
 
   def view(self, example: Example) -> UInt8[np.ndarray, "*F S S 3"]:
-    """The image at this size, several in a stack.
+    """The image at this size; several, of any number, in a stack.
 
     Raises:
-      BadRecord: a corrupt image, or not as many as configured.
+      BadRecord: a corrupt image.
     """
     picture = example.images[self.role]
-    if len(picture.frames) != self.frames:
-      raise BadRecord(
-        f"{len(picture.frames)} images, but data.images={self.frames}"
-      )
     frames = [self._frame(f, picture, example) for f in picture.frames]
-    return frames[0] if self.frames == 1 else np.stack(frames)
+    return frames[0] if len(frames) == 1 else np.stack(frames)
 
   def _frame(
     self, frame: Any, picture: Picture, example: Example
@@ -235,6 +234,20 @@ def joined(name: str, part: str) -> str:
   return f"{name}.{part}" if part else name
 
 
-def prompts(inputs: Mapping[str, Field]) -> dict[str, Field]:
-  """The fields that are given: all but the targets."""
-  return {name: f for name, f in inputs.items() if not f.target}
+def prompts(
+  inputs: Mapping[str, Field], images: Mapping[str, Picture]
+) -> dict[str, Field]:
+  """The fields that are given: all but the targets.
+
+  Args:
+    inputs: of one task.
+    images: of an example; a prompt may have more or fewer frames than a run
+      was trained with.
+  """
+  given = {name: f for name, f in inputs.items() if not f.target}
+  return {
+    name: dataclasses.replace(f, frames=len(images[f.role].frames))
+    if isinstance(f, Pixels)
+    else f
+    for name, f in given.items()
+  }

@@ -107,6 +107,11 @@ def sampling_options() -> frozenset[str]:
   return frozenset(f.name for k in kinds for f in dataclasses.fields(k))
 
 
+def losses() -> dict[str, str]:
+  """Key in metrics.jsonl → title of its curve, of all systems."""
+  return {k: v for name in SYSTEMS for k, v in spec(name).losses.items()}
+
+
 def build(config: Config) -> System:
   """The system that `config.system` names."""
   return spec(config.system).build(config)
