@@ -317,7 +317,7 @@ def _collate(samples: Sequence[_Sample]) -> tuple[Any, list[_Sample]]:
   notes = [s._replace(example=s.example is not None) for s in samples]
   if any(e is None for e in examples):
     return None, notes
-  names = examples[0]
+  names = sorted(examples[0])  # as worker processes give them back
   return {k: np.stack([e[k] for e in examples]) for k in names}, notes
 
 
