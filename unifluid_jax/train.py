@@ -66,7 +66,7 @@ def train_step(
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
   trains = optim.is_trained(config.optim, system.held, state.params)
   grad = optim.value_and_grad(system.loss, trains)
-  counts = system.counts(batch)  # of the whole: what its parts give adds up
+  counts = system.counts(batch)  # of the whole batch: its parts add up
 
   def micro(carry, xs):
     part = inputs.encode_pixels(system, frozen, xs[0])
@@ -88,7 +88,7 @@ def train_step(
   grads = optim.with_zeros(grads, state.params)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  key = jax.random.fold_in(key, config.accumulate)  # after those of the parts
+  key = jax.random.fold_in(key, config.accumulate)  # not one of the parts' keys
   revised = system.revise(params, seen, key, state.step)
   params = params if revised is None else revised
   ema = state.ema
@@ -165,14 +165,14 @@ def make_job(config: Config, system: System, devices: Any = None) -> Job:
 
 
 def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
-  """The state to start from, by the first rung that holds.
+  """The state to start from: the first of these init sources that exists.
 
   1. the newest whole checkpoint of this workdir;
   2. the weights that config.init names;
   3. fresh parameters from config.seed.
 
   Returns:
-    The state, and a sentence that says which rung fired.
+    The state, and a sentence that names its init source.
   """
   restored = checkpoint.restore_newest(workdir, job.shapes)
   if restored.step is not None:
@@ -180,7 +180,7 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
   init = job.config.init
   if warm_start.paths(init):
     warm_start.plan(init, job.shapes.params)  # before anything is computed
-  # Runs once: on CPU, compiling it well takes longer than running it badly.
+  # Runs once: on CPU, optimising it takes longer than that saves.
   fast = jax.default_backend() != "cpu"
   make = jax.jit(
     lambda: init_state(job.system, job.optimizer, job.config),
@@ -230,8 +230,8 @@ def run(
     loader: first step → iterator of process-local batches.
     meta: saved as JSON beside every state.
     say: prints a line (process 0 only).
-    keep: writes what the run carries with it, given the frozen weights;
-      called when nothing can refuse the start any more.
+    keep: writes the run's copies of tokenizer and codec, given the frozen
+      weights; called after the last check.
 
   Raises:
     NonFiniteError: names the window of steps and the last good checkpoint.
@@ -250,7 +250,7 @@ def run(
     if start >= config.steps:
       say(f"nothing to do: step {start} of {config.steps} is reached")
       return state
-    # By way of the host: no array of one device goes to other processes.
+    # Via the host: an array of one device cannot go to other processes.
     frozen = jax.device_put(
       jax.device_get(systems.load_frozen(job.system)),
       jax.sharding.NamedSharding(job.mesh, jax.P()),
@@ -286,7 +286,7 @@ def run(
 
 
 def startup_rows(job: Job, rung: str) -> list[tuple[str, Any]]:
-  """What a run says of itself before its first step."""
+  """What a run logs before its first step."""
   c, mesh = job.config, job.mesh
   kind = jax.devices()[0].device_kind
   state_bytes = telemetry.bytes_per_device(job.shapes, job.shardings)
@@ -321,7 +321,7 @@ class _Log:
     self._job, self._say, self._saved = job, say, saved
     self._workdir = workdir
     self._last, self._pending = start, []
-    self._checked = start  # newest step whose parameters are known to be good
+    self._checked = start  # newest step whose parameters were finite
     self._progress = telemetry.Progress("train", start, job.config.steps)
     self._factor = optim.learning_rate(job.config.optim, job.config.steps)
     self._writer = None
@@ -365,7 +365,7 @@ class _Log:
 
   @contextlib.contextmanager
   def saving(self) -> Iterator[None]:
-    """Rows are there before the state; the block is no step's time."""
+    """Writes rows before the state; the block does not count as step time."""
     with self._progress.paused():
       if self._writer is not None:
         self._writer.flush()

@@ -1,7 +1,7 @@
 """Encoded images and statistics of a codec in files: fresh or stale.
 
-Both are made by `encode` of a data set and a codec, and remember the digests
-of both, so that they are never used with others.
+Both are made by `encode` from a data set and a codec, and store the digests of
+both, so that they are never used with others.
 """
 
 import json
@@ -49,7 +49,7 @@ def path_of(config: Config, source: SourceConfig) -> str:
 def check_cached(
   config: Config, codec: ImageCodec | None, identity: Mapping[str, Any]
 ) -> None:
-  """Whether cached images are of this data set and this codec.
+  """Refuses cached images of another data set or codec.
 
   Args:
     config: of the run.
@@ -57,7 +57,7 @@ def check_cached(
     identity: its "codec" and "data"; without codec none are read.
 
   Raises:
-    ConfigError: of others, or they do not say of which.
+    ConfigError: they are of others, or do not say of which.
   """
   made_by, data = identity["codec"], identity["data"]
   for name, source in config.data.train.items():
@@ -68,7 +68,7 @@ def check_cached(
       continue  # opening the source names it
     want = note_of(codec, source, made_by["weights"], data[name]["digest"])
     there = data_identity.read_note(path)
-    # Of another limit, the number of records tells whether they fit.
+    # Whether another limit fits is seen from the number of records.
     wrong = [k for k in want if there.get(k) != want[k] and k != "limit"]
     if wrong:
       raise ConfigError(
@@ -79,14 +79,14 @@ def check_cached(
 
 
 def check_stats(codec: ImageCodec, data: Mapping[str, Any]) -> None:
-  """Whether a codec's statistics were measured on data of a new run.
+  """Refuses statistics that were measured on other data than a new run's.
 
   Args:
     codec: of the run's system.
     data: identity of its sources.
 
   Raises:
-    ConfigError: on other data.
+    ConfigError: measured on other data.
   """
   if not codec.measured:
     return
@@ -106,7 +106,7 @@ def write(
   encoded: Callable[[], Iterator[np.ndarray | None]],
   dtype: Any = np.float16,
 ) -> str:
-  """Writes a file of encoded images, unless it is there and of this note.
+  """Writes a file of encoded images, unless one with this note exists.
 
   Args:
     path: the file.
@@ -115,7 +115,7 @@ def write(
     dtype: of the file.
 
   Returns:
-    What was done, for people.
+    What was done, for the log.
   """
   there = epath.Path(path).exists()
   old = data_identity.read_note(path)
@@ -136,7 +136,7 @@ def write_stats(
   made: dict[str, Any],
   measure: Callable[[], dict[str, Any]],
 ) -> str:
-  """Measures a codec's statistics, unless these weights and data were.
+  """Measures a codec's statistics, unless done for these weights and data.
 
   Statistics that do not say what they were measured on came with the weights,
   converted or copied, and are kept.
@@ -147,7 +147,7 @@ def write_stats(
     measure: gives the statistics, and "values", how many were measured.
 
   Returns:
-    The statistics, for people.
+    The statistics, for the log.
   """
   file, done = epath.Path(path) / copies.STATS, "kept"
   stats = copies.read_stats(path)

@@ -38,7 +38,7 @@ def digest(params: Params) -> str:
 
 
 def restore(path: str, part: str, like: Params) -> Params:
-  """The newest weights at `path`, whole if they are a copy.
+  """The newest weights at `path`; a copy is checked against its digest.
 
   Args:
     path: of a run or of converted weights.
@@ -60,7 +60,7 @@ def restore(path: str, part: str, like: Params) -> Params:
 
 
 def read_stats(path: str) -> dict[str, Any] | None:
-  """What was measured of a codec; None if nothing was.
+  """A codec's measured statistics; None if there are none.
 
   Where `encode` wrote it, "weights" is the digest of the weights, and "data"
   that of the data set.
@@ -81,10 +81,10 @@ def read_stats(path: str) -> dict[str, Any] | None:
 
 
 def located(path: str, workdir: str) -> str:
-  """Where the codec of a run lies.
+  """The path of a run's codec.
 
-  The run's own copy; else, of runs that have none, the configured path, as it
-  stands or below one of the folders that the workdir lies in.
+  The run's own copy if it has one, else the configured path: as it is, or
+  below one of the workdir's parent folders.
   """
   own = epath.Path(workdir) / COPY
   places = [own] if (own / STATS).exists() else []
@@ -102,13 +102,13 @@ def copy(
   identity: Mapping[str, Any],
   workdir: str,
 ) -> None:
-  """Writes weights and statistics to the workdir, unless they are there.
+  """Writes weights and statistics to the workdir, unless they exist.
 
   Called by one process. The statistics come last: with them the copy counts
-  as whole.
+  as complete.
 
   Args:
-    codec: says what the weights are and where they were read from.
+    codec: knows its weights and where they were read from.
     frozen: its weights.
     identity: their `codec.identity`.
     workdir: of the run.

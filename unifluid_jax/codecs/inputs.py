@@ -1,4 +1,4 @@
-"""Images of a batch that a codec encodes before a system sees them."""
+"""Encoding of a batch's pixels, before a system sees them."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from unifluid_jax.data import fields
 
 
 def encode_pixels(system: Any, frozen: Params, batch: Batch) -> Batch:
-  """A batch whose `Cached` fields hold what the codec makes of their pixels.
+  """A batch whose `Cached` fields hold encoded images instead of pixels.
 
-  Fields that were read from a file are left as they are, and so a system
-  never knows which of them were.
+  Fields that were read from a file stay as they are: a system never knows
+  which were.
 
   Args:
     system: gives the codec.

@@ -31,7 +31,7 @@ class KlVaeCodec:
 
   Attributes:
     cache: moments of one image, f32[h, w, 2c]; files keep float16.
-    path_key: the key of the configuration that `path` stands under.
+    path_key: the configuration key of `path`.
     measured: whether the statistics are measured, not configured.
   """
 
@@ -54,8 +54,8 @@ class KlVaeCodec:
       config: of the network.
       path: workdir of the VAE's run, or an imported VAE.
       size: of the images, in pixels.
-      patch: latent cells a side that are merged into a token.
-      latent_std: about the standard deviation of the tokens.
+      patch: latent cells per side that are merged into a token.
+      latent_std: approximate standard deviation of the tokens.
       dtype: of the network's products.
     """
     self.config, self.path, self.size = config, path, size
@@ -100,7 +100,7 @@ class KlVaeCodec:
     }
 
   def weights(self) -> dict[str, Params]:
-    """The network's alone: what encoding needs."""
+    """The network's weights alone: all that encoding needs."""
     if not self.path:
       raise ConfigError(
         f"{self.path_key} is empty: generating images needs a trained "
@@ -110,7 +110,7 @@ class KlVaeCodec:
     return {"vae": copies.restore(self.path, "vae", like)}
 
   def digest(self, frozen: Params) -> str:
-    """Of the weights."""
+    """SHA-256 of the weights."""
     return copies.digest(frozen["vae"])
 
   def statistics(self, frozen: Params) -> tuple[float, float]:
@@ -149,7 +149,7 @@ class KlVaeCodec:
       ) from error
 
   def identity(self, frozen: Params) -> dict[str, Any]:
-    """What runs tell codecs apart by: weights, latent mean and scale."""
+    """What tells codecs apart: weights, latent mean and scale."""
     mean, scale = self.statistics(frozen)
     return {"weights": self.digest(frozen), "mean": mean, "scale": scale}
 
@@ -211,12 +211,12 @@ class KlVaeCodec:
 
 
 def check_shape(vae: VaeConfig, size: int, patch: int = 1) -> None:
-  """Whether images divide into cells, and channels into groups.
+  """Refuses images that are not whole cells, channels not whole groups.
 
   Args:
     vae: of the network.
     size: of the images, in pixels.
-    patch: latent cells a side that make one token.
+    patch: latent cells per side of a token.
 
   Raises:
     ConfigError: names the keys and the fix.

@@ -1,7 +1,7 @@
 """Optimizers: AdamW as the paper trains, Muon for small budgets.
 
-Paper: UniFluid §4.1 (AdamW, constant rate after warm-up). What decays and what
-Muon orthogonalises is said by the rows of each network (`parameter_rows`); Muon
+Paper: UniFluid §4.1 (AdamW, constant rate after warm-up). The rows of each
+network (`parameter_rows`) say what decays and what Muon orthogonalises; Muon
 leaves the rest to Adam, at `adam_lr`. Fine-tuning follows PaliGemma (arXiv
 2407.07726, appendix J; big_vision optax.py).
 """
@@ -63,7 +63,7 @@ def make_optimizer(
     update = optax.chain(update, _scale_by_path(rates))
   if not held and 0.0 not in rates.values():
     return update
-  # Constants have no moments, and their gradient no say in the norm.
+  # Constants have no moments, and no part in the gradient norm.
   return optax.partition(
     {True: update, False: optax.set_to_zero()},
     functools.partial(is_trained, config, held),
@@ -71,7 +71,7 @@ def make_optimizer(
 
 
 def is_trained(config: OptimConfig, held: Sequence[str], params: Any) -> Any:
-  """True for every parameter that is no constant of the training step."""
+  """True for every parameter that is not a constant of the training step."""
   return _by_path(
     lambda name, _: (
       longest_prefix(held, name) is None and rate_of(config.rates, name) > 0
@@ -181,7 +181,7 @@ def check_prefixes(
 
 
 def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
-  """Multiplies the finished update, decay included."""
+  """Scales the final update, decay included."""
 
   def scale(updates, state, params=None):
     del params
@@ -280,7 +280,7 @@ def update_ema(
 ) -> Any:
   """Moving average of parameters, warmed up as min(decay, (1+t)/(10+t)).
 
-  What lies below `held` is taken over as it is.
+  Parameters below `held` are copied, not averaged.
   """
   step = jnp.asarray(step, jnp.float32)
   decay = jnp.minimum(decay, (1 + step) / (10 + step))

@@ -1,7 +1,7 @@
 """The device mesh, shardings of parameters and activations, start-up.
 
-Parameters are split as the rows of their networks say (`parameter_rows`), and
-optimizer moments, whose path ends like their parameter's, like these.
+Parameters are sharded by the rows of their networks (`parameter_rows`), and
+optimizer moments like the parameter whose path theirs ends with.
 """
 
 import functools
@@ -56,7 +56,7 @@ def path_str(path: Sequence[Any]) -> str:
 
 
 def spec_of(parts: Parts, path: str, shape: Sequence[int], mesh: Mesh) -> P:
-  """How a parameter is split.
+  """PartitionSpec of a parameter.
 
   Args:
     parts: rows of the system's networks.
@@ -130,7 +130,7 @@ def mesh_in_use() -> Any:
 
 
 def batch_groups(mesh: Mesh | None = None) -> int:
-  """Parts a global batch is split into; 1 without a mesh."""
+  """Shards of a global batch; 1 without a mesh."""
   mesh = mesh or mesh_in_use()
   if mesh is None:
     return 1
@@ -144,7 +144,7 @@ _ACTIVATION = {
 
 
 def layout(shape: Sequence[int], letters: str) -> P | None:
-  """How an activation is split: B over data and fsdp, N, K, F over tensor.
+  """PartitionSpec of an activation: B over data, fsdp; N, K, F over tensor.
 
   G are rows that all devices along fsdp share, while V, the vocabulary, is
   split over them.
@@ -154,8 +154,8 @@ def layout(shape: Sequence[int], letters: str) -> P | None:
     letters: of its dimensions, shape legend of types.py, e.g. "BTD".
 
   Returns:
-    A mesh axis a dimension, none where the size does not divide; None where
-    no mesh is set.
+    A mesh axis per dimension, none where the size does not divide; None
+    where no mesh is set.
   """
   mesh = mesh_in_use()
   if mesh is None:
@@ -169,14 +169,14 @@ def layout(shape: Sequence[int], letters: str) -> P | None:
 
 
 def split_rows(rows: int) -> int:
-  """Parts that `rows` rows laid out as G are split into."""
+  """Shards of `rows` rows that are laid out as G."""
   mesh = mesh_in_use()
   parts = 1 if mesh is None else mesh.shape[_ACTIVATION["G"]]
   return 1 if rows % parts else parts
 
 
 def constrain(x: Any, letters: str) -> Any:
-  """Pins an activation to its `layout`; nothing where no mesh is set."""
+  """Constrains an activation to its `layout`; no-op where no mesh is set."""
   spec = layout(x.shape, letters)
   return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
@@ -184,18 +184,18 @@ def constrain(x: Any, letters: str) -> Any:
 def by_rows_and_heads(
   attend: Callable[..., Any], q: Any, k: Any, v: Any, *rows: Any
 ) -> Any:
-  """Attention that the compiler cannot split, on each device's own part.
+  """Attention that the compiler cannot partition, on each device's shard.
 
   Args:
     attend: of queries, keys, values and `rows`.
     q: [B, T, N, H].
     k: [B, S, K, H].
     v: [B, S, K, H].
-    *rows: arrays that lead with B, e.g. the mask; or None.
+    *rows: arrays whose first axis is B, e.g. the mask; or None.
 
   Returns:
     Attended values, [B, T, N, H], laid out like `q`; without a mesh
-    everything is one part.
+    there is one shard.
   """
   specs = [
     layout(x.shape, letters)
@@ -204,7 +204,7 @@ def by_rows_and_heads(
   if specs[0] is None:
     return attend(q, k, v, *rows)
   if specs[0] != specs[1]:
-    # Fewer key heads than devices to split query heads over: a copy each.
+    # Fewer key heads than shards of the query heads: a copy for each.
     repeats = q.shape[2] // k.shape[2]
     k, v = (jax.numpy.repeat(x, repeats, axis=2) for x in (k, v))
     specs[1] = specs[2] = specs[0]
@@ -215,7 +215,7 @@ def by_rows_and_heads(
 
 
 def gather(x: Any, *axes: str | None) -> Any:
-  """Collects a sharded array whole on every device, once, before loops.
+  """All-gathers a sharded array, once, before loops.
 
   Args:
     x: the array.
@@ -268,7 +268,7 @@ def micro_batches(batch: Any, count: int) -> Any:
 
 
 def check_batch(batch: Mapping[str, int], accumulate: int, mesh: Mesh) -> None:
-  """Refuses batch sizes that do not split over devices and micro-steps.
+  """Refuses batch sizes that do not split over devices and micro-batches.
 
   Raises:
     ConfigError: names the size, the divisor and where each factor is set.
@@ -305,7 +305,7 @@ def start_processes(
 
   Args:
     coordinator: "host:port" of process 0; default JAX_COORDINATOR_ADDRESS.
-      "auto" lets the cluster environment (TPU pods, Slurm, GKE) tell.
+      "auto" asks the cluster environment (TPU pods, Slurm, GKE).
     count: processes; default JAX_NUM_PROCESSES.
     index: of this process; default JAX_PROCESS_ID.
 
@@ -332,10 +332,10 @@ def start_processes(
 
 
 def _compile_alike() -> None:
-  """No compilation cache of ours for several processes on CPUs.
+  """Disables our compilation cache for several processes on CPUs.
 
-  One that finds its program would wait in the first collective for those that
-  compile it, and Gloo gives up after 30 seconds.
+  A process that finds its program there would wait in the first collective
+  for those that compile it, and Gloo gives up after 30 seconds.
   """
   named = "JAX_COMPILATION_CACHE_DIR" in os.environ  # the user's own choice
   if jax.default_backend() == "cpu" and not named:

@@ -1,4 +1,4 @@
-"""The vocabulary every layer speaks: shape legend, batches, the contracts.
+"""What all layers share: shape legend, batches, the contracts.
 
 Shape legend, the same letters in every signature, docstring and einsum:
 
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SystemSpec:
-  """All that a system brings; `systems.SYSTEMS` names them."""
+  """What a system's module declares; `systems.SYSTEMS` names them."""
 
   model: type  # dataclasses of the system's part of the configuration tree
   loss: type
@@ -53,12 +53,12 @@ class SystemSpec:
   build: Callable[[Any], Any]  # config → System
   # Key in metrics.jsonl → title of its curve in reports.
   losses: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  # (config, sampling, task): ValueError where a run cannot be drawn from so.
+  # (config, sampling, task): ValueError where a run cannot be sampled so.
   check_sampling: Callable[..., None] = lambda config, sampling, task: None
   # Paths of parameters whose first axis is the vocabulary: files with fewer or
   # more rows fit, see weights/warm_start.
   tables: tuple[str, ...] = ("decoder/embedder/table", "decoder/lm_head/table")
-  codec_path: str = ""  # field of `model` that says where its codec lies
+  codec_path: str = ""  # field of `model` that is its codec's path
 
   @property
   def nodes(self) -> dict[str, type]:
@@ -82,7 +82,7 @@ class ImageCodec(Protocol):
     cache: one encoded image, the largest there is, as batches hold it.
     size: of the images, in pixels.
     fit: how an image becomes a square of that size, see `data/transforms`.
-    path: where its weights lie.
+    path: of its weights.
   """
 
   cache: Any  # ShapeDtypeStruct
@@ -106,7 +106,7 @@ class ImageCodec(Protocol):
     """Image tokens → f32[B, H, W, 3] in [-1, 1]."""
 
   def reconstruct(self, frozen: Params, images: Any) -> Any:
-    """Images through the codec and back: the limit of generation."""
+    """Images through the codec and back: an upper bound for generation."""
 
 
 @runtime_checkable
@@ -118,9 +118,9 @@ class System(Protocol):
       config.batch says which train.
     frozen: name → Part; a codec stands under "codec".
     codec: the ImageCodec under "codec", or None.
-    parts: where networks stand in `init`'s tree, and their rows.
-    held: path prefixes without gradient, moments, clipping or averaging: what
-      `revise` alone replaces, as counts and means of a codebook's rows.
+    parts: path prefix of each network in `init`'s tree → its rows.
+    held: path prefixes without gradient, moments, clipping or averaging: only
+      `revise` replaces them, e.g. counts and means of a codebook's rows.
   """
 
   inputs: Mapping[str, Mapping[str, Any]]
@@ -147,11 +147,11 @@ class System(Protocol):
     key: Any,
     step: Any,
   ) -> tuple[Any, Metrics, Any]:
-    """Loss, metrics, and what was seen, of a part of a batch.
+    """Loss, metrics and statistics of a part of a batch.
 
-    Each is a sum over the part's items divided by `counts`, which are those
-    of the whole batch: losses, gradients and metrics of its parts add up to
-    those of the batch, however it was cut.
+    Loss and metrics are sums over the part's items divided by `counts` of the
+    whole batch: losses, gradients and metrics of its parts add up to those of
+    the batch, however it was cut.
 
     Returns:
       f32[] to minimise; a flat dict of f32[]; a pytree of arrays for `revise`
@@ -162,12 +162,12 @@ class System(Protocol):
   def revise(
     self, params: Params, seen: Any, key: Any, step: Any
   ) -> Params | None:
-    """Parameters as replaced after an update; None: they stay.
+    """Parameters that replace the updated ones; None: nothing changes.
 
     Args:
       params: updated, as `init` returns them; averages are taken afterwards.
       seen: of `loss`, summed over the whole batch.
-      key: unlike those of the step's losses.
+      key: not one of the step's losses' keys.
       step: i32[] of the training step, from 0.
     """
 
@@ -195,4 +195,4 @@ class Generator(System, Protocol):
     """Token ids i32[B, A], padded after EOS; row i draws from keys[i]."""
 
   def reconstruct(self, params: Params, frozen: Params, images: Any) -> Any:
-    """Images [B, H, W, 3] as its tokens can tell them."""
+    """Images [B, H, W, 3] through its tokens and back."""

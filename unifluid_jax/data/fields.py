@@ -18,7 +18,7 @@ from unifluid_jax.data import transforms
 from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import BadRecord, Marks
 
-PIXELS = "pixels"  # array of a `Cached` field that no file gives
+PIXELS = "pixels"  # part of a `Cached` field without a file
 
 
 class Picture(NamedTuple):
@@ -26,21 +26,21 @@ class Picture(NamedTuple):
 
   frames: tuple[Any, ...]  # encoded files, or u8[H, W, 3]; several: a series
   marks: Marks = Marks()
-  flip: bool = False  # mirrored left to right, once it has its size
-  cached: Any = None  # what a codec made of it, read from a file
+  flip: bool = False  # mirrored left to right, after resizing
+  cached: Any = None  # its encoding, read from a file
 
 
 class Example(NamedTuple):
-  """What one record gives a task; fields make arrays of it."""
+  """One record as an example of a task; fields make arrays of it."""
 
   texts: Mapping[str, str | None]  # slot → text; None: nothing is asked
   images: Mapping[str, Picture]  # role → image
-  tokenizer: Any = None  # only images do without
+  tokenizer: Any = None  # needed by text fields only
   max_pixels: int = MAX_PIXELS  # of an encoded image
 
 
 class Shape(NamedTuple):
-  """Of one row of a field's array."""
+  """Shape and dtype of one row of a field's array."""
 
   shape: tuple[int, ...]
   dtype: Any
@@ -51,7 +51,7 @@ class Field(Protocol):
   """One or more arrays of a batch; a new kind is a new class here.
 
   Attributes:
-    target: what a system is to produce; prompts come without it.
+    target: whether a system is to produce it; prompts come without it.
   """
 
   target: bool
@@ -116,7 +116,7 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class Cached:
-  """What a frozen codec makes of an image, by itself or from a file.
+  """An image as a frozen codec encodes it, in the step or from a file.
 
   Without a file the rows are pixels, which the step encodes before the loss
   sees them.
@@ -127,7 +127,7 @@ class Cached:
   dtype: Any
   size: int  # of the pixels
   fit: Literal["crop", "squash"]
-  file: bool = False  # records carry it
+  file: bool = False  # read from the record
   target: bool = False
 
   @property
@@ -155,7 +155,7 @@ class Cached:
 class Text:
   """Token ids i32[P] of one text and the special tokens around it.
 
-  Only the text gives way where the slot is too short.
+  Where the slot is too short, only the text is truncated.
 
   Differs: PaliGemma's truncation drops EOS; a truncated answer keeps it here,
   so that a row never teaches the model not to stop.
@@ -180,7 +180,7 @@ class Text:
     return {"": self.row(example.tokenizer, example.texts[self.slot])}
 
   def row(self, tokenizer: Any, text: str | None) -> Int32[np.ndarray, "P"]:
-    """One row; without a text what stands `before` it, alone.
+    """One row; without a text the tokens `before` it, alone.
 
     Raises:
       ValueError: no room for the special tokens.
@@ -209,7 +209,7 @@ def arrays(
   """One row of every field: name, or name.part → array.
 
   Args:
-    inputs: name → field, those of one task.
+    inputs: name → field, of one task.
     example: what they are made from.
     rng: for fields that draw.
   """
@@ -230,14 +230,14 @@ def shapes(inputs: Mapping[str, Field]) -> dict[str, Shape]:
 
 
 def joined(name: str, part: str) -> str:
-  """Name of an array in a batch: the field's, and of its part if it has any."""
+  """Name of an array in a batch: the field's, and its part's if it has one."""
   return f"{name}.{part}" if part else name
 
 
 def prompts(
   inputs: Mapping[str, Field], images: Mapping[str, Picture]
 ) -> dict[str, Field]:
-  """The fields that are given: all but the targets.
+  """The fields of a prompt: all but the targets.
 
   Args:
     inputs: of one task.

@@ -49,10 +49,10 @@ class _Sample(NamedTuple):
 
 
 class Loader(Iterator[Batch]):
-  """Batches of numpy arrays for ever.
+  """An endless iterator over batches of numpy arrays.
 
   Attributes:
-    step: of the batch that `next` returns; all there is to save.
+    step: of the batch that `next` returns; the only state to save.
   """
 
   def __init__(
@@ -96,7 +96,7 @@ def make_loader(
   is the same for every n.
 
   Args:
-    config: `data`, `batch` and `seed` count.
+    config: `data`, `batch` and `seed` are read.
     inputs: of the system, see `System.inputs`.
     tokenizer: makes the text rows; None where no field is text.
     start_step: step of the first batch.
@@ -145,7 +145,7 @@ def needs_text(inputs: Inputs) -> bool:
 
 
 def _cached(inputs: Mapping[str, fields.Field]) -> dict[str, fields.Cached]:
-  """The fields of a task that files may give."""
+  """The fields of a task that may be read from files."""
   return {k: f for k, f in inputs.items() if isinstance(f, fields.Cached)}
 
 
@@ -225,7 +225,7 @@ def _stream(
 def _check_moments(
   config: Config, task: str, sources: dict[str, Source]
 ) -> None:
-  """All sources of a batch give pixels, or all give moments."""
+  """Refuses a task whose sources give partly pixels, partly moments."""
   cached = [name for name, s in sources.items() if s.moments is not None]
   if cached and len(cached) < len(sources):
     rest = sorted(set(sources) - set(cached))
@@ -246,7 +246,7 @@ def _seed(*parts: Any) -> int:
 
 
 class _Place(NamedTuple):
-  """Position of a source's shuffled order → where a record is, and its turn."""
+  """Position in a source's shuffled order → (source, position, epoch)."""
 
   source: int
   length: int
@@ -256,7 +256,7 @@ class _Place(NamedTuple):
 
 
 class _Load:
-  """(source, position, turn) → _Sample, the next good record's if bad."""
+  """(source, position, epoch) → _Sample, the next good record's if bad."""
 
   def __init__(
     self,
@@ -384,7 +384,7 @@ class _Audit:
 def _complaint(
   bad: int, seen: int, names: Sequence[str], max_share: float
 ) -> str:
-  """What DataError says."""
+  """Message of a DataError."""
   return (
     f"{bad} of {seen} records are bad, data.max_bad_share={max_share} allows "
     f"fewer: {_first(names)}. Fix them or raise data.max_bad_share"

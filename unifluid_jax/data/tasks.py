@@ -21,14 +21,14 @@ _CAPTION_SHARE = 0.4  # of understanding examples, where questions exist too
 
 
 class NoExample(ValueError):
-  """A sound record that carries nothing for the task."""
+  """A valid record that has nothing for the task."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What a configuration says of all examples."""
+  """Settings that all examples share."""
 
-  tokenizer: Any  # only images do without
+  tokenizer: Any  # needed by text fields only
   caption_prefix: str  # the question that asks for a caption
   flip: bool = False
   max_pixels: int = MAX_PIXELS  # of an encoded image
@@ -108,7 +108,7 @@ def edit(record: Record, rng: np.random.Generator, options: Options) -> Example:
   flip = options.flip and bool(rng.random() < 0.5)
 
   def picture(data: bytes) -> Picture:
-    # Flipped whole: fields show the source at two sizes.
+    # Flipped before resizing: fields read the source at two sizes.
     image = decode_image(data, options.max_pixels)
     return Picture((transforms.mirrored(image) if flip else image,))
 
@@ -140,7 +140,7 @@ TASKS: Mapping[str, Task] = {
   "text": text,
   "image": image,
 }
-# Needs nothing of a record but its image: every source serves it.
+# Needs only the image of a record: every source serves it.
 EVERY_SOURCE = ("image",)
 
 

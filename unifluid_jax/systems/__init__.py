@@ -75,13 +75,13 @@ def resolve_model(name: str, tree: Mapping[str, Any]) -> Any:
 
 
 def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """A configuration of any version as this one spells it.
+  """A configuration of any version, with the keys of this one.
 
   Args:
     tree: plain nested dicts; an empty one stays so.
 
   Raises:
-    ConfigError: of an unknown system.
+    ConfigError: unknown system.
   """
   if not tree:
     return {}
@@ -90,7 +90,7 @@ def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _migrate(tree: dict[str, Any]) -> dict[str, Any]:
-  """What older versions spelt otherwise for all systems."""
+  """Renames keys of older versions that all systems share."""
   init = tree.get("init")
   if init is None:
     return tree | {"init": {}}
@@ -127,14 +127,14 @@ def check_devices(config: Config, mesh: Any) -> None:
 
 
 def with_codec(config: Config, path: str) -> Config:
-  """The configuration with another place of its codec."""
+  """The configuration with another path of its codec."""
   key = spec(config.system).codec_path
   model = dataclasses.replace(config.model, **{key: path})
   return dataclasses.replace(config, model=model)
 
 
 def codec_path(config: Config) -> str | None:
-  """Where the configuration's codec lies; None for systems without one."""
+  """Path of the configuration's codec; None for systems without one."""
   key = spec(config.system).codec_path
   return getattr(config.model, key) if key else None
 
@@ -145,7 +145,7 @@ def load_frozen(system: System) -> dict[str, Params]:
 
 
 def frozen_shapes(system: System) -> dict[str, Params]:
-  """The same as ShapeDtypeStructs; reads nothing."""
+  """The same as ShapeDtypeStructs; reads no file."""
   return {name: part.shapes() for name, part in system.frozen.items()}
 
 
@@ -155,5 +155,5 @@ def init_shapes(system: System) -> Params:
 
 
 def summary(config: Config) -> dict[str, str]:
-  """What a report says of a run's configuration, label → value."""
+  """Label → value of a run's configuration, for its report."""
   return spec(config.system).summary(config)

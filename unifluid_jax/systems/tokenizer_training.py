@@ -65,7 +65,7 @@ def adaptive_weight(
 
 
 def _mean(x: Float[Array, "B *rest"], count: int) -> Float[Array, ""]:
-  """The share of these rows in the mean over a batch of `count` rows."""
+  """What these rows add to the mean over a batch of `count` rows."""
   return x.sum() / float(x[0].size * count)  # an int32 would overflow
 
 
@@ -101,8 +101,8 @@ class SamplingConfig:
 class VaeSystem:
   """The tokenizer's networks and objective; a `types.System`.
 
-  All losses are means over pixels or latent elements, of the whole
-  batch: they add up over its parts. The adversarial terms do not (a ratio of
+  All losses are means over the pixels or latent elements of the whole batch
+  and add up over its micro-batches. The adversarial terms do not (a ratio of
   gradient norms of the batch weighs them) and need it in one piece.
 
   Differs from LDM: generator and discriminator step together, on one scalar
@@ -172,7 +172,7 @@ class VaeSystem:
     key: PRNGKeyArray,
     step: int | Int[Array, ""],
   ) -> tuple[Float[Array, ""], Metrics, Params]:
-    """Reconstruction, KL and adversarial loss of a part of a batch.
+    """Reconstruction, KL and adversarial loss of a micro-batch.
 
     Args:
       params: as `init` returns them.
@@ -219,7 +219,7 @@ class VaeSystem:
     output: Float[Array, "B H W 3"],
     count: int,
   ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Weighted pixel and perceptual distance, and its parts.
+    """Weighted pixel and perceptual distance, and its terms.
 
     Means over a whole batch of `count` images.
     """
@@ -244,11 +244,11 @@ class VaeSystem:
     output: Float[Array, "B H W 3"],
     step: int | Int[Array, ""],
   ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Both players' terms; neither's gradient reaches the other's parameters.
+    """Generator and discriminator loss; neither trains the other's network.
 
     LDM sums the reconstruction over pixels and channels. This objective is
     that one divided by their number n, hence the weight's 1 / n; the ratio of
-    norms is taken on LDM's scale, for which its bounds are made.
+    norms is taken on LDM's scale, for which its bounds were chosen.
     """
     w, n = self._weights, images[0].size
     discriminator = params["discriminator"]
@@ -308,7 +308,7 @@ def _check(config: Config, mesh: Any) -> None:
 
 
 def _migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """A tree of the time when autoencoders carried UniFluid's settings."""
+  """A tree of a version whose autoencoders carried UniFluid's settings."""
   tree = dict(tree)
   if "vae_loss" not in tree:
     return tree

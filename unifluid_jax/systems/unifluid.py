@@ -50,8 +50,8 @@ class UniFluid:
       m.decoder, dtype, m.remat, m.scan, m.attention
     )
     self.vit = Vit(m.vit, dtype, m.remat, m.scan)
-    # Of the vision encoder in training. The other fused kernels take masks
-    # only, or were not timed with its heads.
+    # Attention of the vision encoder in training. The other fused kernels
+    # take masks only, or were not timed with its heads.
     self.vit_kernel = "mosaic" if m.attention == "mosaic" else "plain"
     self.head = diffusion_head.DiffusionHead(m.head, m.token_channels, dtype)
     self.codec = KlVaeCodec(
@@ -63,7 +63,7 @@ class UniFluid:
     self.embed_token = nn.Dense(m.decoder.width, dtype=dtype)
     self.schedule = diffusion.cosine_schedule()
     self.inputs = unifluid_config.inputs(config, self.codec)
-    # Not of runs on text and understanding alone.
+    # Runs on text and understanding alone need no codec.
     draws = any(config.batch.get(t) and "image" in f
                 for t, f in self.inputs.items())  # fmt: skip
     codec = Part(self.codec.shapes, self.codec.load)
@@ -101,7 +101,7 @@ class UniFluid:
     }
 
   def cost(self) -> cost.StepCost:
-    """Of one step; the frozen VAE is not counted."""
+    """Tokens and FLOPs of one step; the frozen VAE is not counted."""
     return unifluid_config.step_cost(self.config)
 
   # -------------------------------------------------------------- embedding
@@ -117,8 +117,8 @@ class UniFluid:
   ) -> Float[Array, "B N D"]:
     """Inputs that predict the tokens of `cells` in that order.
 
-    Slot 0 is BOI, slot i carries token i-1 and where it stands; every slot
-    also carries where the token it predicts will stand (UniFluid §3.2, RAR).
+    Slot 0 is BOI; slot i carries token i-1 and its position. Every slot also
+    carries the position of the token that it predicts (UniFluid §3.2, RAR).
     """
     table = params["image"]
     tokens = self.embed_tokens(params, parallel.constrain(x[:, :-1], "BTC"))
@@ -137,7 +137,7 @@ class UniFluid:
     fields: Fields,
     kernel: str = "plain",
   ) -> packing.Packed:
-    """The bidirectional prefix of an example: what is seen, then the text.
+    """The bidirectional prefix of an example: images, then the text.
 
     Args:
       params: all parameters.
@@ -163,7 +163,7 @@ class UniFluid:
   # ------------------------------------------------------------------- loss
 
   def counts(self, batch: Batch) -> dict[str, Any]:
-    """Tokens of images and of answers, and answers; see `System.counts`."""
+    """Image tokens, answer tokens and answers; see `System.counts`."""
     drawn = sum(len(f["prompt"]) for f in batch.values() if "prompt" in f)
     image_tokens = drawn * self.config.model.image_tokens
     return {"image_tokens": image_tokens, **texts.counts(batch)}
@@ -255,8 +255,8 @@ class UniFluid:
   ) -> packing.Packed:
     """An understanding or text example: predicts its suffix.
 
-    With word dropout (arXiv 1511.06349) some words of the answer are unknown
-    to the words after them, which then must be read off the image.
+    With word dropout (arXiv 1511.06349) some input words of the answer are
+    UNK, and the words after them must be predicted from the image.
     """
     parts = []
     if "seen" in fields:
@@ -279,7 +279,7 @@ class UniFluid:
   def _backbone(
     self, params: Params, tasks: list[packing.Packed], key: PRNGKeyArray
   ) -> list[Float[Array, "b T D"]]:
-    """One decoder pass over all tasks; hidden states a task."""
+    """One decoder pass over all tasks; hidden states per task."""
     groups = parallel.batch_groups()
     whole = packing.merge(tasks, groups)
     hidden, _ = self.decoder.apply(
@@ -343,8 +343,8 @@ class UniFluid:
       params: all parameters.
       frozen: the VAE.
       prompts: "t2i" or "edit", B rows.
-      keys: one key, split by row, or one key a row; row i depends on its own
-        key only, whatever the batch.
+      keys: one key, split by row, or one key per row; row i depends on its
+        own key only, whatever the batch.
       sampling: steps, guidance, temperature, order. With `image_cfg` of 1 the
         null condition of an edit is its source without instruction; otherwise
         there is a second, neither of them (InstructPix2Pix), which the run
@@ -369,7 +369,7 @@ class UniFluid:
   def _conditions(
     self, params: Params, frozen: Params, fields: Fields, config: Any
   ) -> list[packing.Packed]:
-    """The prompt, without its text, and without its source as well."""
+    """The prompt; without its text; without its text and source."""
     three_way = "seen" in fields and config.image_cfg != 1.0
     found = [self.prompt_parts(params, frozen, fields)]
     if config.cfg != 1.0 or three_way:
@@ -468,7 +468,7 @@ class UniFluid:
   def reconstruct(
     self, params: Params, frozen: Params, images: Float[Array, "B H W 3"]
   ) -> Float[Array, "B H W 3"]:
-    """Images through the frozen VAE and back: the limit of generation."""
+    """Images through the frozen VAE: an upper bound for generation."""
     del params
     return self.codec.reconstruct(frozen["codec"], images)
 

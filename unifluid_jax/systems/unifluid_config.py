@@ -35,7 +35,7 @@ class ModelConfig:
   vae: presets.VaeConfig
   vae_path: str  # workdir of the VAE's run, or an imported VAE
   image_size: int
-  patch: int  # latent cells a side merged into one image token
+  patch: int  # latent cells per side of an image token
   dtype: Literal["float32", "bfloat16"]
   remat: Literal["none", "dots", "full"]
   scan: bool
@@ -44,12 +44,12 @@ class ModelConfig:
   # to draw is decided at less noisy diffusion steps, where the noise's
   # prediction shows it (input scaling, arXiv 2301.10972).
   latent_std: float = 1.0
-  # Of the decoder in training; see ops/attention.attend.
+  # The decoder's attention in training; see ops/attention.attend.
   attention: Literal["plain", "mosaic", "splash", "triton"] = "plain"
 
   @property
   def grid(self) -> int:
-    """Image tokens a side."""
+    """Image tokens per side."""
     return self.image_size // self.vae.factor // self.patch
 
   @property
@@ -75,10 +75,10 @@ class LossConfig:
   random_until: int
   raster_from: int
   label_smoothing: float = 0.0  # of answers
-  word_dropout: float = 0.0  # of answers' words, as input for the next ones
-  # Answers of a batch weigh by their tokens, or alike (PaliGemma).
+  word_dropout: float = 0.0  # of answers' words, as input
+  # Mean over all answer tokens, or per answer first (PaliGemma).
   text_mean: Literal["tokens", "answers"] = "tokens"
-  image_dropout: float = 0.0  # of edits: the source goes unseen
+  image_dropout: float = 0.0  # share of edits whose source is hidden
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +98,13 @@ class SamplingConfig:
   cfg_schedule: Literal["constant", "linear"] = option(
     "images", default="constant"
   )
-  # Of predicted clean tokens, in latent units; 0: off, as MAR.
+  # Bound of predicted clean tokens, in latent units; 0: off, as MAR.
   clip: float = option("images", default=0.0)
-  # Of edits, towards their source; 1: none of its own.
+  # Guidance of edits towards their source; 1: no separate one.
   image_cfg: float = option("edits", default=1.0)
 
 
-# Where the networks stand among the parameters, and how each is split.
+# Path prefix of each network in the parameters, and its rows.
 _PROJECTOR = (
   ParameterRow(r"kernel", ("fsdp", None), ((0,), (1,)), KERNEL),
   ParameterRow(r"bias", (None,)),
@@ -185,7 +185,7 @@ def _check_sampling(c: Any) -> None:
 
 
 def check_guidance(config: Any, sampling: SamplingConfig, task: str) -> None:
-  """Refuses guidance away from what a run never saw.
+  """Refuses guidance by a null condition that the run never saw.
 
   Args:
     config: of the run.
@@ -210,7 +210,7 @@ def check_guidance(config: Any, sampling: SamplingConfig, task: str) -> None:
 
 
 def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """A tree of an older version, as this one spells it.
+  """A tree of an older version, with the keys of this one.
 
   Args:
     tree: plain nested dicts; those of this version pass unchanged.
@@ -223,7 +223,7 @@ def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary(config: Any) -> dict[str, str]:
-  """What a report says of a run's configuration, label → value."""
+  """Label → value of a run's configuration, for its report."""
   d, m = config.model.decoder, config.model
   batch = ", ".join(f"{k} {v}" for k, v in config.batch.items() if v)
   return {
@@ -237,7 +237,7 @@ def summary(config: Any) -> dict[str, str]:
 
 
 def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
-  """What UniFluid reads of each task it can do."""
+  """The fields of each task that UniFluid can do."""
   m, text = config.model, config.text
   prompt = Text("prompt", text.prompt, before=("bos",))
   answer = {
@@ -264,7 +264,7 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
 
 
 def step_cost(config: Any) -> cost.StepCost:
-  """Of one step over all tasks; the frozen VAE is not counted."""
+  """The cost of one step over all tasks, without the frozen VAE."""
   m, text, rows = config.model, config.text, config.batch
   n, v = m.image_tokens, cost.vit_tokens(m.vit)
   drawn, source = text.prompt + n, v + (n if m.edit_latents else 0)

@@ -16,9 +16,9 @@ class Sequences(NamedTuple):
 
   rows: int
   length: int  # of a sequence, without padding
-  images: int = 0  # that the vision encoder sees, of a row
+  images: int = 0  # encoded by the vision encoder, per row
   logits: int = 0  # positions whose vocabulary logits are computed
-  others: float = 0.0  # forward FLOPs of other networks, of a row
+  others: float = 0.0  # forward FLOPs of other networks, per row
 
 
 class StepCost(NamedTuple):
@@ -29,7 +29,7 @@ class StepCost(NamedTuple):
   kernel: str = "plain"  # of the attention
   fused: Mapping[str, float] = {}  # network → FLOPs inside fused kernels
   remat: str = "none"
-  saved_by_dots: float = 0.0  # bytes that remat "dots" keeps, "full" not
+  saved_by_dots: float = 0.0  # bytes that only remat "dots" saves
 
 
 def step_cost(
@@ -49,8 +49,8 @@ def step_cost(
     vit: of the vision encoder.
     sequences: task → its rows.
     kernel: of the decoder's attention, see `ops/attention.attend`.
-    remat: what the backward pass computes again.
-    accumulate: parts that a batch is cut into.
+    remat: what the backward pass recomputes.
+    accumulate: micro-batches per step.
   """
   used = [s for s in sequences.values() if s.rows]
   flops = sum(
@@ -85,10 +85,10 @@ def _fused(
   kernel: str,
   remat: str,
 ) -> dict[str, float]:
-  """FLOPs that a step's fused attention runs, masked positions included.
+  """FLOPs inside a step's fused attention, masked positions included.
 
   Two products forward, again where the layers are rematerialised and do not
-  keep what the kernel's backward pass reads, and five backward, over rows
+  save what the kernel's backward pass reads, and five backward, over rows
   padded to the longest task.
   """
   c, length = decoder, max(s.length for s in used)
@@ -98,7 +98,7 @@ def _fused(
     images = sum(s.rows * s.images for s in used)
     c, length = vit, vit_tokens(vit)
     products["vit"] = images * 2.0 * c.depth * c.width * length**2
-  # "dots" keeps the kernel's inputs and its result, all that mosaic reads.
+  # "dots" saves the kernel's inputs and result, all that mosaic reads.
   again = remat == "full" or (remat == "dots" and kernel != "mosaic")
   return {k: v * (9 if again else 7) for k, v in products.items()}
 

@@ -13,7 +13,7 @@ from unifluid_jax.models.decoder import cast_tables
 def text(
   decoder: Any, params: Params, tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-  """Token embeddings, scaled as the decoder scales them; pads are row 0's."""
+  """Token embeddings, scaled as the decoder scales them; pads become row 0."""
   ids = jnp.maximum(tokens, 0)
   return decoder.apply({"params": params["decoder"]}, ids, method="embed")
 
@@ -27,7 +27,7 @@ def pixels(
 ) -> Float[Array, "B n D"]:
   """Vision features, projected; not scaled, as in PaliGemma.
 
-  Features of F images follow one another, with nothing between them.
+  Features of F images are concatenated.
   `kernel` is that of the encoder's attention, see `attention.attend`.
   """
   frames = images.reshape(-1, *images.shape[-3:])
@@ -37,18 +37,18 @@ def pixels(
 
 
 def cast_embedding(params: Params, dtype: Any) -> Params:
-  """Parameters with tables of the vocabulary in the dtype of their uses.
+  """Parameters with vocabulary tables cast to the dtype of their uses.
 
-  Their gradients, of lookups and of logits, are then summed over devices in
-  that dtype.
+  Gradients of lookups and of logits are then summed over devices in that
+  dtype.
   """
   return params | {"decoder": cast_tables(params["decoder"], dtype)}
 
 
 def cast_for_decoding(params: Params, dtype: Any) -> Params:
-  """Parameters of the decoder in the dtype of their products, cast once.
+  """Decoder parameters cast once to the dtype of their products.
 
-  Each use casts them: decoding would, all of them, for every token.
+  Otherwise each use casts them: all of them again for every token.
   """
   params = cast_embedding(params, dtype)
   layers = stack.narrow(params["decoder"]["layers"], dtype)

@@ -18,7 +18,7 @@ class Packed(NamedTuple):
   """Embedded sequences with the mask rule's two inputs."""
 
   x: Any  # f[B, T, D]
-  block: Any  # i32[B, T] 0 in the prefix, then one block a causal token
+  block: Any  # i32[B, T] 0 in the prefix, then one block per causal token
   valid: Any  # bool[B, T]
 
 
@@ -34,7 +34,7 @@ def causal(x: Any, valid: Any) -> Packed:
 
 
 def join(parts: Sequence[Packed]) -> Packed:
-  """Parts of one task after one another along the sequence."""
+  """Parts of one task, concatenated along the sequence."""
   return Packed(
     *(jnp.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
   )
@@ -85,7 +85,7 @@ def merge(tasks: Sequence[Packed], groups: int) -> Packed:
   no data.
 
   Args:
-    tasks: one Packed a task, batch sizes divisible by `groups`.
+    tasks: one Packed per task, batch sizes divisible by `groups`.
     groups: batch shards of the mesh.
   """
   length = max(t.x.shape[1] for t in tasks)
@@ -118,7 +118,7 @@ def read_out(
   tasks: Sequence[Packed],
   targets: Sequence[tuple[int, Any]],
 ) -> tuple[list[Any], list[Any]]:
-  """Of (task, target [B, n, ...]) the states [B, n, D] that predict targets."""
+  """The states [B, n, D] that predict the targets [B, n, ...], and these."""
   states = []
   for i, target in targets:
     end = tasks[i].x.shape[1]

@@ -66,7 +66,7 @@ def answer(
     packed: the prompts.
     length: A.
     config: text, text_temperature, top_k, top_p and beams.
-    keys: of the rows, for sampling.
+    keys: one per row, for sampling.
   """
   cache, hidden = prefill(decoder, params, packed, length)
   start = packed.x.shape[1]

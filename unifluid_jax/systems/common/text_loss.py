@@ -13,7 +13,7 @@ from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
 
 
 def counts(batch: Batch) -> dict[str, Any]:
-  """Answers of a whole batch, and their tokens, at least one."""
+  """Answers and answer tokens (at least 1) of a whole batch."""
   suffixes = [f["suffix"] for f in batch.values() if "suffix" in f]
   words = sum((suffix != PAD).sum() for suffix in suffixes)
   return {
@@ -34,7 +34,7 @@ def text_loss(
 
   The mean is over all answer tokens, or within each answer first, as
   PaliGemma's, which gives a word of a long answer less weight. UniFluid
-  does not say; captions of the embedded world are learned faster the first
+  does not say; captions of the procedural world are learned faster the first
   way (docs/results.md), transfers take the second.
 
   Args:
