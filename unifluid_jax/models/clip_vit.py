@@ -20,7 +20,7 @@ from unifluid_jax.core.presets import VitConfig
 from unifluid_jax.models import vit
 from unifluid_jax.models.stack import fold_layers, init_tree
 
-# Of the images' three channels in [0, 1], which CLIP expects normalised.
+# Statistics of the three channels in [0, 1]: CLIP expects normalised images.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -64,7 +64,7 @@ class ClipVit(nn.Module):
       images: of the configured size, normalised by `MEAN` and `STD`.
 
     Returns:
-      One token a patch, row by row, in `dtype`.
+      One token per patch, row by row, in `dtype`.
 
     Raises:
       ValueError: images of another size.
@@ -91,7 +91,7 @@ def quick_gelu(x: Float[Array, "*dims F"]) -> Float[Array, "*dims F"]:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-def _block(x, params):
+def _block(x: Float[Array, "B T D"], params: Any) -> Float[Array, "B T D"]:
   x = parallel.constrain(x, "BTD")
   with jax.named_scope("attn"):
     y = vit.layer_norm(x, params["norm1"], _EPSILON)

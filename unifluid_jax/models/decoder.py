@@ -28,6 +28,10 @@ _Q, _KV = (None, "fsdp", "tensor", None), (None, "fsdp", None, None)
 _OUT = (None, "tensor", None, "fsdp")
 _UP, _DOWN = (None, "fsdp", "tensor"), (None, "tensor", "fsdp")
 
+_States, _Heads = Float[Array, "B T D"], Float[Array, "B T N H"]
+_KeyCache = Float[Array, "L B S K H"] | None  # of values too
+_Carry = tuple[_States, _KeyCache, _KeyCache]
+
 # Letters are those of types.py, F the hidden size of the MLP.
 ROWS = (
   Row(r"(embedder|lm_head)/table", ("fsdp", "tensor"), decay=MATRIX),  # VD
@@ -83,7 +87,7 @@ class Decoder(nn.Module):
   scan: bool = True
   kernel: str = "plain"
 
-  def setup(self):
+  def setup(self) -> None:
     """Declares all parameters, whichever method is called first."""
     specs = decoder_params.specs(self.config)
     # In this order, by which the initial values are drawn.
@@ -159,7 +163,7 @@ class Decoder(nn.Module):
 
 
 @jax.custom_vjp
-def _rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]):
+def _rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> _States:
   """Rows of the table; a device sums its gradient in float32, whatever it is.
 
   A word that occurs in every row of a batch would stop counting in bfloat16.
@@ -171,7 +175,10 @@ def _rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]):
   return parallel.constrain(parallel.constrain(found, "GTD"), "BTD")
 
 
-def _rows_back(saved, gradient):
+def _rows_back(
+  saved: Any,  # table and ids of `_rows`
+  gradient: _States,
+) -> tuple[Float[Array, "V D"], None]:
   table, ids = saved
   groups = parallel.split_rows(ids.shape[0])
   ids, gradient = (
@@ -179,13 +186,13 @@ def _rows_back(saved, gradient):
     for x, letters in ((ids, "G.T"), (gradient, "G.TD"))
   )
 
-  def total(ids, gradient):
-    wide = jnp.zeros(table.shape, jnp.float32)
-    wide = wide.at[ids].add(gradient.astype(jnp.float32))
-    return wide.astype(table.dtype)
+  def total(ids: Int[Array, "B T"], gradient: _States) -> Float[Array, "V D"]:
+    sums = jnp.zeros(table.shape, jnp.float32)
+    sums = sums.at[ids].add(gradient.astype(jnp.float32))
+    return sums.astype(table.dtype)
 
   totals = parallel.constrain(jax.vmap(total)(ids, gradient), "GVD")
-  # jnp.sum would widen them, and so what travels between devices.
+  # jnp.sum would cast them to float32, and so what travels between devices.
   summed = lax.reduce(totals, jnp.zeros((), table.dtype), lax.add, (0,))
   return parallel.constrain(summed, "VD"), None
 
@@ -242,12 +249,12 @@ def _style(config: DecoderConfig) -> _Style:
     "silu": jax.nn.silu,
   }
 
-  def norm(x, params):
+  def norm(x: Float[Array, "*dims D"], params: Any) -> Float[Array, "*dims D"]:
     if params is None:
       return x
     return rms[config.norm](x, params["scale"], config.norm_epsilon)
 
-  def norm_per_head(x, params):
+  def norm_per_head(x: _Heads, params: Any) -> _Heads:
     if params is None:
       return x
     per_head = jax.tree.map(lambda p: p.reshape(x.shape[-2:]), params)
@@ -281,34 +288,42 @@ class _Layer(NamedTuple):
   is_local: Any  # bool[]
 
 
-def _stacked(config, params) -> _Layer:
+def _stacked(config: DecoderConfig, params: Any) -> _Layer:
   kinds = [config.pattern[i % len(config.pattern)] for i in range(config.depth)]
   local = np.array([kind == "local" for kind in kinds])
   return _Layer(params, jnp.arange(config.depth), jnp.asarray(local))
 
 
-def _angles(config, positions):
-  """Of global and of local layers; one array where they are the same."""
+def _angles(
+  config: DecoderConfig, positions: Int[Array, "B T"]
+) -> tuple[attention.Rotation, attention.Rotation]:
+  """Rotations of global and of local layers; one where they are the same."""
   c = config
   local = attention.rotation(positions, c.head_dim, c.rope_base)
   local = stack.once(local)
   if (c.rope_base_global, c.rope_scale_global) == (c.rope_base, 1.0):
     return local, local
-  wide = attention.rotation(
+  distant = attention.rotation(
     positions, c.head_dim, c.rope_base_global, c.rope_scale_global,
     c.rope_original_length,
   )  # fmt: skip
-  return stack.once(wide), local
+  return stack.once(distant), local
 
 
-def _local(config, positions, key_positions, mask):
+def _local(
+  config: DecoderConfig, positions: Int[Array, "B T"],
+  key_positions: Int[Array, "B S"], mask: Bool[Array, "B T S"],
+) -> Bool[Array, "B T S"]:  # fmt: skip
   if not config.window:
     return mask
   near = attention.window_mask(positions, key_positions, config.window)
   return stack.once(mask & near)
 
 
-def _block(config, style: _Style, call: _Call, carry, layer: _Layer):
+def _block(
+  config: DecoderConfig, style: _Style, call: _Call, carry: _Carry,
+  layer: _Layer,
+) -> _Carry:  # fmt: skip
   x, k_cache, v_cache = carry
   p = layer.params
   x = parallel.constrain(x, "BTD")
@@ -327,7 +342,10 @@ def _block(config, style: _Style, call: _Call, carry, layer: _Layer):
   return parallel.constrain(x, "BTD"), k_cache, v_cache
 
 
-def _attention(config, style, call: _Call, layer: _Layer, x, k_cache, v_cache):
+def _attention(
+  config: DecoderConfig, style: _Style, call: _Call, layer: _Layer,
+  x: _States, k_cache: _KeyCache, v_cache: _KeyCache,
+) -> _Carry:  # fmt: skip
   p = layer.params["attn"]
   q, k, v = (
     _heads(x, p[name], p.get(f"{name}_bias"), letters)
@@ -361,7 +379,10 @@ def _attention(config, style, call: _Call, layer: _Layer, x, k_cache, v_cache):
   return out, k_cache, v_cache
 
 
-def _heads(x, weight, bias, letters):
+def _heads(
+  x: _States, weight: Float[Array, "D N H"],
+  bias: Float[Array, "N*H"] | None, letters: str,
+) -> _Heads:  # fmt: skip
   """Projects to heads side by side, then views them apart."""
   out = product(x, weight.astype(x.dtype), letters)
   if bias is not None:
@@ -369,7 +390,10 @@ def _heads(x, weight, bias, letters):
   return out.reshape(*x.shape[:2], *weight.shape[1:])
 
 
-def _write(cache, new, number, index):
+def _write(
+  cache: Float[Array, "L B S K H"], new: Float[Array, "B T K H"],
+  number: Int[Array, ""], index: int | Int[Array, ""],
+) -> tuple[Float[Array, "B S K H"], Float[Array, "L B S K H"]]:  # fmt: skip
   """Writes into the whole stack, which XLA updates in place in a loop."""
   cache = lax.dynamic_update_slice(
     cache, new[None].astype(cache.dtype), (number, 0, index, 0, 0)
@@ -377,7 +401,7 @@ def _write(cache, new, number, index):
   return lax.dynamic_index_in_dim(cache, number, keepdims=False), cache
 
 
-def _mlp(style, params, x):
+def _mlp(style: _Style, params: Any, x: _States) -> _States:
   gate, up, down = (params[n].astype(x.dtype) for n in ("gate", "up", "down"))
   # XLA's CPU backend differentiates products of matrices far faster than
   # those with a batch axis; elsewhere the two are the same.
@@ -386,7 +410,9 @@ def _mlp(style, params, x):
   return (hidden @ down).reshape(x.shape)
 
 
-def _dropout(config, call: _Call, layer: _Layer, branch: int, x):
+def _dropout(
+  config: DecoderConfig, call: _Call, layer: _Layer, branch: int, x: _States
+) -> _States:
   if call.dropout_key is None or not config.dropout:
     return x
   key = jax.random.fold_in(call.dropout_key, 2 * layer.number + branch)

@@ -52,7 +52,7 @@ class Vit(nn.Module):
   remat: str = "none"
   scan: bool = True
 
-  def setup(self):
+  def setup(self) -> None:
     """Declares all parameters."""
     c = self.config
     tokens = (c.image_size // c.patch) ** 2
@@ -79,7 +79,7 @@ class Vit(nn.Module):
       kernel: see `attention.attend`.
 
     Returns:
-      One token a patch, row by row, after the final norm, in `dtype`.
+      One token per patch, row by row, after the final norm, in `dtype`.
 
     Raises:
       ValueError: images of another size.
@@ -130,7 +130,9 @@ def layer_specs(config: VitConfig) -> dict[str, Any]:
   c = config
   head = (c.heads, c.width // c.heads)
 
-  def dense(inputs, outputs):
+  def dense(
+    inputs: tuple[int, ...], outputs: tuple[int, ...]
+  ) -> dict[str, Any]:
     first = 1 + len(inputs)
     kernel = nn.initializers.variance_scaling(
       1.0, "fan_avg", "uniform",
@@ -174,19 +176,23 @@ def mlp(
   return _dense(hidden, params["down"], "FD")
 
 
-def _heads(x, params):
+def _heads(x: Float[Array, "B T D"], params: Any) -> Float[Array, "B T N H"]:
   # Kept side by side: heads of 72 channels would be padded to 128 each.
   out = keep(_dense(x, params, "DN"))
   return out.reshape(*x.shape[:2], *params["bias"].shape)
 
 
-def _dense(x, params, letters):
+def _dense(
+  x: Float[Array, "B T inputs"], params: Any, letters: str
+) -> Float[Array, "B T outputs"]:
   """A product of matrices: heads side by side are one axis, in or out."""
   out = product(x, params["kernel"].astype(x.dtype), letters)
   return out + params["bias"].astype(x.dtype).reshape(-1)
 
 
-def _block(kernel, x, params):
+def _block(
+  kernel: str, x: Float[Array, "B T D"], params: Any
+) -> Float[Array, "B T D"]:
   x = parallel.constrain(x, "BTD")
   with jax.named_scope("attn"):
     y = layer_norm(x, params["norm1"])

@@ -107,15 +107,15 @@ def rotation(
     base: of the geometric series of frequencies; may be traced.
     scale: positions are divided by it; may be traced.
     original_length: context length before Llama 3.1 extended it. Pairs that
-      turn at least four times within it keep their frequency, those that turn
-      at most once are slowed down by `scale`, and those between in part.
+      rotate at least four times within it keep their frequency, those that
+      rotate at most once are slowed down by `scale`, those between in part.
       0 divides every position by `scale`.
   """
   exponents = jnp.arange(size // 2, dtype=jnp.float32) / (size // 2)
   frequencies = jnp.asarray(base, jnp.float32) ** -exponents
   if original_length:
-    turns = original_length / (2 * jnp.pi) * frequencies
-    kept = jnp.clip((turns - 1) / 3, 0, 1)
+    rotations = original_length / (2 * jnp.pi) * frequencies
+    kept = jnp.clip((rotations - 1) / 3, 0, 1)
     frequencies = frequencies * (kept + (1 - kept) / scale)
     scale = 1.0
   angles = (positions.astype(jnp.float32) / scale)[..., None] * frequencies
@@ -141,7 +141,7 @@ def soft_cap(x: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
 def wide_product(
   equation: str, a: Float[Array, "..."], b: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-  """An einsum whose sums stay float32, with gradients of narrow products.
+  """An einsum summed in float32, with gradients in the dtype of its factors.
 
   Left to itself, a float32 gradient makes both products of the backward pass
   float32 ones, at a fraction of the speed; rounded to the factors' dtype
@@ -159,9 +159,13 @@ def wide_product(
   return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _wide_product_back(equation, factors, gradient):
-  narrow = gradient.astype(factors[0].dtype)
-  return jax.vjp(functools.partial(jnp.einsum, equation), *factors)[1](narrow)
+def _wide_product_back(
+  equation: str,
+  factors: Any,  # (a, b) of `wide_product`
+  gradient: Float[Array, "..."],
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+  rounded = gradient.astype(factors[0].dtype)
+  return jax.vjp(functools.partial(jnp.einsum, equation), *factors)[1](rounded)
 
 
 wide_product.defvjp(
@@ -197,8 +201,8 @@ def attend(
     softcap: of the scaled logits, before the mask; 0: none.
     scale: of the logits.
     kernel: "plain", the reference, or a fused one: "mosaic" for TPUs, see
-      `mosaic_attention.attention`; "splash", for TPUs and sequences without
-      end, which takes a mask only, see `fused_attention.splash`; "triton" for
+      `mosaic_attention.attention`; "splash", for TPUs and long sequences,
+      which takes a mask only, see `fused_attention.splash`; "triton" for
       NVIDIA GPUs, see `triton_attention.flash`.
 
   Returns:

@@ -44,7 +44,9 @@ def chunked_cross_entropy(
   targets = jnp.pad(targets, ((0, 0), (0, pad)))
   count = (a + pad) // chunk
 
-  def one(h, t):
+  def one(
+    h: Float[Array, "B chunk D"], t: Int[Array, "B chunk"]
+  ) -> tuple[Float[Array, "B chunk"], Float[Array, "B chunk"]]:
     logits = logits_of(h)
     # A sum and no lookup: the vocabulary may be split over devices.
     ids = jnp.arange(logits.shape[-1])

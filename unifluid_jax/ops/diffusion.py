@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Float64, Int, Key
 
 # A bin of the t = 0 likelihood is one of 256 grey levels on [-1, 1] wide.
 _HALF_BIN = 1 / 255
@@ -81,15 +81,17 @@ def respace(count: int, steps: int = 1000) -> Schedule:
   return _from_alphas_bar(_cosine_alphas_bar(steps)[timesteps], timesteps)
 
 
-def _cosine_alphas_bar(steps: int) -> np.ndarray:
-  """Cumulative alphas f64[T] after beta was clipped to 0.999."""
+def _cosine_alphas_bar(steps: int) -> Float64[np.ndarray, "T"]:
+  """Cumulative alphas after beta was clipped to 0.999."""
   u = np.arange(steps + 1, dtype=np.float64) / steps
   curve = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
   betas = np.minimum(1 - curve[1:] / curve[:-1], 0.999)
   return np.cumprod(1 - betas)
 
 
-def _from_alphas_bar(alphas_bar: np.ndarray, timesteps: np.ndarray) -> Schedule:
+def _from_alphas_bar(
+  alphas_bar: Float64[np.ndarray, "S"], timesteps: Int[np.ndarray, "S"]
+) -> Schedule:
   """All constants in float64, rounded once to float32."""
   before = np.concatenate([[1.0], alphas_bar[:-1]])
   alphas = alphas_bar / before
@@ -208,8 +210,8 @@ def ancestral_sample(
 ) -> Float[Array, "B *rest C"]:
   """Walks the chain from its last step to its first.
 
-  Row b's noise at step i comes from
-  `fold_in(keys[b], i)`: a row does not depend on its neighbours.
+  Row b's noise at step i comes from `fold_in(keys[b], i)`: a row does not
+  depend on its neighbours.
 
   Args:
     schedule: usually `respace`, or consecutive steps of one.
@@ -225,10 +227,15 @@ def ancestral_sample(
       do not recover from that.
   """
 
-  def draw(key, index):
+  def draw(
+    key: Key[Array, ""], index: Int[Array, ""]
+  ) -> Float[Array, "*rest C"]:
     return jax.random.normal(jax.random.fold_in(key, index), x_T.shape[1:])
 
-  def step(x, scanned):
+  def step(
+    x: Float[Array, "B *rest C"],
+    scanned: Any,  # one step's constants, noise [B ... C] and inputs
+  ) -> tuple[Float[Array, "B *rest C"], None]:
     at, noise, given = scanned
     eps, value = jnp.split(denoise(x, given).astype(jnp.float32), 2, axis=-1)
     mean, log_variance = _reverse(at, x, eps, value, limit)
@@ -243,14 +250,18 @@ def ancestral_sample(
   return x
 
 
-def _at(schedule: Schedule, t: Array) -> Schedule:
+def _at(schedule: Schedule, t: Int[Array, "*rows"]) -> Schedule:
   """Constants of each row's step, ready to broadcast over channels."""
   return Schedule(*(jnp.asarray(field)[t][..., None] for field in schedule))
 
 
 def _reverse(
-  at: Schedule, x: Array, eps: Array, value: Array, limit: float = math.inf
-) -> tuple[Array, Array]:
+  at: Schedule,
+  x: Float[Array, "*rows C"],
+  eps: Float[Array, "*rows C"],
+  value: Float[Array, "*rows C"],
+  limit: float = math.inf,
+) -> tuple[Float[Array, "*rows C"], Float[Array, "*rows C"]]:
   """Mean and log variance of p(x_{t-1} | x_t); `value` is not bounded."""
   x0 = jnp.clip(at.recip * x - at.recip_m1 * eps, -limit, limit)
   share = (value + 1) / 2
@@ -258,7 +269,12 @@ def _reverse(
   return at.c1 * x0 + at.c2 * x, log_variance
 
 
-def _normal_kl(mean1, log_var1, mean2, log_var2) -> Array:
+def _normal_kl(
+  mean1: Float[Array, "*rows C"],
+  log_var1: Float[Array, "*rows 1"],
+  mean2: Float[Array, "*rows C"],
+  log_var2: Float[Array, "*rows C"],
+) -> Float[Array, "*rows C"]:
   """KL(N1 || N2) in nats, elementwise."""
   distance = jnp.square(mean1 - mean2) * jnp.exp(-log_var2)
   return 0.5 * (
@@ -266,11 +282,15 @@ def _normal_kl(mean1, log_var1, mean2, log_var2) -> Array:
   )
 
 
-def _discretised_nll(x: Array, mean: Array, log_variance: Array) -> Array:
+def _discretised_nll(
+  x: Float[Array, "*rows C"],
+  mean: Float[Array, "*rows C"],
+  log_variance: Float[Array, "*rows C"],
+) -> Float[Array, "*rows C"]:
   """-log probability, in nats, of the 8-bit bin around x; end bins are open."""
   precision = jnp.exp(-0.5 * log_variance)
 
-  def cdf(u):
+  def cdf(u: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
     return 0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
 
   upper = cdf((x - mean + _HALF_BIN) * precision)

@@ -17,7 +17,7 @@ from unifluid_jax.core import parallel
 
 _LANES = 128  # blocks are multiples of a vector register's width
 _LONGEST = 512  # positions of a block: its float32 logits take 1 MiB
-# Heads x blocks of queries a call: each takes 3 x 512 bytes of the 1 MiB that
+# Heads x blocks of queries per call: each takes 3 x 512 bytes of the 1 MiB that
 # a TPU core has for scalars, where the kernel keeps what each block sees.
 _SCALARS = 256
 
@@ -60,8 +60,17 @@ def splash(
   return parallel.by_rows_and_heads(local, q, k, v, mask)
 
 
-def _local(q, k, v, mask, *, softcap, scale, interpret):
-  """One device's rows and heads, as many rows a call as scalars have room."""
+def _local(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: Bool[Array, "B T S"],
+  *,
+  softcap: float,
+  scale: float,
+  interpret: bool,
+) -> Float[Array, "B T N H"]:
+  """One device's rows and heads, as many rows per call as scalars have room."""
   b, t, n, _ = q.shape
   block_q, block_kv = _block(t), _block(k.shape[1])
   sizes = splash_attention.BlockSizes(
@@ -101,13 +110,17 @@ def padded(x: Array, blocks: dict[int, int]) -> Array:
   return jnp.pad(x, widths)
 
 
-def _call(q, k, v, mask, *, sizes, softcap, interpret):
-  """The kernel has heads and no batch: heads of all rows follow one another.
-
-  Args:
-    q: [B, N, T, H]; k and v: [B, K, S, H].
-    mask: [B, T, S].
-  """
+def _call(
+  q: Float[Array, "B N T H"],
+  k: Float[Array, "B K S H"],
+  v: Float[Array, "B K S H"],
+  mask: Bool[Array, "B T S"],
+  *,
+  sizes: splash_attention.BlockSizes,
+  softcap: float,
+  interpret: bool,
+) -> Float[Array, "B N T H"]:
+  """The kernel has heads and no batch: heads of all rows follow one another."""
   kernel = splash_attention.make_splash_mha(
     mask,
     block_sizes=sizes,

@@ -10,15 +10,15 @@ Written in Pallas for its Mosaic back end.
 
 import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int8
 
 from unifluid_jax.core import parallel
 from unifluid_jax.ops import fused_attention
@@ -96,7 +96,18 @@ def attention(
   return parallel.by_rows_and_heads(local, q, k, v, mask, cos, sin)
 
 
-def _local(q, k, v, mask, cos, sin, *, softcap, scale, interpret):
+def _local(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: Bool[Array, "B T S"] | None,
+  cos: Float[Array, "B T R"] | None,
+  sin: Float[Array, "B T R"] | None,
+  *,
+  softcap: float,
+  scale: float,
+  interpret: bool,
+) -> Float[Array, "B T N H"]:
   """One device's rows and heads, padded to whole blocks."""
   shape, (b, t, n, h), (_, s, kv, _) = q.shape, q.shape, k.shape
   call = _Call(h, n // kv, softcap, scale, interpret)
@@ -114,19 +125,33 @@ def _local(q, k, v, mask, cos, sin, *, softcap, scale, interpret):
   return out[:, :t].reshape(shape)
 
 
+# Heads lie side by side: NH and KH are N * H and K * H channels.
+_Queries, _Keys = Float[Array, "B T NH"], Float[Array, "B S KH"]
+_Mask, _Angles = Int8[Array, "B S T"] | None, Float[Array, "B S R"] | None
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _attention(q, k, v, mask, cos, sin, call: _Call):
-  """q and the result: [B, T, N*H]; k and v: [B, S, K*H]; mask: [B, S, T]."""
+def _attention(
+  q: _Queries, k: _Keys, v: _Keys, mask: _Mask, cos: _Angles, sin: _Angles,
+  call: _Call,
+) -> _Queries:  # fmt: skip
   arrays = (q, k, v, mask, cos, sin)
   return _launch(_forward_kernel, call, arrays, [(q, "row")], 0)[0]
 
 
-def _forward(q, k, v, mask, cos, sin, call):
+def _forward(
+  q: _Queries, k: _Keys, v: _Keys, mask: _Mask, cos: _Angles, sin: _Angles,
+  call: _Call,
+) -> tuple[_Queries, Any]:  # fmt: skip
   saved = q, k, v, mask, cos, sin
   return _attention(*saved, call), saved
 
 
-def _backward(call, saved, d_out):
+def _backward(
+  call: _Call,
+  saved: Any,  # the arrays that `_attention` got
+  d_out: _Queries,
+) -> tuple[_Queries, _Keys, _Keys, None, None, None]:
   q, k, v, *_ = saved
   results = [(q, "row"), (k, "key"), (v, "key")]
   grads = _launch(_backward_kernel, call, (*saved, d_out), results, 2)
@@ -136,7 +161,13 @@ def _backward(call, saved, d_out):
 _attention.defvjp(_forward, _backward)
 
 
-def _launch(kernel, call: _Call, arrays, results, sums: int):
+def _launch(
+  kernel: Callable[..., None],
+  call: _Call,
+  arrays: Sequence[Array | None],
+  results: Sequence[tuple[Array, str]],
+  sums: int,
+) -> tuple[Array, ...]:
   """Runs a kernel for every row, heads of keys and block of queries.
 
   Args:
@@ -175,7 +206,7 @@ def _launch(kernel, call: _Call, arrays, results, sums: int):
   )(*arrays)
 
 
-def _width(call: _Call, t: int, k: Array) -> int:
+def _width(call: _Call, t: int, k: _Keys) -> int:
   """Channels of keys a program takes: of as many heads as have room.
 
   Heads that fill registers; where none do, or nothing fits, the fewest.
@@ -191,7 +222,7 @@ def _width(call: _Call, t: int, k: Array) -> int:
   return max(fits, default=min(widths))
 
 
-def _check_room(call: _Call, t: int, k: Array) -> None:
+def _check_room(call: _Call, t: int, k: _Keys) -> None:
   """Refuses keys of which the backward pass cannot hold what it must."""
   width = _width(call, t, k)
   needed = _needed(call, t, k, width)
@@ -203,7 +234,7 @@ def _check_room(call: _Call, t: int, k: Array) -> None:
     )
 
 
-def _needed(call: _Call, t: int, k: Array, width: int) -> int:
+def _needed(call: _Call, t: int, k: _Keys, width: int) -> int:
   """Bytes of fast memory that the backward pass holds.
 
   Keys, values and both gradients, twice each, for one is moved while the
@@ -225,10 +256,18 @@ def _block(t: int, s: int) -> int:
 
 # -------------------------------------------------------------------- kernels
 
+# What a program sees: Q queries of its block, all S keys; GW and W channels,
+# of the heads of queries and of the heads of keys that it takes; R = H / 2.
+
 
 def _forward_kernel(
-  q_ref, k_ref, v_ref, mask_ref, cos_ref, sin_ref, out_ref, *, call
-):
+  q_ref: Any,  # [Q, GW]
+  k_ref: Any, v_ref: Any,  # [S, W]
+  mask_ref: Any,  # i8[S, Q] or None
+  cos_ref: Any, sin_ref: Any,  # f32[S, R] or None
+  out_ref: Any,  # [Q, GW]
+  *, call: _Call,
+) -> None:  # fmt: skip
   visible, queries, keys = _shared(mask_ref, cos_ref, sin_ref, q_ref)
   for head, readers in _heads(k_ref, call):
     k, v = _rotated(k_ref[:, head], keys), v_ref[:, head]
@@ -240,9 +279,15 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-  q_ref, k_ref, v_ref, mask_ref, cos_ref, sin_ref, d_out_ref,
-  dq_ref, dk_ref, dv_ref, dk_sum, dv_sum, *, call,
-):  # fmt: skip
+  q_ref: Any,  # [Q, GW]
+  k_ref: Any, v_ref: Any,  # [S, W]
+  mask_ref: Any,  # i8[S, Q] or None
+  cos_ref: Any, sin_ref: Any,  # f32[S, R] or None
+  d_out_ref: Any, dq_ref: Any,  # [Q, GW]
+  dk_ref: Any, dv_ref: Any,  # [S, W]
+  dk_sum: Any, dv_sum: Any,  # f32[S, W], kept from block to block
+  *, call: _Call,
+) -> None:  # fmt: skip
   """Sums over the queries that read a head, and over blocks of them."""
   visible, queries, keys = _shared(mask_ref, cos_ref, sin_ref, q_ref)
 
@@ -272,8 +317,14 @@ def _backward_kernel(
     dv_ref[...] = dv_sum[...].astype(dv_ref.dtype)
 
 
-def _shared(mask_ref, cos_ref, sin_ref, q_ref):
-  """Of all heads: the mask, angles of the block's queries and of all keys."""
+def _shared(
+  mask_ref: Any, cos_ref: Any, sin_ref: Any, q_ref: Any
+) -> tuple[
+  Bool[Array, "S Q"] | None,
+  tuple[Float[Array, "Q R"], Float[Array, "Q R"]] | None,
+  tuple[Float[Array, "S R"], Float[Array, "S R"]] | None,
+]:
+  """What heads share: the mask, angles of the block's queries, of all keys."""
   # Compared as bytes, a mask would be packed and unpacked again.
   visible = None if mask_ref is None else mask_ref[...].astype(jnp.int32) != 0
   if cos_ref is None:
@@ -283,7 +334,7 @@ def _shared(mask_ref, cos_ref, sin_ref, q_ref):
   return visible, queries, (cos_ref[...], sin_ref[...])
 
 
-def _heads(k_ref, call: _Call) -> Iterator[tuple[slice, list[slice]]]:
+def _heads(k_ref: Any, call: _Call) -> Iterator[tuple[slice, list[slice]]]:
   """Channels of each head of keys and of the queries' heads that read it."""
   for i in range(k_ref.shape[1] // call.size):
     heads = range(i * call.group, (i + 1) * call.group)
@@ -294,26 +345,42 @@ def _channels(head: int, size: int) -> slice:
   return slice(head * size, (head + 1) * size)
 
 
-def _rotated(x, angles):
+def _rotated(
+  x: Float[Array, "T H"],
+  angles: tuple[Float[Array, "T R"], Float[Array, "T R"]] | None,
+) -> Float[Array, "T H"]:
   """Rotates in float32; None: `x` itself."""
-  return x if angles is None else _turn(x, *angles).astype(x.dtype)
+  return x if angles is None else _rotate(x, *angles).astype(x.dtype)
 
 
-def _back(gradient, angles, dtype):
-  """The gradient of `_rotated`: turns the other way."""
+def _back(
+  gradient: Float[Array, "T H"],
+  angles: tuple[Float[Array, "T R"], Float[Array, "T R"]] | None,
+  dtype: Any,
+) -> Float[Array, "T H"]:
+  """The gradient of `_rotated`: rotates the other way."""
   if angles is not None:
     cos, sin = angles
-    gradient = _turn(gradient, cos, -sin)
+    gradient = _rotate(gradient, cos, -sin)
   return gradient.astype(dtype)
 
 
-def _turn(x, cos, sin):
+def _rotate(
+  x: Float[Array, "T H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]
+) -> Float[Array, "T H"]:
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=1)
-  turned = (first * cos - second * sin, second * cos + first * sin)
-  return jnp.concatenate(turned, axis=1)
+  rotated = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(rotated, axis=1)
 
 
-def _weights(q, k, visible, call: _Call):
+def _weights(
+  q: Float[Array, "Q H"],
+  k: Float[Array, "S H"],
+  visible: Bool[Array, "S Q"] | None,
+  call: _Call,
+) -> tuple[
+  Float[Array, "S Q"], Float[Array, "1 Q"], Float[Array, "S Q"] | float
+]:
   """Softmax before its division, the sums, the slope of scale and cap.
 
   A column is a query: sums over lanes would take many times as long. Powers
@@ -336,7 +403,9 @@ def _weights(q, k, visible, call: _Call):
   return weights, jnp.sum(weights, axis=0, keepdims=True), slope
 
 
-def _product(a, b, i: int, j: int):
+def _product(
+  a: Float[Array, "_ _"], b: Float[Array, "_ _"], i: int, j: int
+) -> Float[Array, "_ _"]:
   """Sums over axis i of `a` and j of `b`, in float32."""
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
   return lax.dot_general(

@@ -35,7 +35,7 @@ def unpatchify(
 
   Args:
     tokens: raster order.
-    patch: cells a side of a token.
+    patch: cells per side of a token.
     channels: c of the latent map.
 
   Raises:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from unifluid_jax.core.types import EOS, PAD
 
@@ -58,7 +58,7 @@ def cfg_scale(
 ) -> float | Float[Array, ""]:
   """Guidance scale of token i of n.
 
-  "linear" is MAR's ramp 1 + (cfg - 1) (i + 1) / n for one token a step.
+  "linear" is MAR's ramp 1 + (cfg - 1) (i + 1) / n for one token per step.
   Differs: the last token gets `cfg` itself, where MAR's clamp stops one step
   short.
 
@@ -107,8 +107,10 @@ def pick_token(
   return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-def _limit(logits: Array, top_k: int, top_p: float) -> Array:
-  """Smallest logit kept in each row, [B, 1]."""
+def _limit(
+  logits: Float[Array, "B V"], top_k: int, top_p: float
+) -> Float[Array, "B 1"]:
+  """Smallest logit kept in each row."""
   vocab = logits.shape[-1]
   best, _ = jax.lax.top_k(logits, min(top_k, vocab) if top_k else vocab)
   if top_p == 1:
@@ -143,15 +145,21 @@ def decode_text(
   """
   fold = jax.vmap(jax.random.fold_in, (0, None))
 
-  def emit(i, logits, tokens, done):
+  def emit(
+    i: int | Int[Array, ""],
+    logits: Float[Array, "B V"],
+    tokens: Int[Array, "B A"],
+    done: Bool[Array, "B"],
+  ) -> tuple[Int[Array, "B"], Int[Array, "B A"], Bool[Array, "B"]]:
     token = jnp.where(done, PAD, pick(fold(keys, i), logits)).astype(jnp.int32)
     return token, tokens.at[:, i].set(token), done | (token == EOS)
 
-  def unfinished(state):
+  # The state: i, token i32[B], tokens i32[B, A], done bool[B], cache.
+  def unfinished(state: Any) -> Bool[Array, ""]:
     i, _, _, done, _ = state
     return (i < length) & ~done.all()
 
-  def advance(state):
+  def advance(state: Any) -> tuple[Any, ...]:
     i, token, tokens, done, cache = state
     logits, cache = step(cache, token, i - 1)
     return i + 1, *emit(i, logits, tokens, done), cache
@@ -164,7 +172,7 @@ def decode_text(
 
 
 class _Beams(NamedTuple):
-  """n live hypotheses a row, and the best that has ended."""
+  """n live hypotheses per row, and the best that has ended."""
 
   tokens: Any  # i32[B, n, A]
   scores: Any  # f32[B, n] summed log-probability
@@ -202,12 +210,13 @@ def beam_search(
   batch = first_logits.shape[0]
   first = jnp.repeat(jnp.arange(batch), n)
 
-  def unsettled(state):
+  # The state: i, beams, cache.
+  def unsettled(state: Any) -> Bool[Array, ""]:
     i, beams, _ = state
     open_rows = beams.scores.max(-1) >= beams.best_score
     return (i < length) & open_rows.any()
 
-  def advance(state):
+  def advance(state: Any) -> tuple[Any, ...]:
     i, beams, cache = state
     token = beams.tokens[:, :, i - 1].reshape(-1)
     logits, cache = step(cache, token, i - 1)
@@ -228,9 +237,9 @@ def beam_search(
 
 
 def _extend(
-  beams: _Beams, logits: Array, i: int | Array
-) -> tuple[_Beams, Array]:
-  """Fills position i; also the parent rows i32[B * n] of the new beams."""
+  beams: _Beams, logits: Float[Array, "B n V"], i: int | Int[Array, ""]
+) -> tuple[_Beams, Int[Array, "B*n"]]:
+  """Fills position i; also the parent rows of the new beams."""
   batch, n, vocab = logits.shape
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
 

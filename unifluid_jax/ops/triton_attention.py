@@ -8,6 +8,7 @@ Triton back end, of which JAX 0.11 says that it will go some day.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ _ALL = slice(None)
 
 
 class Blocks(NamedTuple):
-  """Positions a step, and what the compiler is told, of one kernel."""
+  """Positions per step, and what the compiler is told, of one kernel."""
 
   queries: int
   keys: int
@@ -36,7 +37,7 @@ class Blocks(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """Of the three kernels; all sides are powers of 2 from 16."""
+  """Blocks of the three kernels; all sides are powers of 2 from 16."""
 
   forward: Blocks
   dkv: Blocks
@@ -61,6 +62,11 @@ class _Call(NamedTuple):
   keys: int | None  # without padding; None where there is none
   plan: Plan
   interpret: bool
+
+
+_Queries, _Keys = Float[Array, "B T N H"], Float[Array, "B S K H"]
+_Mask = Bool[Array, "B T S"] | None
+_Numbers = Float[Array, "B N T"]  # one per row of logits
 
 
 def flash(
@@ -102,7 +108,10 @@ def flash(
   return parallel.by_rows_and_heads(local, q, k, v, mask)
 
 
-def _local(q, k, v, mask, *, softcap, scale, plan, interpret):
+def _local(
+  q: _Queries, k: _Keys, v: _Keys, mask: _Mask, *,
+  softcap: float, scale: float, plan: Plan | None, interpret: bool,
+) -> _Queries:  # fmt: skip
   """One device's rows and heads, padded to whole blocks."""
   (t, _, h), s = q.shape[1:], k.shape[1]
   head = max(_SMALLEST, pl.next_power_of_2(h))
@@ -145,19 +154,27 @@ def _fit(plan: Plan, queries: int, keys: int) -> Plan:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q, k, v, mask, call: _Call):
+def _attention(
+  q: _Queries, k: _Keys, v: _Keys, mask: _Mask, call: _Call
+) -> _Queries:
   """Whole blocks: T, S and H are multiples of what the plan takes."""
   return _forward(q, k, v, mask, call)[0]
 
 
-def _attention_forward(q, k, v, mask, call):
+def _attention_forward(
+  q: _Queries, k: _Keys, v: _Keys, mask: _Mask, call: _Call
+) -> tuple[_Queries, Any]:
   out, log_sums = _forward(q, k, v, mask, call)
   return out, (q, k, v, mask, out, log_sums)
 
 
-def _attention_backward(call, saved, d_out):
+def _attention_backward(
+  call: _Call,
+  saved: Any,  # what `_attention` got and gave, logarithms of sums [B, N, T]
+  d_out: _Queries,
+) -> tuple[_Queries, _Keys, _Keys, None]:
   *arrays, out, log_sums = saved
-  # The softmax's own part of the gradient, a number a row.
+  # The softmax's own part of the gradient, one number per row.
   products = out.astype(jnp.float32) * d_out.astype(jnp.float32)
   shares = products.sum(axis=-1).swapaxes(1, 2)  # [B, N, T]
   arrays = (*arrays, d_out, log_sums, shares)
@@ -170,8 +187,10 @@ _attention.defvjp(_attention_forward, _attention_backward)
 # ------------------------------------------------------------------- launches
 
 
-def _forward(q, k, v, mask, call):
-  """Attended values [B, T, N, H], logarithms of sums [B, N, T]."""
+def _forward(
+  q: _Queries, k: _Keys, v: _Keys, mask: _Mask, call: _Call
+) -> tuple[_Queries, _Numbers]:
+  """Attended values, logarithms of sums."""
   b, t, n, _ = q.shape
   grid, row, key, seen, number = _by_queries(q, k, mask, call.plan.forward)
   sums = jax.ShapeDtypeStruct((b, n, t), jnp.float32)
@@ -183,8 +202,11 @@ def _forward(q, k, v, mask, call):
   )(q, k, v, mask)
 
 
-def _queries(q, k, v, mask, d_out, log_sums, shares, call):
-  """The gradient of the queries; shapes as in `_forward`."""
+def _queries(
+  q: _Queries, k: _Keys, v: _Keys, mask: _Mask,
+  d_out: _Queries, log_sums: _Numbers, shares: _Numbers, call: _Call,
+) -> _Queries:  # fmt: skip
+  """The gradient of the queries."""
   grid, row, key, seen, number = _by_queries(q, k, mask, call.plan.dq)
   return _launcher(_dq_kernel, call, call.plan.dq, grid)(
     in_specs=[row, key, key, seen, row, number, number],
@@ -193,7 +215,10 @@ def _queries(q, k, v, mask, d_out, log_sums, shares, call):
   )(q, k, v, mask, d_out, log_sums, shares)
 
 
-def _keys_and_values(q, k, v, mask, d_out, log_sums, shares, call):
+def _keys_and_values(
+  q: _Queries, k: _Keys, v: _Keys, mask: _Mask,
+  d_out: _Queries, log_sums: _Numbers, shares: _Numbers, call: _Call,
+) -> tuple[_Keys, _Keys]:  # fmt: skip
   """Their gradients: a program sums over the query heads of its own head."""
   (b, t, n, h), (_, s, kv, _) = q.shape, k.shape
   columns, group = call.plan.dkv.keys, n // kv
@@ -210,7 +235,9 @@ def _keys_and_values(q, k, v, mask, d_out, log_sums, shares, call):
   )(q, k, v, mask, d_out, log_sums, shares)
 
 
-def _by_queries(q, k, mask, blocks: Blocks) -> tuple[Any, ...]:
+def _by_queries(
+  q: _Queries, k: _Keys, mask: _Mask, blocks: Blocks
+) -> tuple[Any, ...]:
   """Grid of a kernel that walks over keys; what a program sees of arrays.
 
   Neighbours in the grid read the same keys.
@@ -218,7 +245,7 @@ def _by_queries(q, k, mask, blocks: Blocks) -> tuple[Any, ...]:
   (b, t, n, h), (_, s, kv, _) = q.shape, k.shape
   rows, group = blocks.queries, n // kv
 
-  def kv_head(i, n, b):
+  def kv_head(i: Any, n: Any, b: Any) -> tuple[Any, ...]:
     return b, 0, lax.div(n, group), 0
 
   row = pl.BlockSpec((None, rows, None, h), lambda i, n, b: (b, i, n, 0))
@@ -228,7 +255,10 @@ def _by_queries(q, k, mask, blocks: Blocks) -> tuple[Any, ...]:
   return (t // rows, n, b), row, key, None if mask is None else seen, number
 
 
-def _launcher(kernel, call: _Call, blocks: Blocks, grid) -> Any:
+def _launcher(
+  kernel: Callable[..., None], call: _Call, blocks: Blocks,
+  grid: tuple[int, ...],
+) -> Callable[..., Any]:  # fmt: skip
   return functools.partial(
     pl.pallas_call,
     functools.partial(kernel, call=call),
@@ -240,18 +270,28 @@ def _launcher(kernel, call: _Call, blocks: Blocks, grid) -> Any:
   )
 
 
-def _like(x) -> jax.ShapeDtypeStruct:
+def _like(x: Array) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 # -------------------------------------------------------------------- kernels
 
+# Q queries and J keys of a block, G query heads of one head of keys.
 
-def _forward_kernel(q_ref, k_ref, v_ref, mask_ref, out_ref, log_ref, *, call):
+
+def _forward_kernel(
+  q_ref: Any,  # [Q, H]
+  k_ref: Any, v_ref: Any,  # [S, H]
+  mask_ref: Any,  # bool[Q, S] or None
+  out_ref: Any,  # [Q, H]
+  log_ref: Any,  # f32[Q]
+  *, call: _Call,
+) -> None:  # fmt: skip
   """A block of one head's queries against all keys."""
   q, block = q_ref[...], call.plan.forward.keys
 
-  def step(i, carry):
+  # The carry: out f32[Q, H], top f32[Q], total f32[Q].
+  def step(i: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
     out, top, total = carry
     columns = pl.ds(i * block, block)
     v = v_ref[columns, :]
@@ -282,13 +322,19 @@ def _forward_kernel(q_ref, k_ref, v_ref, mask_ref, out_ref, log_ref, *, call):
 
 
 def _dq_kernel(
-  q_ref, k_ref, v_ref, mask_ref, d_out_ref, log_ref, share_ref, dq_ref, *, call
-):
+  q_ref: Any,  # [Q, H]
+  k_ref: Any, v_ref: Any,  # [S, H]
+  mask_ref: Any,  # bool[Q, S] or None
+  d_out_ref: Any,  # [Q, H]
+  log_ref: Any, share_ref: Any,  # f32[Q]
+  dq_ref: Any,  # [Q, H]
+  *, call: _Call,
+) -> None:  # fmt: skip
   """A block of one head's queries against all keys."""
   q, d_out, block = q_ref[...], d_out_ref[...], call.plan.dq.keys
   log_sums, shares = log_ref[...][:, None], share_ref[...][:, None]
 
-  def step(i, dq):
+  def step(i: Any, dq: Float[Array, "Q H"]) -> Float[Array, "Q H"]:
     columns = pl.ds(i * block, block)
     k = k_ref[columns, :]
     logits, slope = _logits(triton.dot(q, k, trans_b=True), call)
@@ -307,9 +353,14 @@ def _dq_kernel(
 
 
 def _dkv_kernel(
-  q_ref, k_ref, v_ref, mask_ref, d_out_ref, log_ref, share_ref,
-  dk_ref, dv_ref, *, call,
-):  # fmt: skip
+  q_ref: Any,  # [T, G, H]
+  k_ref: Any, v_ref: Any,  # [J, H]
+  mask_ref: Any,  # bool[T, J] or None
+  d_out_ref: Any,  # [T, G, H]
+  log_ref: Any, share_ref: Any,  # f32[G, T]
+  dk_ref: Any, dv_ref: Any,  # [J, H]
+  *, call: _Call,
+) -> None:  # fmt: skip
   """A block of one head's keys against all queries of its group's heads.
 
   Products are [keys, queries], so that each is the next one's left side.
@@ -317,7 +368,8 @@ def _dkv_kernel(
   k, v, block = k_ref[...], v_ref[...], call.plan.dkv.queries
   per_head, first = q_ref.shape[0] // block, pl.program_id(0) * k.shape[0]
 
-  def step(i, carry):
+  # The carry: dk and dv, f32[J, H].
+  def step(i: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
     dk, dv = carry
     head, i = lax.div(i, per_head), lax.rem(i, per_head)
     rows = pl.ds(i * block, block)
@@ -340,7 +392,9 @@ def _dkv_kernel(
   dv_ref[...] = dv.astype(dv_ref.dtype)
 
 
-def _logits(products, call: _Call) -> tuple[Any, Any]:
+def _logits(
+  products: Float[Array, "rows columns"], call: _Call
+) -> tuple[Float[Array, "rows columns"], Float[Array, "rows columns"] | float]:
   """Scaled and capped; with the slope of the cap at each."""
   logits = products * call.scale
   if not call.softcap:
@@ -349,8 +403,10 @@ def _logits(products, call: _Call) -> tuple[Any, Any]:
   return bent * call.softcap, 1.0 - bent * bent
 
 
-def _visible(mask_ref, index, first, block: int, call: _Call) -> Any:
-  """[queries, block] or [1, block]: the mask, or which keys are no padding.
+def _visible(
+  mask_ref: Any, index: tuple[Any, Any], first: Any, block: int, call: _Call
+) -> Bool[Array, "#Q J"] | None:
+  """The mask, or which keys are no padding, [1, J].
 
   None where all are visible. `first` is the number of the block's first key.
   """
