@@ -288,10 +288,13 @@ class Model:
     """
     seen = Picture((record.image, *record.more), record.marks)
     limit = self.config.data.max_pixels
-    field = self._system.inputs["i2t"]["seen"]
+    inputs = self._system.inputs["i2t"].values()
+    field = next(f for f in inputs if getattr(f, "role", None) == "seen")
     return field.view(Example({}, {"seen": seen}, None, limit))
 
-  def reconstruct(self, images: Sequence[np.ndarray]) -> np.ndarray:
+  def reconstruct(
+    self, images: Sequence[np.ndarray] | np.ndarray
+  ) -> np.ndarray:
     """uint8 images through the image tokenizer and back."""
     size = self.config.model.image_size
     crops = [transforms.centre_crop_resize(x, size) for x in images]
@@ -334,6 +337,7 @@ class Model:
   def _say(self, task: str, names: tuple[str, ...], sampling: Any):
     def function(params, frozen, rows, *arrays):
       prompts = {task: dict(zip(names, arrays, strict=True))}
+      prompts = encode_pixels(self._system, frozen, prompts)
       key = jax.random.key(sampling.seed)
       keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
       return self._system.answer(params, frozen, prompts, keys, sampling)

@@ -80,21 +80,40 @@ class ImageCodec(Protocol):
 
   Attributes:
     cache: one encoded image, the largest there is, as batches hold it.
+    file_dtype: of cached images in files: float16 moments, uint16 codes.
     size: of the images, in pixels.
     fit: how an image becomes a square of that size, see `data/transforms`.
     path: of its weights.
+    path_key: the key of the configuration that names it, for messages.
+    measured: whether it has statistics that `measure` computes of cached
+      images (name → number, and "values", how many there were).
   """
 
   cache: Any  # ShapeDtypeStruct
+  file_dtype: Any
   size: int
   fit: str
   path: str
+  path_key: str
+  measured: bool
 
   def shapes(self) -> Params:
     """Weights and statistics as ShapeDtypeStructs; reads no file."""
 
   def load(self) -> Params:
     """The same from `path`."""
+
+  def weights(self) -> Params:
+    """Without statistics: what encoding needs."""
+
+  def digest(self, frozen: Params) -> str:
+    """Of the weights; caches and statistics remember it."""
+
+  def identity(self, frozen: Params) -> dict[str, Any]:
+    """JSON that tells codecs apart: "weights", the digest, and statistics."""
+
+  def saved(self, frozen: Params) -> tuple[Params, dict[str, Any]]:
+    """Parameters and settings, as a run's own copy at another path keeps them."""
 
   def encode(self, frozen: Params, images: Any) -> Any:
     """f32[B, H, W, 3] in [-1, 1] → [B, *cache]: what files keep."""

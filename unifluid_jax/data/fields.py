@@ -135,6 +135,10 @@ class Cached:
     """The image that is encoded."""
     return Pixels(self.role, self.size, self.fit)
 
+  def view(self, example: Example) -> UInt8[np.ndarray, "S S 3"]:
+    """The image that is encoded; see `Pixels.view`."""
+    return self.pixels.view(example)
+
   def shapes(self) -> dict[str, Shape]:
     """See `Field`."""
     if self.file:
@@ -239,15 +243,20 @@ def prompts(
 ) -> dict[str, Field]:
   """The fields of a prompt: all but the targets.
 
+  Its images are pixels, also where training reads them encoded from a file.
+
   Args:
     inputs: of one task.
     images: of an example; a prompt may have more or fewer frames than a run
       was trained with.
   """
-  given = {name: f for name, f in inputs.items() if not f.target}
-  return {
-    name: dataclasses.replace(f, frames=len(images[f.role].frames))
-    if isinstance(f, Pixels)
-    else f
-    for name, f in given.items()
-  }
+
+  def given(field):
+    if isinstance(field, Pixels):
+      count = len(images[field.role].frames)
+      return dataclasses.replace(field, frames=count)
+    if isinstance(field, Cached):
+      return dataclasses.replace(field, file=False)
+    return field
+
+  return {name: given(f) for name, f in inputs.items() if not f.target}

@@ -91,7 +91,8 @@ def image_to_text(
     answer = _choose(record.captions, rng, "caption")
   else:
     question, answer = _choose_pair(record.questions, rng)
-  seen = Picture((record.image, *record.more), record.marks)
+  frames = (record.image, *record.more)
+  seen = Picture(frames, record.marks, cached=record.moments)
   return options.example({"prefix": question, "suffix": answer}, {"seen": seen})
 
 

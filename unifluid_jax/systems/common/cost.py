@@ -34,7 +34,7 @@ class StepCost(NamedTuple):
 
 def step_cost(
   decoder: DecoderConfig,
-  vit: VitConfig,
+  vit: VitConfig | None,
   sequences: Mapping[str, Sequences],
   kernel: str,
   remat: str,
@@ -46,7 +46,7 @@ def step_cost(
 
   Args:
     decoder: its shape.
-    vit: of the vision encoder.
+    vit: of the vision encoder; None: images are tokens of the decoder.
     sequences: task → its rows.
     kernel: of the decoder's attention, see `ops/attention.attend`.
     remat: what the backward pass recomputes.
@@ -57,7 +57,7 @@ def step_cost(
     s.rows
     * (
       decoder_flops(decoder, s.length)
-      + s.images * vit_flops(vit)
+      + (s.images * vit_flops(vit) if vit else 0.0)
       + s.others
       + s.logits * 2.0 * decoder.width * decoder.vocab
     )
@@ -80,7 +80,7 @@ def step_cost(
 
 def _fused(
   decoder: DecoderConfig,
-  vit: VitConfig,
+  vit: VitConfig | None,
   used: list[Sequences],
   kernel: str,
   remat: str,
@@ -94,7 +94,7 @@ def _fused(
   c, length = decoder, max(s.length for s in used)
   product = 2.0 * c.depth * c.heads * c.head_dim * length**2
   products = {"decoder": sum(s.rows for s in used) * product}
-  if kernel == "mosaic":
+  if kernel == "mosaic" and vit:
     images = sum(s.rows * s.images for s in used)
     c, length = vit, vit_tokens(vit)
     products["vit"] = images * 2.0 * c.depth * c.width * length**2
