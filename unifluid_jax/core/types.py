@@ -113,7 +113,7 @@ class ImageCodec(Protocol):
     """JSON that tells codecs apart: "weights", the digest, and statistics."""
 
   def saved(self, frozen: Params) -> tuple[Params, dict[str, Any]]:
-    """Parameters and settings, as a run's own copy at another path keeps them."""
+    """Parameters and settings, as a run's own copy keeps them."""
 
   def encode(self, frozen: Params, images: Any) -> Any:
     """f32[B, H, W, 3] in [-1, 1] → [B, *cache]: what files keep."""
