@@ -14,7 +14,7 @@ from etils import epath
 from unifluid_jax import systems
 from unifluid_jax.core import cli
 from unifluid_jax.core.config import Config
-from unifluid_jax.data import corpus
+from unifluid_jax.data import corpus, pipeline
 from unifluid_jax.data.worlds import shapes, shapes_builder
 
 _CONFIG = cli.define_config()
@@ -27,8 +27,8 @@ def main(_: list[str]) -> None:
   say(f"unifluid_jax.prepare: {config.name}")
   if config.data.world:
     say(write_world(config))
-  if hasattr(config.model, "decoder"):
-    say(corpus.make_tokenizer(config, config.model.decoder.vocab))
+  if pipeline.needs_text(systems.build(config).inputs):
+    say(corpus.make_tokenizer(config, systems.text_rows(config)))
 
 
 def write_world(config: Config) -> str:

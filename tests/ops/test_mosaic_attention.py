@@ -22,7 +22,7 @@ from tests.ops.test_fused_attention import (
 from tests.systems.conftest import Tiny, examples, tiny, whole_loss
 from unifluid_jax import systems
 from unifluid_jax.aot import compiled, topology
-from unifluid_jax.core import parallel, types
+from unifluid_jax.core import parallel
 from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.core.presets import DecoderConfig, VitConfig
 from unifluid_jax.models import decoder
@@ -257,12 +257,16 @@ def test_training_uses_it_and_decoding_does_not(model, interpreted):
   assert sorted(set(interpreted)) == [(rows, *vit), decoder]
   assert interpreted.count((rows, *vit)) == 2  # of i2t and of edits
   interpreted.clear()
-  prompts = types.Prompts(batch.edit.prompt, batch.edit.source)
+  prompts = {k: batch["edit"][k] for k in ("prompt", "seen")}
   jax.eval_shape(system.prompt_parts, model.params, model.frozen, prompts)
   sampling = system.config.sampling
   jax.eval_shape(
     lambda params: system.answer(
-      params, model.frozen, batch.i2t.image, batch.i2t.prefix, sampling
+      params,
+      model.frozen,
+      {"i2t": {k: batch["i2t"][k] for k in ("seen", "prefix")}},
+      jax.random.split(key, len(batch["i2t"]["prefix"])),
+      sampling,
     ),
     model.params,
   )

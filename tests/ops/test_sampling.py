@@ -157,7 +157,9 @@ def test_decode_stops_and_pads():
   step, first, calls = scripted(script)
   got = decode_greedily(step, first, 6)
   jax.effects_barrier()
-  assert got.tolist() == [[5, 6, EOS, 0, 0, 0], [8, EOS, 0, 0, 0, 0]]
+  assert got.tolist() == [
+    [5, 6, EOS, PAD, PAD, PAD], [8, EOS, PAD, PAD, PAD, PAD]
+  ]  # fmt: skip
   assert sorted(calls) == sorted([[5, 8], [6, EOS]])
 
 

@@ -106,7 +106,7 @@ class Space:
     self.tree = toy_tree(root)
     self.config = systems.resolve(self.tree)
     shapes_builder.build(root / "data" / "shapes", shapes.World(), WORLD)
-    corpus.make_tokenizer(self.config, self.config.model.first_code)
+    corpus.make_tokenizer(self.config, systems.text_rows(self.config))
     self.tokenizer = text.Tokenizer.load(self.config.text.tokenizer)
     self.colours = np.random.default_rng(0).uniform(-1, 1, (COLOURS, 3))
     self.frozen = {"codec": {"colours": jnp.float32(self.colours)}}
@@ -454,4 +454,4 @@ def test_commands_refuse_options_of_other_systems():
     sampling={"cfg": None, "temperature": None, "steps": 3, "order": None},
   )  # fmt: skip
   with pytest.raises(ValueError, match="steps"):
-    requests.check(asked, systems.spec("toy"))
+    requests.check(asked, lambda: systems.spec("toy"))

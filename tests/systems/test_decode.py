@@ -73,7 +73,7 @@ def test_weights_are_narrowed_once_for_all_tokens(what, narrow, monkeypatch):
     row_keys = keys(0, 1, 2)
     if what == "answer":
       prompts = {"i2t": {"seen": images, "prefix": text}}
-      return narrow.system.answer(params, None, prompts, row_keys, SAMPLING)
+      return narrow.system.answer(params, {}, prompts, row_keys, SAMPLING)
     prompts = plain(text)
     return narrow.system.generate(
       params, narrow.frozen, prompts, row_keys, SAMPLING

@@ -52,7 +52,8 @@ def test_text_loss_equals_a_plain_computation(model):
   _, metrics = loss(model, {"i2t": i2t})
   s, params = model.system, model.params
   nll = []
-  for image, prefix, suffix in zip(*i2t.values(), strict=True):
+  rows = zip(*(i2t[k] for k in ("seen", "prefix", "suffix")), strict=True)
+  for image, prefix, suffix in rows:
     ids = [int(t) for t in prefix if t != PAD]
     answer = [int(t) for t in suffix if t != PAD]
     pixels = embed.pixels(s.vit, s.project, params, jnp.asarray(image)[None])

@@ -15,27 +15,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from unifluid_jax.codecs import copies
-from unifluid_jax.core import parallel, presets
+from unifluid_jax.core import parallel, presets, ranges
 from unifluid_jax.core.config import Config, option
 from unifluid_jax.core.freeze import need
 from unifluid_jax.core.parameter_rows import Row
-from unifluid_jax.core.ranges import (
-  AMOUNT,
-  COUNT,
-  DECAY,
-  POSITIVE,
-  SEED,
-  Range,
-  below,
-)
-from unifluid_jax.core.ranges import Row as RangeRow
+from unifluid_jax.core.ranges import AMOUNT, COUNT, DECAY, POSITIVE, below
 from unifluid_jax.core.types import Batch, Metrics, Params, Part, SystemSpec
 from unifluid_jax.data.fields import Cached, Field, Text
 from unifluid_jax.models import decoder
 from unifluid_jax.ops import sampling as sampling_ops
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
-from unifluid_jax.systems.common import cost, embed, packing, text_decode
+from unifluid_jax.systems.common import (
+  cost,
+  embed,
+  networks,
+  packing,
+  text_decode,
+)
 from unifluid_jax.systems.common import text_loss as texts
 
 Fields = Mapping[str, Any]  # name → array [B, ...] of one task
@@ -360,6 +357,8 @@ def _inputs(config: Config, codec: ColourCodec) -> dict[str, dict[str, Field]]:
 
 def _check(config: Config, mesh: Any = None) -> None:
   m = config.model
+  networks.check_special(config.text.special)
+  networks.check_decoder(m.decoder)
   need(
     m.image_size % m.cell == 0,
     f"model.image_size={m.image_size} must be a multiple of "
@@ -382,14 +381,14 @@ SPEC = SystemSpec(
   loss=LossConfig,
   sampling=SamplingConfig,
   ranges=(
-    RangeRow(below("text", "prompt prefix suffix"), COUNT),
-    RangeRow(below("model", "image_size cell colours"), COUNT),
-    RangeRow("loss.vocab_chunk", COUNT),
-    RangeRow(below("loss", "prompt_dropout label_smoothing"), DECAY),
-    RangeRow(below("sampling", "cfg top_k"), AMOUNT),
-    RangeRow(below("sampling", "temperature text_temperature"), POSITIVE),
-    RangeRow("sampling.top_p", Range(0, 1, opens_low=True)),
-    RangeRow("sampling.seed", SEED),
+    *ranges.DECODER,
+    *ranges.ANSWERS,
+    ranges.Row(below("text", "prompt prefix suffix"), COUNT),
+    ranges.Row(below("model", "image_size cell colours"), COUNT),
+    ranges.Row("loss.vocab_chunk", COUNT),
+    ranges.Row(below("loss", "prompt_dropout label_smoothing"), DECAY),
+    ranges.Row("sampling.cfg", AMOUNT),
+    ranges.Row("sampling.temperature", POSITIVE),
   ),
   tasks=("t2i", "i2t"),
   check=_check,
@@ -401,4 +400,5 @@ SPEC = SystemSpec(
   losses={"loss_image": "L_image (nats)", "loss_text": "L_text (nats)"},
   build=Toy,
   codec_path="codec_path",
+  text_rows=lambda config: config.model.first_code,
 )

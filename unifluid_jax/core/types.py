@@ -40,7 +40,11 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SystemSpec:
-  """What a system's module declares; `systems.SYSTEMS` names them."""
+  """What a system's module declares; `systems.SYSTEMS` names them.
+
+  The package itself reads `image_size` (pixels) of the model, and `seed` of
+  the sampling options of what answers.
+  """
 
   model: type  # dataclasses of the system's part of the configuration tree
   loss: type
@@ -59,6 +63,8 @@ class SystemSpec:
   # more rows fit, see weights/warm_start.
   tables: tuple[str, ...] = ("decoder/embedder/table", "decoder/lm_head/table")
   codec_path: str = ""  # field of `model` that is its codec's path
+  # config → rows of the vocabulary that the tokenizer may use.
+  text_rows: Callable[[Any], int] = lambda config: config.model.decoder.vocab
 
   @property
   def nodes(self) -> dict[str, type]:
@@ -113,7 +119,7 @@ class ImageCodec(Protocol):
     """JSON that tells codecs apart: "weights", the digest, and statistics."""
 
   def saved(self, frozen: Params) -> tuple[Params, dict[str, Any]]:
-    """Parameters and settings, as a run's own copy keeps them."""
+    """Parameters and settings, for a copy that `load` can read."""
 
   def encode(self, frozen: Params, images: Any) -> Any:
     """f32[B, H, W, 3] in [-1, 1] → [B, *cache]: what files keep."""

@@ -24,10 +24,11 @@ def make_tokenizer(config: Config, rows: int) -> str:
 
   Args:
     config: its `text` and `data` count.
-    rows: of the model's vocabulary.
+    rows: of the model's vocabulary, those of texts.
 
   Raises:
-    ValueError: it is missing and config.text.train_vocab is 0.
+    ValueError: it is missing and config.text.train_vocab is 0; it has more
+      ids than rows.
   """
   path, done = config.text.tokenizer, "kept"
   if config.text.train_vocab:
@@ -41,8 +42,8 @@ def make_tokenizer(config: Config, rows: int) -> str:
   most = max(tokenizer.vocab_size, 1 + max(tokenizer.special.values()))
   if most > rows:
     raise ValueError(
-      f"{path} and config.text.special have ids up to {most - 1}, "
-      f"config.model.decoder.vocab={rows}: too few"
+      f"{path} and config.text.special have ids up to {most - 1}, the model "
+      f"has {rows} rows for texts: raise config.model.decoder.vocab"
     )
   return f"{done} the tokenizer: {tokenizer.vocab_size} pieces in {path}"
 

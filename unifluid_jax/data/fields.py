@@ -150,8 +150,10 @@ class Cached:
   ) -> dict[str, np.ndarray]:
     """See `Field`."""
     if self.file:
-      cached = example.images[self.role].cached
-      return {"": np.asarray(cached, self.dtype)}
+      picture = example.images[self.role]
+      if len(picture.frames) != 1:
+        raise BadRecord(f"{len(picture.frames)} images, a file has one encoded")
+      return {"": np.asarray(picture.cached, self.dtype)}
     return {PIXELS: self.pixels.rows(example, rng)[""]}
 
 

@@ -157,3 +157,8 @@ def init_shapes(system: System) -> Params:
 def summary(config: Config) -> dict[str, str]:
   """Label → value of a run's configuration, for its report."""
   return spec(config.system).summary(config)
+
+
+def text_rows(config: Config) -> int:
+  """Rows of the vocabulary that the tokenizer may use."""
+  return spec(config.system).text_rows(config)

@@ -277,7 +277,10 @@ class UniFluid:
     return packing.join(parts)
 
   def _backbone(
-    self, params: Params, tasks: list[packing.Packed], key: PRNGKeyArray
+    self,
+    params: Params,
+    tasks: list[packing.Packed],
+    key: PRNGKeyArray | None,
   ) -> list[Float[Array, "b T D"]]:
     """One decoder pass over all tasks; hidden states per task."""
     groups = parallel.batch_groups()
