@@ -38,7 +38,7 @@ def lopsided(batch):
 
 
 def step(system, model, batch, accumulate, mesh):
-  """Gradients and metrics of one training step."""
+  """Gradients, metrics and parameters of one training step."""
   config = dataclasses.replace(system.config, accumulate=accumulate)
   devices = jax.devices()[: int(np.prod(mesh))]
   mesh = parallel.make_mesh(MeshConfig(*mesh), devices)
@@ -52,7 +52,7 @@ def step(system, model, batch, accumulate, mesh):
     state, metrics = jax.jit(run)(
       state, model.frozen, parallel.to_global(batch, mesh)
     )
-  return jax.device_get((state.opt_state, metrics))
+  return jax.device_get((state.opt_state, metrics, state.params))
 
 
 def assert_one_objective(system, model, batch, cuts):
