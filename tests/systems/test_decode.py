@@ -118,9 +118,10 @@ def recomputed(model, conditions, row_keys, cells, image_cfg=1.0):
   def hidden_of(x):
     tail = s.embed_image(params, x, cells)
     tail = packing.causal(tail, packing.all_valid(tail))
+    joined = [packing.join([head, tail]) for head in heads]
     return [
-      s._backbone(params, [packing.join([head, tail])], None)[0][:, -n:]
-      for head in heads
+      packing.hidden_states(s.decoder, params, [whole])[0][:, -n:]
+      for whole in joined
     ]
 
   x = jnp.zeros((b, n, 16))

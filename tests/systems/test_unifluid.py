@@ -80,7 +80,7 @@ def image_hidden(model, params, x, cells):
   head = s.prompt_parts(params, model.frozen, {"prompt": text})
   tail = s.embed_image(params, x, cells)
   packed = packing.join([head, packing.causal(tail, packing.all_valid(tail))])
-  return s._backbone(params, [packed], None)[0][:, 5:]
+  return packing.hidden_states(s.decoder, params, [packed])[0][:, 5:]
 
 
 @pytest.fixture(scope="module")

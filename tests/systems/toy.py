@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from unifluid_jax.codecs import copies
-from unifluid_jax.core import parallel, presets, ranges
+from unifluid_jax.core import presets, ranges
 from unifluid_jax.core.config import Config, option
 from unifluid_jax.core.freeze import need
 from unifluid_jax.core.parameter_rows import Row
@@ -24,7 +24,6 @@ from unifluid_jax.core.types import Batch, Metrics, Params, Part, SystemSpec
 from unifluid_jax.data.fields import Cached, Field, Text
 from unifluid_jax.models import decoder
 from unifluid_jax.ops import sampling as sampling_ops
-from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
 from unifluid_jax.systems.common import (
   cost,
@@ -215,7 +214,7 @@ class Toy:
       answers.append((len(tasks), fields["suffix"]))
       tasks.append(packing.join([self._prompt(params, fields), x]))
       seen = seen.at[fields["codes"]].add(1)
-    hidden, c = self._hidden(params, tasks), self.config
+    hidden, c = packing.hidden_states(self.decoder, params, tasks), self.config
     table = decoder.output_table(params["decoder"])
     total, metrics = jnp.float32(0), {}
     if images:
@@ -324,19 +323,6 @@ class Toy:
     x = embed.text(self.decoder, params, fed)
     x = packing.causal(x, packing.all_valid(x))
     return packing.join([self._prompt(params, fields), x])
-
-  def _hidden(
-    self, params: Params, tasks: list[packing.Packed]
-  ) -> list[Float[Array, "b T D"]]:
-    groups = parallel.batch_groups()
-    whole = packing.merge(tasks, groups)
-    hidden, _ = self.decoder.apply(
-      {"params": params["decoder"]},
-      parallel.constrain(whole.x, "BTD"),
-      packing.positions(whole.valid),
-      block_causal_mask(whole.block, whole.valid),
-    )
-    return packing.split(hidden, [len(t.x) for t in tasks], groups)
 
 
 def _inputs(config: Config, codec: ColourCodec) -> dict[str, dict[str, Field]]:

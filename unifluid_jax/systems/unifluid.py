@@ -28,7 +28,6 @@ from unifluid_jax.core.types import (
 from unifluid_jax.models import decoder, diffusion_head
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, sampling
-from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.systems import unifluid_config
 from unifluid_jax.systems.common import cost, embed, packing, text_decode
 from unifluid_jax.systems.common import text_loss as texts
@@ -195,7 +194,7 @@ class UniFluid:
         answers.append((len(tasks), batch[task]["suffix"]))
         k = jax.random.fold_in(keys[4], i)
         tasks.append(self._pack_answer(params, batch[task], k))
-    hidden = self._backbone(params, tasks, keys[2])
+    hidden = packing.hidden_states(self.decoder, params, tasks, keys[2])
     total, metrics = jnp.float32(0), {}
     if images:
       total, metrics = self._visual_loss(
@@ -275,25 +274,6 @@ class UniFluid:
     parts.append(packing.prefix(x[:, :p], valid[:, :p]))
     parts.append(packing.causal(x[:, p:], valid[:, p:]))
     return packing.join(parts)
-
-  def _backbone(
-    self,
-    params: Params,
-    tasks: list[packing.Packed],
-    key: PRNGKeyArray | None,
-  ) -> list[Float[Array, "b T D"]]:
-    """One decoder pass over all tasks; hidden states per task."""
-    groups = parallel.batch_groups()
-    whole = packing.merge(tasks, groups)
-    hidden, _ = self.decoder.apply(
-      {"params": params["decoder"]},
-      parallel.constrain(whole.x, "BTD"),
-      packing.positions(whole.valid),
-      block_causal_mask(whole.block, whole.valid),
-      dropout_key=key,
-    )
-    sizes = [t.x.shape[0] for t in tasks]
-    return packing.split(hidden, sizes, groups)
 
   def _visual_loss(
     self,

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from unifluid_jax.core.types import BOS, PAD
+from unifluid_jax.core import parallel
+from unifluid_jax.core.types import BOS, PAD, Params
+from unifluid_jax.ops.attention import block_causal_mask
 
 
 class Packed(NamedTuple):
@@ -111,6 +113,29 @@ def split(x: Any, sizes: Sequence[int], groups: int) -> list[Any]:
     out.append(part.reshape(size, *x.shape[1:]))
     start += size // groups
   return out
+
+
+def hidden_states(
+  decoder: Any, params: Params, tasks: Sequence[Packed], key: Any = None
+) -> list[Float[Array, "b T D"]]:
+  """One decoder pass over all tasks; hidden states per task.
+
+  Args:
+    decoder: the network.
+    params: all parameters.
+    tasks: one Packed per task.
+    key: of the decoder's dropout.
+  """
+  groups = parallel.batch_groups()
+  whole = merge(tasks, groups)
+  hidden, _ = decoder.apply(
+    {"params": params["decoder"]},
+    parallel.constrain(whole.x, "BTD"),
+    positions(whole.valid),
+    block_causal_mask(whole.block, whole.valid),
+    dropout_key=key,
+  )
+  return split(hidden, [t.x.shape[0] for t in tasks], groups)
 
 
 def read_out(
