@@ -15,7 +15,7 @@ from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import checkpoint, files
 from unifluid_jax.core.config import MAX_PIXELS, Config
 from unifluid_jax.core.types import Generator, SystemSpec
-from unifluid_jax.data import fields, text, transforms
+from unifluid_jax.data import fields, tasks, text, transforms
 from unifluid_jax.data.fields import Example, Picture
 from unifluid_jax.data.images import decode_image, read_file
 from unifluid_jax.data.records import BadRecord, Record
@@ -226,7 +226,7 @@ class Model:
     arguments.check_sampling(changes, spec.sampling, spec.ranges)
     sampling = dataclasses.replace(self.config.sampling, **changes)
     if changes:
-      spec.check_sampling(self.config, sampling, "t2i")
+      spec.check_sampling(self.config, sampling, tasks.T2I)
     return sampling
 
   # -------------------------------------------------------------- in batches
@@ -240,7 +240,7 @@ class Model:
   ) -> np.ndarray:
     """uint8 [n, H, W, 3] for n prompts; `sources` are images to edit."""
     sampling = sampling or self.config.sampling
-    task = "t2i" if sources is None else "edit"
+    task = tasks.T2I if sources is None else tasks.EDIT
     if sources is not None:
       self._need(task)
       check = systems.spec(self.config.system).check_sampling
@@ -274,9 +274,9 @@ class Model:
     sampling = sampling or self.config.sampling
     asked = zip(images, questions, strict=True)
     rows = self._rows(
-      "i2t", [({"prefix": q}, {"seen": _picture(x)}) for x, q in asked]
+      tasks.I2T, [({"prefix": q}, {"seen": _picture(x)}) for x, q in asked]
     )
-    call = self._answering("i2t", tuple(rows), sampling)
+    call = self._answering(tasks.I2T, tuple(rows), sampling)
     ids = call(np.arange(len(questions), dtype=np.uint32), *rows.values())
     return [self.tokenizer.decode(row.tolist()) for row in ids]
 
@@ -288,7 +288,7 @@ class Model:
     """
     seen = Picture((record.image, *record.more), record.marks)
     limit = self.config.data.max_pixels
-    inputs = self._system.inputs["i2t"].values()
+    inputs = self._system.inputs[tasks.I2T].values()
     field = next(f for f in inputs if getattr(f, "role", None) == "seen")
     return field.view(Example({}, {"seen": seen}, None, limit))
 

@@ -133,16 +133,18 @@ def text(record: Record, rng: np.random.Generator, options: Options) -> Example:
 
 Task = Callable[[Record, np.random.Generator, Options], Example]
 
+T2I, I2T, EDIT, TEXT, IMAGE = "t2i", "i2t", "edit", "text", "image"
+
 # In the order of their streams.
 TASKS: Mapping[str, Task] = {
-  "t2i": text_to_image,
-  "i2t": image_to_text,
-  "edit": edit,
-  "text": text,
-  "image": image,
+  T2I: text_to_image,
+  I2T: image_to_text,
+  EDIT: edit,
+  TEXT: text,
+  IMAGE: image,
 }
 # Needs only the image of a record: every source serves it.
-EVERY_SOURCE = ("image",)
+EVERY_SOURCE = (IMAGE,)
 
 
 def _drawn(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from unifluid_jax.core.config import SourceConfig
-from unifluid_jax.data import json_files
+from unifluid_jax.data import json_files, tasks
 from unifluid_jax.data.images import encode_image
 from unifluid_jax.data.records import Record
 
@@ -81,9 +81,9 @@ class BigVisionReader:
 
   def mask(self, task: str) -> np.ndarray | None:
     """Captions serve every task but edits, questions not generation."""
-    if task == "edit":
+    if task == tasks.EDIT:
       return np.zeros(len(self), bool)
-    if task == "t2i":
+    if task == tasks.T2I:
       return np.asarray([bool(r.captions) for r in self._records], bool)
     return None
 

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from unifluid_jax.core import files
-from unifluid_jax.data import images, json_files
+from unifluid_jax.data import images, json_files, tasks
 from unifluid_jax.data.records import BadRecord, Record
 
 _LONGEST = 1 << 20  # bytes of a line
@@ -82,11 +82,11 @@ class JsonlReader:
 
   def mask(self, task: str) -> np.ndarray | None:
     """Captions are drawn; questions and captions are asked."""
-    if task == "t2i":
+    if task == tasks.T2I:
       return self._images & self._captions
-    if task == "edit":
+    if task == tasks.EDIT:
       return np.zeros(len(self), bool)
-    return None if task == "text" else self._images
+    return None if task == tasks.TEXT else self._images
 
   def __getitem__(self, i: int) -> Record:
     offset, number = map(int, self._lines[i])
@@ -193,9 +193,9 @@ class CocoReader:
 
   def mask(self, task: str) -> np.ndarray | None:
     """All but edits, where an image has captions."""
-    if task == "image":
+    if task == tasks.IMAGE:
       return None
-    use = task != "edit"
+    use = task != tasks.EDIT
     return np.asarray([use and bool(t) for *_, t in self._records], bool)
 
   def __getitem__(self, i: int) -> Record:

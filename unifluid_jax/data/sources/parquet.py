@@ -20,7 +20,7 @@ from jaxtyping import Float64
 
 from unifluid_jax.core import files
 from unifluid_jax.core.config import SourceConfig
-from unifluid_jax.data import json_files
+from unifluid_jax.data import json_files, tasks
 from unifluid_jax.data.records import BadRecord, Record
 
 # KeyError: of a column that comes twice. ValueError: texts that are not UTF-8.
@@ -96,7 +96,9 @@ class EditRows:
 
   def mask(self, task: str) -> np.ndarray | None:
     """Edits, and images for the autoencoder."""
-    return None if task in ("edit", "image") else np.zeros(len(self), bool)
+    return (
+      None if task in (tasks.EDIT, tasks.IMAGE) else np.zeros(len(self), bool)
+    )
 
   def __getitem__(self, i: int) -> Record:
     where, k = divmod(i, len(self._directions))
@@ -138,7 +140,7 @@ class CaptionRows:
 
   def mask(self, task: str) -> np.ndarray | None:
     """All but edits."""
-    return np.zeros(len(self), bool) if task == "edit" else None
+    return np.zeros(len(self), bool) if task == tasks.EDIT else None
 
   def __getitem__(self, i: int) -> Record:
     row = self._rows[int(self._kept[i])]

@@ -26,6 +26,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from unifluid_jax.core import files
 from unifluid_jax.core.config import SourceConfig
+from unifluid_jax.data import tasks
 from unifluid_jax.data.records import BadRecord, Record
 from unifluid_jax.data.sources import json_readers
 
@@ -213,7 +214,7 @@ class _TfdsReader:
     return len(self._data)
 
   def mask(self, task: str) -> np.ndarray | None:
-    useless = task == "edit" and not self._edits
+    useless = task == tasks.EDIT and not self._edits
     return np.zeros(len(self), bool) if useless else None
 
   def __getitem__(self, i: int) -> Record:

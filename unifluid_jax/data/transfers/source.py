@@ -12,6 +12,7 @@ from absl import logging
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data.records import Marks, Record
 from unifluid_jax.data.sources.source import Source
+from unifluid_jax.data.tasks import I2T
 from unifluid_jax.data.transfers import tasks
 from unifluid_jax.data.transfers.files import Example
 
@@ -86,7 +87,7 @@ class _Reader:
     return len(self._examples)
 
   def mask(self, task: str) -> np.ndarray:
-    return self._answered & (task == "i2t")
+    return self._answered & (task == I2T)
 
   def __getitem__(self, i: int) -> Record:
     example, answers = self._examples[i], ("",)
