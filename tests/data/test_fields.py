@@ -2,6 +2,9 @@
 
 import functools
 import io
+import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -249,3 +252,15 @@ def test_prompts_are_what_is_no_target():
     "edit": {"seen", "prompt", "source"},
     "text": {"prefix"},
   }
+
+
+def test_workers_unpickle_fields_without_an_accelerator_library():
+  code = (
+    "import pickle, sys; pickle.load(sys.stdin.buffer); "
+    "sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    input=pickle.dumps(inputs(edit_latents=True)), check=False,
+  )  # fmt: skip
+  assert done.returncode == 0
