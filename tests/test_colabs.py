@@ -15,10 +15,7 @@ from PIL import Image
 REPO = Path(__file__).parent.parent
 COLABS = REPO / "colabs"
 NAMES = sorted(path.name for path in COLABS.glob("*.ipynb"))
-SMALL = (
-  "--config.steps=2 --config.checkpoint.every=2 --config.log.every=1 "
-  "--config.sampling.steps=2 "
-)
+SMALL = "--config.steps=2 --config.checkpoint.every=2 --config.log.every=1 "
 # Of configs/folder.py, whose configuration is not a toy.
 TINY = (
   "--config.model.decoder.width=32 --config.model.decoder.depth=1 "
@@ -26,6 +23,7 @@ TINY = (
   "--config.model.head.width=32 --config.model.head.depth=1 "
   "--config.model.vae.base=32 --config.batch.t2i=2 --config.batch.i2t=2 "
 )
+DRAW = "--config.sampling.steps=2 "
 
 
 def read(name):
@@ -101,7 +99,8 @@ def test_demo(tmp_path):
   outputs = run(
     read("demo.ipynb"), COLABS, tmp_path, CONFIG="configs/debug.py",
     VAE_CONFIG="configs/debug.py:vae", WORKDIR=str(run_dir),
-    OVERRIDES=overrides + SMALL,
+    OVERRIDES=overrides + SMALL + DRAW,
+    VAE_OVERRIDES=f"--config.data.root={tmp_path}/data " + SMALL,
   )  # fmt: skip
   text = said(outputs)
   assert str(REPO) in text and "train 2/2 (100 %)" in text
@@ -128,7 +127,8 @@ def test_your_images(tmp_path):
     read("your_images.ipynb"), REPO, tmp_path, FOLDER=str(folder),
     WORKDIR=str(run_dir),
     OVERRIDES=f"--config.text.tokenizer={tmp_path}/tokenizer.model "
-    f"--config.model.vae_path={run_dir}/vae " + SMALL + TINY,
+    f"--config.model.vae_path={run_dir}/vae " + SMALL + DRAW + TINY,
+    VAE_OVERRIDES=SMALL + "--config.model.vae.base=32 --config.batch.image=2",
   )  # fmt: skip
   assert said(outputs).count("train 2/2 (100 %)") == 2
   assert pictures(outputs) == 5

@@ -89,13 +89,15 @@ class Brightness:
     self.traced = 0
 
   inputs: dict = {}
+  parts: dict = {}
+  held = ()
   codec = None
   frozen = {"light": Part(dict, lambda: {"offset": np.float32(0.5)})}
 
   def init(self, key):
     raise NotImplementedError
 
-  counts = loss = cost = generate = answer = init
+  counts = loss = revise = cost = generate = answer = init
 
   def reconstruct(self, params, frozen, images):
     del params
