@@ -12,6 +12,8 @@ from tests.parity.test_gemma_parity import (  # noqa: E402
   B,
   T,
   agree,
+  both_gradients,
+  both_padded,
   close,
   same_words,
 )
@@ -160,40 +162,14 @@ def test_padding_and_position_gaps(pair):
   valid[1, :4] = False
   steps = np.random.default_rng(0).integers(1, 9, (B, T))
   positions = np.maximum(np.cumsum(valid * steps, 1) - 1, 0)
-  want = references.run(
-    model,
-    tokens,
-    torch.tensor(valid.astype(int)),
-    position_ids=torch.tensor(positions),
-  )
-  mask = np.tril(np.ones((T, T), bool)) & valid[:, None, :]
-  got = helpers.run_gemma(config, params, tokens, positions, mask)
-  agree(got, want, valid)
+  agree(*both_padded(model, config, params, tokens, valid, positions), valid)
 
 
 def test_gradients(pair):
-  """d(sum of logits * noise) for every parameter, by the same table."""
+  """For every parameter, by the same table."""
   model, config, params, name = pair
-  tokens = references.tokens(B, T)
-  noise = np.random.default_rng(2).normal(size=(B, T, config.vocab))
-  noise = noise.astype(np.float32)
-  model.zero_grad()
-  _, logits = references.run(model, tokens)
-  (logits * torch.tensor(noise)).sum().backward()
-  want = converted(
-    name,
-    {
-      k: x.grad.numpy()
-      for k, x in model.named_parameters()
-      if x.grad is not None
-    },
-  )
-
-  def loss(params):
-    _, logits = helpers.run_gemma(config, params, tokens)
-    return (logits * noise).sum()
-
-  jax.tree.map(close, jax.grad(loss)(params), want)
+  got, theirs = both_gradients(model, config, params)
+  jax.tree.map(close, got, converted(name, theirs))
 
 
 def test_greedy_generation_with_cache(pair):

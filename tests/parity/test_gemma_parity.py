@@ -93,6 +93,11 @@ def test_padding(pair, side):
   valid = np.ones((B, T), bool)
   valid[1, slice(0, 4) if side == "left" else slice(6, T)] = False
   positions = np.maximum(np.cumsum(valid, 1) - 1, 0)
+  agree(*both_padded(model, config, params, tokens, valid, positions), valid)
+
+
+def both_padded(model, config, params, tokens, valid, positions):
+  """Ours and theirs on causal texts with pads."""
   want = references.run(
     model,
     tokens,
@@ -100,8 +105,7 @@ def test_padding(pair, side):
     position_ids=torch.tensor(positions),
   )
   mask = np.tril(np.ones((T, T), bool)) & valid[:, None, :]
-  got = helpers.run_gemma(config, params, tokens, positions, mask)
-  agree(got, want, valid)
+  return helpers.run_gemma(config, params, tokens, positions, mask), want
 
 
 def test_position_gaps(pair):
@@ -132,23 +136,29 @@ def test_one_key_head_and_one_for_each(tmp_path, generation, kv_heads):
 
 
 def test_gradients(pair):
-  """d(sum of logits * noise) for every parameter, by the same table."""
+  """For every parameter, by the same table."""
   _, model, config, params = pair
+  got, theirs = both_gradients(model, config, params)
+  want = nested(_converted(theirs, config))["decoder"]
+  jax.tree.map(close, got, want)
+
+
+def both_gradients(model, config, params):
+  """d(sum of logits * noise): ours, and theirs by name where they have one."""
   tokens = references.tokens(B, T)
   noise = np.random.default_rng(2).normal(size=(B, T, config.vocab))
   noise = noise.astype(np.float32)
   model.zero_grad()
   _, logits = references.run(model, tokens)
   (logits * torch.tensor(noise)).sum().backward()
-  theirs = {name: x.grad.numpy() for name, x in model.named_parameters()}
-  want = nested(_converted(theirs, config))["decoder"]
 
   def loss(params):
     _, logits = helpers.run_gemma(config, params, tokens)
     return (logits * noise).sum()
 
-  got = jax.grad(loss)(params)
-  jax.tree.map(close, got, want)
+  named = model.named_parameters()
+  theirs = {k: x.grad.numpy() for k, x in named if x.grad is not None}
+  return jax.grad(loss)(params), theirs
 
 
 def close(got, want):

@@ -47,7 +47,7 @@ def build(
   unknown = sorted(set(node) - set(fields))
   if unknown:
     near = difflib.get_close_matches(unknown[0], fields, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ConfigError(
       f"unknown key {path}.{unknown[0]}{hint} Known: {', '.join(fields)}"
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from unifluid_jax.core import checkpoint, parallel
 from unifluid_jax.core.config import ConfigError
 from unifluid_jax.core.parallel import path_str
-from unifluid_jax.core.parameter_rows import Parts
+from unifluid_jax.core.parameter_rows import Parts, longest_prefix
 from unifluid_jax.core.types import Params
 from unifluid_jax.weights.rows import nested
 
@@ -81,12 +81,13 @@ def plan(init: Init, shapes: Params) -> dict[str, str]:
   """
   leaves, given, new = _flat(shapes), paths(init), _new(init)
   for prefix in [*(p for p in given if p != _ALL), *new]:
-    if not any(_below(leaf, prefix) for leaf in leaves):
+    if all(longest_prefix([prefix], leaf) is None for leaf in leaves):
       parts = ", ".join(sorted({leaf.split("/")[0] for leaf in leaves}))
       raise ConfigError(f"config.init names {prefix!r}, the model has {parts}")
-  wanted = {}
+  entries, wanted = {**given, **dict.fromkeys(new, NEW)}, {}
+  entries.pop(_ALL, None)
   for leaf in leaves:
-    path = _entry(leaf, given | dict.fromkeys(new, NEW)) or given.get(_ALL)
+    path = entries.get(longest_prefix(entries, leaf), given.get(_ALL))
     if path == NEW:
       continue
     if path is None:
@@ -160,7 +161,7 @@ def _read(
     for name, leaf in saved.items()
     if name.split("/")[0] in parts
     and name not in shapes
-    and not any(_below(name, prefix) for prefix in new)
+    and longest_prefix(new, name) is None
   ]
   if wrong:
     shown = "; ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "")
@@ -203,16 +204,6 @@ def _fit_rows(table: Any, like: Any) -> Any:
   whole = jnp.concatenate([table, new])[:rows]
   place = getattr(like, "sharding", None)
   return whole if place is None else jax.device_put(whole, place)
-
-
-def _entry(leaf: str, init: Init) -> str | None:
-  """What the longest prefix of a leaf's path says, if any does."""
-  below = [prefix for prefix in init if _below(leaf, prefix)]
-  return init[max(below, key=len)] if below else None
-
-
-def _below(name: str, prefix: str) -> bool:
-  return f"{name}/".startswith(f"{prefix}/")
 
 
 def _flat(tree: Any) -> dict[str, Any]:
