@@ -227,6 +227,25 @@ MUTATIONS = tuple(
      "test_evaluation.py::test_averaged_weights_are_read_where_wanted"),
     ("api.py", '"ema" if ema and config.optim.ema else "params"', '"ema"',
      "test_evaluation.py::test_averaged_weights_are_read_where_wanted"),
+    ("evaluation.py", "name: part if name in exact else", "name:",
+     "test_evaluation.py::test_exact_parts_keep_their_precision"),
+    # ------------------------------------------- fields, encoding, the API
+    ("codecs/inputs.py", 'x = system.codec.encode(frozen["codec"], x)', "pass",
+     f"{LOSS}::test_moments_and_pixels_give_the_same_tokens"),
+    ("data/fields.py",
+     'start = self.length - len(ids) if self.align == "right" else 0',
+     "start = 0", "data/test_text.py"),
+    ("data/fields.py", "for name, f in inputs.items() if not f.target}",
+     "for name, f in inputs.items()}",
+     "data/test_fields.py::test_prompts_are_what_is_no_target"),
+    ("data/tasks.py", "cached=record.moments)\n\n\ndef _choose(",
+     "cached=None)\n\n\ndef _choose(",
+     "data/test_pipeline.py::test_cached_moments_replace_pixels"),
+    ("api.py", "jax.random.fold_in(key, row)", "key", "test_api.py"),
+    ("api.py", "key = jax.random.key(sampling.seed)",
+     "key = jax.random.key(0)", "test_api.py"),
+    ("weights/warm_start.py", "entries.get(longest_prefix(entries, leaf), ",
+     "entries.get(leaf.split('/')[0], ", "test_warm_start.py"),
   )
 )  # fmt: skip
 

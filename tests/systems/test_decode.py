@@ -280,6 +280,19 @@ def test_beam_of_one_is_greedy_and_more_beams_score_no_worse(model):
   assert ended.all()
 
 
+def test_a_sampled_answer_depends_on_its_own_key(model):
+  batch = examples(rows=1)["i2t"]
+  prompts = asked({k: jnp.repeat(x, 3, axis=0) for k, x in batch.items()})
+  sampling = dataclasses.replace(SAMPLING, text="sample", text_temperature=9.0)
+  a, b, c = jax.jit(
+    lambda: model.system.answer(
+      model.params, {}, prompts, keys(1, 2, 1), sampling
+    )
+  )()
+  np.testing.assert_array_equal(a, c)
+  assert (a != b).any()
+
+
 @pytest.fixture(scope="module")
 def editor():
   return Tiny(

@@ -1,6 +1,7 @@
 """UniFluid's training side: locality, routing, one pass for all tasks."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -52,28 +53,33 @@ def test_text_loss_equals_a_plain_computation(model):
   _, metrics = loss(model, {"i2t": i2t})
   s, params = model.system, model.params
   nll = []
-  rows = zip(*(i2t[k] for k in ("seen", "prefix", "suffix")), strict=True)
-  for image, prefix, suffix in rows:
-    ids = [int(t) for t in prefix if t != PAD]
-    answer = [int(t) for t in suffix if t != PAD]
-    pixels = embed.pixels(s.vit, s.project, params, jnp.asarray(image)[None])
-    tokens = embed.text(s.decoder, params, jnp.asarray([ids + answer[:-1]]))
-    x = jnp.concatenate([pixels, tokens], axis=1)
-    n, p = pixels.shape[1], len(ids)
-    block = jnp.asarray([[0] * (n + p) + list(range(1, len(answer)))])
+
+  @jax.jit
+  def log_p(image, ids, answer):
+    pixels = embed.pixels(s.vit, s.project, params, image[None])
+    fed = jnp.concatenate([ids, answer[:-1]])[None]
+    x = jnp.concatenate([pixels, embed.text(s.decoder, params, fed)], axis=1)
+    seen = pixels.shape[1] + len(ids)
+    block = jnp.maximum(jnp.arange(x.shape[1])[None] - seen + 1, 0)
     hidden, _ = s.decoder.apply(
       {"params": params["decoder"]}, x, jnp.arange(x.shape[1])[None],
       block_causal_mask(block, jnp.ones_like(block, bool)),
     )  # fmt: skip
     logits = decoder.logits(
       model.config.model.decoder, params["decoder"]["embedder"]["table"],
-      hidden[0, n + p - 1 :],
+      hidden[0, seen - 1 :],
     )  # fmt: skip
-    logp = jax.nn.log_softmax(logits)
-    nll.extend(-logp[i, t] for i, t in enumerate(answer))
+    return jax.nn.log_softmax(logits)
+
+  rows = zip(*(i2t[k] for k in ("seen", "prefix", "suffix")), strict=True)
+  for image, prefix, suffix in rows:
+    ids, answer = (np.asarray(row)[row != PAD] for row in (prefix, suffix))
+    row = log_p(image, ids, answer)
+    nll.extend(-row[i, t] for i, t in enumerate(answer))
   np.testing.assert_allclose(metrics["loss_text"], np.mean(nll), rtol=2e-5)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def image_hidden(model, params, x, cells):
   s = model.system
   text = jnp.asarray([[PAD, PAD, BOS, 5, 6]])
@@ -128,14 +134,21 @@ def test_current_position_belongs_to_the_token_that_is_fed(model, image):
 def test_vb_trains_only_the_variance_output(model):
   batch = {"t2i": examples()["t2i"]}
 
-  def term(params, name):
-    return model.whole_loss(params, model.frozen, batch, KEY, 0)[1][name]
+  @jax.jit
+  def outputs(params):
+    """Gradients of both terms by the output's bias."""
 
-  def output(name):
-    grad = jax.grad(term)(model.params, name)
-    return grad["head"]["final"]["out"]["bias"]
+    def terms(bias):
+      head = params["head"]
+      out = {**head["final"]["out"], "bias": bias}
+      head = {**head, "final": {**head["final"], "out": out}}
+      changed = {**params, "head": head}
+      metrics = model.whole_loss(changed, model.frozen, batch, KEY, 0)[1]
+      return metrics["vb"], metrics["mse"]
 
-  vb, mse = output("vb"), output("mse")
+    return jax.jacrev(terms)(params["head"]["final"]["out"]["bias"])
+
+  vb, mse = outputs(model.params)
   np.testing.assert_array_equal(vb[:16], 0)
   np.testing.assert_array_equal(mse[16:], 0)
   assert (vb[16:] != 0).all() and (mse[:16] != 0).all()
