@@ -513,18 +513,17 @@ def test_a_tokenizer_that_prepare_did_not_train_is_kept(root):
 
 
 def test_the_decoder_has_a_row_for_every_id(root):
-  extra = {"boi": 4096}
-  tree = tree_of(text__special=extra, model__decoder__vocab=4097)
-  corpus.make_tokenizer(
-    systems.resolve(tree), tree["model"]["decoder"]["vocab"]
-  )
-  tree["model"]["decoder"]["vocab"] = 4096
+  config = systems.resolve(tree_of())
+  pieces = text.Tokenizer.load(config.text.tokenizer).vocab_size
+  corpus.make_tokenizer(config, pieces)
   with pytest.raises(
-    ValueError, match=r"ids up to 4096, .* 4096 rows .*decoder.vocab"
+    ValueError, match=rf"{pieces} pieces, .* {pieces - 1} rows .*decoder.vocab"
   ):
-    corpus.make_tokenizer(
-      systems.resolve(tree), tree["model"]["decoder"]["vocab"]
-    )
+    corpus.make_tokenizer(config, pieces - 1)
+  extra = {"boi": 4096}
+  systems.resolve(tree_of(text__special=extra, model__decoder__vocab=4097))
+  with pytest.raises(ValueError, match=r"boi=4096 .*vocab=4096"):
+    systems.resolve(tree_of(text__special=extra, model__decoder__vocab=4096))
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "."])

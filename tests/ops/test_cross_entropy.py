@@ -36,14 +36,32 @@ def reference(smoothing):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 @pytest.mark.parametrize("chunk", [2, 8])
 def test_equals_the_whole_softmax(chunk, smoothing):
-  loss, hits = chunked(HIDDEN, chunk, smoothing)
+  losses = chunked(HIDDEN, chunk, smoothing)
   want, right = reference(smoothing)
-  np.testing.assert_allclose(loss, want, rtol=1e-5)
-  np.testing.assert_array_equal(hits, right)
+  np.testing.assert_allclose(losses.nll, want, rtol=1e-5)
+  np.testing.assert_array_equal(losses.hits, right)
+  logits = HIDDEN.astype(np.float64) @ TABLE.T
+  log_z = np.log(np.exp(logits).sum(-1))
+  np.testing.assert_allclose(losses.log_z, log_z, rtol=1e-5)
+  np.testing.assert_allclose(losses.max_logit, logits.max(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [2, 8])
+def test_gradients_of_the_regularisers(chunk):
+  """Of logsumexp the softmax's, of the maximum its row's alone."""
+  grads = [
+    jax.grad(lambda h, k=k: getattr(chunked(h, chunk), k).sum())(HIDDEN)
+    for k in ("log_z", "max_logit")
+  ]
+  logits = HIDDEN @ TABLE.T
+  np.testing.assert_allclose(
+    grads[0], np.asarray(jax.nn.softmax(logits)) @ TABLE, rtol=1e-4, atol=1e-6
+  )
+  np.testing.assert_allclose(grads[1], TABLE[logits.argmax(-1)], rtol=1e-6)
 
 
 def test_uniform_logits_cost_log_v_whatever_the_smoothing():
-  loss, _ = chunked(np.zeros_like(HIDDEN), 8, 0.3)
+  loss, *_ = chunked(np.zeros_like(HIDDEN), 8, 0.3)
   np.testing.assert_allclose(loss, np.log(V), rtol=1e-6)
 
 

@@ -163,6 +163,27 @@ def test_decode_stops_and_pads():
   assert sorted(calls) == sorted([[5, 8], [6, EOS]])
 
 
+def test_decode_stops_at_another_vocabularys_eos():
+  script = jnp.asarray([[5, EOS, 2, 7], [2, 3, 3, 3]])
+  step, first, _ = scripted(script)
+  got = jax.jit(
+    lambda k: sampling.decode_text(
+      step, 0, first, 4, lambda _, x: sampling.greedy(x), k, eos=2
+    )
+  )(keys(2))
+  assert got.tolist() == [[5, EOS, 2, PAD], [2, PAD, PAD, PAD]]
+
+
+def test_beams_end_at_another_vocabularys_eos():
+  script = jnp.asarray([[5, EOS, 2, 7]])
+  table = 20 * jax.nn.one_hot(script, 9)
+  got = sampling.beam_search(
+    lambda cache, token, i: (jnp.repeat(table[:, i + 1], 2, 0), cache),
+    0, table[:, 0], 2, 4, lambda cache, rows: cache, eos=2,
+  )  # fmt: skip
+  assert got.tolist() == [[5, EOS, 2, PAD]]
+
+
 def test_decode_stops_at_the_limit():
   step, first, calls = scripted(jnp.full((1, 4), 5))
   got = decode_greedily(step, first, 3)

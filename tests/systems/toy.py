@@ -219,7 +219,7 @@ class Toy:
     total, metrics = jnp.float32(0), {}
     if images:
       (h,), (ids,) = packing.read_out(hidden, tasks, images)
-      nll, hits = chunked_cross_entropy(
+      nll, hits, *_ = chunked_cross_entropy(
         lambda x: decoder.logits(c.model.decoder, table, x),
         h, ids, c.loss.vocab_chunk,
       )  # fmt: skip
@@ -343,7 +343,7 @@ def _inputs(config: Config, codec: ColourCodec) -> dict[str, dict[str, Field]]:
 
 def _check(config: Config, mesh: Any = None) -> None:
   m = config.model
-  networks.check_special(config.text.special)
+  networks.check_special(config.text.special, m.decoder.vocab)
   networks.check_decoder(m.decoder)
   need(
     m.image_size % m.cell == 0,

@@ -6,11 +6,20 @@ all positions are few enough for one time.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+
+class TokenLosses(NamedTuple):
+  """What the logits of every position say, float32 [B, A]."""
+
+  nll: Any  # nats
+  hits: Any  # 1.0 where the largest logit is the target
+  log_z: Any  # logsumexp of the logits
+  max_logit: Any
 
 
 def chunked_cross_entropy(
@@ -19,8 +28,8 @@ def chunked_cross_entropy(
   targets: Int[Array, "B A"],
   chunk: int,
   smoothing: float = 0.0,
-) -> tuple[Float[Array, "B A"], Float[Array, "B A"]]:
-  """Negative log-likelihood and top-1 hits of every position.
+) -> TokenLosses:
+  """Negative log-likelihood of every position, and what regularisers need.
 
   With label smoothing e the target distribution is 1 - e on the id and
   e / (V - 1) on every other (big_vision's weighted_softmax_xent); the loss is
@@ -34,8 +43,7 @@ def chunked_cross_entropy(
       whole, so its sharding does too.
     smoothing: e, in [0, 1).
 
-  Returns:
-    The loss in nats, and 1.0 where the largest logit is the target.
+  Terms that are not used cost nothing: XLA drops them.
   """
   b, a, d = hidden.shape
   chunk = min(chunk, a)
@@ -46,23 +54,23 @@ def chunked_cross_entropy(
 
   def one(
     h: Float[Array, "B chunk D"], t: Int[Array, "B chunk"]
-  ) -> tuple[Float[Array, "B chunk"], Float[Array, "B chunk"]]:
+  ) -> TokenLosses:
     logits = logits_of(h)
     # A sum and no lookup: the vocabulary may be split over devices.
     ids = jnp.arange(logits.shape[-1])
     picked = jnp.where(ids == t[..., None], logits, 0).sum(axis=-1)
-    nll = jax.nn.logsumexp(logits, axis=-1) - picked
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    nll = log_z - picked
     if smoothing:  # else the other logits need not be summed
       others = (logits.sum(axis=-1) - picked) / (logits.shape[-1] - 1)
       nll = nll + smoothing * (picked - others)
     hits = (jnp.argmax(logits, axis=-1) == t).astype(jnp.float32)
-    return nll, hits
+    return TokenLosses(nll, hits, log_z, logits.max(axis=-1))
 
   if count == 1:
-    nll, hits = one(hidden, targets)
-    return nll[:, :a], hits[:, :a]
+    return jax.tree.map(lambda x: x[:, :a], one(hidden, targets))
   step = jax.checkpoint(one)
-  _, (nll, hits) = jax.lax.scan(
+  _, losses = jax.lax.scan(
     lambda carry, xs: (carry, step(*xs)),
     None,
     (
@@ -70,6 +78,6 @@ def chunked_cross_entropy(
       targets.reshape(b, count, chunk).swapaxes(0, 1),
     ),
   )
-  nll = nll.swapaxes(0, 1).reshape(b, a + pad)
-  hits = hits.swapaxes(0, 1).reshape(b, a + pad)
-  return nll[:, :a], hits[:, :a]
+  return jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(b, a + pad)[:, :a], losses
+  )

@@ -158,7 +158,7 @@ def check(config: Any, mesh: Any = None) -> None:
     parallel.check_attention(m.attention, mesh)
     return
   check_shape(m.vae, m.image_size, m.patch)
-  networks.check_special(config.text.special)
+  networks.check_special(config.text.special, m.decoder.vocab)
   networks.check_decoder(m.decoder)
   networks.check_vit(m.vit)
   need(

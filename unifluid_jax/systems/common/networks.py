@@ -11,8 +11,34 @@ from unifluid_jax.core.freeze import need
 from unifluid_jax.core.types import BOS, EOS, UNK
 
 
-def check_special(special: Mapping[str, Any]) -> None:
-  """Of systems that read the ids of core/types.py."""
+def special_ids(special: Mapping[str, Any], vocab: int) -> dict[str, int]:
+  """Ids of special tokens by name: those of core/types.py unless named.
+
+  Args:
+    special: config.text.special.
+    vocab: rows of the decoder's table.
+
+  Returns:
+    All that are given as ids. What is given as a piece of the tokenizer is
+    left out: a system has no tokenizer.
+
+  Raises:
+    ConfigError: an id without a row.
+  """
+  ids = {"bos": BOS, "eos": EOS, "unk": UNK} | dict(special)
+  ids = {name: i for name, i in ids.items() if not isinstance(i, str)}
+  for name, i in ids.items():
+    need(
+      type(i) is int and 0 <= i < vocab,
+      f"text.special.{name}={i!r} must be an id below "
+      f"model.decoder.vocab={vocab}",
+    )
+  return ids
+
+
+def check_special(special: Mapping[str, Any], vocab: int) -> None:
+  """Of systems that read the ids of core/types.py alone."""
+  special_ids(special, vocab)
   for role, own in {"bos": BOS, "eos": EOS, "unk": UNK}.items():
     need(
       special.get(role, own) == own,

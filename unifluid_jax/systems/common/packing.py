@@ -30,8 +30,14 @@ def prefix(x: Any, valid: Any) -> Packed:
 
 
 def causal(x: Any, valid: Any) -> Packed:
-  """Causal tokens: blocks 1, 2, ..."""
+  """Causal tokens after a prefix: blocks 1, 2, ..."""
   steps = jnp.arange(1, x.shape[1] + 1, dtype=jnp.int32)
+  return Packed(x, jnp.broadcast_to(steps, valid.shape), valid)
+
+
+def causal_sequence(x: Any, valid: Any) -> Packed:
+  """A whole sequence of causal tokens, without a prefix: blocks 0, 1, 2, ..."""
+  steps = jnp.arange(x.shape[1], dtype=jnp.int32)
   return Packed(x, jnp.broadcast_to(steps, valid.shape), valid)
 
 
@@ -52,9 +58,12 @@ def text_valid(tokens: Int[Array, "B T"]) -> Bool[Array, "B T"]:
   return tokens != PAD
 
 
-def null_prompt(text: Int[Array, "B P"]) -> Int[Array, "B P"]:
-  """The empty prompt, BOS alone: the null condition of guidance."""
-  return jnp.full_like(text, PAD).at[:, -1].set(BOS)
+def null_prompt(
+  text: Int[Array, "B P"], tokens: Sequence[int] = (BOS,)
+) -> Int[Array, "B P"]:
+  """The null condition of guidance: BOS alone, or these tokens."""
+  empty = jnp.full_like(text, PAD)
+  return empty.at[:, -len(tokens) :].set(jnp.asarray(tokens, text.dtype))
 
 
 def hide_source(prompts: Packed, text: int, hidden: Bool[Array, "B"]) -> Packed:

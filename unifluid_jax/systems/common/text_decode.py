@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from unifluid_jax.core import parallel
-from unifluid_jax.core.types import Params
+from unifluid_jax.core.types import EOS, Params
 from unifluid_jax.models.decoder import (
   Cache,
   init_cache,
@@ -54,6 +54,7 @@ def answer(
   length: int,
   config: Any,
   keys: Key[Array, "B"],
+  eos: int = EOS,
 ) -> Int[Array, "B A"]:
   """Token ids after each prompt, padded after EOS.
 
@@ -67,6 +68,7 @@ def answer(
     length: A.
     config: text, text_temperature, top_k, top_p and beams.
     keys: one per row, for sampling.
+    eos: its id.
   """
   cache, hidden = prefill(decoder, params, packed, length)
   start = packed.x.shape[1]
@@ -95,7 +97,7 @@ def answer(
   first = logits_of(hidden[:, -1])
   if config.text == "beam":
     return sampling.beam_search(
-      step, state, first, config.beams, length, _gather_rows
+      step, state, first, config.beams, length, _gather_rows, eos
     )
 
   def pick(keys, scores):
@@ -105,7 +107,7 @@ def answer(
       keys, scores, config.text_temperature, config.top_k, config.top_p
     )
 
-  return sampling.decode_text(step, state, first, length, pick, keys)
+  return sampling.decode_text(step, state, first, length, pick, keys, eos)
 
 
 def _gather_rows(state: Any, rows: Int[Array, "R"]) -> Any:

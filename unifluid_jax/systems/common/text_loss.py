@@ -53,7 +53,7 @@ def text_loss(
   def logits_of(x):
     return parallel.constrain(logits(decoder, table, x), "GTV")
 
-  nll, hits = chunked_cross_entropy(
+  nll, hits, *_ = chunked_cross_entropy(
     logits_of, h, suffix, config.vocab_chunk, config.label_smoothing
   )
   mask = (suffix != PAD).astype(jnp.float32)

@@ -1,0 +1,70 @@
+"""Image tokens of one vocabulary, drawn one by one with a KV cache."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from unifluid_jax.core.types import PAD, Params
+from unifluid_jax.systems.common import embed, packing, text_decode
+
+# keys [B], the states [B, D] of each condition → ids i32[B]
+Pick = Callable[[Key[Array, "B"], Sequence[Float[Array, "B D"]]], Array]
+
+
+def draw(
+  decoder: Any,
+  params: Params,
+  conditions: Sequence[packing.Packed],
+  forced: Int[np.ndarray, "M"],
+  pick: Pick,
+  keys: Key[Array, "B"],
+) -> Int[Array, "B M"]:
+  """Tokens after each prompt; the same token feeds all conditions.
+
+  The last token of every condition predicts the first that is drawn. Each
+  condition counts its own positions, pads not included.
+
+  Args:
+    decoder: the network.
+    params: all parameters.
+    conditions: prompts of one length T, plain causal, right-aligned, B rows
+      each: what is asked for, then the null conditions of guidance.
+    forced: static ids that need no drawing; PAD where one is drawn.
+    pick: draws an id from the states.
+    keys: one per row; token i draws from `fold_in(key, i)`.
+  """
+  n = len(forced)
+  packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
+  # The last token that is drawn is never fed.
+  cache, hidden = text_decode.prefill(decoder, params, packed, n - 1)
+  start = packed.x.shape[1]
+  offset = packed.valid.sum(axis=1, dtype=jnp.int32)
+  valid = jnp.pad(packed.valid, ((0, 0), (0, n - 1)))
+  slots, plan = jnp.arange(start + n - 1), jnp.asarray(forced, jnp.int32)
+
+  def choose(states: Float[Array, "rows D"], i: Any) -> Int[Array, "B"]:
+    folded = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+    drawn = pick(folded, jnp.split(states, len(conditions)))
+    return jnp.where(plan[i] == PAD, drawn, plan[i]).astype(jnp.int32)
+
+  def step(carry, i):
+    cache, token = carry
+    fed = jnp.concatenate([token] * len(conditions))[:, None]
+    hidden, cache = decoder.apply(
+      {"params": params["decoder"]},
+      embed.text(decoder, params, fed),
+      (offset + i - 1)[:, None],
+      (valid | ((slots >= start) & (slots < start + i)))[:, None],
+      cache,
+      start + i - 1,
+    )
+    token = choose(hidden[:, 0], i)
+    return (cache, token), token
+
+  first = choose(hidden[:, -1], 0)
+  _, rest = jax.lax.scan(step, (cache, first), jnp.arange(1, n))
+  return jnp.concatenate([first[:, None], rest.T], axis=1)

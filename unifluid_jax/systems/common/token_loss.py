@@ -1,0 +1,40 @@
+"""Cross entropy over one vocabulary of texts and image codes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from unifluid_jax.core import parallel
+from unifluid_jax.core.types import PAD
+from unifluid_jax.models.decoder import logits
+from unifluid_jax.ops.cross_entropy import TokenLosses, chunked_cross_entropy
+
+
+def token_losses(
+  decoder: Any,
+  table: Float[Array, "V D"],
+  hidden: Float[Array, "B n D"],
+  targets: Int[Array, "B n"],
+  chunk: int,
+) -> TokenLosses:
+  """What the logits of every target say; zeros where there is none.
+
+  Args:
+    decoder: its configuration.
+    table: of the output layer.
+    hidden: the states that predict the targets.
+    targets: ids, PAD where nothing is to be predicted.
+    chunk: positions whose logits exist at once, of all rows.
+  """
+  h = parallel.constrain(hidden, "GTD")
+  ids = parallel.constrain(targets, "GT")
+
+  def logits_of(x):
+    return parallel.constrain(logits(decoder, table, x), "GTV")
+
+  losses = chunked_cross_entropy(logits_of, h, ids, chunk)
+  counted = ids != PAD
+  # No product with 0: a state that counts nowhere may be infinite.
+  return jax.tree.map(lambda x: jnp.where(counted, x, 0.0), losses)
