@@ -28,7 +28,7 @@ LAYER = {
 CONFIGS = ROOT.parent / "configs"
 FILES = sorted(ROOT.rglob("*.py"))
 SYSTEMS = ("unifluid", "tokenizer_training")
-CODECS = ("kl_vae",)
+CODECS = ("kl_vae", "vq")
 # What every system shares names none of them, and no codec.
 SHARED = ("train", "data", "evals", "aot", "api", "encode", "evaluation",
           "identity", "core/parallel")  # fmt: skip

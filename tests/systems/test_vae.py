@@ -14,6 +14,7 @@ from unifluid_jax.core import presets
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.models import convolutions, kl_vae, lpips, patch_gan
 from unifluid_jax.systems import tokenizer_training as vae_system
+from unifluid_jax.systems.common import reconstruction
 
 # Few blocks: the tests spend their time compiling.
 TINY = presets.VaeConfig(8, (1, 1), 0, 3, attention=False, groups=4)
@@ -256,7 +257,7 @@ def test_each_player_follows_its_own_term_only(batch):
 
 def test_adaptive_weight_is_bounded():
   kernel = jnp.ones((3, 3, 2, 3))
-  weight = vae_system.adaptive_weight(
+  weight = reconstruction.adaptive_weight(
     lambda k: 100 * k.sum(), lambda k: 0.0 * k.sum(), kernel
   )
   assert float(weight) == 1e4
@@ -266,7 +267,7 @@ def test_hinge_equals_its_formula():
   real = jnp.array([[[2.0, 0.5]]])
   fake = jnp.array([[[-3.0, 1.0]]])
   # 0.5 * (mean(0, 0.5) + mean(0, 2))
-  assert float(vae_system.hinge(real, fake)) == pytest.approx(0.625)
+  assert float(reconstruction.hinge(real, fake)) == pytest.approx(0.625)
 
 
 def test_four_images_are_learned(batch):

@@ -189,6 +189,7 @@ PRESETS = {
   presets.VitConfig: presets.VIT,
   presets.HeadConfig: presets.HEAD,
   presets.VaeConfig: presets.VAE,
+  presets.VqConfig: presets.VQ,
 }
 
 

@@ -2,7 +2,8 @@
 
 Sources: Gemma 1-3, Llama 2 and 3.2, Qwen2.5 and Chameleon (technical reports
 and released configurations), SigLIP So400m/14, CLIP ViT-L/14, the autoencoders
-of Stable Diffusion (f8) and MAR (KL-16), MAR's diffusion head.
+of Stable Diffusion (f8) and MAR (KL-16), the VQ autoencoders of VQGAN,
+Chameleon and LlamaGen, MAR's diffusion head.
 """
 
 import dataclasses
@@ -98,6 +99,15 @@ class VaeConfig(AutoencoderConfig):
   latent_scale: float | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VqConfig(AutoencoderConfig):
+  """A VQ autoencoder: VQGAN, Chameleon's or LlamaGen's."""
+
+  codes: int  # K
+  code_channels: int  # e
+  normalised: bool  # l2-normalised vectors and codebook, as LlamaGen
+
+
 _GEMMA2 = dict(
   attn_softcap=50.0,
   final_softcap=30.0,
@@ -187,3 +197,21 @@ VAE = {
     encoder_attention=True, latent_mean=0.0, latent_scale=0.2325,
   ),
 }  # fmt: skip
+
+
+def _vq(multipliers, attention, codes, code_channels, normalised):
+  """`attention` beside the middle's: after blocks of the lowest level."""
+  return VqConfig(
+    128, multipliers, 2, 256,
+    encoder_attention=attention, decoder_attention=attention,
+    codes=codes, code_channels=code_channels, normalised=normalised,
+  )  # fmt: skip
+
+
+_F16 = (1, 1, 2, 2, 4)
+VQ = {
+  "chameleon": _vq(_F16, False, 8192, 256, normalised=False),
+  "taming_f16": _vq(_F16, True, 16_384, 256, normalised=False),
+  "llamagen_vq16": _vq(_F16, True, 16_384, 8, normalised=True),
+  "llamagen_vq8": _vq((1, 2, 2, 4), True, 16_384, 8, normalised=True),
+}

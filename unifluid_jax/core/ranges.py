@@ -128,6 +128,15 @@ VAE = (
   Row("model.vae.latent_mean", ANY),
   Row("model.vae.latent_scale", POSITIVE),
 )
+VQ = (
+  Row(
+    below(
+      "model.vq",
+      "base multipliers blocks latent groups stem codes code_channels",
+    ),
+    COUNT,
+  ),
+)
 # Of answers, as `systems/common/text_decode` draws them.
 ANSWERS = (
   Row("sampling.text_temperature", POSITIVE),

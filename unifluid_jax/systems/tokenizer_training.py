@@ -5,7 +5,7 @@ Source: Latent Diffusion Models (arXiv 2112.10752), loss of kl-f8
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -15,58 +15,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from unifluid_jax.codecs.kl_vae import check_shape
 from unifluid_jax.core import presets, ranges
 from unifluid_jax.core.config import Config
-from unifluid_jax.core.freeze import need
 from unifluid_jax.core.ranges import AMOUNT, COUNT, Row, below
-from unifluid_jax.core.types import Batch, Metrics, Params, Part, SystemSpec
+from unifluid_jax.core.types import Batch, Metrics, Params, SystemSpec
 from unifluid_jax.data.fields import Pixels
-from unifluid_jax.models import convolutions, kl_vae, lpips, patch_gan
-
-_MAX_ADAPTIVE = 1e4
-_ADAPTIVE_EPS = 1e-4
+from unifluid_jax.models import convolutions, kl_vae, patch_gan
+from unifluid_jax.systems.common import reconstruction
+from unifluid_jax.systems.common.reconstruction import batch_mean
 
 _sg = jax.lax.stop_gradient
-
-
-def psnr(
-  x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]
-) -> Float[Array, "B"]:
-  """Peak signal-to-noise ratio in dB of images in [-1, 1]."""
-  mse = jnp.square(x - y).mean((1, 2, 3))
-  return 10 * jnp.log10(4 / jnp.maximum(mse, 1e-10))
-
-
-def hinge(
-  real: Float[Array, "B i j"], fake: Float[Array, "B i j"]
-) -> Float[Array, ""]:
-  """The discriminator's hinge loss of its logits."""
-  relu = jax.nn.relu
-  return 0.5 * (relu(1 - real).mean() + relu(1 + fake).mean())
-
-
-def adaptive_weight(
-  nll: Callable[[Any], Array],
-  generator: Callable[[Any], Array],
-  kernel: Float[Array, "3 3 d 3"],
-) -> Float[Array, ""]:
-  """Balance of the adversarial term against the reconstruction.
-
-  Args:
-    nll: reconstruction loss of an image, summed over its pixels and channels
-      and averaged over the batch, as a function of the decoder's last kernel.
-    generator: the generator's adversarial loss, likewise.
-    kernel: where both are differentiated.
-
-  Returns:
-    clip(|grad nll| / (|grad generator| + 1e-4), 0, 1e4) (LDM).
-  """
-  nll_norm = jnp.linalg.norm(jax.grad(nll)(kernel))
-  norm = jnp.linalg.norm(jax.grad(generator)(kernel))
-  return jnp.clip(nll_norm / (norm + _ADAPTIVE_EPS), 0, _MAX_ADAPTIVE)
-
-
-def _mean(x: Float[Array, "B *rest"], count: int) -> Float[Array, ""]:
-  """What these rows add to the mean over a batch of `count` rows."""
-  return x.sum() / float(x[0].size * count)  # an int32 would overflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +84,7 @@ class VaeSystem:
     image = Pixels("drawn", model.image_size, "crop", target=True)
     self.inputs = {"image": {"image": image}}
     self.codec = None
-    path = self._weights.perceptual_weights
-    distance = Part(lpips.weight_shapes, lambda: lpips.load_lpips(path))
-    self.frozen = {"lpips": distance} if self._weights.perceptual else {}
+    self.frozen = reconstruction.perceptual_part(self._weights)
 
   def cost(self) -> None:
     """Not counted."""
@@ -193,11 +147,16 @@ class VaeSystem:
     z = kl_vae.sample(moments, key)
     features = self._apply(params["vae"], z, "decode_features")
     output = self._apply(params["vae"], features, "decode_output")
-    nll, metrics = self._reconstruction(frozen, images, output, count)
-    kl = _mean(kl_vae.kl(moments), count) / z[0].size
+    nll, metrics = reconstruction.reconstruction(
+      w, frozen, images, output, count
+    )
+    kl = batch_mean(kl_vae.kl(moments), count) / z[0].size
     total = nll + w.kl * kl
-    square = _mean(jnp.square(z), count)
-    metrics |= dict(kl=kl, latent_mean=_mean(z, count), latent_square=square)
+    metrics |= dict(
+      kl=kl,
+      latent_mean=batch_mean(z, count),
+      latent_square=batch_mean(jnp.square(z), count),
+    )
     if w.adversarial:
       terms = self._adversarial(params, frozen, images, features, output, step)
       total += terms[0]
@@ -212,29 +171,6 @@ class VaeSystem:
   def _apply(self, vae_params: Params, x: Array, method: str) -> Array:
     return self._vae.apply({"params": vae_params}, x, method=method)
 
-  def _reconstruction(
-    self,
-    frozen: Params,
-    images: Float[Array, "B H W 3"],
-    output: Float[Array, "B H W 3"],
-    count: int,
-  ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Weighted pixel and perceptual distance, and its terms.
-
-    Means over a whole batch of `count` images.
-    """
-    w = self._weights
-    l1 = _mean(jnp.abs(images - output), count)
-    l2 = _mean(jnp.square(images - output), count)
-    total = w.l1 * l1 + w.l2 * l2
-    metrics = dict(l1=l1, l2=l2, psnr=_mean(psnr(images, output), count))
-    if w.perceptual:
-      distance = lpips.distance(frozen["lpips"], images, output)
-      perceptual = _mean(distance, count)
-      total += w.perceptual * perceptual
-      metrics["perceptual"] = perceptual
-    return total, metrics
-
   def _adversarial(
     self,
     params: Params,
@@ -247,64 +183,33 @@ class VaeSystem:
     """Generator and discriminator loss; neither trains the other's network.
 
     LDM sums the reconstruction over pixels and channels. This objective is
-    that one divided by their number n, hence the weight's 1 / n; the ratio of
-    norms is taken on LDM's scale, for which its bounds were chosen.
+    that one divided by their number n.
     """
     w, n = self._weights, images[0].size
-    discriminator = params["discriminator"]
     vae, features = _sg((params["vae"], features))
-
-    def logits(discriminator_params: Params, x: Array) -> Array:
-      return self._discriminator.apply({"params": discriminator_params}, x)
 
     def decoded(kernel: Array) -> Array:
       swapped = convolutions.with_last_kernel(vae, kernel)
       return self._apply(swapped, features, "decode_output")
 
-    def generator(x: Array) -> Array:
-      return -logits(_sg(discriminator), x).mean()
+    def nll(x: Array) -> Array:
+      return reconstruction.reconstruction(w, frozen, images, x, len(images))[0]
 
-    weight = _sg(
-      adaptive_weight(
-        lambda k: (
-          n * self._reconstruction(frozen, images, decoded(k), len(images))[0]
-        ),
-        lambda k: generator(decoded(k)),
-        convolutions.last_kernel(vae),
-      )
+    last = reconstruction.LastLayer(convolutions.last_kernel(vae), decoded, nll)
+    return reconstruction.adversarial(
+      w, self._logits, params["discriminator"], images, output, step, last, n
     )
-    fool = generator(output)
-    real = logits(discriminator, images)
-    fake = logits(discriminator, _sg(output))
-    judge = hinge(real, fake)
-    started = jnp.asarray(step >= w.adversarial_start, jnp.float32)
-    total = started * (w.adversarial * weight / n * fool + judge)
-    return total, dict(
-      generator=fool,
-      discriminator=judge,
-      logits_real=real.mean(),
-      logits_fake=fake.mean(),
-      adaptive_weight=weight,
-    )
+
+  def _logits(self, params: Params, x: Array) -> Array:
+    return self._discriminator.apply({"params": params}, x)
 
 
 def _check(config: Config, mesh: Any) -> None:
   """Refuses combinations that cannot work; see `types.SystemSpec`."""
   if mesh is not None:
     return
-  m, loss = config.model, config.loss
-  check_shape(m.vae, m.image_size)
-  need(
-    not loss.perceptual or bool(loss.perceptual_weights),
-    "loss.perceptual > 0 needs loss.perceptual_weights: the path of an npz "
-    "with LPIPS VGG weights; or set loss.perceptual=0",
-  )
-  need(
-    not loss.adversarial or config.accumulate == 1,
-    f"loss.adversarial={loss.adversarial} weighs gradients of a whole batch, "
-    f"accumulate={config.accumulate} cuts it: set accumulate=1 or "
-    "loss.adversarial=0",
-  )
+  check_shape(config.model.vae, config.model.image_size)
+  reconstruction.check(config)
 
 
 def _migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
