@@ -133,29 +133,29 @@ def _model() -> dict:
   return dict(
     decoder=dict(
       preset="gemma2_2b",
-      **_unset(int, "vocab width depth mlp heads kv_heads head_dim window"),
-      **_unset(float, "query_scale attn_softcap final_softcap dropout"),
-      **_unset(float, "rope_base rope_base_global rope_scale_global"),
-      **_unset(float, "norm_epsilon"),
-      **_unset(int, "rope_original_length"),
-      **_unset(tuple, "pattern"),
-      **_unset(str, "activation norm qk_norm_kind"),
-      **_unset(bool, "pre_norms post_norms qk_norm qkv_bias"),
-      **_unset(bool, "scale_embedding tied"),
+      **unset(int, "vocab width depth mlp heads kv_heads head_dim window"),
+      **unset(float, "query_scale attn_softcap final_softcap dropout"),
+      **unset(float, "rope_base rope_base_global rope_scale_global"),
+      **unset(float, "norm_epsilon"),
+      **unset(int, "rope_original_length"),
+      **unset(tuple, "pattern"),
+      **unset(str, "activation norm qk_norm_kind"),
+      **unset(bool, "pre_norms post_norms qk_norm qkv_bias"),
+      **unset(bool, "scale_embedding tied"),
     ),
     vit=dict(
       preset="so400m_14",
-      **_unset(int, "width depth mlp heads patch image_size"),
+      **unset(int, "width depth mlp heads patch image_size"),
     ),
     head=dict(  # open: "a lightweight MLP"
-      preset="mar_b", **_unset(int, "width depth")
+      preset="mar_b", **unset(int, "width depth")
     ),
     vae=dict(
       preset="sd_f8",
-      **_unset(int, "base blocks latent groups stem"),
-      **_unset(tuple, "multipliers"),
-      **_unset(bool, "attention encoder_attention decoder_attention"),
-      **_unset(float, "latent_mean latent_scale"),
+      **unset(int, "base blocks latent groups stem"),
+      **unset(tuple, "multipliers"),
+      **unset(bool, "attention encoder_attention decoder_attention"),
+      **unset(float, "latent_mean latent_scale"),
     ),
     vae_path="",
     image_size=256,
@@ -170,7 +170,7 @@ def _model() -> dict:
   )
 
 
-def _unset(kind: type, names: str) -> dict:
+def unset(kind: type, names: str) -> dict:
   """Keys of one type that have no value yet and can be set by a flag."""
   return {name: placeholder(kind) for name in names.split()}
 

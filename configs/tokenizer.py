@@ -1,0 +1,145 @@
+"""Trains a discrete image tokenizer: images to codes of a VQ autoencoder.
+
+  python -m unifluid_jax.main --config=configs/tokenizer.py:shapes \
+      --workdir=runs/shapes/vq
+
+`:shapes` is the tokenizer of the embedded discrete systems (2 cores, about two
+minutes; docs/results.md), `:folder` one for your own images.
+
+`:vq16` and `:vq8` are LlamaGen's (arXiv 2406.06525; ImageNet, 40 epochs, 256 x
+256 images; its code rather than its flags: Adam without weight decay, constant
+weight of the adversarial loss), `:chameleon` and `:taming` VQGAN's (arXiv
+2012.09841); how Chameleon's own was trained is not published. Not yet run by
+us. As in configs/vae.py the perceptual and adversarial terms are off until
+they are set, since LPIPS needs weights that you have to name:
+
+  --config.loss.perceptual=1 --config.loss.perceptual_weights=lpips.npz
+  --config.loss.adversarial=0.5      (VQGAN: 0.8)
+"""
+
+from configs import folder, shapes
+from configs.base import base, source, unset
+
+_ARGS = ("shapes", "folder", "vq16", "vq8", "chameleon", "taming")
+
+
+def get_config(arg: str = "vq16"):
+  """`arg`: shapes, folder, vq16, vq8, chameleon or taming."""
+  if arg not in _ARGS:
+    raise ValueError(f"unknown config argument {arg!r}: {', '.join(_ARGS)}")
+  if arg in ("shapes", "folder"):
+    c = {"shapes": shapes, "folder": folder}[arg].get_config()
+    vq_tokenizer(c, "")
+    tiny(c)
+  else:
+    c = base()
+    c.data.train = dict(images=source("pairs"))
+    c.checkpoint.every = 5000
+    if arg in ("vq16", "vq8"):
+      vq_tokenizer(c, f"llamagen_{arg}")
+      _llamagen(c)
+    else:
+      vq_tokenizer(c, "taming_f16" if arg == "taming" else arg)
+      _vqgan(c)
+  c.name = f"vq_{arg}"
+  return c
+
+
+def vq_tokenizer(c, preset: str) -> None:
+  """Makes `c` the training of a VQ autoencoder: system "vq"."""
+  c.system = "vq"
+  c.model = dict(
+    vq=vq(preset), image_size=c.model.image_size, dtype=c.model.dtype
+  )
+  c.loss = dict(
+    l1=0.0,
+    l2=1.0,
+    codebook=1.0,
+    commitment=0.25,
+    order="standard",
+    entropy=0.0,
+    average=0.0,
+    data_init=False,
+    revive_every=0,
+    revive_below=0.02,
+    usage_decay=0.99,
+    perceptual=0.0,
+    perceptual_weights="",
+    adversarial=0.0,
+    adversarial_start=20_000,
+    adaptive=False,
+    discriminator_width=64,
+    discriminator_layers=3,
+  )
+  c.batch = dict(image=0)
+  c.sampling = {}
+
+
+def vq(preset: str = "") -> dict:
+  """`model.vq` of any system; without preset its sizes have to be set."""
+  return dict(
+    preset=preset,
+    **unset(int, "base blocks latent groups stem codes code_channels"),
+    **unset(tuple, "multipliers"),
+    **unset(bool, "attention encoder_attention decoder_attention normalised"),
+  )
+
+
+def tiny_vq(vq) -> None:
+  """The small tokenizer: f4, 64 codes of 512 for a 32 x 32 image.
+
+  As `shapes.tiny_vae`, all its layers run at the latent's resolution.
+  """
+  vq.update(
+    base=64,
+    multipliers=(1,),
+    blocks=1,
+    latent=64,
+    attention=False,
+    stem=4,
+    codes=512,
+    code_channels=8,
+    normalised=True,
+  )
+  vq.preset = ""
+
+
+def tiny(c) -> None:
+  """A recipe for small tokenizers on small images."""
+  tiny_vq(c.model.vq)
+  c.batch.image = 32
+  c.steps = 1200
+  # Without the first two most codes die: docs/results.md.
+  c.loss.update(data_init=True, revive_every=20, l1=1.0, l2=2.0)
+  c.loss.usage_decay = 0.95
+  c.optim.update(
+    name="adamw",
+    lr=3e-3,
+    warmup=50,
+    schedule="cosine",
+    b1=0.9,
+    b2=0.99,
+    weight_decay=0.0,
+    ema=0.0,
+  )
+  c.checkpoint = dict(every=600, keep=1, keep_every=0)
+
+
+def _llamagen(c) -> None:
+  """LlamaGen's VQ recipe; it also draws crops of 256 to 320 pixels."""
+  c.batch.image = 128
+  c.steps = 400_000
+  c.data.flip = True
+  c.optim.update(lr=1e-4, warmup=1, b1=0.9, b2=0.95, weight_decay=0.0,
+                 clip=1.0, ema=0.0)  # fmt: skip
+
+
+def _vqgan(c) -> None:
+  """VQGAN's recipe on ImageNet, 4.5e-6 per image of the batch."""
+  c.batch.image = 96
+  c.steps = 500_000
+  c.data.flip = True
+  c.loss.update(l1=1.0, l2=0.0, order="legacy", adaptive=True,
+                adversarial_start=250_001)  # fmt: skip
+  c.optim.update(lr=4.3e-4, warmup=1, b1=0.5, b2=0.9, weight_decay=0.0,
+                 clip=0.0, ema=0.0)  # fmt: skip

@@ -1,0 +1,389 @@
+"""Training of a discrete image tokenizer: VQGAN, LlamaGen and between.
+
+Sources: VQGAN (arXiv 2012.09841; CompVis/taming-transformers), LlamaGen
+(arXiv 2406.06525; FoundationVision/LlamaGen). Codes that hardly occur are
+replaced by the encoder's outputs, which neither of them does.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from unifluid_jax.codecs.vq import check_shape
+from unifluid_jax.core import presets, ranges
+from unifluid_jax.core.config import Config
+from unifluid_jax.core.freeze import need
+from unifluid_jax.core.parameter_rows import Row as ParameterRow
+from unifluid_jax.core.ranges import AMOUNT, COUNT, DECAY, SHARE, Row, below
+from unifluid_jax.core.types import Batch, Metrics, Params, SystemSpec
+from unifluid_jax.data.fields import Pixels
+from unifluid_jax.models import convolutions, patch_gan, vq
+from unifluid_jax.systems.common import reconstruction
+from unifluid_jax.systems.common.reconstruction import batch_mean
+
+_SMOOTHING = 1e-5  # of the counts that divide an averaged codebook
+
+_sg = jax.lax.stop_gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The tokenizer."""
+
+  vq: presets.VqConfig
+  image_size: int
+  dtype: Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """The tokenizer's objective, and how its codebook is kept in use."""
+
+  l1: float
+  l2: float
+  # codebook * (1 * codebook's error + commitment * encoder's error); "legacy",
+  # the default of taming, has the two factors the other way round.
+  codebook: float
+  commitment: float
+  order: Literal["standard", "legacy"]
+  entropy: float
+  average: float  # decay of an averaged codebook; 0: gradients train it
+  data_init: bool  # codes begin as encoder outputs of the first batch
+  revive_every: int  # steps; 0: never
+  revive_below: float  # codes used less than this share of the mean
+  usage_decay: float  # of the average counts that this is measured by
+  perceptual: float
+  perceptual_weights: str  # npz of LPIPS VGG; needed when perceptual > 0
+  adversarial: float
+  adversarial_start: int
+  adaptive: bool  # weight by the ratio of gradient norms, as VQGAN
+  discriminator_width: int
+  discriminator_layers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """Nothing is sampled."""
+
+
+class VqSystem:
+  """The tokenizer's networks and objective; a `types.System`.
+
+  Means over the cells, pixels and channels of the whole batch add up over its
+  micro-batches. Entropy, adversarial terms, and the encoder outputs that
+  replace codes, need a batch in one piece.
+
+  `usage/count` averages how often a step uses each code. An averaged codebook
+  (`loss.average`; VQ-VAE, arXiv 1711.00937, appendix A.1) is held, and
+  `averages` keeps what it is a quotient of.
+
+  Differs: generator and discriminator step together, on one scalar whose
+  terms are kept apart by stopped gradients. Adam's moments of a replaced row
+  stay; they are near 0, since a code without uses has no gradient. Averages
+  start at count 1, not 0, by which taming's constructor divides unused codes.
+  """
+
+  def __init__(self, config: Config):
+    """Builds the modules."""
+    model, self._weights = config.model, config.loss
+    self._config, self._image_size = model.vq, model.image_size
+    dtype = jnp.dtype(model.dtype)
+    self._vq = vq.VqVae(model.vq, dtype)
+    self._discriminator = patch_gan.PatchGan(
+      self._weights.discriminator_width,
+      self._weights.discriminator_layers,
+      dtype,
+    )
+    image = Pixels("drawn", model.image_size, "crop", target=True)
+    self.inputs = {"image": {"image": image}}
+    self.codec = None
+    self.frozen = reconstruction.perceptual_part(self._weights)
+    counts = (ParameterRow("count", (None,)),)
+    sums = (ParameterRow("sum", (None, None)),)
+    self.parts = {
+      "vq": vq.ROWS,
+      "usage": counts,
+      "averages": counts + sums,
+      "discriminator": patch_gan.ROWS,
+    }
+    averaged = ("averages", "vq/codebook") if self._weights.average else ()
+    self.held = ("usage", *averaged)
+
+  def cost(self) -> None:
+    """Not counted."""
+
+  def init(self, key: PRNGKeyArray) -> Params:
+    """Parameters of "vq", "usage" and what the objective needs besides."""
+    vq_key, discriminator_key = jax.random.split(key)
+    images = jnp.zeros((1, self._image_size, self._image_size, 3))
+    params = {
+      "vq": self._vq.init(vq_key, images)["params"],
+      "usage": {"count": jnp.zeros(self._config.codes)},
+    }
+    if self._weights.average:
+      table = vq.vectors(self._table(params), self._config.normalised)
+      count = jnp.ones(self._config.codes)
+      params["averages"] = {"count": count, "sum": table}
+    if self._weights.adversarial:
+      params["discriminator"] = self._discriminator.init(
+        discriminator_key, images
+      )["params"]
+    return params
+
+  def encode(
+    self, params: Params, images: Float[Array, "B H W 3"]
+  ) -> Int[Array, "B h w"]:
+    """Codes of images."""
+    return self._apply(params["vq"], images, "encode")
+
+  def reconstruct(
+    self, params: Params, frozen: Params, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B H W 3"]:
+    """Images decoded from their codes."""
+    del frozen
+    return self._apply(params["vq"], images, "__call__")
+
+  def counts(self, batch: Batch) -> dict[str, int]:
+    """Images of the batch; see `System.counts`."""
+    return {"images": len(batch["image"]["image"])}
+
+  # -------------------------------------------------------------- objective
+
+  def loss(
+    self,
+    params: Params,
+    frozen: Params,
+    batch: Batch,
+    counts: Mapping[str, int],
+    key: PRNGKeyArray,
+    step: int | Int[Array, ""],
+  ) -> tuple[Float[Array, ""], Metrics, Params]:
+    """Reconstruction, quantisation and adversarial loss of a micro-batch.
+
+    Args:
+      params: as `init` returns them.
+      frozen: "lpips" where the perceptual distance takes part.
+      batch: "image" of task "image", f32[B, H, W, 3] in [-1, 1].
+      counts: of the whole batch.
+      key: picks the vectors that may replace codes.
+      step: number of the training step, from 0.
+
+    Returns:
+      The scalar to minimise; metrics: `commitment` is the squared distance
+      per element of vectors and codes, `usage` and `perplexity` are of the
+      average counts before this step; and for `revise` the uses "count"
+      f32[K], the "sum" f32[K, e] of each code's vectors, and "candidates"
+      f32[K, e].
+    """
+    images = batch["image"]["image"]
+    w, count = self._weights, counts["images"]
+    found = self._apply(params["vq"], images, "quantise")
+    z = found.straight_through
+    features = self._apply(params["vq"], z, "decode_features")
+    output = self._apply(params["vq"], features, "decode_output")
+    total, metrics = reconstruction.reconstruction(
+      w, frozen, images, output, count
+    )
+    total += w.codebook * self._quantisation(found, count)
+    share = len(images) / count
+    used = params["usage"]["count"]
+    metrics |= dict(
+      commitment=batch_mean(jnp.square(found.z - found.nearest), count),
+      usage=share * self._is_used(used).mean(),
+      perplexity=share * vq.perplexity(used),
+    )
+    if w.entropy:
+      table = vq.vectors(self._table(params), self._config.normalised)
+      metrics["entropy"] = vq.entropy_loss(found.z, table)
+      total += w.entropy * metrics["entropy"]
+    if w.adversarial:
+      terms = self._adversarial(params, frozen, images, features, output, step)
+      total += terms[0]
+      metrics |= terms[1]
+    return total, metrics, self._seen(found, key)
+
+  def _quantisation(self, found: vq.Quantised, count: int) -> Float[Array, ""]:
+    """Codes drawn to vectors, and vectors to codes, per element.
+
+    An averaged codebook follows its vectors by itself.
+    """
+    w = self._weights
+    codes = batch_mean(jnp.square(found.nearest - _sg(found.z)), count)
+    encoder = batch_mean(jnp.square(_sg(found.nearest) - found.z), count)
+    if w.average:
+      return w.commitment * encoder
+    if w.order == "legacy":
+      return w.commitment * codes + encoder
+    return codes + w.commitment * encoder
+
+  def _adversarial(
+    self,
+    params: Params,
+    frozen: Params,
+    images: Float[Array, "B H W 3"],
+    features: Float[Array, "B H W d"],
+    output: Float[Array, "B H W 3"],
+    step: int | Int[Array, ""],
+  ) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Generator and discriminator loss; see `reconstruction.adversarial`.
+
+    VQGAN and LlamaGen average the reconstruction over pixels, as we do.
+    """
+    w, last = self._weights, None
+    net, features = _sg((params["vq"], features))
+
+    def decoded(kernel: Array) -> Array:
+      swapped = convolutions.with_last_kernel(net, kernel)
+      return self._apply(swapped, features, "decode_output")
+
+    def nll(x: Array) -> Array:
+      return reconstruction.reconstruction(w, frozen, images, x, len(images))[0]
+
+    def logits(discriminator: Params, x: Array) -> Array:
+      return self._discriminator.apply({"params": discriminator}, x)
+
+    if w.adaptive:
+      kernel = convolutions.last_kernel(net)
+      last = reconstruction.LastLayer(kernel, decoded, nll)
+    return reconstruction.adversarial(
+      w, logits, params["discriminator"], images, output, step, last
+    )
+
+  # --------------------------------------------------------------- codebook
+
+  def _seen(self, found: vq.Quantised, key: PRNGKeyArray) -> Params:
+    """What `revise` needs of a batch; nothing of it has a gradient."""
+    w, k = self._weights, self._config.codes
+    codes = found.codes.reshape(-1)
+    z = _sg(found.z).reshape(len(codes), -1)
+    seen = {"count": jnp.zeros(k).at[codes].add(1)}
+    if w.average:
+      seen["sum"] = jnp.zeros((k, z.shape[1])).at[codes].add(z)
+    if w.data_init or w.revive_every:
+      # Each vector once, where there are enough of them.
+      order = jax.random.permutation(key, len(codes))
+      seen["candidates"] = z[order[jnp.arange(k) % len(codes)]]
+    return seen
+
+  def revise(
+    self, params: Params, seen: Params, key: PRNGKeyArray, step: Any
+  ) -> Params:
+    """Counts uses, averages the codebook, replaces codes that hardly occur."""
+    w, used = self._weights, params["usage"]["count"]
+    used = w.usage_decay * used + (1 - w.usage_decay) * seen["count"]
+    params = {**params, "usage": {"count": used}}
+    if w.average:
+      params = self._averaged(params, seen)
+    replaced = jnp.zeros(len(used), bool)
+    if w.revive_every:
+      due = (step + 1) % w.revive_every == 0
+      replaced = due & (used < w.revive_below * used.mean())
+    if w.data_init:
+      replaced |= step == 0
+    if "candidates" not in seen:
+      return params
+    return self._replaced(params, replaced, seen["candidates"])
+
+  def _averaged(self, params: Params, seen: Params) -> dict[str, Any]:
+    """The codebook as the mean of the vectors that were nearest to it."""
+    decay, averages = self._weights.average, params["averages"]
+    count = decay * averages["count"] + (1 - decay) * seen["count"]
+    total = decay * averages["sum"] + (1 - decay) * seen["sum"]
+    n, k = count.sum(), len(count)
+    smooth = (count + _SMOOTHING) / (n + k * _SMOOTHING) * n
+    averages = {"count": count, "sum": total}
+    params = {**params, "averages": averages}
+    return self._with_table(params, total / smooth[:, None])
+
+  def _replaced(
+    self,
+    params: Params,
+    rows: Array,
+    candidates: Float[Array, "K e"],
+  ) -> dict[str, Any]:
+    """Rows of the codebook replaced, as used as the mean code from now on."""
+    table = jnp.where(rows[:, None], candidates, self._table(params))
+    params = self._with_table(params, table)
+    used = params["usage"]["count"]
+    params["usage"] = {"count": jnp.where(rows, used.mean(), used)}
+    if self._weights.average:
+      old = params["averages"]
+      params["averages"] = {
+        "count": jnp.where(rows, 1.0, old["count"]),
+        "sum": jnp.where(rows[:, None], candidates, old["sum"]),
+      }
+    return params
+
+  def _is_used(self, used: Float[Array, "K"]) -> Array:
+    """Codes that occurred within about the last 1 / (1 - decay) steps."""
+    once = 1 - self._weights.usage_decay
+    return used >= once * math.exp(-1)
+
+  def _table(self, params: Params) -> Float[Array, "K e"]:
+    return params["vq"]["codebook"]["table"]
+
+  def _with_table(self, params: Params, table: Array) -> dict[str, Any]:
+    return {**params, "vq": {**params["vq"], "codebook": {"table": table}}}
+
+  def _apply(self, net: Params, x: Array, method: str) -> Any:
+    return self._vq.apply({"params": net}, x, method=method)
+
+
+def _check(config: Config, mesh: Any) -> None:
+  """Refuses combinations that cannot work; see `types.SystemSpec`."""
+  if mesh is not None:
+    return
+  loss, cut = config.loss, config.accumulate > 1
+  check_shape(config.model.vq, config.model.image_size)
+  reconstruction.check(config)
+  for key, off in (("entropy", 0), ("data_init", False), ("revive_every", 0)):
+    value = getattr(loss, key)
+    need(
+      not (cut and value),
+      f"loss.{key}={value} looks at a whole batch, "
+      f"accumulate={config.accumulate} cuts it: set accumulate=1 or "
+      f"loss.{key}={off}",
+    )
+  started = [p for p in ("all", "vq", "vq/codebook") if config.init.get(p)]
+  need(
+    not (loss.data_init and [p for p in started if config.init[p] != "new"]),
+    "loss.data_init=True would replace the codebook that config.init loads: "
+    "set loss.data_init=False",
+  )
+  need(
+    not loss.average or loss.order == "standard",
+    f"loss.order={loss.order!r} weighs the codebook's gradient, of which an "
+    "averaged one has none: set loss.order='standard' or loss.average=0",
+  )
+
+
+def _summary(config: Config) -> dict[str, str]:
+  m = config.model
+  n = (m.image_size // m.vq.factor) ** 2
+  return {"image": f"{m.image_size} pixels: {n} tokens of {m.vq.codes} codes"}
+
+
+SPEC = SystemSpec(
+  model=ModelConfig,
+  loss=LossConfig,
+  sampling=SamplingConfig,
+  ranges=(
+    *ranges.VQ,
+    Row("model.image_size", COUNT),
+    Row(below("loss", "l1 l2 codebook commitment entropy perceptual"), AMOUNT),
+    Row(below("loss", "adversarial adversarial_start revive_every"), AMOUNT),
+    Row(below("loss", "average usage_decay"), DECAY),
+    Row("loss.revive_below", SHARE),
+    Row(below("loss", "discriminator_width discriminator_layers"), COUNT),
+  ),
+  tasks=("image",),
+  check=_check,
+  migrate=dict,
+  summary=_summary,
+  build=VqSystem,
+)  # fmt: skip
