@@ -124,6 +124,10 @@ def turns_of(
     if isinstance(part, (Image.Image, np.ndarray, os.PathLike)):
       turns.append(Turn(image=as_array(part)))
       continue
+    if not isinstance(part, str):
+      raise ValueError(
+        f"expected a text, an image or a path, got {type(part).__name__}"
+      )
     arguments.check_text(part)
     turns.append(Turn(part))
   return turns
