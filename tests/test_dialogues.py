@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,6 +90,21 @@ def test_several_dialogues_at_once(model):
   images = [noise(S, S, k) for k in range(6)]
   drawn = model.dialogues.images([[Turn(image=x)] for x in images], range(6))
   np.testing.assert_array_equal(drawn, np.stack(list(map(negative, images))))
+
+
+def test_each_image_draws_from_its_seed_alone(model):
+  def noisy(params, frozen, prompts, keys, sampling):
+    return jax.vmap(lambda k: jax.random.uniform(k, (2, 2, 3)))(keys)
+
+  model._system.generate = noisy
+  turns = [[Turn("red")]]
+  four = model.dialogues.images(turns * 4, [7, 3, 4, 7])
+  same = [(a == b).all() for a, b in zip(four, four[[3, 0, 1, 0]], strict=True)]
+  assert same == [True, False, False, True]
+  np.testing.assert_array_equal(model.dialogues.images(turns, [4]), four[2:3])
+  drawn = np.asarray(model.dialogues.images(turns, [3])[0])
+  model._system.begins_image = True
+  np.testing.assert_array_equal(model.complete(["red"], seed=3), drawn)
 
 
 @pytest.mark.parametrize("parts, message", [

@@ -112,6 +112,7 @@ def test_long_rows_lose_whole_turns(made, tokenizer):
   assert at(20)[0] == f"bos {first} {second}"
   assert at(14)[0] == f"bos {first} boi c4 c5 c6 c7 eoi"
   assert at(22, True)[0] == f"bos {first} {second} {third}"
+  assert at(9, True)[0] == "bos two boi c0 c1 c2 c3 eoi red"
   said, rows = at(21, True)
   # The first image is gone, and the pixels with it.
   again = "boi c0 c1 c2 c3 eoi two boi c4 c5 c6 c7 eoi red"
