@@ -125,7 +125,7 @@ def test_other_refusals(model, tmp_path):
     model.complete(["red"], seed=-1)
   with pytest.raises(ValueError, match="unknown sampling option 'colour'"):
     model.complete(["red"], colour=1)
-  config = dataclasses.replace(model.config, batch={"t2i": 8})
-  other = api.Model(config, model._system, model.tokenizer, lambda f: f)
-  with pytest.raises(ValueError, match=r"not trained on dialogues \(config."):
+  unifluid = systems.build(systems.resolve(debug.get_config()))
+  other = api.Model(model.config, unifluid, model.tokenizer, lambda f: f)
+  with pytest.raises(ValueError, match="no rows for dialogues.*dialogue=0"):
     other.complete(["red"])

@@ -231,8 +231,9 @@ class Model:
   ) -> Any:
     """Goes on where texts and images, in their order, end.
 
-    With a text, or with an image where the model begins one. Needs a run that
-    was trained on dialogues; of long ones the last parts that fit count.
+    With a text, or with an image where the model begins one. Needs a system
+    that does dialogues, best a run that was trained on them (task "dialogue");
+    of long ones the last parts that fit count.
 
     Args:
       parts: texts, and images (PIL image, array or `pathlib` path).

@@ -86,14 +86,13 @@ class Dialogues:
 
   def _rows(self, dialogues: Sequence[Sequence[Turn]]) -> dict[str, np.ndarray]:
     """Prompts of the task; of long ones the last turns that fit."""
-    config = self._config
-    if not config.batch.get(tasks.DIALOGUE):
+    if tasks.DIALOGUE not in self._system.inputs:
       raise ValueError(
-        "this run was not trained on dialogues "
-        f"(config.batch.{tasks.DIALOGUE}=0)"
+        f"this run has no rows for dialogues: system {self._config.system!r}, "
+        f"config.text.dialogue={self._config.text.dialogue}"
       )
     inputs = fields.prompts(self._system.inputs[tasks.DIALOGUE], {})
-    limit = config.data.max_pixels
+    limit = self._config.data.max_pixels
     rows = [
       fields.arrays(
         inputs, Example({}, {}, self._tokenizer, limit, tuple(turns))
