@@ -33,7 +33,13 @@ def base() -> ml_collections.ConfigDict:
     max_pixels=48_000_000,  # of an image file; up to 17 bytes each
   )
   c.text = dict(
-    tokenizer="", train_vocab=0, prompt=64, prefix=64, suffix=64, special={}
+    tokenizer="",
+    train_vocab=0,
+    prompt=64,
+    prefix=64,
+    suffix=64,
+    dialogue=0,
+    special={},
   )
 
   c.model = _model()

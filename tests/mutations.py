@@ -52,6 +52,13 @@ HELD = f"{STEP}::test_what_is_held_is_replaced_and_not_averaged"
 OWN = f"{STEP}::test_a_part_starts_late_with_an_optimizer_of_its_own"
 MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 
+TURNS, RULE = "data/test_dialogue.py", "data/test_in_context.py"
+SCORED = "evals/test_in_context_suite.py"
+_CONTRACT = "systems/test_contract.py"
+TOY_TURNS = f"{_CONTRACT}::test_each_target_of_a_dialogue_counts_once"
+TOY_LEARNED = f"{_CONTRACT}::test_eight_examples_are_learned_by_heart"
+_ROWS, _CONTEXT = "data/dialogue.py", "evals/worlds/in_context_suite.py"
+_INTERLEAVED = "systems/common/interleaved.py"
 _UNIFLUID, _VAE = "systems/unifluid.py", "systems/tokenizer_training.py"
 _OPTIM, _MESH = "core/optim.py", "core/parallel.py"
 _ANSWER = "systems/common/text_decode.py"
@@ -230,8 +237,8 @@ MUTATIONS = tuple(
     ("evaluation.py", "name: part if name in exact else", "name:",
      "test_evaluation.py::test_exact_parts_keep_their_precision"),
     # ------------------------------------------- fields, encoding, the API
-    ("codecs/inputs.py", 'x = system.codec.encode(frozen["codec"], x)', "pass",
-     f"{LOSS}::test_moments_and_pixels_give_the_same_tokens"),
+    ("codecs/inputs.py", 'x = _encoded(system.codec, frozen["codec"], x)',
+     "pass", f"{LOSS}::test_moments_and_pixels_give_the_same_tokens"),
     ("data/fields.py",
      'start = self.length - len(ids) if self.align == "right" else 0',
      "start = 0", "data/test_text.py"),
@@ -246,6 +253,64 @@ MUTATIONS = tuple(
      "key = jax.random.key(0)", "test_api.py"),
     ("weights/warm_start.py", "entries.get(longest_prefix(entries, leaf), ",
      "entries.get(leaf.split('/')[0], ", "test_warm_start.py"),
+    # ------------------------------------------------- dialogues, in context
+    (_ROWS, '[*[_CODE] * self.tokens, special["eoi"]]',
+     "[_CODE] * self.tokens", TURNS),
+    (_ROWS, "turn.target or (before is not None and before.target)",
+     "turn.target", TURNS),
+    (_ROWS, "[turns[-1].target])", "[True])", TURNS),
+    (_ROWS, "if self.prompt else turns[:count]", "", TURNS),
+    (_ROWS, "order = lengths[::-1] if self.prompt else lengths",
+     "order = lengths", TURNS),
+    (_ROWS, "start = self.length - count if self.prompt else 0", "start = 0",
+     TURNS),
+    (_ROWS, "and len(tokens.ids) < room", "and len(tokens.ids) <= room", TURNS),
+    (_ROWS, "whole = len(turns) == len(example.turns) and", "whole =", TURNS),
+    (_ROWS, "if whole and not self.prompt", "if whole", TURNS),
+    (_ROWS, "before is not None and before.image is None", "False", TURNS),
+    (_ROWS, "np.cumsum(is_code) - 1", "np.cumsum(is_code)", TURNS),
+    (_ROWS, "turns = self._kept(example.turns, tokenizer)",
+     "turns = example.turns", TURNS),
+    (_ROWS, "target[slots] = tokens.counts", "target[slots] = True", TURNS),
+    ("data/tasks.py", "if not any(t.target for t in turns):", "if not turns:",
+     TURNS),
+    ("data/worlds/in_context.py", "s == shape and c != colour", "c != colour",
+     RULE),
+    ("data/worlds/in_context.py", "c == colour and s != shape", "s != shape",
+     RULE),
+    ("data/worlds/in_context.py", "for n in every if n != number]",
+     "for n in every]", RULE),
+    ("data/worlds/in_context.py",
+     "taken = (*taken, shapes.other_pair(world, rng, taken))",
+     "taken = (*taken, shapes.other_pair(world, rng, taken[:1]))", RULE),
+    ("data/worlds/in_context.py", "(given._replace(target=False), found)",
+     "(given, found)", RULE),
+    (_CONTEXT, "step = 1 if kind == TELL else len(RULES)",
+     "step = len(RULES)", SCORED),
+    (_CONTEXT, "step = 1 if kind == TELL else len(RULES)", "step = 0", SCORED),
+    (_CONTEXT, "moved = examples[step:] + examples[:step]", "moved = examples",
+     SCORED),
+    (_CONTEXT, "return found == [(colour, shape)] * number",
+     "return found[:1] == [(colour, shape)]", SCORED),
+    (_CONTEXT, "thing[k] == asked[k] for thing", "True for thing", SCORED),
+    (_INTERLEAVED, "jnp.where(cell >= 0, image_ids(placed), row)",
+     "jnp.where(cell >= 0, placed, row)", TOY_TURNS),
+    (_INTERLEAVED, 'jnp.where(fields[f"{FIELD}.target"], ids, PAD)', "ids",
+     TOY_TURNS),
+    (_INTERLEAVED, "codes = codes.reshape(len(codes), -1)",
+     "codes = codes[:, ::-1].reshape(len(codes), -1)", TOY_TURNS),
+    (_INTERLEAVED, "return jnp.where(after, PAD, answer)", "return answer",
+     TOY_LEARNED),
+    (_INTERLEAVED, "(begun > 1) | ((begun == 1) & (answer != boi))",
+     "begun > 0", TOY_LEARNED),
+    ("codecs/inputs.py", "return out.reshape(*several, *out.shape[1:])",
+     "return out.reshape(*several[::-1], *out.shape[1:])",
+     "systems/test_contract.py::"
+     "test_dialogues_of_the_world_are_loaded_and_encoded"),
+    ("dialogues.py", '== self._tokenizer.special["boi"]', "== 1",
+     "test_dialogues.py"),
+    ("dialogues.py", "np.asarray(seeds, np.uint32), *rows",
+     "np.zeros(len(dialogues), np.uint32), *rows", "test_dialogues.py"),
   )
 )  # fmt: skip
 

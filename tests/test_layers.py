@@ -19,7 +19,7 @@ LAYER = {
   "systems": 4, "evals": 4, "weights": 4,
   "train": 5, "evaluation": 5, "api": 5, "identity": 5, "requests": 5,
   "arguments": 5,
-  "stages": 5,
+  "stages": 5, "dialogues": 5,
   "aot": 6,
   "main": 7, "evaluate": 7, "generate": 7, "prepare": 7, "encode": 7,
   "compile": 7, "experiments": 7, "demo": 7,

@@ -19,6 +19,8 @@ from unifluid_jax.data import fields, tasks, text, transforms
 from unifluid_jax.data.fields import Example, Picture
 from unifluid_jax.data.images import decode_image, read_file
 from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.data.transforms import to_uint8 as to_uint8
+from unifluid_jax.dialogues import Dialogues, turns_of
 
 TOKENIZER = identity.TOKENIZER
 
@@ -166,6 +168,9 @@ class Model:
     self._drawing = functools.cache(lambda *how: mapper(self._draw(*how)))
     self._answering = functools.cache(lambda *how: mapper(self._say(*how)))
     self._reconstruction = mapper(self._through_codec)
+    self.dialogues = Dialogues(
+      config, system, tokenizer, self._drawing, self._answering
+    )
 
   # ------------------------------------------------------------- for people
 
@@ -220,6 +225,32 @@ class Model:
     source = as_array(image, self.config.data.max_pixels)
     out = self.edits([source], [instruction], [seed], options)
     return Image.fromarray(out[0])
+
+  def complete(
+    self, parts: Sequence[Any], seed: int = 0, **sampling: Any
+  ) -> Any:
+    """Goes on where texts and images, in their order, end.
+
+    With a text, or with an image where the model begins one. Needs a system
+    that does dialogues, best a run that was trained on them (task "dialogue");
+    of long ones the last parts that fit count.
+
+    Args:
+      parts: texts, and images (PIL image, array or `pathlib` path).
+      seed: of an image that is drawn.
+      **sampling: options of the system.
+
+    Returns:
+      A str or a PIL image.
+
+    Raises:
+      ValueError: no parts, or one, a seed or an option that cannot be.
+    """
+    limit = self.config.data.max_pixels
+    turns = turns_of(parts, lambda image: as_array(image, limit))
+    arguments.check_seeds(seed, 1)
+    found = self.dialogues.continued(turns, seed, self._sampling(sampling))
+    return found if isinstance(found, str) else Image.fromarray(found)
 
   def _sampling(self, changes: dict[str, Any]) -> Any:
     spec = systems.spec(self.config.system)
@@ -367,12 +398,6 @@ def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return decode_image(read_file(path), max_pixels)
   except BadRecord as error:
     raise BadRecord(f"{path}: {error}") from error
-
-
-def to_uint8(images: Any) -> np.ndarray:
-  """[-1, 1] → 0..255, rounded."""
-  scaled = (np.asarray(images, np.float32) + 1) * 127.5
-  return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 
 def _picture(image: np.ndarray) -> Picture:

@@ -20,17 +20,18 @@ from unifluid_jax import api, identity, systems
 from unifluid_jax.core import checkpoint, files, metric_writers, telemetry
 from unifluid_jax.core.config import Config
 from unifluid_jax.evals import transfers
-from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
+from unifluid_jax.evals.bench import Bench, Outcome, Shown
 from unifluid_jax.evals.report import data as report_data
 from unifluid_jax.evals.report import run_results, samples
 from unifluid_jax.evals.worlds import (
   edit_suite,
+  in_context_suite,
   text_suite,
   wording_suite,
   world_suite,
 )
 
-METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
+METRICS: Mapping[str, Callable[[Any, Bench], Outcome]] = {
   "captions": text_suite.captions,
   "vqa": text_suite.vqa,
   "geneval": world_suite.geneval,
@@ -38,6 +39,7 @@ METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
   "tokenizer": world_suite.tokenizer,
   "edits": edit_suite.edits,
   "paraphrases": wording_suite.paraphrases,
+  "in_context": in_context_suite.in_context,
   "samples": samples.draw,
   transfers.METRIC: transfers.transfer,
 }

@@ -2,7 +2,8 @@
 
   python -m unifluid_jax.prepare --config=configs/shapes.py
 
-Writes the procedural data set of config.data.world, if any, and trains the
+Writes the procedural data set of config.data.world, if any (and beside it,
+where data.world.in_context is a number, so many dialogues), and trains the
 text tokenizer on the captions, prompts and questions of config.data.train
 where config.text.tokenizer is missing. What is there already is kept; a
 tokenizer that was trained here, on other data, is trained anew.
@@ -15,7 +16,7 @@ from unifluid_jax import systems
 from unifluid_jax.core import cli
 from unifluid_jax.core.config import Config
 from unifluid_jax.data import corpus, pipeline
-from unifluid_jax.data.worlds import shapes, shapes_builder
+from unifluid_jax.data.worlds import in_context, shapes, shapes_builder
 
 _CONFIG = cli.define_config()
 
@@ -38,12 +39,28 @@ def write_world(config: Config) -> str:
   sizes = {
     split: options.pop(split) for split in ("train", "validation", "held_out")
   }
-  (path,) = {s.path for s in config.data.train.values()}
+  dialogues = options.pop("in_context", 0)
+  (path,) = {
+    s.path
+    for s in config.data.train.values()
+    if not in_context.is_written(config.data, s)
+  }
   where = str(epath.Path(config.data.root) / path)
-  done = "kept" if epath.Path(where).exists() else "wrote"
-  shapes_builder.build(where, shapes.World(**options), sizes, seed)
+  done = _done(where)
+  world = shapes.World(**options)
+  shapes_builder.build(where, world, sizes, seed)
   counts = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
-  return f"{done} the data set: {counts} scenes in {where}"
+  said = f"{done} the data set: {counts} scenes in {where}"
+  if not dialogues:
+    return said
+  where += in_context.SUFFIX
+  done = _done(where)
+  in_context.build(where, world, dialogues, seed)
+  return f"{said}; {done} {dialogues:,} dialogues in {where}"
+
+
+def _done(where: str) -> str:
+  return "kept" if epath.Path(where).exists() else "wrote"
 
 
 if __name__ == "__main__":

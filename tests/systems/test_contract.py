@@ -35,14 +35,18 @@ from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import checkpoint, parallel, telemetry, types
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.core.parameter_rows import longest_prefix
-from unifluid_jax.data import corpus, fields, pipeline, text
+from unifluid_jax.data import corpus, fields, pipeline, records, text
 from unifluid_jax.data import identity as data_identity
+from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.sources import source as sources
-from unifluid_jax.data.worlds import shapes, shapes_builder
+from unifluid_jax.data.worlds import in_context, shapes, shapes_builder
+from unifluid_jax.models import decoder
 from unifluid_jax.ops.attention import block_causal_mask
-from unifluid_jax.systems.common import packing
+from unifluid_jax.systems.common import embed, packing
 
 TEXT, COLOURS, N = 199, 8, 16  # rows of the vocabulary; cells of an image
+EOI, BOI = 0, TEXT + COLOURS  # a piece that no text has; the last row
+T = 42  # two images with a word each
 WORLD = dict(train=24, validation=8, held_out=2)
 SYSTEMS = ("unifluid", "vae", "toy")
 
@@ -65,7 +69,7 @@ def toy_tree(root="nowhere", **changes):
   c.data.eval = dict(validation=source("shapes", split="validation"))
   c.text = dict(
     tokenizer=f"{root}/data/tokenizer.model", train_vocab=TEXT, prompt=14,
-    prefix=8, suffix=9,
+    prefix=8, suffix=9, dialogue=T, special=dict(boi=BOI, eoi=EOI),
   )  # fmt: skip
   c.model = dict(
     decoder=dict(vocab=TEXT + COLOURS + 1, width=32, depth=1, mlp=64, heads=2,
@@ -107,7 +111,9 @@ class Space:
     self.config = systems.resolve(self.tree)
     shapes_builder.build(root / "data" / "shapes", shapes.World(), WORLD)
     corpus.make_tokenizer(self.config, systems.text_rows(self.config))
-    self.tokenizer = text.Tokenizer.load(self.config.text.tokenizer)
+    self.tokenizer = text.Tokenizer.load(
+      self.config.text.tokenizer, self.config.text.special
+    )
     self.colours = np.random.default_rng(0).uniform(-1, 1, (COLOURS, 3))
     self.frozen = {"codec": {"colours": jnp.float32(self.colours)}}
     state = {"params": {"codec": {"colours": np.float32(self.colours)}}}
@@ -158,16 +164,46 @@ def space(registered, tmp_path_factory):
   return Space(tmp_path_factory.mktemp("toy"))
 
 
+class Numbers:
+  """A tokenizer whose words are ids."""
+
+  special = {"bos": types.BOS, "eos": types.EOS, "newline": 4, "boi": BOI,
+             "eoi": EOI}  # fmt: skip
+
+  def encode(self, text):
+    return [int(word) for word in text.split()]
+
+
+def dialogue(codes, turns=4, prompt=False):
+  """Rows of an image, one or two words, an image, a word: the first `turns`.
+
+  Only the first image is given.
+  """
+  field = Dialogue(T, N, 32, "crop", prompt)
+  blank = np.zeros((32, 32, 3), np.uint8)
+  rows = []
+  for i in range(len(codes)):
+    said = [records.Turn(image=blank, target=False), records.Turn(
+      f"{i + 20} 9" if i % 2 else f"{i + 20}"), records.Turn(image=blank),
+      records.Turn(f"{i + 40}")]  # fmt: skip
+    example = fields.Example({}, {}, Numbers(), turns=tuple(said[:turns]))
+    rows.append(fields.arrays({"row": field}, example))
+  arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+  del arrays["row.codes.pixels"]
+  return arrays | {"row.codes": codes}
+
+
 def hand_made(rows=8, seed=0):
   """Examples whose prompts, and whose images, are all different."""
   rng = np.random.default_rng(seed)
-  codes = rng.integers(0, COLOURS, (2, rows, N), np.int32)
+  codes = rng.integers(0, COLOURS, (4, rows, N), np.int32)
   prompt = np.full((rows, 14), types.PAD, np.int32)
   prompt[:, -2], prompt[:, -1] = types.BOS, np.arange(rows) + 8
   return jax.tree.map(jnp.asarray, {
     "t2i": {"prompt": prompt, "image": codes[0]},
     "i2t": {"codes": codes[1], "prefix": right_aligned(rng, rows, 8, 3),
             "suffix": suffixes(rng, rows, 9)},
+    "dialogue": dialogue(codes[2:].swapaxes(0, 1)),
   })  # fmt: skip
 
 
@@ -269,21 +305,32 @@ def test_eight_examples_are_learned_by_heart(space):
   with jax.set_mesh(space.job.mesh):
     for _ in range(steps):
       state, metrics = space.job.step(state, space.frozen, batch)
-  assert metrics["text_accuracy"] == 1
-  uses = [batch["t2i"]["image"], batch["i2t"]["codes"]]
+  assert metrics["text_accuracy"] == metrics["dialogue_accuracy"] == 1
+  turns = batch["dialogue"]["row.codes"]
+  uses = [batch["t2i"]["image"], batch["i2t"]["codes"], *turns.swapaxes(0, 1)]
   uses = np.bincount(np.ravel(uses), minlength=COLOURS)
   counted = state.params["counts"]["codes"]
   np.testing.assert_array_equal(counted, before + steps * uses)
   same(state.ema["counts"], state.params["counts"])
   how = dataclasses.replace(space.config.sampling, cfg=1.0, temperature=1e-3)
-  images, answers = jax.jit(lambda p: (
-    space.system.generate(
-      p, space.frozen, given(batch, "t2i"), keys(8), how),
-    space.system.answer(p, space.frozen, given(batch, "i2t"), keys(8), how),
+  system, frozen = space.system, space.frozen
+  shown = [{"dialogue": dialogue(turns, n, True)} for n in (1, 2, 3)]
+  *images, answers, said, last = jax.jit(lambda p: (
+    system.generate(p, frozen, given(batch, "t2i"), keys(8), how),
+    system.generate(p, frozen, shown[1], keys(8), how),
+    system.answer(p, frozen, given(batch, "i2t"), keys(8), how),
+    system.answer(p, frozen, shown[0], keys(8), how),
+    system.answer(p, frozen, shown[2], keys(8), how),
   ))(state.ema)  # fmt: skip
-  codes = space.system.codec.encode(space.frozen["codec"], images)
-  np.testing.assert_array_equal(codes, batch["t2i"]["image"])
+  codes = [system.codec.encode(frozen["codec"], x) for x in images]
+  np.testing.assert_array_equal(codes[0], batch["t2i"]["image"])
+  np.testing.assert_array_equal(codes[1], turns[:, 1])
   np.testing.assert_array_equal(answers, batch["i2t"]["suffix"])
+  # A text ends where an image begins, or where the row does.
+  for i in range(8):
+    words = [i + 20, 9, BOI] if i % 2 else [i + 20, BOI]
+    assert said[i].tolist() == words + [types.PAD] * (9 - len(words))
+    assert last[i].tolist() == [i + 40, types.EOS] + [types.PAD] * 7
 
 
 def given(batch, task):
@@ -382,6 +429,65 @@ def test_files_and_pixels_give_the_same_batch(space):
   assert files["i2t"]["codes"].dtype == np.int32
   assert pixels["i2t"]["codes.pixels"].shape == (8, 32, 32, 3)
   same(a, b)
+
+
+def test_dialogues_of_the_world_are_loaded_and_encoded(space):
+  data = space.root / "data"
+  in_context.build(data / "shapes_in_context", shapes.World(), 12)
+  tree = toy_tree(space.root, text__dialogue=62, batch__dialogue=12)
+  tree.batch.update(t2i=0, i2t=0)
+  tree.data.train.dialogues = source("shapes_in_context", tasks=("dialogue",))
+  config = systems.resolve(tree)
+  system = systems.build(config)
+  loader = pipeline.make_loader(config, system.inputs, space.tokenizer)
+  batch = next(loader)
+  loader.close()
+  pixels = batch["dialogue"]["row.codes.pixels"]
+  assert pixels.shape == (12, 3, 32, 32, 3)
+  row = encode_pixels(system, space.frozen, batch)["dialogue"]
+  assert row["row.codes"].shape == (12, 3, N)
+  for k in range(3):
+    codes = system.codec.encode(space.frozen["codec"], pixels[:, k])
+    np.testing.assert_array_equal(row["row.codes"][:, k], codes)
+  # BOS, three images of 18 tokens, three words, EOS.
+  ids = row["row.ids"]
+  assert ((ids != types.PAD).sum(1) == 11).all()
+  assert ((row["row.cell"] >= 0).sum(1) == 3 * N).all()
+  assert (ids[:, :2] == [types.BOS, BOI]).all(1).sum() == 6  # half of them
+  assert (ids[:, 58] == types.EOS).all() and (ids[:, 59:] == types.PAD).all()
+
+
+def test_each_target_of_a_dialogue_counts_once(model):
+  """Against a plain softmax over whole rows."""
+  s, fields_ = model.system, hand_made()["dialogue"]
+  counts = s.counts({"dialogue": fields_})
+  _, metrics, _ = jax.jit(lambda: s.loss(
+    model.params, {}, {"dialogue": fields_}, counts, jax.random.key(0), 0
+  ))()  # fmt: skip
+  ids = np.asarray(fields_["row.ids"]).copy()
+  codes = np.asarray(fields_["row.codes"]).reshape(8, -1)
+  nll, hits = [], []
+  for b in range(8):
+    cells = np.asarray(fields_["row.cell"][b])
+    for t in np.flatnonzero(cells >= 0):
+      ids[b, t] = TEXT + codes[b, cells[t]]
+  steps = jnp.broadcast_to(jnp.arange(T), ids.shape)
+  hidden, _ = jax.jit(lambda: s.decoder.apply(
+    {"params": model.params["decoder"]},
+    embed.text(s.decoder, model.params, jnp.asarray(ids)), steps,
+    jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (8, T, T)),
+  ))()  # fmt: skip
+  table = decoder.output_table(model.params["decoder"])
+  scores = decoder.logits(s.config.model.decoder, table, hidden)
+  log_p = np.asarray(jax.nn.log_softmax(scores, axis=-1))
+  for b, t in np.argwhere(np.asarray(fields_["row.target"])):
+    nll.append(-log_p[b, t - 1, ids[b, t]])
+    hits.append(log_p[b, t - 1].argmax() == ids[b, t])
+  # Of 38 or 39 tokens: one or two words and what ends them, an image and what
+  # ends it, a word, EOS.
+  assert len(nll) == 4 * (2 + N + 1 + 2) + 4 * (3 + N + 1 + 2)
+  assert metrics["loss_dialogue"] == pytest.approx(np.mean(nll), rel=1e-5)
+  assert metrics["dialogue_accuracy"] == pytest.approx(np.mean(hits))
 
 
 def test_a_run_goes_on_bit_by_bit(space, tmp_path):

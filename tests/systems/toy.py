@@ -1,8 +1,8 @@
 """A fifth system: one causal model of words and of colours, one vocabulary.
 
 An image is a grid of cells, each the nearest of K colours; their codes are
-the vocabulary's last rows but one, which begins an image. All that a system
-brings stands in this file.
+the vocabulary's last rows but one, which begins an image. Dialogues are plain
+causal. All that a system brings stands in this file.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from unifluid_jax.core.freeze import need
 from unifluid_jax.core.parameter_rows import Row
 from unifluid_jax.core.ranges import AMOUNT, COUNT, DECAY, POSITIVE, below
 from unifluid_jax.core.types import Batch, Metrics, Params, Part, SystemSpec
+from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.fields import Cached, Field, Text
 from unifluid_jax.models import decoder
 from unifluid_jax.ops import sampling as sampling_ops
@@ -28,9 +29,11 @@ from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
 from unifluid_jax.systems.common import (
   cost,
   embed,
+  interleaved,
   networks,
   packing,
   text_decode,
+  token_loss,
 )
 from unifluid_jax.systems.common import text_loss as texts
 
@@ -153,6 +156,7 @@ class Toy:
     )
     self.codec = ColourCodec(config.model)
     self.inputs = _inputs(config, self.codec)
+    self.boi = config.model.decoder.vocab - 1
     part = Part(self.codec.shapes, self.codec.load, exact=True)
     self.frozen = {"codec": part}
 
@@ -172,6 +176,9 @@ class Toy:
       "i2t": cost.Sequences(
         c.batch.get("i2t", 0), n + said, logits=c.text.suffix
       ),
+      "dialogue": cost.Sequences(
+        c.batch.get("dialogue", 0), c.text.dialogue, logits=c.text.dialogue
+      ),
     }
     return cost.step_cost(
       c.model.decoder, None, tasks, "plain", "none", c.accumulate
@@ -179,8 +186,10 @@ class Toy:
 
   def counts(self, batch: Batch) -> dict[str, Any]:
     rows = len(batch["t2i"]["prompt"]) if "t2i" in batch else 0
+    turns = batch["dialogue"]["row.target"] if "dialogue" in batch else None
     return {
       "image_tokens": rows * self.config.model.image_tokens,
+      "turn_tokens": 0 if turns is None else jnp.maximum(turns.sum(), 1),
       **texts.counts(batch),
     }
 
@@ -193,7 +202,7 @@ class Toy:
     key: PRNGKeyArray,
     step: int | Int[Array, ""],
   ) -> tuple[Float[Array, ""], Metrics, Params]:
-    """One cross entropy of codes, one of answers; which codes were there."""
+    """Cross entropies of codes, of answers, of dialogues; codes shown."""
     tasks, images, answers = [], [], []
     seen = jnp.zeros(self.config.model.colours)
     if "t2i" in batch:
@@ -214,6 +223,11 @@ class Toy:
       answers.append((len(tasks), fields["suffix"]))
       tasks.append(packing.join([self._prompt(params, fields), x]))
       seen = seen.at[fields["codes"]].add(1)
+    if "dialogue" in batch:
+      fields, rows = batch["dialogue"], self._turns(batch["dialogue"])
+      tasks.append(self._causal(params, rows))
+      colours = jnp.clip(rows - self.config.model.first_code, 0)
+      seen = seen.at[colours].add(fields["row.cell"] >= 0)
     hidden, c = packing.hidden_states(self.decoder, params, tasks), self.config
     table = decoder.output_table(params["decoder"])
     total, metrics = jnp.float32(0), {}
@@ -232,6 +246,14 @@ class Toy:
         c.model.decoder, table, *read, counts, c.loss
       )
       total, metrics = total + text, metrics | more
+    if "dialogue" in batch:
+      found = token_loss.token_losses(
+        c.model.decoder, table, hidden[-1][:, : rows.shape[1] - 1],
+        interleaved.targets(fields, rows)[:, 1:], c.loss.vocab_chunk,
+      )  # fmt: skip
+      turns, hits = (x.sum() / counts["turn_tokens"] for x in found[:2])
+      more = {"loss_dialogue": turns, "dialogue_accuracy": hits}
+      total, metrics = total + turns, metrics | more
     return total, metrics, {"codes": seen}
 
   def revise(
@@ -243,17 +265,23 @@ class Toy:
     self, params: Params, frozen: Params, prompts: Batch,
     keys: Key[Array, "B"], sampling: Any,
   ) -> Float[Array, "B H W 3"]:  # fmt: skip
-    codes = self.draw(params, prompts["t2i"], keys, sampling)
+    ((_, fields),) = prompts.items()
+    codes = self.draw(params, fields, keys, sampling)
     return self.codec.decode(frozen["codec"], codes)
 
   def answer(
     self, params: Params, frozen: Params, prompts: Batch,
     keys: Key[Array, "B"], sampling: Any,
   ) -> Int[Array, "B A"]:  # fmt: skip
-    return text_decode.answer(
-      self.decoder, params, self._prompt(params, prompts["i2t"]),
-      self.config.text.suffix, sampling, keys,
-    )  # fmt: skip
+    ((task, fields),) = prompts.items()
+    if turns := task == "dialogue":
+      packed = self._causal(params, self._turns(fields))
+    else:
+      packed = self._prompt(params, fields)
+    ids = text_decode.answer(
+      self.decoder, params, packed, self.config.text.suffix, sampling, keys
+    )
+    return interleaved.before_image(ids, self.boi) if turns else ids
 
   def reconstruct(
     self, params: Params, frozen: Params, images: Float[Array, "B H W 3"]
@@ -264,10 +292,13 @@ class Toy:
     self, params: Params, fields: Fields, keys: Key[Array, "B"], sampling: Any
   ) -> Int[Array, "B N"]:
     """Codes in raster order; prompts and null prompts run in one batch."""
-    m, prompts = self.config.model, [fields["prompt"]]
+    m, turns = self.config.model, "prompt" not in fields
+    prompts = [self._turns(fields) if turns else fields["prompt"]]
     if sampling.cfg != 1:
-      prompts.append(packing.null_prompt(fields["prompt"]))
-    packed = self._prompt(params, {"prompt": jnp.concatenate(prompts)})
+      prompts.append(packing.null_prompt(prompts[0]))
+    ids = jnp.concatenate(prompts)
+    packed = self._causal(params, ids) if turns else self._prompt(
+      params, {"prompt": ids})  # fmt: skip
     start, n = packed.x.shape[1], m.image_tokens
     cache, _ = text_decode.prefill(self.decoder, params, packed, n)
     valid = jnp.pad(packed.valid, ((0, 0), (0, n)))
@@ -288,7 +319,7 @@ class Toy:
       code = self.pick(params, hidden[:, 0], row_keys, sampling)
       return (cache, self._ids(code)), code
 
-    boi = jnp.full(len(keys), m.decoder.vocab - 1, jnp.int32)
+    boi = jnp.full(len(keys), self.boi, jnp.int32)
     _, codes = jax.lax.scan(step, (cache, boi), jnp.arange(n))
     return codes.T
 
@@ -304,6 +335,13 @@ class Toy:
       scores = sampling_ops.guide(*jnp.split(scores, 2), sampling.cfg)
     return sampling_ops.pick_token(keys, scores, sampling.temperature)
 
+  def _turns(self, fields: Fields) -> Int[Array, "B T"]:
+    return interleaved.ids(fields, self._ids)
+
+  def _causal(self, params: Params, ids: Int[Array, "B T"]) -> packing.Packed:
+    x = embed.text(self.decoder, params, ids)
+    return packing.causal_sequence(x, packing.text_valid(ids))
+
   def _ids(self, codes: Int[Array, "*rows"]) -> Int[Array, "*rows"]:
     return self.config.model.first_code + codes
 
@@ -318,7 +356,7 @@ class Toy:
 
   def _drawn(self, params: Params, fields: Fields, ids: Any) -> packing.Packed:
     """A prompt, BOI and all codes but the last."""
-    boi = jnp.full((len(ids), 1), self.config.model.decoder.vocab - 1)
+    boi = jnp.full((len(ids), 1), self.boi)
     fed = jnp.concatenate([boi, ids[:, :-1]], axis=1)
     x = embed.text(self.decoder, params, fed)
     x = packing.causal(x, packing.all_valid(x))
@@ -338,6 +376,11 @@ def _inputs(config: Config, codec: ColourCodec) -> dict[str, dict[str, Field]]:
   return {
     "t2i": {"prompt": Text("prompt", text.prompt, ("bos",)), "image": drawn},
     "i2t": {"codes": seen, "prefix": prefix, "suffix": suffix},
+    "dialogue": {
+      interleaved.FIELD: Dialogue(
+        text.dialogue, of.shape[0], codec.size, codec.fit
+      ),
+    },
   }
 
 
@@ -376,7 +419,7 @@ SPEC = SystemSpec(
     ranges.Row("sampling.cfg", AMOUNT),
     ranges.Row("sampling.temperature", POSITIVE),
   ),
-  tasks=("t2i", "i2t"),
+  tasks=("t2i", "i2t", "dialogue"),
   check=_check,
   check_sampling=_check_sampling,
   migrate=dict,

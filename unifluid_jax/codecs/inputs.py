@@ -15,7 +15,8 @@ def encode_pixels(system: Any, frozen: Params, batch: Batch) -> Batch:
   Args:
     system: gives the codec.
     frozen: the system's frozen weights.
-    batch: task → name → array [B, ...]; pixels stand under "name.pixels".
+    batch: task → name → array [B, ...]; pixels, one or several images per
+      row, stand under "name.pixels".
   """
   suffix = f".{fields.PIXELS}"
 
@@ -24,8 +25,15 @@ def encode_pixels(system: Any, frozen: Params, batch: Batch) -> Batch:
     for name, x in arrays.items():
       if name.endswith(suffix):
         name = name.removesuffix(suffix)
-        x = system.codec.encode(frozen["codec"], x)
+        x = _encoded(system.codec, frozen["codec"], x)
       out[name] = x
     return out
 
   return {task: encoded(arrays) for task, arrays in batch.items()}
+
+
+def _encoded(codec: Any, frozen: Params, images: Any) -> Any:
+  """[B, *M, H, W, 3] → [B, *M, *cache], also of several images per row."""
+  several = images.shape[:-3]
+  out = codec.encode(frozen, images.reshape(-1, *images.shape[-3:]))
+  return out.reshape(*several, *out.shape[1:])

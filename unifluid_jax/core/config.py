@@ -66,6 +66,7 @@ class TextConfig:
   prompt: int  # P of t2i and edit
   prefix: int  # P of i2t and text
   suffix: int  # A
+  dialogue: int = 0  # T of rows of texts and images; 0: none
   # Name (bos, eos, unk, newline, boi, ...) → a piece of the tokenizer, or an
   # id; what is not named is as core/types.py has it.
   special: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -217,7 +217,10 @@ class Generator(System, Protocol):
     self, params: Params, frozen: Params, prompts: Batch, keys: Any,
     sampling: Any,
   ) -> Any:  # fmt: skip
-    """Token ids i32[B, A], padded after EOS; row i draws from keys[i]."""
+    """Token ids i32[B, A], padded after EOS; row i draws from keys[i].
+
+    Of dialogues BOI, where an image is to follow, ends an answer as EOS does.
+    """
 
   def reconstruct(self, params: Params, frozen: Params, images: Any) -> Any:
     """Images [B, H, W, 3] through its tokens and back."""

@@ -1,5 +1,6 @@
 """The texts of a data set, and the tokenizer that is trained on them."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -8,9 +9,10 @@ from typing import Any
 from etils import epath
 
 from unifluid_jax.core import files
-from unifluid_jax.core.config import Config
+from unifluid_jax.core.config import Config, DataConfig
 from unifluid_jax.data import identity, text
 from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.worlds import in_context
 
 # Sentences a tokenizer is trained on at most.
 _SENTENCES = 200_000
@@ -53,11 +55,25 @@ def _note(config: Config) -> dict[str, Any]:
   return {
     "data": {
       name: found["digest"]
-      for name, found in identity.of_data(config.data).items()
+      for name, found in identity.of_data(_read(config.data)).items()
     },
     "vocab": config.text.train_vocab,
     "caption_prefix": config.data.caption_prefix,
   }
+
+
+def _read(data: DataConfig) -> DataConfig:
+  """The data whose texts a tokenizer learns.
+
+  Dialogues of the procedural world say nothing that its scenes do not: runs
+  with and without them have one tokenizer.
+  """
+  train = {
+    name: source
+    for name, source in data.train.items()
+    if not in_context.is_written(data, source)
+  }
+  return dataclasses.replace(data, train=train)
 
 
 def _judge(path: str, note: dict[str, Any]) -> tuple[str, bool]:
@@ -89,7 +105,7 @@ def _sentences(config: Config) -> list[str]:
     f"data.train.{name}": sources.open_source(
       entry, config.data.root, config.data.caption_prefix, f"data.train.{name}"
     )
-    for name, entry in config.data.train.items()
+    for name, entry in _read(config.data).train.items()
   }
   bad: list[str] = []
   texts = _texts(opened, bad)
@@ -123,5 +139,6 @@ def _texts(
         continue
       edit = record.edit[:1] if record.edit is not None else ()
       questions = (text for pair in record.questions for text in pair)
-      texts = (*record.prompts, *record.captions, *questions, *edit)
+      said = (turn.text for turn in record.dialogue)
+      texts = (*record.prompts, *record.captions, *questions, *edit, *said)
       yield from (text for text in texts if text.strip())

@@ -16,7 +16,7 @@ from unifluid_jax.core.config import MAX_PIXELS
 from unifluid_jax.core.types import PAD
 from unifluid_jax.data import transforms
 from unifluid_jax.data.images import decode_image
-from unifluid_jax.data.records import BadRecord, Marks
+from unifluid_jax.data.records import BadRecord, Marks, Turn
 
 PIXELS = "pixels"  # part of a `Cached` field without a file
 
@@ -37,6 +37,7 @@ class Example(NamedTuple):
   images: Mapping[str, Picture]  # role → image
   tokenizer: Any = None  # needed by text fields only
   max_pixels: int = MAX_PIXELS  # of an encoded image
+  turns: tuple[Turn, ...] = ()  # texts and images in their order
 
 
 class Shape(NamedTuple):
@@ -65,6 +66,14 @@ class Field(Protocol):
     Raises:
       BadRecord: a corrupt image, or not as many as configured.
     """
+
+
+@runtime_checkable
+class Continued(Protocol):
+  """A field whose row is both: given as far as it goes, then continued."""
+
+  def as_prompt(self) -> Field:
+    """The field of rows that a system is to continue."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +268,8 @@ def prompts(
       return dataclasses.replace(field, frames=count)
     if isinstance(field, Cached):
       return dataclasses.replace(field, file=False)
+    if isinstance(field, Continued):
+      return field.as_prompt()
     return field
 
   return {name: given(f) for name, f in inputs.items() if not f.target}

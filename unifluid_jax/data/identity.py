@@ -212,8 +212,19 @@ def _jsonl_images(path: epath.Path) -> list[str]:
   """Names of the images, those of at most `_IMAGES` lines of a long file."""
   with path.open("rb") as file:
     lines = [line for line in file if line.strip()]
-  found = (_name(lines[i], "image") for i in _spread(len(lines), _IMAGES))
-  return [name for name in found if name]
+  chosen = (lines[i] for i in _spread(len(lines), _IMAGES))
+  return [name for line in chosen for name in _names(line)]
+
+
+def _names(line: bytes) -> list[str]:
+  """The images of a line, or of the turns of its dialogue; see `_name`."""
+  try:
+    entry = json.loads(line)
+  except (ValueError, RecursionError):
+    return []
+  turns = entry.get("dialogue") if isinstance(entry, dict) else None
+  entries = turns if isinstance(turns, list) else [entry]
+  return [name for e in entries if (name := _name(e, "image"))]
 
 
 def _coco_images(path: epath.Path) -> list[str]:

@@ -17,6 +17,7 @@ from unifluid_jax.core import interrupt
 from unifluid_jax.core.config import Config
 from unifluid_jax.core.types import Batch
 from unifluid_jax.data import fields
+from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.records import BadRecord
 from unifluid_jax.data.sources.source import Source, open_source
 from unifluid_jax.data.tasks import (
@@ -141,7 +142,7 @@ def make_loader(
 def needs_text(inputs: Inputs) -> bool:
   """Whether any field of the tasks is text."""
   every = [f for task in inputs.values() for f in task.values()]
-  return any(isinstance(f, fields.Text) for f in every)
+  return any(isinstance(f, (fields.Text, Dialogue)) for f in every)
 
 
 def _cached(inputs: Mapping[str, fields.Field]) -> dict[str, fields.Cached]:

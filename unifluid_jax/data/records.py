@@ -18,6 +18,14 @@ class Marks(NamedTuple):
   font: str = ""  # TrueType file of the letters; Pillow's own if empty
 
 
+class Turn(NamedTuple):
+  """A text or an image of a dialogue, in its place among the others."""
+
+  text: str = ""
+  image: Any = None  # encoded file, or u8[H, W, 3]
+  target: bool = True  # whether it is to be learned, or given
+
+
 class Record(NamedTuple):
   """One image with all its texts; what a format lacks is empty."""
 
@@ -33,3 +41,4 @@ class Record(NamedTuple):
   edit_scene: str = ""  # what the edit's target was drawn from
   more: tuple[bytes, ...] = ()  # further images that the questions speak of
   marks: Marks = Marks()
+  dialogue: tuple[Turn, ...] = ()  # texts and images in their order

@@ -14,7 +14,7 @@ from unifluid_jax.core.config import MAX_PIXELS
 from unifluid_jax.data import transforms
 from unifluid_jax.data.fields import Example, Picture
 from unifluid_jax.data.images import decode_image
-from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.data.records import BadRecord, Record, Turn
 
 T = TypeVar("T")
 _CAPTION_SHARE = 0.4  # of understanding examples, where questions exist too
@@ -38,6 +38,10 @@ class Options:
   ) -> Example:
     """An example of these texts and images."""
     return Example(texts, images, self.tokenizer, self.max_pixels)
+
+  def ordered(self, turns: Sequence[Turn]) -> Example:
+    """An example of texts and images in this order."""
+    return Example({}, {}, self.tokenizer, self.max_pixels, tuple(turns))
 
 
 def text_to_image(
@@ -131,9 +135,30 @@ def text(record: Record, rng: np.random.Generator, options: Options) -> Example:
   return options.example({"prefix": prefix or None, "suffix": suffix}, {})
 
 
+def dialogue(
+  record: Record, rng: np.random.Generator, options: Options
+) -> Example:
+  """All texts and images in their order; blank texts are left out.
+
+  Never flipped: texts may name sides.
+
+  Raises:
+    NoExample: the record has no dialogue.
+    BadRecord: nothing in it is to be learned.
+  """
+  del rng
+  if not record.dialogue:
+    raise NoExample("no dialogue")
+  turns = [t for t in record.dialogue if t.image is not None or t.text.strip()]
+  if not any(t.target for t in turns):
+    raise BadRecord("a dialogue without a turn to learn")
+  return options.ordered(turns)
+
+
 Task = Callable[[Record, np.random.Generator, Options], Example]
 
 T2I, I2T, EDIT, TEXT, IMAGE = "t2i", "i2t", "edit", "text", "image"
+DIALOGUE = "dialogue"
 
 # In the order of their streams.
 TASKS: Mapping[str, Task] = {
@@ -142,6 +167,7 @@ TASKS: Mapping[str, Task] = {
   EDIT: edit,
   TEXT: text,
   IMAGE: image,
+  DIALOGUE: dialogue,
 }
 # Needs only the image of a record: every source serves it.
 EVERY_SOURCE = (IMAGE,)

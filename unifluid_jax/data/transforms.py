@@ -4,6 +4,8 @@ Sources: ADM's centre crop for the generated image (as MAR trains), PaliGemma's
 plain resize for the vision encoder (big_vision pp).
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
@@ -106,3 +108,9 @@ def to_float(
 ) -> Float32[np.ndarray, "*F H W 3"]:
   """Pixels in [-1, 1]."""
   return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_uint8(images: Any) -> np.ndarray:
+  """[-1, 1] → 0..255, rounded."""
+  scaled = (np.asarray(images, np.float32) + 1) * 127.5
+  return np.clip(np.round(scaled), 0, 255).astype(np.uint8)

@@ -80,8 +80,8 @@ class BigVisionReader:
     return len(self._records)
 
   def mask(self, task: str) -> np.ndarray | None:
-    """Captions serve every task but edits, questions not generation."""
-    if task == tasks.EDIT:
+    """Captions serve all but edits and dialogues, questions no generation."""
+    if task in (tasks.EDIT, tasks.DIALOGUE):
       return np.zeros(len(self), bool)
     if task == tasks.T2I:
       return np.asarray([bool(r.captions) for r in self._records], bool)

@@ -7,22 +7,35 @@ import math
 import os
 from array import array
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from unifluid_jax.core import files
 from unifluid_jax.data import images, json_files, tasks
-from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.data.records import BadRecord, Record, Turn
 
 _LONGEST = 1 << 20  # bytes of a line
 _KEPT = 1000  # bad entries whose names are kept; all are counted
 _MORE = "a further one"
 
 
+class _Line(NamedTuple):
+  """A line of a JSONL file; images are paths."""
+
+  kept: bool  # its score is high enough
+  image: str = ""
+  question: str = ""  # empty: the suffix is a caption
+  suffix: str = ""
+  turns: tuple[Turn, ...] = ()
+
+
 class JsonlReader:
-  """Lines {"image": path, "prefix": str, "suffix": str}.
+  """Lines {"image": path, "prefix": str, "suffix": str}, or dialogues.
+
+  A dialogue is {"dialogue": [{"image": path}, {"text": str}, ...]}; what is
+  given and not to be learned has "target": false beside it.
 
   Paths are relative to the file's folder and stay below it or data.root. The
   index holds offsets; a line is parsed again when it is read. A line without
@@ -60,9 +73,9 @@ class JsonlReader:
         f"{path}: no line has {score} >= {min_score} (bad lines: {len(bad)})"
       )
     self.bad = tuple(bad)
-    table = np.asarray(index, np.int64).reshape(-1, 4)
+    table = np.asarray(index, np.int64).reshape(-1, 5)
     self._lines = table[:, :2]
-    self._images, self._captions = table[:, 2:].T.astype(bool)
+    self._images, self._captions, self._dialogues = table[:, 2:].T.astype(bool)
 
   def _enter(
     self, index: array, bad: "_Faults", offset: int, number: int, line: bytes
@@ -71,9 +84,10 @@ class JsonlReader:
     if not line.strip():
       return
     try:
-      image, prefix, _, good = self._parse(line)
-      if good:
-        index.extend((offset, number, bool(image), not prefix))
+      found = self._parse(line)
+      if found.kept:
+        kind = bool(found.image), not found.question, bool(found.turns)
+        index.extend((offset, number, *kind))
     except ValueError as error:
       bad.add(f"{os.fspath(self._file)}:{number}: {error}")
 
@@ -86,7 +100,9 @@ class JsonlReader:
       return self._images & self._captions
     if task == tasks.EDIT:
       return np.zeros(len(self), bool)
-    return None if task == tasks.TEXT else self._images
+    if task == tasks.DIALOGUE:
+      return self._dialogues
+    return ~self._dialogues if task == tasks.TEXT else self._images
 
   def __getitem__(self, i: int) -> Record:
     offset, number = map(int, self._lines[i])
@@ -94,21 +110,33 @@ class JsonlReader:
     try:
       with self._file.open("rb") as lines:
         lines.seek(offset)
-        image, prefix, suffix, _ = self._parse(lines.readline(_LONGEST + 1))
+        found = self._parse(lines.readline(_LONGEST + 1))
     except (OSError, ValueError) as error:  # changed since it was indexed
       raise BadRecord(f"{name}: {error}") from error
-    data = images.read_file(image) if image else b""
-    if prefix:
-      return Record(name, data, questions=((prefix, suffix),))
-    return Record(name, data, captions=(suffix,))
+    if found.turns:
+      return Record(name, b"", dialogue=tuple(map(_read, found.turns)))
+    data = images.read_file(found.image) if found.image else b""
+    if found.question:
+      return Record(name, data, questions=((found.question, found.suffix),))
+    return Record(name, data, captions=(found.suffix,))
 
-  def _parse(self, line: bytes) -> tuple[str, str, str, bool]:
-    """Image path, question ("" for a caption), answer; whether it is kept."""
+  def _parse(self, line: bytes) -> _Line:
+    """A line's content.
+
+    Raises:
+      ValueError: it cannot be used.
+    """
     if len(line) > _LONGEST:
       raise ValueError(f"longer than {_LONGEST} bytes")
     entry = json_files.parse(line)
     if not isinstance(entry, dict):
       raise ValueError("not a JSON object")
+    score = entry.get(self._score) if self._score else self._min_score
+    if type(score) not in (int, float) or not math.isfinite(score):
+      raise ValueError(f"no number {self._score!r} to keep it by")
+    kept = score >= self._min_score
+    if entry.get("dialogue") is not None:
+      return _Line(kept, turns=self._turns(entry))
     image, prefix, suffix = (
       "" if (value := entry.get(key)) is None
       else json_files.text(value, key).strip()
@@ -118,11 +146,56 @@ class JsonlReader:
       raise ValueError("no suffix")
     if image:
       image = images.resolve_name(image, self._folder, self._root)
-    score = entry.get(self._score) if self._score else self._min_score
-    if type(score) not in (int, float) or not math.isfinite(score):
-      raise ValueError(f"no number {self._score!r} to keep it by")
     question = "" if prefix == self._caption_prefix else prefix
-    return image, question, suffix, score >= self._min_score
+    return _Line(kept, image, question, suffix)
+
+  def _turns(self, entry: dict[str, Any]) -> tuple[Turn, ...]:
+    """The texts and images of a dialogue.
+
+    Raises:
+      ValueError: names what is wrong.
+    """
+    both = [k for k in ("image", "prefix", "suffix") if entry.get(k)]
+    if both:
+      raise ValueError(
+        f"dialogue beside {both[0]}: give each a line of its own"
+      )
+    listed = entry["dialogue"]
+    if not isinstance(listed, list) or not listed:
+      raise ValueError(
+        'dialogue is no list of {"text": ...} and {"image": ...}'
+      )
+    return tuple(
+      self._turn(turn, f"dialogue[{i}]") for i, turn in enumerate(listed)
+    )
+
+  def _turn(self, turn: Any, name: str) -> Turn:
+    kinds = isinstance(turn, dict) and [k for k in ("text", "image")
+                                        if turn.get(k) is not None]  # fmt: skip
+    if not kinds or len(kinds) > 1:
+      raise ValueError(f"{name} needs either a text or an image")
+    (kind,) = kinds
+    value = json_files.text(turn[kind], f"{name}.{kind}").strip()
+    if not value:
+      raise ValueError(f"{name}.{kind} is empty")
+    target = turn.get("target", True)
+    if not isinstance(target, bool):
+      raise ValueError(f"{name}.target is {target!r}: use true or false"[:200])
+    if kind == "text":
+      return Turn(value, target=target)
+    path = images.resolve_name(value, self._folder, self._root)
+    return Turn(image=path, target=target)
+
+
+def _read(turn: Turn) -> Turn:
+  """The same with its image's content.
+
+  Raises:
+    BadRecord: an image that cannot be read.
+  """
+  if turn.image is None:
+    return turn
+  return turn._replace(image=images.read_file(turn.image))
 
 
 class _Faults(list):
@@ -192,10 +265,10 @@ class CocoReader:
     return len(self._records)
 
   def mask(self, task: str) -> np.ndarray | None:
-    """All but edits, where an image has captions."""
+    """All but edits and dialogues, where an image has captions."""
     if task == tasks.IMAGE:
       return None
-    use = task != tasks.EDIT
+    use = task not in (tasks.EDIT, tasks.DIALOGUE)
     return np.asarray([use and bool(t) for *_, t in self._records], bool)
 
   def __getitem__(self, i: int) -> Record:

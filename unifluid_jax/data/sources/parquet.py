@@ -139,8 +139,9 @@ class CaptionRows:
     return len(self._kept)
 
   def mask(self, task: str) -> np.ndarray | None:
-    """All but edits."""
-    return np.zeros(len(self), bool) if task == tasks.EDIT else None
+    """All but edits and dialogues."""
+    none = task in (tasks.EDIT, tasks.DIALOGUE)
+    return np.zeros(len(self), bool) if none else None
 
   def __getitem__(self, i: int) -> Record:
     row = self._rows[int(self._kept[i])]

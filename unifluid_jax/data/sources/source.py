@@ -27,7 +27,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from unifluid_jax.core import files
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import tasks
-from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.data.records import BadRecord, Record, Turn
 from unifluid_jax.data.sources import json_readers
 
 _HEADER = struct.Struct("<4s3I")  # magic, then the shape
@@ -208,14 +208,18 @@ class _TfdsReader:
     with ThreadPoolExecutor(_THREADS) as pool:
       for _ in pool.map(_check_shard, shards):
         pass  # what one raises is raised here
-    self._path, self._edits = path, "edit" in features
+    self._path, self._features = path, features
 
   def __len__(self) -> int:
     return len(self._data)
 
   def mask(self, task: str) -> np.ndarray | None:
-    useless = task == tasks.EDIT and not self._edits
-    return np.zeros(len(self), bool) if useless else None
+    """Dialogues are all that a set of dialogues has beside images."""
+    dialogues = "dialogue" in self._features
+    lacking = task == tasks.EDIT and "edit" not in self._features
+    if task != tasks.IMAGE:
+      lacking |= dialogues != (task == tasks.DIALOGUE)
+    return np.zeros(len(self), bool) if lacking else None
 
   def __getitem__(self, i: int) -> Record:
     try:
@@ -248,7 +252,22 @@ class _TfdsReader:
       kinds=texts("questions/kind"),
       scene="".join(texts("scene")),
       edit_scene="".join(texts("edit/scene")),
+      dialogue=_dialogue(fields),
     )
+
+
+def _dialogue(fields: Any) -> tuple[Turn, ...]:
+  """The turns of a tf.Example, if any; a text's image is empty."""
+  if "dialogue/text" not in fields:
+    return ()
+  texts, images = (
+    fields[f"dialogue/{k}"].bytes_list.value for k in ("text", "image")
+  )
+  targets = fields["dialogue/target"].int64_list.value
+  return tuple(
+    Turn(text.decode(errors="replace"), image or None, bool(target))
+    for text, image, target in zip(texts, images, targets, strict=True)
+  )
 
 
 def _check_shard(shard: Any) -> None:

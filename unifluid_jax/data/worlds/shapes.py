@@ -204,6 +204,28 @@ def sample_scene(
     pairs = [first] * int(rng.integers(2, MAX_COUNT + 1))
   aligned = 0.25 <= kind < 0.75
   texture = _pick(rng, world.textures)
+  return arrange(world, rng, pairs, aligned, texture)
+
+
+def arrange(
+  world: World,
+  rng: np.random.Generator,
+  pairs: Sequence[tuple[str, str]],
+  aligned: bool,
+  texture: str,
+) -> Scene:
+  """These (colour, shape) pairs somewhere, before some background.
+
+  Args:
+    world: what may occur.
+    rng: source of all randomness.
+    pairs: of the objects.
+    aligned: see `place`.
+    texture: of all objects.
+
+  Raises:
+    ValueError: no place was found for all.
+  """
   for _ in range(_TRIES):
     items: list[Item] = []
     for pair in pairs:

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,14 +60,41 @@ def build(
       f"sizes={dict(sizes)}: give at least 1 record to some of the splits "
       f"{', '.join(shapes.SPLITS)}"
     )
+
+  def write(folder: pathlib.Path) -> None:
+    splits = {
+      split: _records(world, split, size, seed) for split, size in sizes.items()
+    }
+    write_splits(folder, features(world.canvas), VERSION, splits)
+
+  return write_once(directory, recipe(VERSION, world, sizes, seed), write)
+
+
+def write_once(
+  directory: str | os.PathLike[str],
+  recipe: dict[str, Any],
+  write: Callable[[pathlib.Path], None],
+) -> pathlib.Path:
+  """Calls `write` with a new folder, unless its recipe's is there already.
+
+  Args:
+    directory: where it shall be, on a local file system.
+    recipe: all that determines the content, see `recipe`.
+    write: fills a folder that is renamed when it returns.
+
+  Returns:
+    The directory.
+
+  Raises:
+    ValueError: the directory holds something else.
+  """
   key = "config.data.root"
   target = pathlib.Path(files.local(directory, "a data set", key))
-  recipe = _recipe(world, sizes, seed)
   if _is_built(target, recipe):
     return target
   try:
     with files.new_folder(target) as made:
-      _write(made, world, sizes, seed)
+      write(made)
       (made / _RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
   except OSError:
     # Another process may have finished the same build meanwhile.
@@ -114,11 +141,11 @@ def record(
   scene = shapes.sample_scene(world, rng, split)
   said = texts(world, scene, split, rng)
   after = said["edit"].pop("target")
-  said["edit"]["target"] = _png(shapes.draw(world, after))
+  said["edit"]["target"] = png(shapes.draw(world, after))
   said["edit"]["scene"] = shapes.scene_to_json(after)
   return {
     "id": f"{split}-{index:06d}",
-    "image": _png(shapes.draw(world, scene)),
+    "image": png(shapes.draw(world, scene)),
     **said,
     "scene": shapes.scene_to_json(scene),
   }
@@ -156,17 +183,17 @@ def texts(
   }
 
 
-def _recipe(
-  world: shapes.World, sizes: Mapping[str, int], seed: int
+def recipe(
+  version: str, world: shapes.World, sizes: Mapping[str, int], seed: int
 ) -> dict[str, Any]:
   """All that determines the records, as JSON gives it back."""
-  recipe = {
-    "version": VERSION,
+  found = {
+    "version": version,
     "world": dataclasses.asdict(world),
     "sizes": dict(sizes),
     "seed": seed,
   }
-  return json.loads(json.dumps(recipe))
+  return json.loads(json.dumps(found))
 
 
 def _is_built(target: pathlib.Path, recipe: dict[str, Any]) -> bool:
@@ -196,41 +223,39 @@ def _major(recipe: dict[str, Any]) -> str:
   return str(recipe.get("version")).partition(".")[0]
 
 
-def _write(
+def _records(
+  world: shapes.World, split: str, size: int, seed: int
+) -> Iterator[dict[str, Any]]:
+  """All of a split."""
+  return (record(world, split, seed, i) for i in range(size))
+
+
+def write_splits(
   directory: pathlib.Path,
-  world: shapes.World,
-  sizes: Mapping[str, int],
-  seed: int,
+  features: tfds.features.FeaturesDict,
+  version: str,
+  splits: Mapping[str, Iterator[dict[str, Any]]],
 ) -> None:
-  """All splits and the metadata that tfds reads."""
+  """All splits' records and the metadata that tfds reads."""
   identity = tfds.core.DatasetIdentity(
     name="shapes",
-    version=tfds.core.Version(VERSION),
+    version=tfds.core.Version(version),
     data_dir=str(directory),
     module_name="",
   )
   info = tfds.core.DatasetInfo(
     builder=identity,
-    features=features(world.canvas),
+    features=features,
     description="Procedural scenes of coloured shapes.",
   )
   writer = tfds.core.SequentialWriter(info, _SHARD, file_format="array_record")
-  writer.initialize_splits(list(sizes))
-  for split, size in sizes.items():
-    for chunk in _chunks(world, split, size, seed):
+  writer.initialize_splits(list(splits))
+  for split, records in splits.items():
+    while chunk := list(itertools.islice(records, _CHUNK)):
       writer.add_examples({split: chunk})
   writer.close_all()
 
 
-def _chunks(
-  world: shapes.World, split: str, size: int, seed: int
-) -> Iterator[list[dict[str, Any]]]:
-  """A split's records, some at a time."""
-  records = (record(world, split, seed, i) for i in range(size))
-  while chunk := list(itertools.islice(records, _CHUNK)):
-    yield chunk
-
-
-def _png(image: np.ndarray) -> io.BytesIO:
+def png(image: np.ndarray) -> io.BytesIO:
   """The image as an encoded file."""
   return io.BytesIO(encode_image(image, compress_level=1))

@@ -32,6 +32,7 @@ def world_of(bench: Bench) -> shapes.World:
     )
   for key in ("train", "validation", "held_out", "seed"):
     options.pop(key)
+  options.pop("in_context", None)
   return shapes.World(**options)
 
 

@@ -1,0 +1,190 @@
+"""Interleaved rows: texts and images in their order as one row of tokens.
+
+The order of a row is Liquid's (arXiv 2412.04332 §4.4; its collator for the
+tokens around an image): BOS, the turns, EOS. An image is BOI, its N codes,
+EOI; texts that follow one another are separated by the newline.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float32
+
+from unifluid_jax.core.types import PAD
+from unifluid_jax.data import transforms
+from unifluid_jax.data.fields import (
+  PIXELS,
+  Example,
+  Picture,
+  Pixels,
+  Shape,
+)
+from unifluid_jax.data.records import Turn
+
+SPECIAL = ("bos", "eos", "newline", "boi", "eoi")  # tokens that rows need
+_CODE = -2  # the place of a code in `_Tokens.ids`
+
+
+class _Tokens(NamedTuple):
+  """A stretch of a row."""
+
+  ids: list[int]  # _CODE where an image's code goes
+  counts: list[bool]  # whether the loss counts it
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+  """One row of T tokens, with the images whose codes it has places for.
+
+  Parts of the row:
+    ids: i32[T], PAD where a code goes or nothing stands.
+    cell: i32[T], which of the row's M * N codes stands there; -1: none.
+    target: bool[T], tokens that the loss counts.
+    codes: i32[M, N] of its images in their order, encoded in the step from
+      `codes.pixels`, f32[M, S, S, 3]; those that the row lacks are black.
+
+  What belongs to a turn that is a target counts: its tokens, what begins it
+  (BOI, or the newline between two texts), and what begins the next turn or
+  ends the row, which is how a text ends.
+
+  Rows that are too long lose whole turns, their last in training, their first
+  in a prompt, and then have no EOS. A text is cut only where it alone is too
+  long.
+  """
+
+  length: int  # T
+  tokens: int  # N of an image
+  size: int  # S
+  fit: Literal["crop", "squash"]
+  prompt: bool = False  # to be continued: aligned right, without EOS
+  target: bool = False  # given as far as it goes
+
+  def __post_init__(self):
+    """Refuses rows without room for an image.
+
+    Raises:
+      ValueError: names text.dialogue.
+    """
+    least = self.tokens + 4  # BOS, BOI, EOI, EOS
+    if self.length < least:
+      raise ValueError(
+        f"text.dialogue={self.length} has no room for an image of "
+        f"{self.tokens} tokens and BOS, BOI, EOI, EOS: use >= {least}"
+      )
+
+  @property
+  def images(self) -> int:
+    """M, as many as ever fit."""
+    return (self.length - 1) // (self.tokens + 2)
+
+  def as_prompt(self) -> "Dialogue":
+    """See `fields.Continued`."""
+    return dataclasses.replace(self, prompt=True)
+
+  def shapes(self) -> dict[str, Shape]:
+    """See `fields.Field`."""
+    pixels = (self.images, self.size, self.size, 3)
+    return {
+      "ids": Shape((self.length,), np.int32),
+      "cell": Shape((self.length,), np.int32),
+      "target": Shape((self.length,), np.bool_),
+      f"codes.{PIXELS}": Shape(pixels, np.float32),
+    }
+
+  def rows(
+    self, example: Example, rng: np.random.Generator | None
+  ) -> dict[str, np.ndarray]:
+    """See `fields.Field`."""
+    del rng
+    tokenizer, room = example.tokenizer, self.length - 1
+    turns = self._kept(example.turns, tokenizer)
+    tokens = _joined(self._tokens(turns, tokenizer))
+    if len(tokens.ids) > room:  # one text alone
+      ids = tokenizer.fit(tokens.ids, room)
+      tokens = _Tokens(list(ids), tokens.counts[:room])
+    whole = len(turns) == len(example.turns) and len(tokens.ids) < room
+    if whole and not self.prompt:
+      end = _Tokens([tokenizer.special["eos"]], [turns[-1].target])
+      tokens = _joined([tokens, end])
+    tokens = _joined([_Tokens([tokenizer.special["bos"]], [False]), tokens])
+    pixels = self._pixels(turns, example)
+    return self._arrays(tokens) | {f"codes.{PIXELS}": pixels}
+
+  def _kept(self, turns: Sequence[Turn], tokenizer: Any) -> Sequence[Turn]:
+    """The whole turns that fit a row; one at least, if there is any.
+
+    The first time that some are left out is logged.
+    """
+    room = self.length - 1
+    lengths = [len(t.ids) for t in self._tokens(turns, tokenizer)]
+    if sum(lengths) <= room:
+      return turns
+    logging.log_first_n(
+      logging.WARNING,
+      "a dialogue of %d tokens was cut to whole texts and images of %d; raise "
+      "text.dialogue if that is not rare (logged once)",
+      1, sum(lengths), room,
+    )  # fmt: skip
+    order = lengths[::-1] if self.prompt else lengths
+    count = max(1, int((np.cumsum(order) <= room).sum()))
+    return turns[-count:] if self.prompt else turns[:count]
+
+  def _tokens(self, turns: Sequence[Turn], tokenizer: Any) -> list[_Tokens]:
+    """The tokens of each turn, with what begins it."""
+    special, made = tokenizer.special, []
+    before = None
+    for turn in turns:
+      if turn.image is not None:
+        start = [special["boi"]]
+        body = [*[_CODE] * self.tokens, special["eoi"]]
+      else:
+        after_text = before is not None and before.image is None
+        start = [special["newline"]] if after_text else []
+        body = list(tokenizer.encode(turn.text))
+      begins = turn.target or (before is not None and before.target)
+      counts = [*[begins] * len(start), *[turn.target] * len(body)]
+      made.append(_Tokens([*start, *body], counts))
+      before = turn
+    return made
+
+  def _arrays(self, tokens: _Tokens) -> dict[str, np.ndarray]:
+    """The row's tokens in its slots."""
+    count = len(tokens.ids)
+    start = self.length - count if self.prompt else 0
+    slots = slice(start, start + count)
+    found = np.asarray(tokens.ids, np.int32)
+    is_code = found == _CODE
+    ids = np.full(self.length, PAD, np.int32)
+    cell = np.full(self.length, -1, np.int32)
+    target = np.zeros(self.length, bool)
+    ids[slots] = np.where(is_code, PAD, found)
+    cell[slots] = np.where(is_code, np.cumsum(is_code) - 1, -1)
+    target[slots] = tokens.counts
+    return {"ids": ids, "cell": cell, "target": target}
+
+  def _pixels(
+    self, turns: Sequence[Turn], example: Example
+  ) -> Float32[np.ndarray, "M S S 3"]:
+    """The images of the row, then zeros.
+
+    Raises:
+      BadRecord: a corrupt image.
+    """
+    shape = (self.images, self.size, self.size, 3)
+    pixels = np.zeros(shape, np.float32)
+    field = Pixels("turn", self.size, self.fit)
+    images = [t.image for t in turns if t.image is not None]
+    for row, image in zip(pixels, images, strict=False):
+      seen = example._replace(images={"turn": Picture((image,))})
+      row[:] = transforms.to_float(field.view(seen))
+    return pixels
+
+
+def _joined(tokens: Sequence[_Tokens]) -> _Tokens:
+  """One after the other."""
+  return _Tokens(
+    [i for t in tokens for i in t.ids], [c for t in tokens for c in t.counts]
+  )

@@ -1,0 +1,132 @@
+"""Texts and images in their order, continued by a text or by an image."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unifluid_jax import arguments, systems
+from unifluid_jax.core.config import Config
+from unifluid_jax.data import fields, tasks, transforms
+from unifluid_jax.data.fields import Example
+from unifluid_jax.data.records import Turn
+
+# (task, names of arrays, sampling options) → a function of the arrays.
+Compiled = Callable[[str, tuple[str, ...], Any], Callable[..., np.ndarray]]
+
+
+class Dialogues:
+  """What a trained system makes of dialogues; `api.Model` holds one."""
+
+  def __init__(
+    self,
+    config: Config,
+    system: Any,
+    tokenizer: Any,
+    drawing: Compiled,
+    answering: Compiled,
+  ):
+    """Binds a system to its compiled functions.
+
+    Args:
+      config: of the run.
+      system: its inputs are read.
+      tokenizer: of the run.
+      drawing: seeds u32[n] and rows → images in [-1, 1], f32[n, H, W, 3].
+      answering: row numbers u32[n] and rows → token ids i32[n, A].
+    """
+    self._config, self._system, self._tokenizer = config, system, tokenizer
+    self._drawing, self._answering = drawing, answering
+
+  def texts(
+    self, dialogues: Sequence[Sequence[Turn]], sampling: Any = None
+  ) -> list[str]:
+    """The text that continues each; empty where an image would."""
+    return [
+      self._tokenizer.decode(row.tolist()).strip()
+      for row in self.answers(dialogues, sampling)
+    ]
+
+  def answers(
+    self, dialogues: Sequence[Sequence[Turn]], sampling: Any = None
+  ) -> np.ndarray:
+    """The same as token ids i32[n, A]; BOI ends what an image follows."""
+    rows = self._rows(dialogues)
+    call = self._answering(
+      tasks.DIALOGUE, tuple(rows), sampling or self._config.sampling
+    )
+    return call(np.arange(len(dialogues), dtype=np.uint32), *rows.values())
+
+  def images(
+    self,
+    dialogues: Sequence[Sequence[Turn]],
+    seeds: Sequence[int],
+    sampling: Any = None,
+  ) -> np.ndarray:
+    """The image that continues each, u8[n, H, W, 3]."""
+    sampling = sampling or self._config.sampling
+    check = systems.spec(self._config.system).check_sampling
+    check(self._config, sampling, tasks.DIALOGUE)
+    rows = self._rows(dialogues)
+    call = self._drawing(tasks.DIALOGUE, tuple(rows), sampling)
+    return transforms.to_uint8(
+      call(np.asarray(seeds, np.uint32), *rows.values())
+    )
+
+  def continued(
+    self, turns: Sequence[Turn], seed: int, sampling: Any
+  ) -> str | np.ndarray:
+    """A text, or an image u8[H, W, 3] where the model begins one."""
+    (ids,) = self.answers([turns], sampling)
+    if ids[0] == self._tokenizer.special["boi"]:
+      return self.images([turns], [seed], sampling)[0]
+    return self._tokenizer.decode(ids.tolist()).strip()
+
+  def _rows(self, dialogues: Sequence[Sequence[Turn]]) -> dict[str, np.ndarray]:
+    """Prompts of the task; of long ones the last turns that fit."""
+    if tasks.DIALOGUE not in self._system.inputs:
+      raise ValueError(
+        f"this run has no rows for dialogues: system {self._config.system!r}, "
+        f"config.text.dialogue={self._config.text.dialogue}"
+      )
+    inputs = fields.prompts(self._system.inputs[tasks.DIALOGUE], {})
+    limit = self._config.data.max_pixels
+    rows = [
+      fields.arrays(
+        inputs, Example({}, {}, self._tokenizer, limit, tuple(turns))
+      )
+      for turns in dialogues
+    ]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def turns_of(
+  parts: Sequence[Any], as_array: Callable[[Any], np.ndarray]
+) -> list[Turn]:
+  """Texts and images as turns.
+
+  Args:
+    parts: texts, and images that are PIL images, arrays or `pathlib` paths: a
+      str is always a text.
+    as_array: u8[H, W, 3] of an image.
+
+  Raises:
+    ValueError: nothing, an empty text, or an image that cannot be read.
+    FileNotFoundError: no such file.
+  """
+  if isinstance(parts, (str, bytes)) or not len(parts):
+    raise ValueError("expected a list of texts and images, at least one")
+  turns = []
+  for part in parts:
+    if isinstance(part, (Image.Image, np.ndarray, os.PathLike)):
+      turns.append(Turn(image=as_array(part)))
+      continue
+    if not isinstance(part, str):
+      raise ValueError(
+        f"expected a text, an image or a path, got {type(part).__name__}"
+      )
+    arguments.check_text(part)
+    turns.append(Turn(part))
+  return turns

@@ -1,0 +1,64 @@
+"""Rows of texts and images, as `data/dialogue.py` lays them out, in ids."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from unifluid_jax.core.types import PAD
+
+FIELD = "row"  # what systems call the field in their inputs
+
+
+def ids(
+  fields: Mapping[str, Any], image_ids: Callable[[Any], Any]
+) -> Int[Array, "B T"]:
+  """Ids of rows, each code in its place; PAD where nothing stands.
+
+  Args:
+    fields: of the task, images encoded.
+    image_ids: ids of codes i32[B, T].
+  """
+  row, cell, codes = (fields[f"{FIELD}.{k}"] for k in ("ids", "cell", "codes"))
+  codes = codes.reshape(len(codes), -1)
+  placed = jnp.take_along_axis(codes, jnp.maximum(cell, 0), axis=1)
+  return jnp.where(cell >= 0, image_ids(placed), row)
+
+
+def targets(
+  fields: Mapping[str, Any], ids: Int[Array, "B T"]
+) -> Int[Array, "B T"]:
+  """The ids that count, PAD elsewhere."""
+  return jnp.where(fields[f"{FIELD}.target"], ids, PAD)
+
+
+def counts(
+  fields: Mapping[str, Any], ends: tuple[int, ...]
+) -> dict[str, Int[Array, ""]]:
+  """How many targets rows have, before their images are encoded.
+
+  Args:
+    fields: of the task.
+    ends: ids of what stands around images.
+
+  Returns:
+    "image" codes, "end" tokens around them, and "text", all others.
+  """
+  row, cell, target = (
+    fields[f"{FIELD}.{k}"] for k in ("ids", "cell", "target")
+  )
+  end = jnp.isin(row, jnp.asarray(ends, jnp.int32)) & target
+  image = (cell >= 0) & target
+  return {
+    "image": image.sum(),
+    "end": end.sum(),
+    "text": (target & ~image & ~end).sum(),
+  }
+
+
+def before_image(answer: Int[Array, "B A"], boi: int) -> Int[Array, "B A"]:
+  """An answer up to where an image begins: BOI ends it as EOS does."""
+  begun = jnp.cumsum(answer == boi, axis=1)
+  after = (begun > 1) | ((begun == 1) & (answer != boi))
+  return jnp.where(after, PAD, answer)
