@@ -24,6 +24,7 @@ from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.report import data as report_data
 from unifluid_jax.evals.report import run_results, samples
 from unifluid_jax.evals.worlds import (
+  advanced_suite,
   edit_suite,
   text_suite,
   wording_suite,
@@ -34,6 +35,7 @@ METRICS: Mapping[str, Callable[[Subject, Bench], Outcome]] = {
   "captions": text_suite.captions,
   "vqa": text_suite.vqa,
   "geneval": world_suite.geneval,
+  "geneval_advanced": advanced_suite.geneval_advanced,
   "fid": world_suite.frechet,
   "tokenizer": world_suite.tokenizer,
   "edits": edit_suite.edits,
