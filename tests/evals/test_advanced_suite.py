@@ -76,6 +76,7 @@ def right_and_wrong(prompt):
       [(shape, colour)] * 2,
       [(shape, colour)] * 2 + [(other, colour)],
       [(shape, colour)] * 2 + [beside] * 2,
+      [(shape, colour)] * 2 + [beside, (other, third)],
     ]  # fmt: skip
   m = re.fullmatch(
     r"an? (\w+) (\w+) (and|left of|right of|above|below) an? (\w+) (\w+)",
