@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from unifluid_jax import arguments, identity, systems
+from unifluid_jax import arguments, identity, scores, systems
 from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import checkpoint, files
 from unifluid_jax.core.config import MAX_PIXELS, Config
@@ -166,6 +166,8 @@ class Model:
     self._drawing = functools.cache(lambda *how: mapper(self._draw(*how)))
     self._answering = functools.cache(lambda *how: mapper(self._say(*how)))
     self._reconstruction = mapper(self._through_codec)
+    numbers = scores.Scores(config, system, tokenizer, mapper)
+    self.log_likelihoods, self.losses = numbers.log_likelihoods, numbers.losses
 
   # ------------------------------------------------------------- for people
 
