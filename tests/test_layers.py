@@ -18,7 +18,7 @@ LAYER = {
   "codecs": 3,
   "systems": 4, "evals": 4, "weights": 4,
   "train": 5, "evaluation": 5, "api": 5, "identity": 5, "requests": 5,
-  "arguments": 5, "scores": 5,
+  "arguments": 5, "scores": 5, "studies": 5,
   "stages": 5,
   "aot": 6,
   "main": 7, "evaluate": 7, "generate": 7, "prepare": 7, "encode": 7,
