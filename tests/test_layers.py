@@ -18,7 +18,7 @@ LAYER = {
   "codecs": 3,
   "systems": 4, "evals": 4, "weights": 4,
   "train": 5, "evaluation": 5, "api": 5, "identity": 5, "requests": 5,
-  "arguments": 5,
+  "arguments": 5, "scores": 5, "studies": 5,
   "stages": 5, "dialogues": 5,
   "aot": 6,
   "main": 7, "evaluate": 7, "generate": 7, "prepare": 7, "encode": 7,
@@ -31,7 +31,7 @@ SYSTEMS = ("unifluid", "tokenizer_training", "vq_training")
 CODECS = ("kl_vae", "vq")
 # What every system shares names none of them, and no codec.
 SHARED = ("train", "data", "evals", "aot", "api", "encode", "evaluation",
-          "identity", "core/parallel")  # fmt: skip
+          "identity", "scores", "core/parallel")  # fmt: skip
 
 
 def imports(path):

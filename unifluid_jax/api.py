@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from unifluid_jax import arguments, identity, systems
+from unifluid_jax import arguments, identity, scores, systems
 from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import checkpoint, files
 from unifluid_jax.core.config import MAX_PIXELS, Config
@@ -171,6 +171,8 @@ class Model:
     self.dialogues = Dialogues(
       config, system, tokenizer, self._drawing, self._answering
     )
+    numbers = scores.Scores(config, system, tokenizer, mapper)
+    self.log_likelihoods, self.losses = numbers.log_likelihoods, numbers.losses
 
   # ------------------------------------------------------------- for people
 

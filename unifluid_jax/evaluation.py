@@ -19,11 +19,13 @@ from jax.experimental import multihost_utils
 from unifluid_jax import api, identity, systems
 from unifluid_jax.core import checkpoint, files, metric_writers, telemetry
 from unifluid_jax.core.config import Config
-from unifluid_jax.evals import transfers
+from unifluid_jax.evals import held_out, transfers
 from unifluid_jax.evals.bench import Bench, Outcome, Shown
 from unifluid_jax.evals.report import data as report_data
 from unifluid_jax.evals.report import run_results, samples
 from unifluid_jax.evals.worlds import (
+  advanced_suite,
+  choice_suite,
   edit_suite,
   in_context_suite,
   text_suite,
@@ -31,15 +33,19 @@ from unifluid_jax.evals.worlds import (
   world_suite,
 )
 
+# Of a `bench.Subject`, or what else a metric needs of a model.
 METRICS: Mapping[str, Callable[[Any, Bench], Outcome]] = {
   "captions": text_suite.captions,
   "vqa": text_suite.vqa,
   "geneval": world_suite.geneval,
+  "geneval_advanced": advanced_suite.geneval_advanced,
   "fid": world_suite.frechet,
   "tokenizer": world_suite.tokenizer,
   "edits": edit_suite.edits,
   "paraphrases": wording_suite.paraphrases,
   "in_context": in_context_suite.in_context,
+  "validation_loss": held_out.validation_loss,
+  "text_choice": choice_suite.text_choice,
   "samples": samples.draw,
   transfers.METRIC: transfers.transfer,
 }

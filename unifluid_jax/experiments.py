@@ -15,17 +15,31 @@ unified_2b.py and unified_2b_gemma1.py; --config=FILE: variations of that one).
 CIDEr of COCO captions comes from the evaluation job, FID and GenEval from
 coco_fid.json and geneval.json in each run's workdir; where one is missing, the
 command is shown that writes it. Runs that a pod has trained are only scored.
+
+  python -m unifluid_jax.experiments liquid1 --budget=600 --seeds=3
+
+liquid1: more data of either kind; liquid_scaling: sizes on texts, images and
+both, with power laws; liquid6: longer training; liquid10: guidance; unitoken5:
+continuous features; unitoken6: shares of data. These vary
+configs/liquid_shapes.py and configs/unitoken_shapes.py, and need the image
+tokenizer that `make demo-liquid` or `make demo-unitoken` trains first.
 """
 
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
+from unifluid_jax import studies
 from unifluid_jax.core import checkpoint, cli, files, interrupt
-from unifluid_jax.evals.published import paper_tables, weight_figure
+from unifluid_jax.evals.published import (
+  paper_tables,
+  sibling_tables,
+  weight_figure,
+)
 from unifluid_jax.evals.published.paper_tables import Arm, Table
 
 _CONFIG = cli.define_config(
@@ -41,6 +55,9 @@ _BUDGET = flags.DEFINE_integer(
   "Steps of each run; its order schedule shrinks along. Default: the "
   "configuration's.",
 )  # fmt: skip
+_SEEDS = flags.DEFINE_integer(
+  "seeds", 1, "Runs of each arm, with intervals; of Liquid's and UniToken's."
+)
 
 Call = Callable[[Sequence[str]], None]
 
@@ -48,14 +65,16 @@ Call = Callable[[Sequence[str]], None]
 def main(argv: list[str]) -> None:
   """Runs what is missing of one table, then prints it."""
   name = argv[1] if len(argv) > 1 else ""
+  if name in sibling_tables.STUDIES:
+    return _study(name)
   if name not in paper_tables.TABLES:
-    raise ValueError(
-      f"experiment {name!r}: choose one of {', '.join(paper_tables.TABLES)}"
-    )
+    known = ", ".join((*paper_tables.TABLES, *sibling_tables.STUDIES))
+    raise ValueError(f"experiment {name!r}: choose one of {known}")
+  if _SEEDS.value != 1:
+    raise ValueError(f"--seeds={_SEEDS.value}: {name} is of one seed")
   table, coco = paper_tables.TABLES[name], _WORLD.value == "coco"
   flag, steps = flags.FLAGS["config"], _BUDGET.value
-  if config_flags.get_override_values(flag):
-    raise ValueError("--config.KEY=VALUE: write a file for --config instead")
+  _refuse_overrides(flag)
   if coco:
     table = paper_tables.on_coco(table, own=not flag.present)
     if not flag.present:
@@ -91,6 +110,37 @@ def main(argv: list[str]) -> None:
     if figure:
       files.write(root / "figure3.svg", figure)
     say(f"{root}/figure3.svg" if figure else "no figure yet: score two runs")
+
+
+def _refuse_overrides(flag: Any) -> None:
+  if config_flags.get_override_values(flag):
+    raise ValueError("--config.KEY=VALUE: write a file for --config instead")
+
+
+def _study(name: str) -> None:
+  """Runs what is missing of Liquid's or UniToken's experiment, and prints it.
+
+  Raises:
+    ValueError: flags that do not go with it.
+  """
+  study, flag = sibling_tables.STUDIES[name], flags.FLAGS["config"]
+  _refuse_overrides(flag)
+  if _WORLD.value != "shapes":
+    raise ValueError(f"--world={_WORLD.value}: {name} is judged on shapes")
+  if _SEEDS.value < 1:
+    raise ValueError(f"--seeds={_SEEDS.value}: at least 1")
+  if not flag.present:
+    flag.parse(study.config)
+  file, steps = config_flags.get_config_filename(flag), _BUDGET.value
+  steps = _CONFIG.value.steps if steps is None else steps
+  if steps < 1:
+    raise ValueError(f"--budget={steps}: at least 1 step")
+  root = epath.Path(_ROOT.value) / f"steps_{steps}"
+  say = cli.speaker()
+  text = studies.carry_out(
+    name, study, _SEEDS.value, str(root), steps, file, call, say
+  )
+  say(f"{text}{root / name}.md")
 
 
 def run(

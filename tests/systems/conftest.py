@@ -9,7 +9,9 @@ from configs import shapes
 from unifluid_jax import systems
 from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.core import types
+from unifluid_jax.models import kl_vae
 from unifluid_jax.models.kl_vae import KlVae
+from unifluid_jax.ops import diffusion, order
 from unifluid_jax.systems.unifluid import UniFluid
 
 
@@ -119,3 +121,29 @@ class Tiny:
 @pytest.fixture(scope="session")
 def model():
   return Tiny()
+
+
+@pytest.fixture
+def without_draws(monkeypatch):
+  """Every row gets the same noise, steps and order, and its latent's mode."""
+  fixed, sample = jax.random.key(5), kl_vae.sample
+  steps, normal = diffusion.sample_steps, jax.random.normal
+
+  def fixed_steps(key, draws, shape):
+    del key
+    drawn = steps(fixed, draws, (1, *shape[1:]))
+    return jnp.broadcast_to(drawn, (draws, *shape))
+
+  def fixed_noise(key, shape, dtype):
+    del key
+    drawn = normal(fixed, (shape[0], 1, *shape[2:]), dtype)
+    return jnp.broadcast_to(drawn, shape)
+
+  def backwards(key, rows, n, share):
+    del key, share
+    return jnp.broadcast_to(jnp.arange(n)[::-1], (rows, n))
+
+  monkeypatch.setattr(kl_vae, "sample", lambda m, key: sample(m, None))
+  monkeypatch.setattr(diffusion, "sample_steps", fixed_steps)
+  monkeypatch.setattr(jax.random, "normal", fixed_noise)
+  monkeypatch.setattr(order, "sample_orders", backwards)

@@ -7,15 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from tests.systems.conftest import examples
 from unifluid_jax import train
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.core.types import EOS, PAD
-from unifluid_jax.models import kl_vae
-from unifluid_jax.ops import diffusion, order
 from unifluid_jax.systems.unifluid import UniFluid
 
 # Passes gradients on as its state, and changes nothing.
@@ -69,32 +66,6 @@ def assert_one_objective(system, model, batch, cuts):
       message = f"{accumulate} parts on {mesh}: {parallel.path_str(path)}"
       np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=message)
   return want[1]
-
-
-@pytest.fixture
-def without_draws(monkeypatch):
-  """Every row gets the same noise, steps and order, and its latent's mode."""
-  fixed, sample = jax.random.key(5), kl_vae.sample
-  steps, normal = diffusion.sample_steps, jax.random.normal
-
-  def fixed_steps(key, draws, shape):
-    del key
-    drawn = steps(fixed, draws, (1, *shape[1:]))
-    return jnp.broadcast_to(drawn, (draws, *shape))
-
-  def fixed_noise(key, shape, dtype):
-    del key
-    drawn = normal(fixed, (shape[0], 1, *shape[2:]), dtype)
-    return jnp.broadcast_to(drawn, shape)
-
-  def backwards(key, rows, n, share):
-    del key, share
-    return jnp.broadcast_to(jnp.arange(n)[::-1], (rows, n))
-
-  monkeypatch.setattr(kl_vae, "sample", lambda m, key: sample(m, None))
-  monkeypatch.setattr(diffusion, "sample_steps", fixed_steps)
-  monkeypatch.setattr(jax.random, "normal", fixed_noise)
-  monkeypatch.setattr(order, "sample_orders", backwards)
 
 
 def certain(model):

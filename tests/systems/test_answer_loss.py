@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.systems.conftest import tiny
+from tests.systems.conftest import examples, tiny
 from unifluid_jax.core.types import EOS, PAD, UNK
 from unifluid_jax.models import decoder
 from unifluid_jax.systems.common import embed, packing, text_loss
@@ -144,3 +144,21 @@ def test_several_images_are_seen_one_after_another():
   np.testing.assert_allclose(seen, want, rtol=1e-5, atol=1e-5)
   one = see(jnp.asarray(pixels[:, 1]))
   np.testing.assert_allclose(one, want[:, 4:8], rtol=1e-5, atol=1e-5)
+
+
+def test_likelihoods_are_those_of_the_loss_without_its_word_dropout(model):
+  """Row by row the loss of one answer, summed over its words and EOS."""
+  dropping = UniFluid(tiny(loss__word_dropout=0.7, loss__vocab_chunk=3))
+  batch = examples(rows=4, text=True)
+  for task in ("i2t", "text"):
+    fields = batch[task]
+    found = jax.jit(
+      lambda fields, task=task: dropping.score(model.params, {}, {task: fields})
+    )(fields)
+    for i in range(4):
+      row = {task: {k: x[i : i + 1] for k, x in fields.items()}}
+      _, metrics = model.loss(model.params, {}, row, jax.random.key(0), 0)
+      words = (row[task]["suffix"] != PAD).sum()
+      want = -metrics["loss_text"] * words
+      np.testing.assert_allclose(found[i], want, rtol=1e-4)
+  assert len(np.unique(np.round(found, 3))) == 4

@@ -19,7 +19,13 @@ import pytest
 
 from configs.base import base, source
 from tests.systems import test_vae
-from tests.systems.conftest import right_aligned, suffixes, tiny, whole_loss
+from tests.systems.conftest import (
+  examples,
+  right_aligned,
+  suffixes,
+  tiny,
+  whole_loss,
+)
 from tests.systems.test_accumulate import assert_one_objective, lopsided
 from unifluid_jax import (
   api,
@@ -49,6 +55,7 @@ EOI, BOI = 0, TEXT + COLOURS  # a piece that no text has; the last row
 T = 42  # two images with a word each
 WORLD = dict(train=24, validation=8, held_out=2)
 SYSTEMS = ("unifluid", "vae", "toy")
+SCORERS = ("unifluid", "toy")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -267,6 +274,35 @@ def test_keys_of_another_system_are_refused_by_name(name, key):
   tree[node] = {**tree[node], last: 1}
   with pytest.raises(ConfigError, match=f"unknown key config.{key}"):
     systems.resolve(tree)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_likelihoods_are_those_of_a_distribution(name):
+  """They add up to one over first words, and over what follows a word."""
+  system = systems.build(config_of(name))
+  assert isinstance(system, types.Scorer)
+  rng, v = np.random.default_rng(0), system.config.model.decoder.vocab
+  params = jax.tree.map(
+    lambda x: jnp.float32(0.3 * rng.normal(size=x.shape)),
+    systems.init_shapes(system),
+  )
+  batch = {"unifluid": examples, "toy": hand_made}[name](rows=1)["i2t"]
+  rows = {k: jnp.repeat(x, v, axis=0) for k, x in batch.items()}
+  score = jax.jit(lambda suffix: system.score(
+    params, {}, {"i2t": rows | {"suffix": suffix}}))  # fmt: skip
+  empty = np.full(rows["suffix"].shape, types.PAD, np.int32)
+  one, two = empty.copy(), empty.copy()
+  one[:, 0] = two[:, 1] = np.arange(v)
+  two[:, 0] = word = v // 2
+  firsts = np.exp(np.asarray(score(one), np.float64))
+  np.testing.assert_allclose(firsts.sum(), 1.0, rtol=1e-5)
+  seconds = np.exp(np.asarray(score(two), np.float64))
+  np.testing.assert_allclose(seconds.sum(), firsts[word], rtol=1e-4)
+  np.testing.assert_array_equal(score(empty), 0.0)
+  said = jax.jit(lambda: system.answer(
+    params, {}, given({"i2t": rows}, "i2t"), keys(v), system.config.sampling
+  ))()  # fmt: skip
+  assert set(np.asarray(said)[:, 0]) == {firsts.argmax()}
 
 
 def test_eight_images_are_reconstructed_better_and_better():

@@ -218,10 +218,8 @@ class Toy:
       seen = seen.at[codes].add(1)
     if "i2t" in batch:
       fields = batch["i2t"]
-      x = embed.text(self.decoder, params, fields["suffix"][:, :-1])
-      x = packing.causal(x, packing.text_valid(fields["suffix"][:, :-1]))
       answers.append((len(tasks), fields["suffix"]))
-      tasks.append(packing.join([self._prompt(params, fields), x]))
+      tasks.append(self._answered(params, fields))
       seen = seen.at[fields["codes"]].add(1)
     if "dialogue" in batch:
       fields, rows = batch["dialogue"], self._turns(batch["dialogue"])
@@ -282,6 +280,18 @@ class Toy:
       self.decoder, params, packed, self.config.text.suffix, sampling, keys
     )
     return interleaved.before_image(ids, self.boi) if turns else ids
+
+  def score(
+    self, params: Params, frozen: Params, prompts: Batch
+  ) -> Float[Array, "B"]:
+    suffix, c = prompts["i2t"]["suffix"], self.config
+    tasks = [self._answered(params, prompts["i2t"])]
+    hidden = packing.hidden_states(self.decoder, params, tasks)
+    (states,), _ = packing.read_out(hidden, tasks, [(0, suffix)])
+    return texts.log_likelihood(
+      c.model.decoder, decoder.output_table(params["decoder"]), states,
+      suffix, c.loss.vocab_chunk,
+    )  # fmt: skip
 
   def reconstruct(
     self, params: Params, frozen: Params, images: Float[Array, "B H W 3"]
@@ -353,6 +363,13 @@ class Toy:
     ids = jnp.concatenate(ids, axis=1)
     x = embed.text(self.decoder, params, ids)
     return packing.prefix(x, packing.text_valid(ids))
+
+  def _answered(self, params: Params, fields: Fields) -> packing.Packed:
+    """A question, and its answer but for the last word."""
+    fed = fields["suffix"][:, :-1]
+    x = embed.text(self.decoder, params, fed)
+    x = packing.causal(x, packing.text_valid(fed))
+    return packing.join([self._prompt(params, fields), x])
 
   def _drawn(self, params: Params, fields: Fields, ids: Any) -> packing.Packed:
     """A prompt, BOI and all codes but the last."""

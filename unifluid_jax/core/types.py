@@ -224,3 +224,18 @@ class Generator(System, Protocol):
 
   def reconstruct(self, params: Params, frozen: Params, images: Any) -> Any:
     """Images [B, H, W, 3] through its tokens and back."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+  """A system that says how likely a text is; Generators may be one."""
+
+  def score(self, params: Params, frozen: Params, prompts: Batch) -> Any:
+    """Log-likelihood of each target text given its prompt, f32[B], in nats.
+
+    Args:
+      params: all parameters.
+      frozen: frozen weights.
+      prompts: one task of texts, "i2t" or "text", with its targets: the sum
+        runs over all tokens of the text and the one that ends it.
+    """

@@ -252,14 +252,22 @@ def joined(name: str, part: str) -> str:
 def prompts(
   inputs: Mapping[str, Field], images: Mapping[str, Picture]
 ) -> dict[str, Field]:
-  """The fields of a prompt: all but the targets.
+  """The fields of a prompt: all but the targets, see `uncached`."""
+  given = {name: field for name, field in inputs.items() if not field.target}
+  return uncached(given, images)
+
+
+def uncached(
+  inputs: Mapping[str, Field], images: Mapping[str, Picture]
+) -> dict[str, Field]:
+  """The fields of an example that no cache was made of.
 
   Its images are pixels, also where training reads them encoded from a file.
 
   Args:
     inputs: of one task.
-    images: of an example; a prompt may have more or fewer frames than a run
-      was trained with.
+    images: of the example; it may have more or fewer frames than a run was
+      trained with.
   """
 
   def given(field):
@@ -272,4 +280,4 @@ def prompts(
       return field.as_prompt()
     return field
 
-  return {name: given(f) for name, f in inputs.items() if not f.target}
+  return {name: given(field) for name, field in inputs.items()}

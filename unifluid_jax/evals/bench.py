@@ -40,6 +40,26 @@ class Subject(Protocol):
     """uint8 [n, H, W, 3] through the tokenizer and back."""
 
 
+@runtime_checkable
+class TextScorer(Protocol):
+  """What a metric needs of a model that says how likely texts are."""
+
+  def log_likelihoods(
+    self, questions: Sequence[str | None], texts: Sequence[str]
+  ) -> Any:
+    """f32[n]: of each text after its question (None: after nothing)."""
+
+
+@runtime_checkable
+class LossTeller(Protocol):
+  """What a metric needs of a model that tells its loss on data."""
+
+  def losses(
+    self, task: str, records: Sequence[sources.Record]
+  ) -> tuple[Mapping[str, float], int]:
+    """Loss and metrics over the records' examples; how many there were."""
+
+
 class Shown(NamedTuple):
   """One example for the report."""
 

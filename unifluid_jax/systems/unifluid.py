@@ -250,12 +250,13 @@ class UniFluid:
     return packing.join([prefix, target]), x
 
   def _pack_answer(
-    self, params: Params, fields: Fields, key: PRNGKeyArray
+    self, params: Params, fields: Fields, key: PRNGKeyArray | None
   ) -> packing.Packed:
     """An understanding or text example: predicts its suffix.
 
     With word dropout (arXiv 1511.06349) some input words of the answer are
-    UNK, and the words after them must be predicted from the image.
+    UNK, and the words after them must be predicted from the image. Without a
+    key none are.
     """
     parts = []
     if "seen" in fields:
@@ -264,7 +265,7 @@ class UniFluid:
       )
       parts.append(packing.prefix(x, packing.all_valid(x)))
     fed, p = fields["suffix"][:, :-1], self.config.loss.word_dropout
-    if p:
+    if p and key is not None:
       lost = (jax.random.uniform(key, fed.shape) < p) & (fed != PAD)
       fed = jnp.where(lost, UNK, fed)
     tokens = jnp.concatenate([fields["prefix"], fed], axis=1)
@@ -446,6 +447,26 @@ class UniFluid:
       self.config.text.suffix,
       sampling,
       keys,
+    )
+
+  def score(
+    self, params: Params, frozen: Params, prompts: Batch
+  ) -> Float[Array, "B"]:
+    """Log-likelihood of the suffixes of "i2t" or "text"; see `types.Scorer`."""
+    del frozen
+    ((_, fields),) = prompts.items()
+    params = embed.cast_embedding(params, self.decoder.dtype)
+    tasks = [self._pack_answer(params, fields, None)]
+    hidden = packing.hidden_states(self.decoder, params, tasks)
+    (states,), (suffix,) = packing.read_out(
+      hidden, tasks, [(0, fields["suffix"])]
+    )
+    return texts.log_likelihood(
+      self.config.model.decoder,
+      decoder.output_table(params["decoder"]),
+      states,
+      suffix,
+      self.config.loss.vocab_chunk,
     )
 
   def reconstruct(

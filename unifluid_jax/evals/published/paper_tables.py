@@ -50,6 +50,9 @@ class Arm(NamedTuple):
   metrics: tuple[str, ...] = _DRAWS + _READS
   config: str = ""  # file of its own
   published: Mapping[str, float] = {}  # column → the paper's number
+  follows: str = ""  # name of the arm whose weights it starts from
+  share: float = 1.0  # of the budget's steps
+  where: Mapping[str, float] = {}  # settings that its scores were found with
 
 
 class Table(NamedTuple):

@@ -10,6 +10,7 @@ from unifluid_jax.core import parallel
 from unifluid_jax.core.types import PAD, Batch, Metrics
 from unifluid_jax.models.decoder import logits
 from unifluid_jax.ops.cross_entropy import chunked_cross_entropy
+from unifluid_jax.systems.common.token_loss import token_losses
 
 
 def counts(batch: Batch) -> dict[str, Any]:
@@ -63,3 +64,17 @@ def text_loss(
     lengths = jnp.maximum(mask.sum(axis=1), 1)
     loss = (nll.sum(axis=1) / lengths).sum() / counts["answers"]
   return loss, {"loss_text": loss, "text_accuracy": accuracy}
+
+
+def log_likelihood(
+  decoder: Any,
+  table: Float[Array, "V D"],
+  hidden: Float[Array, "B A D"],
+  targets: Int[Array, "B A"],
+  chunk: int,
+) -> Float[Array, "B"]:
+  """Log-probability of each row's answer, in nats; labels are not smoothed.
+
+  Arguments are those of `token_losses`.
+  """
+  return -token_losses(decoder, table, hidden, targets, chunk).nll.sum(axis=1)

@@ -1,0 +1,299 @@
+"""Experiments over seeds: what is run, in which order, and what is printed."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from scipy import stats
+
+from unifluid_jax import experiments, studies, systems
+from unifluid_jax.core import checkpoint
+from unifluid_jax.evals.published import (
+  scaling_tables,
+  sibling_tables,
+  study_results,
+)
+from unifluid_jax.evals.published.paper_tables import Arm
+from unifluid_jax.evals.published.scaling_tables import Point
+from unifluid_jax.evals.published.sibling_tables import STUDIES
+
+SMALL = STUDIES["liquid1"]._replace(arms=STUDIES["liquid1"].arms[:2])
+
+
+class Machine:
+  """Trains and scores in no time: writes what the commands would."""
+
+  def __init__(self, value=lambda metric, flags: 1.0):
+    self.commands, self.value, self.fail = [], value, False
+
+  def __call__(self, command):
+    module, *rest = command
+    given = dict(f.removeprefix("--").split("=", 1) for f in rest)
+    self.commands.append((module, given))
+    if self.fail:
+      raise ValueError("interrupted")
+    folder = given["workdir"]
+    if module == "main":
+      every, steps = (int(given[f"config.{k}"])
+                      for k in ("checkpoint.every", "steps"))  # fmt: skip
+      for step in {*range(every, steps + 1, every), steps}:
+        write(folder, f"checkpoints/{step}/_CHECKPOINT_METADATA", "")
+      return
+    settings = {"cfg": float(given.get("config.sampling.cfg", 3.0))}
+    metrics = re.findall(r"'(\w+)'", given["config.eval.metrics"])
+    rows = [
+      {"step": int(given["step"]), "metric": metric, "settings": settings,
+       "value": self.value(metric, given)}
+      for study in STUDIES.values() for metric in study.columns.values()
+      if metric.split("/")[0] in metrics
+    ]  # fmt: skip
+    write(folder, "metrics_eval.jsonl", "".join(
+      json.dumps(row) + "\n" for row in rows), mode="a")  # fmt: skip
+
+  def did(self):
+    return [(m, g["workdir"].rpartition("/")[2]) for m, g in self.commands]
+
+
+def write(folder, name, content, mode="w"):
+  path = Path(folder) / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open(mode) as file:
+    file.write(content)
+
+
+def carry_out(study, tmp_path, machine, seeds=2, budget=40):
+  return studies.carry_out(
+    "name", study, seeds, str(tmp_path), budget, "", machine, lambda line: None
+  )
+
+
+def test_stages_follow_one_another_seed_by_seed(tmp_path):
+  machine = Machine()
+  carry_out(SMALL, tmp_path, machine)
+  before, after = (a.name for a in SMALL.arms)
+  assert machine.did() == [
+    (module, f"{arm}_seed{seed}")
+    for seed in range(2)
+    for module, arm in (("main", before), ("main", after), ("evaluate", after))
+  ]
+  first, second, scored = (given for _, given in machine.commands[:3])
+  assert first["config"] == "configs/liquid_shapes.py"
+  assert (first["config.steps"], second["config.steps"]) == ("40", "10")
+  assert first["config.seed"] == "0" and "config.init.all" not in first
+  own = f"{tmp_path}/{before}_seed0"
+  assert first["workdir"] == own and second["config.init.all"] == own
+  assert scored["step"] == "10"
+  assert scored["config.init.all"] == own
+  third = machine.commands[4][1]
+  assert third["config.seed"] == "1"
+  assert third["config.init.all"] == f"{tmp_path}/{before}_seed1"
+
+
+def test_the_same_command_goes_on_where_it_was_interrupted(tmp_path):
+  machine = Machine()
+  machine.fail = True
+  with pytest.raises(ValueError, match="interrupted"):
+    carry_out(SMALL, tmp_path, machine, 1)
+  machine.fail, machine.commands = False, []
+  whole = carry_out(SMALL, tmp_path, machine, 1)
+  assert len(machine.commands) == 3
+  assert carry_out(SMALL, tmp_path, machine, 1) == whole
+  assert len(machine.commands) == 3
+  # A metric that failed is scored again, the run not trained again.
+  results = tmp_path / f"{SMALL.arms[1].name}_seed0/metrics_eval.jsonl"
+  kept = [r for r in results.read_text().splitlines() if "fid/gen" not in r]
+  results.write_text("\n".join(kept) + "\n")
+  carry_out(SMALL, tmp_path, machine, 1)
+  assert machine.did()[3:] == [("evaluate", f"{SMALL.arms[1].name}_seed0")]
+  # Another seed is added to those that are there.
+  carry_out(SMALL, tmp_path, machine, 2)
+  assert {name[-1] for _, name in machine.did()[4:]} == {"1"}
+
+
+def test_guidance_is_varied_on_one_trained_run(tmp_path):
+  def value(metric, given):
+    return float(given["config.sampling.cfg"]) / 100
+
+  machine, study = Machine(value), STUDIES["liquid10"]
+  text = carry_out(study, tmp_path, machine, 1)
+  assert [m for m, _ in machine.did()] == ["main"] + ["evaluate"] * 9
+  assert len({name for _, name in machine.did()}) == 1
+  rows = re.findall(r"\| cfg ([\d.]+) \| ([\d.]+) \[–\]", text)
+  assert [float(v) for _, v in rows] == [float(g) / 100 for g, _ in rows]
+  assert [float(g) for g, _ in rows][-1] == 3.0  # the report shows the last
+  assert {1.0, 15.0} < {float(g) for g, _ in rows}
+
+
+def test_means_over_seeds_stand_beside_the_papers_numbers(tmp_path):
+  values = {"0": 0.5, "1": 0.6, "2": 0.76}
+
+  def value(metric, given):
+    return values[given["config.seed"]]
+
+  text = carry_out(SMALL, tmp_path, Machine(value), 3)
+  half = stats.sem(list(values.values())) * stats.t.ppf(0.975, 2)
+  (line,) = [x for x in text.splitlines() if x.startswith("| Base mixture")]
+  cell = f"0.62 ± {half:.3g}"
+  assert line == (
+    f"| Base mixture | {cell} [19.9] | {cell} [0.63] | {cell} [0.58] "
+    f"| {cell} [60.7] |"
+  )
+  assert "3 seeds" in text and (tmp_path / "name.md").read_text() == text
+  assert study_results.mean([0.5]) == (0.5, None)
+  assert study_results.cell([]) == "–"
+
+
+def test_all_checkpoints_of_the_scaling_runs_are_scored(tmp_path, monkeypatch):
+  study = STUDIES["liquid_scaling"]
+  some = study._replace(
+    arms=tuple(sibling_tables.scaling_arm(48, d) for d in ("text", "mix"))
+  )
+  monkeypatch.setattr(studies, "scaling_points", lambda *_: [])
+  machine = Machine()
+  carry_out(some, tmp_path, machine, 1, budget=42)
+  steps = [g["step"] for m, g in machine.commands if m == "evaluate"]
+  assert steps == ["11", "22", "33", "42"] * 2
+  trained = next(g for m, g in machine.commands if m == "main")
+  assert trained["config.checkpoint.keep"] == "4"
+  # No loss of images is waited for where none are trained on.
+  assert study_results.wanted(some, some.arms[0]) == {"text_choice"}
+  assert study_results.wanted(some, some.arms[1]) == set(study.columns)
+  carry_out(some, tmp_path, machine, 1, budget=42)
+  assert len(machine.commands) == 10
+
+
+def test_points_have_the_flops_of_their_steps(tmp_path, monkeypatch):
+  class System:
+    def cost(self):
+      return type("Cost", (), {"flops": 100.0})
+
+  monkeypatch.setattr(systems, "resolve", lambda tree: tree)
+  monkeypatch.setattr(systems, "build", lambda config: System())
+  monkeypatch.setattr(
+    systems, "init_shapes", lambda s: {"a": np.zeros((3, 4)), "b": np.zeros(5)}
+  )
+  monkeypatch.setattr(checkpoint, "read_meta", lambda *_: {"config": {}})
+  arm = sibling_tables.scaling_arm(96, "t2i")
+  own = studies.workdir(str(tmp_path), arm.name, 0)
+  for step in (5, 10):
+    write(own, f"checkpoints/{step}/_CHECKPOINT_METADATA", "")
+    row = {"step": step, "metric": "validation_loss/t2i/loss_image",
+           "value": 1 / step}  # fmt: skip
+    write(own, "metrics_eval.jsonl", json.dumps(row) + "\n", "a")
+  found = studies.scaling_points(STUDIES["liquid_scaling"], str(tmp_path), 1)
+  assert found == [
+    Point(96, "t2i", 0, step, step * 100.0, 17, {"image_loss": 1 / step})
+    for step in (5, 10)
+  ]
+
+
+def points():
+  """Losses that follow L = 40 C^-.2 + 1, worse by .1 in the mixture."""
+  out = []
+  for i, width in enumerate((48, 96, 192, 384)):
+    for data, extra in (("t2i", 0.0), ("mix", 0.1), ("text", 0.0)):
+      for step in (10, 20):
+        flops = 1e9 * 4**i * step
+        scores = {"text_choice": 0.9 - 0.4 * extra * (4 - i)}
+        if data != "text":
+          scores = {"image_loss": 40 * flops**-0.2 + 1 + extra,
+                    "geneval": 0.5 + 0.1 * i - extra * (4 - i)}  # fmt: skip
+          scores |= {"text_choice": 0.8} if data == "mix" else {}
+        out.append(Point(width, data, 0, step, flops, 10, scores))
+  return out
+
+
+def test_scaling_fits_and_gaps():
+  given = points()
+  fits = scaling_tables.fits(given)
+  assert "| t2i | 40.0 [40.0, 40.0] | 0.2 [0.2, 0.2] | 1 [1, 1] | 1 |" in fits
+  assert "| mix | 40.0 [40.0, 40.0] | 0.2 [0.2, 0.2] | 1.1 [1.1, 1.1]" in fits
+  assert "| text " not in fits
+  assert scaling_tables.fits(given[:6]).startswith("No fit: it needs four")
+  gaps = scaling_tables.gaps(given[::-1]).splitlines()
+  assert gaps[2].startswith("| 48 | 0.9 → 0.8 | -0.1 | 0.5 → 0.1 | -0.4 | ")
+  assert gaps[5].startswith("| 384 | 0.9 → 0.8 | -0.1 | 0.8 → 0.7 | -0.1 | ")
+  assert gaps[2].endswith(" | 0.1 |")
+
+
+def test_curves_are_a_line_per_checkpoint():
+  lines = scaling_tables.as_csv(points()).splitlines()
+  assert lines[0] == (
+    "width,data,seed,step,flops,parameters,"
+    "image_loss,image_top1,geneval,text_choice"
+  )
+  assert len(lines) == 1 + len(points())
+  assert lines[5] == "48,text,0,10,1e+10,10,,,,0.9"
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_arms_of_one_name_are_one_run(name):
+  """Or their scores would be those of whichever was trained first."""
+  found: dict[str, Arm] = {}
+  for study in STUDIES.values():
+    for arm in study.arms:
+      plain = arm._replace(title="", metrics=(), published={}, where={})
+      if arm.where:  # of sampling, which changes no training
+        plain = plain._replace(flags=())
+      assert found.setdefault(arm.name, plain) == plain, arm.name
+  names = [a.name for a in STUDIES[name].arms]
+  for i, arm in enumerate(STUDIES[name].arms):
+    assert not arm.follows or arm.follows in names[:i]
+    assert set(arm.published) <= set(STUDIES[name].columns)
+    assert arm.metrics or any(a.follows == arm.name for a in STUDIES[name].arms)
+
+
+def test_the_control_has_as_many_rows_as_the_arms_it_stands_beside():
+  rows = {}
+  for arm in STUDIES["liquid1"].arms:
+    if not arm.follows:
+      found = [int(f.partition("=")[2]) for f in arm.flags if "batch" in f]
+      rows[arm.name.removeprefix("liquid1_")] = sum(found)
+  assert rows.pop("base") == 72
+  assert set(rows.values()) == {96} and len(rows) == 3
+  tuned = {a.flags for a in STUDIES["liquid1"].arms if a.follows}
+  assert len(tuned) == 1
+
+
+def run_command(monkeypatch, *script):
+  said, machine = [], Machine()
+  monkeypatch.setattr(experiments, "call", machine)
+  monkeypatch.setattr(experiments.cli, "speaker", lambda: said.append)
+  with flagsaver.as_parsed():
+    args = ["experiments", *script]
+    monkeypatch.setattr(sys, "argv", args)
+    experiments.main(list(flags.FLAGS(args)))
+  return machine, said
+
+
+def test_the_command(tmp_path, monkeypatch):
+  machine, said = run_command(
+    monkeypatch, "liquid6", f"--root={tmp_path}", "--budget=8", "--seeds=2",
+    "--config=configs/debug.py",
+  )  # fmt: skip
+  assert [m for m, _ in machine.did()] == ["main", "evaluate"] * 4
+  assert all(g["config"] == "configs/debug.py" for _, g in machine.commands)
+  assert {g["config.steps"] for _, g in machine.commands} == {"8", "16"}
+  assert said[0] == "liquid6: run 1 of 4: Plain, seed 0"
+  assert said[-1].endswith(f"{tmp_path}/steps_8/liquid6.md")
+  assert (tmp_path / "steps_8/liquid6.md").exists()
+
+
+@pytest.mark.parametrize(
+  "script, message",
+  [
+    (["liquid6", "--seeds=0"], "--seeds=0: at least 1"),
+    (["liquid6", "--world=coco"], "liquid6 is judged on shapes"),
+    (["table1", "--seeds=2"], "table1 is of one seed"),
+    (["liquid6", "--budget=0"], "at least 1 step"),
+    (["liquid7"], "choose one of table1, .*, liquid1, .*unitoken6"),
+  ],
+)
+def test_unusable_commands(monkeypatch, script, message):
+  with pytest.raises(ValueError, match=message):
+    run_command(monkeypatch, *script, "--config=configs/debug.py")
