@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = config_files.shipped_names()
 ARGS = {
   "vae": ("", "shapes", "folder"),
+  "tokenizer": ("", "shapes", "folder", "vq8", "chameleon", "taming"),
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
   "aesthetic": ("",),
@@ -97,7 +98,7 @@ def batch_of(c):
 
   m, t, n = c.model, c.text, c.batch
   drawn = (m.image_size, m.image_size, 3)
-  if c.system == "vae":
+  if c.system in ("vae", "vq"):
     return {"image": {"image": spec(n["image"], drawn)}}
   seen = (m.vit.image_size, m.vit.image_size, 3)
   batch = {}
@@ -139,13 +140,21 @@ def frozen_of(c):
 
 @pytest.mark.parametrize(
   "name",
-  ["unified_2b", "unified_2b_gemma1", "unified_700m", "vae", "folder", "edit"],
+  [
+    "unified_2b",
+    "unified_2b_gemma1",
+    "unified_700m",
+    "vae",
+    "tokenizer",
+    "folder",
+    "edit",
+  ],
 )
 def test_full_size_loss_has_a_shape(name):
   c = systems.resolve(load(name)[0])
   system = systems.build(c)
   params = jax.eval_shape(system.init, jax.random.key(0))
-  frozen = {} if c.system == "vae" else frozen_of(c)
+  frozen = {} if c.system in ("vae", "vq") else frozen_of(c)
   step = jax.ShapeDtypeStruct((), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   loss, metrics = jax.eval_shape(
