@@ -98,7 +98,7 @@ def batch_of(c):
 
   m, t, n = c.model, c.text, c.batch
   drawn = (m.image_size, m.image_size, 3)
-  if c.system in ("vae", "vq"):
+  if c.system == "vae":
     return {"image": {"image": spec(n["image"], drawn)}}
   seen = (m.vit.image_size, m.vit.image_size, 3)
   batch = {}
@@ -154,7 +154,7 @@ def test_full_size_loss_has_a_shape(name):
   c = systems.resolve(load(name)[0])
   system = systems.build(c)
   params = jax.eval_shape(system.init, jax.random.key(0))
-  frozen = {} if c.system in ("vae", "vq") else frozen_of(c)
+  frozen = {} if c.system == "vae" else frozen_of(c)
   step = jax.ShapeDtypeStruct((), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   loss, metrics = jax.eval_shape(

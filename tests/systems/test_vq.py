@@ -16,6 +16,8 @@ from unifluid_jax import systems, train
 from unifluid_jax.codecs import vq as codecs
 from unifluid_jax.core import presets
 from unifluid_jax.core.freeze import ConfigError
+from unifluid_jax.data import fields
+from unifluid_jax.data.sources import source as sources
 from unifluid_jax.models import convolutions, patch_gan, vq
 from unifluid_jax.systems import vq_training
 
@@ -408,6 +410,23 @@ def test_four_images_are_learned_and_read_back_by_the_codec(tmp_path):
       rebuilt, jnp.clip(other, -1, 1), rtol=1e-4, atol=1e-5
     )
   assert wide.shape == (4, 8, 16, 3)
+
+
+def test_cached_codes_are_those_that_were_encoded(tmp_path):
+  """Float16 would round every second code above 2048, and more above 4096."""
+  config = presets.VQ["llamagen_vq16"]
+  codec = codecs.VqCodec(config, "nowhere", 64)
+  codes = np.int32([[0, 2049, 4097, 8191, *range(16_372, 16_384)]])
+  assert codes[0].shape == codec.cache.shape
+  path = str(tmp_path / "codes")
+  sources.write_cached(path, codes, codec.file_dtype)
+  picture = fields.Picture((b"",), cached=sources.CachedReader(path)[0])
+  field = fields.Cached(
+    "drawn", codec.cache.shape, codec.cache.dtype, 64, codec.fit, file=True
+  )
+  rows = field.rows(fields.Example({}, {"drawn": picture}, None), None)
+  assert rows[""].dtype == np.int32
+  np.testing.assert_array_equal(rows[""], codes[0])
 
 
 @pytest.mark.parametrize(
