@@ -23,8 +23,9 @@ from configs.base import base, source, unset
 _ARGS = ("shapes", "folder", "vq16", "vq8", "chameleon", "taming")
 
 
-def get_config(arg: str = "vq16"):
-  """`arg`: shapes, folder, vq16, vq8, chameleon or taming."""
+def get_config(arg: str = ""):
+  """`arg`: shapes, folder, vq16 (or nothing), vq8, chameleon or taming."""
+  arg = arg or "vq16"
   if arg not in _ARGS:
     raise ValueError(f"unknown config argument {arg!r}: {', '.join(_ARGS)}")
   if arg in ("shapes", "folder"):
@@ -41,7 +42,7 @@ def get_config(arg: str = "vq16"):
     else:
       vq_tokenizer(c, "taming_f16" if arg == "taming" else arg)
       _vqgan(c)
-  c.name = f"vq_{arg}"
+  c.name = f"tokenizer_{arg}"
   return c
 
 

@@ -50,6 +50,7 @@ PLAIN = f"{LOSS}::test_text_loss_equals_a_plain_computation"
 BESIDE = f"{OPTIM}::test_adam_beside_muon_has_its_own_eps_rate_and_decay"
 HELD = f"{STEP}::test_what_is_held_is_replaced_and_not_averaged"
 OWN = f"{STEP}::test_a_part_starts_late_with_an_optimizer_of_its_own"
+VQ = "systems/test_vq.py"
 MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 
 TURNS, RULE = "data/test_dialogue.py", "data/test_in_context.py"
@@ -59,7 +60,9 @@ TOY_TURNS = f"{_CONTRACT}::test_each_target_of_a_dialogue_counts_once"
 TOY_LEARNED = f"{_CONTRACT}::test_eight_examples_are_learned_by_heart"
 _ROWS, _CONTEXT = "data/dialogue.py", "evals/worlds/in_context_suite.py"
 _INTERLEAVED = "systems/common/interleaved.py"
-_UNIFLUID, _VAE = "systems/unifluid.py", "systems/tokenizer_training.py"
+_UNIFLUID = "systems/unifluid.py"
+_VQ = "systems/vq_training.py"
+_REBUILT = "systems/common/reconstruction.py"
 _OPTIM, _MESH = "core/optim.py", "core/parallel.py"
 _ANSWER = "systems/common/text_decode.py"
 _TEXT = "systems/common/text_loss.py"
@@ -190,10 +193,49 @@ MUTATIONS = tuple(
     ("ops/attention.py", "block[:, None, :] <= block[:, :, None]",
      "block[:, None, :] < block[:, :, None]",
      "ops/test_attention.py::test_block_causal_mask_examples"),
-    (_VAE, "step >= w.adversarial_start", "step >= 0",
+    (_REBUILT, "step >= weights.adversarial_start", "step >= 0",
      "systems/test_vae.py::test_before_the_start_the_discriminator_takes_no_part"),
-    (_VAE, "float(x[0].size * count)", "float(x.size)",
+    (_REBUILT, "float(x[0].size * count)", "float(x.size)",
      "systems/test_vae.py::test_parts_of_a_batch_add_up"),
+    # ------------------------------------------------------- VQ tokenizers
+    ("models/vq.py", "self.z + _sg(self.nearest - self.z)", "self.nearest",
+     "models/test_vq.py::test_gradients_pass_straight_through"),
+    ("models/vq.py", "square + jnp.square(table).sum(-1) - 2", "square - 2",
+     "models/test_vq.py::test_codes_are_the_nearest_vectors"),
+    ("models/vq.py", "  table = vectors(table, normalised)\n", "",
+     "models/test_vq.py::test_codes_are_the_nearest_vectors"),
+    ("models/vq.py", "quantise(z, self.codebook(), self.config.normalised)",
+     "quantise(z, self.codebook(), False)",
+     "models/test_vq.py::test_images_are_decoded_from_the_vectors_of_their_"
+     "codes"),
+    ("models/vq.py", "jnp.square(x).sum(-1, keepdims=True)\n  return x",
+     "jnp.square(_sg(x)).sum(-1, keepdims=True)\n  return x",
+     "models/test_vq.py::test_gradients_pass_through_the_normalisation"),
+    (_VQ, "return w.commitment * codes + encoder",
+     "return codes + w.commitment * encoder", f"{VQ}::test_the_orders_differ_"
+     "in_gradients_alone"),
+    (_VQ, "jnp.square(_sg(found.nearest) - found.z)",
+     "jnp.square(found.nearest - _sg(found.z))",
+     f"{VQ}::test_the_encoder_is_committed_to_its_codes"),
+    (_VQ, "(step + 1) % w.revive_every == 0", "step % w.revive_every == 0",
+     f"{VQ}::test_codes_that_hardly_occur_are_replaced_when_it_is_due"),
+    (_VQ, "jnp.where(rows, used.mean(), used)", "used",
+     f"{VQ}::test_codes_that_hardly_occur_are_replaced_when_it_is_due"),
+    (_VQ, "replaced |= step == 0", "replaced |= step >= 0",
+     f"{VQ}::test_codes_begin_as_outputs_of_the_encoder"),
+    (_VQ, "order = jax.random.permutation(key, len(codes))",
+     "order = jnp.arange(len(codes))",
+     f"{VQ}::test_candidates_are_vectors_of_the_batch_each_at_most_once"),
+    (_VQ, "count = jnp.ones(self._config.codes)",
+     "count = jnp.zeros(self._config.codes)",
+     f"{VQ}::test_unused_averages_stay_where_they_began"),
+    (_VQ, "usage=share * self", "usage=self",
+     f"{VQ}::test_parts_of_a_batch_add_up"),
+    (_VQ, "if w.adaptive:", "if True:",
+     f"{VQ}::test_the_adversarial_weight_is_constant_or_a_ratio_of_means"),
+    ("codecs/vq.py", "codes.reshape(len(images), -1)",
+     "codes.mT.reshape(len(images), -1)",
+     f"{VQ}::test_four_images_are_learned_and_read_back_by_the_codec"),
     # ------------------------------------------------------------- decoding
     (_UNIFLUID, "here[:, jnp.maximum(i - 1, 0)]", "here[:, i]", DRAW),
     (_UNIFLUID, "next_rows[:, i]", "next_rows[:, jnp.maximum(i - 1, 0)]", DRAW),

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from configs import debug
+from configs import debug, tokenizer
 from configs.base import base, image_tokenizer
 from unifluid_jax import systems
 from unifluid_jax.core import config, presets
@@ -140,6 +140,8 @@ def test_every_dataclass_key_stands_in_base():
   for name in systems.SYSTEMS:
     if name == "vae":
       image_tokenizer(whole)
+    if name == "vq":
+      whole = tokenizer.get_config("vq16")
     for node, cls in systems.spec(name).nodes.items():
       check(cls, whole.to_dict()[node], f"config.{node}")
 

@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = config_files.shipped_names()
 ARGS = {
   "vae": ("", "shapes", "folder"),
+  "tokenizer": ("", "shapes", "folder", "vq8", "chameleon", "taming"),
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
   "aesthetic": ("",),
@@ -139,7 +140,15 @@ def frozen_of(c):
 
 @pytest.mark.parametrize(
   "name",
-  ["unified_2b", "unified_2b_gemma1", "unified_700m", "vae", "folder", "edit"],
+  [
+    "unified_2b",
+    "unified_2b_gemma1",
+    "unified_700m",
+    "vae",
+    "tokenizer",
+    "folder",
+    "edit",
+  ],
 )
 def test_full_size_loss_has_a_shape(name):
   c = systems.resolve(load(name)[0])

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from tests.systems import conftest as tiny_systems
-from tests.systems import test_vae
+from tests.systems import test_vae, test_vq
 from unifluid_jax import systems, train
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config, MeshConfig
@@ -31,7 +31,7 @@ from unifluid_jax.models.kl_vae import KlVae
 
 assert conftest
 FILE = Path(__file__).parent / "trace.json"
-SYSTEMS = ("unifluid", "vae")
+SYSTEMS = ("unifluid", "vae", "vq")
 OPTIMIZERS = ("adamw", "muon")
 STEPS = 3
 
@@ -52,6 +52,9 @@ def configuration(system: str, optimizer: str) -> Config:
   if system == "vae":
     weight = 0.5 if optimizer == "adamw" else 0.0  # once: it compiles slowly
     c = test_vae.make(adversarial=weight, adversarial_start=1)
+  elif system == "vq":  # an averaged codebook once
+    weight = 0.9 if optimizer == "adamw" else 0.0
+    c = test_vq.make(average=weight, data_init=True, revive_every=2)
   else:
     c = tiny_systems.tiny(
       model__decoder__depth=1, loss__word_dropout=0.3,
@@ -94,7 +97,7 @@ def _filled(shapes):
 
 
 def _frozen(system, model):
-  if system == "vae":
+  if system != "unifluid":
     return {}
   vae = jax.eval_shape(
     KlVae(model.config.model.vae).init,

@@ -18,7 +18,7 @@ import optax
 import pytest
 
 from configs.base import base, source
-from tests.systems import test_vae
+from tests.systems import test_vae, test_vq
 from tests.systems.conftest import (
   examples,
   right_aligned,
@@ -54,7 +54,7 @@ TEXT, COLOURS, N = 199, 8, 16  # rows of the vocabulary; cells of an image
 EOI, BOI = 0, TEXT + COLOURS  # a piece that no text has; the last row
 T = 42  # two images with a word each
 WORLD = dict(train=24, validation=8, held_out=2)
-SYSTEMS = ("unifluid", "vae", "toy")
+SYSTEMS = ("unifluid", "vae", "vq", "toy")
 SCORERS = ("unifluid", "toy")
 
 
@@ -100,8 +100,8 @@ def config_of(name, **changes):
   """A tiny configuration of a system that trains on eight devices."""
   if name == "unifluid":
     return tiny(optim__name="adamw", **changes)
-  if name == "vae":
-    c = test_vae.make()
+  if name in ("vae", "vq"):
+    c = {"vae": test_vae, "vq": test_vq}[name].make()
     mesh = {k.removeprefix("mesh__"): v for k, v in changes.items()}
     return dataclasses.replace(
       c, mesh=dataclasses.replace(c.mesh, **mesh), batch={"image": 8}
@@ -229,7 +229,7 @@ def same(a, b):
 def test_a_system_says_all_that_the_package_asks(name):
   system, spec = systems.build(config_of(name)), systems.spec(name)
   assert isinstance(system, types.System)
-  assert isinstance(system, types.Generator) == (name != "vae")
+  assert isinstance(system, types.Generator) == (name not in ("vae", "vq"))
   assert set(system.inputs) == set(spec.tasks)
   for declared in (f for task in system.inputs.values() for f in task.values()):
     assert isinstance(declared, fields.Field)
