@@ -173,6 +173,7 @@ def test_the_field_is_pickled_needs_a_tokenizer_and_becomes_a_prompt():
   inputs = {"row": field}
   assert pipeline.needs_text({"dialogue": inputs})
   assert fields.prompts(inputs, {})["row"] == Dialogue(T, N, S, "crop", True)
+  assert fields.uncached(inputs, {})["row"] == field  # a whole row, to score
   assert isinstance(field, fields.Field)
   names = set(fields.shapes(inputs))
   assert names == {"row.ids", "row.cell", "row.target", "row.codes.pixels"}

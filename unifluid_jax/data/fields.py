@@ -253,7 +253,11 @@ def prompts(
   inputs: Mapping[str, Field], images: Mapping[str, Picture]
 ) -> dict[str, Field]:
   """The fields of a prompt: all but the targets, see `uncached`."""
-  given = {name: field for name, field in inputs.items() if not field.target}
+  given = {
+    name: field.as_prompt() if isinstance(field, Continued) else field
+    for name, field in inputs.items()
+    if not field.target
+  }
   return uncached(given, images)
 
 
@@ -276,8 +280,6 @@ def uncached(
       return dataclasses.replace(field, frames=count)
     if isinstance(field, Cached):
       return dataclasses.replace(field, file=False)
-    if isinstance(field, Continued):
-      return field.as_prompt()
     return field
 
   return {name: given(field) for name, field in inputs.items()}
