@@ -34,6 +34,13 @@ INPUTS = "systems/test_inputs.py"
 LOSS = "systems/test_unifluid.py"
 ANSWER = "systems/test_answer_loss.py"
 DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
+LIQUID = "systems/test_liquid.py"
+LIQUID_DECODE = "systems/test_liquid_decode.py"
+LAID_OUT = f"{LIQUID}::test_rows_are_laid_out_and_labelled"
+CROSS = (
+  f"{LIQUID}::test_the_loss_is_a_plain_cross_entropy_over_the_whole_vocabulary"
+)
+DRAWN = f"{LIQUID_DECODE}::test_drawing_with_a_cache_is_teacher_forcing"
 GREEDY = "systems/test_decode.py::test_greedy_answers_equal_full_recomputation"
 STEP = "test_train_step.py"
 OPTIM = "test_optim.py"
@@ -66,6 +73,7 @@ _REBUILT = "systems/common/reconstruction.py"
 _OPTIM, _MESH = "core/optim.py", "core/parallel.py"
 _ANSWER = "systems/common/text_decode.py"
 _TEXT = "systems/common/text_loss.py"
+_LIQUID = "systems/liquid.py"
 _PACKING = "systems/common/packing.py"
 _ORDER = "r = order.randomness(step, c.random_until, c.raster_from)"
 
@@ -167,6 +175,58 @@ MUTATIONS = tuple(
      f"{LOSS}::test_current_position_belongs_to_the_token_that_is_fed"),
     (_UNIFLUID, "jnp.where(u < p, packing", "jnp.where(u >= p, packing",
      f"{LOSS}::test_dropped_prompts_are_the_null_prompt"),
+    # --------------------------------------------------------------- Liquid
+    (_LIQUID, 'self._constant(len(codes), "eoi", "eos")',
+     'self._constant(len(codes), "eos", "eoi")', LAID_OUT),
+    (_LIQUID, "return self.config.model.code_offset + codes",
+     "return self.config.model.code_offset + 1 + codes", CROSS),
+    (_LIQUID, "return packing.causal_sequence(x, packing.text_valid(ids))",
+     "return packing.prefix(x, packing.text_valid(ids))",
+     f"{LIQUID}::test_nothing_sees_what_comes_after_it"),
+    (_LIQUID, "return packing.causal_sequence(x, packing.text_valid(ids))",
+     "return packing.causal_sequence(x, packing.all_valid(x))", CROSS),
+    (_LIQUID, 'names = ("bos", "unconditional", "boi")',
+     'names = ("bos", "boi")',
+     f"{LIQUID}::test_the_null_prompt_is_a_token_of_its_own"),
+    (_LIQUID, "drop < self.config.loss.prompt_dropout",
+     "drop > self.config.loss.prompt_dropout",
+     f"{LIQUID}::test_dropped_prompts_train_the_null_prompt"),
+    (_LIQUID, "fed = jnp.where(lost, self.ids",
+     "fed = jnp.where(~lost, self.ids",
+     f"{LIQUID}::test_lost_words_of_answers_are_unknown_but_still_predicted"),
+    (_LIQUID, 'masks = {"image": image, "end": ~image}',
+     'masks = {"image": image}\n        sums["end"] = Sums(0.0, 0.0, 0.0)',
+     CROSS),
+    (_LIQUID, "jnp.square(found.max_logit)", "jnp.square(found.log_z)", CROSS),
+    (_LIQUID, "jnp.square(found.max_logit)",
+     "jnp.square(jax.lax.stop_gradient(found.max_logit))",
+     f"{LIQUID}::test_the_largest_logit_is_pulled_down_by_its_own_gradient"),
+    (_LIQUID, 'if c.weighting == "tokens":', 'if c.weighting == "apart":',
+     CROSS),
+    (_LIQUID, "total + c.text_weight * sums", "total + sums", CROSS),
+    (_LIQUID, 'jnp.maximum(words, 1) if texts else 0',
+     "sum(suffix.size for suffix in texts)", CROSS),
+    (_LIQUID, "table = table[m.code_offset : m.code_offset + m.vq.codes]",
+     "table = table[m.code_offset - 1 : m.code_offset - 1 + m.vq.codes]",
+     f"{LIQUID_DECODE}::test_codes_are_masked_before_they_are_filtered"),
+    (_LIQUID, "guide(*scores, sampling.cfg)",
+     "guide(*scores[::-1], sampling.cfg)", DRAWN),
+    (_LIQUID, "prompts.append(self.null(prompt))", "prompts.append(prompt)",
+     DRAWN),
+    (_LIQUID, 'self.ids["eos"],\n    )', "1,\n    )",
+     f"{LIQUID_DECODE}::test_greedy_answers_are_teacher_forced_and_end_with_"
+     "the_named_eos"),
+    ("systems/liquid_config.py", '("eoi", *m.ask), m.reply',
+     '("eoi", *m.reply), m.ask', LAID_OUT),
+    ("systems/liquid_config.py", "opening=m.user", "opening=()", LAID_OUT),
+    ("systems/common/token_decode.py", "(offset + i - 1)[:, None],",
+     "(offset + i)[:, None],", DRAWN),
+    ("systems/common/token_decode.py", "slots < start + i)", "slots < start)",
+     DRAWN),
+    ("data/fields.py", "self.endings[int(rng.integers(len(self.endings)))]",
+     "self.endings[0]",
+     "data/test_fields.py::"
+     "test_endings_are_drawn_in_training_and_the_first_in_prompts"),
     # --------------------------------------------------------------- losses
     (_UNIFLUID, 'fed, p = fields["suffix"][:, :-1],',
      'fed, p = fields["suffix"][:, 1:],', PLAIN),

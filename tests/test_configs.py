@@ -9,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import liquid_2b
 from tests.systems.conftest import whole_loss
 from unifluid_jax import systems, train
-from unifluid_jax.core import config_files, parallel
+from unifluid_jax.core import config_files, parallel, presets
 from unifluid_jax.core.config import MeshConfig
+from unifluid_jax.data import fields
 from unifluid_jax.data.transfers import tasks
 
+# Of the scaling experiments; those whose decoder has a preset.
+SIZES = tuple(size for size in liquid_2b.SIZES if size in presets.DECODER)
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = config_files.shipped_names()
 ARGS = {
@@ -23,6 +27,9 @@ ARGS = {
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
   "aesthetic": ("",),
+  "liquid_2b": (*SIZES, "gemma2_9b,constant", "t2i_only", "text_only,apart"),
+  "liquid_7b": ("", "pretrain", "sft", "sft,apart"),
+  "liquid_shapes": ("", "t2i_only", "i2t_only", "text_only", "apart"),
   "transfer": tuple(row.name for row in tasks.ROWS),
 }
 ABLATIONS = ("", "t2i_only", "i2t_only", "raster", "lambda=0.1")
@@ -96,6 +103,15 @@ def batch_of(c):
   def spec(rows, shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
+  if c.system == "liquid":
+    inputs = systems.build(c).inputs
+    return {
+      task: {
+        name: spec(rows, *shape)
+        for name, shape in fields.shapes(inputs[task]).items()
+      }
+      for task, rows in c.batch.items()
+    }
   m, t, n = c.model, c.text, c.batch
   drawn = (m.image_size, m.image_size, 3)
   if c.system == "vae":
@@ -148,13 +164,18 @@ def frozen_of(c):
     "tokenizer",
     "folder",
     "edit",
+    "liquid_2b",
+    "liquid_7b",
   ],
 )
 def test_full_size_loss_has_a_shape(name):
   c = systems.resolve(load(name)[0])
   system = systems.build(c)
   params = jax.eval_shape(system.init, jax.random.key(0))
-  frozen = {} if c.system == "vae" else frozen_of(c)
+  if c.system == "unifluid":
+    frozen = frozen_of(c)
+  else:
+    frozen = systems.frozen_shapes(system)
   step = jax.ShapeDtypeStruct((), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   loss, metrics = jax.eval_shape(
@@ -186,6 +207,29 @@ def test_full_size_parameters(name, decoder, tolerance):
     assert abs(count(params["head"]) - 37.3e6) < 0.05e6
 
 
+@pytest.mark.parametrize("name, arg, published", [
+  ("liquid_7b", "pretrain", 8_537_680_896),
+  ("liquid_7b", "sft", 8_537_680_896),
+  ("liquid_2b", "gemma2_2b", 2_614_341_888),
+  ("liquid_2b", "gemma2_9b", 9_241_705_984),
+  ("liquid_2b", "llama3_1b", 1_235_814_400),
+  ("liquid_2b", "qwen2_5_0_5b", 494_032_768),
+])  # fmt: skip
+def test_liquid_is_a_published_decoder_and_8192_rows(name, arg, published):
+  """Whose output layers are all tied. Rows of all tasks have 2048 tokens."""
+  c = systems.resolve(load(name, arg)[0])
+  params = jax.eval_shape(systems.build(c).init, jax.random.key(0))
+  assert count(params) == published + 8192 * c.model.decoder.width
+  if name == "liquid_7b":
+    assert count(params) == 8_562_846_720
+    assert (c.optim.clip, c.loss.max_z) == (0.5, 5e-5)
+  n, text, seen = c.model.image_tokens, c.text, 2 + len(c.model.user)
+  assert (n, sum(c.batch.values())) == (1024, 1024)
+  assert text.prompt + n + 2 == seen + n + text.prefix + text.suffix == 2048
+  assert text.prefix + c.model.text_suffix == 2048
+  assert c.text.special["boi"] < c.model.code_offset
+
+
 def test_2b_state_is_sharded_everywhere():
   """On data 2 x fsdp 4: what one device holds is a quarter, not a copy."""
   tree, _ = load("unified_2b")
@@ -204,7 +248,9 @@ def test_2b_state_is_sharded_everywhere():
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 2, 4)])
-@pytest.mark.parametrize("name", ["unified_2b", "unified_2b_gemma1", "shapes"])
+@pytest.mark.parametrize(
+  "name", ["unified_2b", "unified_2b_gemma1", "shapes", "liquid_7b"]
+)
 def test_every_parameter_has_one_rule_on_many_meshes(name, sizes):
   c = systems.resolve(load(name)[0])
   system = systems.build(c)

@@ -14,8 +14,9 @@ from unifluid_jax import evaluation, stages
 from unifluid_jax.core import config_files
 
 REPO = Path(__file__).parent.parent
-STAGES = stages.of_run("configs/shapes.py", 1500, "configs/vae.py:shapes", 1000,
-                     "runs/shapes")  # fmt: skip
+STAGES = stages.of_run("configs/shapes.py", 1500, "runs/shapes",
+                       "configs/vae.py:shapes", 1000,
+                       "runs/shapes/vae")  # fmt: skip
 
 
 class Time:
@@ -57,7 +58,7 @@ def test_every_stage_says_where_it_stands_and_what_it_runs():
   )
   silent = [i for i, line in enumerate(said) if "nothing is shown" in line]
   assert [said[i - 1].split(";")[0].split(": ")[1] for i in silent] == [
-    "autoencoder", "training"
+    "image tokenizer", "training"
   ]  # fmt: skip
   commands = [line for line in said if line.startswith("$ ")]
   assert (

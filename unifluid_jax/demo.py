@@ -4,21 +4,26 @@ r"""The demo: five commands, one after another, and what came of them.
   python -m unifluid_jax.demo --config=debug --vae_config=debug:vae \
       --workdir=runs/debug
 
-Draws a data set, trains the autoencoder, encodes the images, trains UniFluid
-and evaluates it. Each command is shown as you would type it. Ctrl-C saves and
-leaves; the same command goes on, or says that all is done. The exit status is
-1 if a stage failed.
+  python -m unifluid_jax.demo --config=liquid_shapes \
+      --vae_config=tokenizer:shapes --workdir=runs/shapes/liquid
+
+Draws a data set, trains the image tokenizer, encodes the images, trains the
+system of --config on them and evaluates it. Each command is shown as you would
+type it. Ctrl-C saves and leaves; the same command goes on, or says that all is
+done. The exit status is 1 if a stage failed.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
-from unifluid_jax import stages
+from unifluid_jax import stages, systems
 from unifluid_jax.core import cli, config_files
 
 _CONFIG = cli.define_config("configs/shapes.py", "Configuration of the run.")
 _VAE_CONFIG = flags.DEFINE_string(
-  "vae_config", "configs/vae.py:shapes", "Configuration of its autoencoder."
+  "vae_config",
+  "configs/vae.py:shapes",
+  "Configuration of its image tokenizer.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "Of the run.")
 
@@ -29,9 +34,15 @@ def main(_: list[str]) -> None:
   if config_flags.get_override_values(flag):
     raise ValueError("--config.KEY=VALUE: write a file for --config instead")
   config = config_flags.get_config_filename(flag)
-  vae = config_files.load(_VAE_CONFIG.value)
+  codec = config_files.load(_VAE_CONFIG.value)
+  resolved = systems.resolve(_CONFIG.value)
   todo = stages.of_run(
-    config, _CONFIG.value.steps, _VAE_CONFIG.value, vae.steps, workdir
+    config,
+    resolved.steps,
+    workdir,
+    _VAE_CONFIG.value,
+    codec.steps,
+    systems.codec_path(resolved),
   )
   status = stages.run(todo, stages.execute, _say)
   if status:

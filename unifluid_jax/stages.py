@@ -19,7 +19,7 @@ from unifluid_jax.evals.report import run_results
 
 # Seconds on two CPU cores, the first guess of the time that is left: start
 # and compilation of a stage, and each step of it.
-_START, _VAE_STEP, _STEP = 20.0, 0.05, 0.22
+_START, _CODEC_STEP, _STEP = 20.0, 0.05, 0.22
 _PROGRESS = re.compile(r"\b(\d+)/(\d+) \(\d+ %\)")
 
 Say = Callable[[str], None]
@@ -36,24 +36,29 @@ class Stage:
 
 
 def of_run(
-  config: str, steps: int, vae_config: str, vae_steps: int, workdir: str
+  config: str,
+  steps: int,
+  workdir: str,
+  codec_config: str,
+  codec_steps: int,
+  codec_workdir: str,
 ) -> list[Stage]:
   """The five commands of a run.
 
   Args:
     config: of the run, as for --config.
     steps: that it trains.
-    vae_config: of its autoencoder.
-    vae_steps: that the autoencoder trains.
-    workdir: of the run; the autoencoder's is `vae` in it.
+    workdir: of the run.
+    codec_config: of its image tokenizer.
+    codec_steps: that the image tokenizer trains.
+    codec_workdir: of the image tokenizer: where the run looks for it.
   """
-  run_flags = [f"--config={config}"]
-  vae_flags = [f"--config={vae_config}", f"--workdir={workdir}/vae"]
-  here = f"--workdir={workdir}"
+  run_flags, here = [f"--config={config}"], f"--workdir={workdir}"
+  codec_flags = [f"--config={codec_config}", f"--workdir={codec_workdir}"]
   return [
     Stage("data set and tokenizer", ["prepare", *run_flags], _START),
-    Stage("autoencoder", ["main", *vae_flags],
-          _START + _VAE_STEP * vae_steps, compiles=True),
+    Stage("image tokenizer", ["main", *codec_flags],
+          _START + _CODEC_STEP * codec_steps, compiles=True),
     Stage("encoding", ["encode", *run_flags], _START),
     Stage("training", ["main", *run_flags, here],
           _START + _STEP * steps, compiles=True),

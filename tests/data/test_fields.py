@@ -264,3 +264,35 @@ def test_workers_unpickle_fields_without_an_accelerator_library():
     input=pickle.dumps(inputs(edit_latents=True)), check=False,
   )  # fmt: skip
   assert done.returncode == 0
+
+
+def test_endings_are_drawn_in_training_and_the_first_in_prompts(tokenizer):
+  """Text gives way to them, and they to nothing."""
+  field = fields.Text("prompt", 6, ("bos",), endings=("two", "how many"))
+
+  def said(text, rng=None):
+    example = fields.Example({"prompt": text}, {}, tokenizer)
+    return field.rows(example, rng)[""]
+
+  assert tokenizer.decode(said("a red")) == "a red two"
+  rng = RNG(0)
+  drawn = [tokenizer.decode(said("a red", rng)) for _ in range(40)]
+  assert 10 < drawn.count("a red how many") < 30
+  assert set(drawn) == {"a red how many", "a red two"}
+  ids = tokenizer.encode("a red circle a red circle")
+  row = [BOS, *ids[:4], *tokenizer.encode("two")]
+  np.testing.assert_array_equal(said("a red circle a red circle"), row)
+  np.testing.assert_array_equal(said(None), [PAD] * 5 + [BOS])
+  short = fields.Text("prompt", 2, ("bos",), ("eos",), endings=("two",))
+  with pytest.raises(ValueError, match="BOS and EOS and 'two': use >= 3"):
+    short.row(tokenizer, "a", "two")
+
+
+def test_an_opening_stands_before_texts_alone(tokenizer):
+  field = fields.Text("prefix", 6, ("bos",), ("eos",), opening=("newline",))
+  bos, eos, newline = (tokenizer.special[k] for k in ("bos", "eos", "newline"))
+  (two,) = tokenizer.encode("two")
+  np.testing.assert_array_equal(
+    field.row(tokenizer, "two"), [PAD, PAD, bos, newline, two, eos]
+  )
+  np.testing.assert_array_equal(field.row(tokenizer, None), [PAD] * 5 + [bos])

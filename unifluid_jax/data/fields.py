@@ -182,6 +182,9 @@ class Text:
   after: tuple[str, ...] = ()
   align: Literal["left", "right"] = "right"
   target: bool = False
+  opening: tuple[str, ...] = ()  # special tokens between `before` and a text
+  # One is added to the text: any in training, the first in prompts.
+  endings: tuple[str, ...] = ()
 
   def shapes(self) -> dict[str, Shape]:
     """See `Field`."""
@@ -191,22 +194,29 @@ class Text:
     self, example: Example, rng: np.random.Generator | None
   ) -> dict[str, np.ndarray]:
     """See `Field`."""
-    del rng
-    return {"": self.row(example.tokenizer, example.texts[self.slot])}
+    ending = "".join(self.endings[:1])
+    if rng is not None and len(self.endings) > 1:
+      ending = self.endings[int(rng.integers(len(self.endings)))]
+    text = example.texts[self.slot]
+    return {"": self.row(example.tokenizer, text, ending)}
 
-  def row(self, tokenizer: Any, text: str | None) -> Int32[np.ndarray, "P"]:
+  def row(
+    self, tokenizer: Any, text: str | None, ending: str = ""
+  ) -> Int32[np.ndarray, "P"]:
     """One row; without a text the tokens `before` it, alone.
 
     Raises:
-      ValueError: no room for the special tokens.
+      ValueError: no room for the special tokens and the ending.
     """
-    before = [tokenizer.special[name] for name in self.before]
-    after = [tokenizer.special[name] for name in self.after]
+    named = (*self.before, *self.opening), self.after
     if text is None:
-      after, text = [], ""
+      named, text, ending = (self.before, ()), "", ""
+    before, after = ([tokenizer.special[n] for n in names] for names in named)
+    after = [*(tokenizer.encode(ending) if ending else ()), *after]
     room = self.length - len(before) - len(after)
     if room < 0:
-      names = " and ".join(n.upper() for n in (*self.before, *self.after))
+      names = [n.upper() for n in (*named[0], *named[1])]
+      names = " and ".join([*names, repr(ending)] if ending else names)
       raise ValueError(
         f"text.{self.slot}={self.length} has no room for {names}: use >= "
         f"{len(before) + len(after)}"

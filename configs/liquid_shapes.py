@@ -1,0 +1,63 @@
+"""Liquid in miniature: the embedded default's world, in discrete tokens.
+
+  make demo-liquid
+
+The data set and the tokenizer of texts are those of configs/shapes.py, the
+image tokenizer that of configs/tokenizer.py:shapes: 64 codes out of 512 for
+32 x 32 pixels. Hardware: 2 CPU cores.
+"""
+
+from configs import liquid_2b, shapes, tokenizer
+from configs.base import source
+
+ROOT = shapes.ROOT
+
+# What `make demo-liquid` is to reach on two CPU cores.
+TARGETS = {
+  "detector/truth": (">=", 0.99),
+  "tokenizer/agreement": (">=", 0.98),
+  "geneval/overall": (">=", 0.65),
+  "captions/exact": (">=", 0.90),
+  "vqa/all": (">=", 0.80),
+}
+
+
+def get_config(arg: str = ""):
+  """`arg`: what liquid_2b.vary knows, e.g. "t2i_only" or "apart"."""
+  c = shapes.get_config()
+  liquid_2b.liquid(c)
+  c.name = "liquid_shapes"
+  c.steps = 2800
+  c.batch = dict(t2i=24, i2t=16, text=0)
+  c.data.train = dict(
+    shapes=source(
+      "shapes", tasks=("t2i", "i2t", "text"), moments="shapes_codes"
+    )
+  )
+  # One piece more than UniFluid's prompt: boi.
+  c.text.prompt = 15
+  c.text.special = dict(boi=320, eoi=321, unconditional=322)
+
+  m = c.model
+  m.code_offset = 323
+  m.reply = ("newline",)
+  # Nothing here needs caps, which are a tenth of a step on a CPU.
+  m.decoder.update(vocab=323 + 512, attn_softcap=0.0, final_softcap=0.0)
+  m.vq_path = f"{ROOT}/vq"
+  m.image_size = 32
+  m.dtype = "float32"
+  m.remat = "none"
+  m.scan = False  # a CPU runs four unrolled layers a third faster
+  tokenizer.tiny_vq(m.vq)
+
+  c.loss.vocab_chunk = 128  # all positions at once
+  # An answer has 5 tokens and an image 66: one mean over all would hardly
+  # train answers.
+  c.loss.update(weighting="apart", text_weight=0.5)
+  # As in configs/shapes.py: answers are then read off the image.
+  c.loss.word_dropout = 0.4
+  # Wrong codes add up over 64 draws: at temperature 1 far fewer images are
+  # right (docs/results.md).
+  c.sampling.update(cfg=2.0, temperature=0.7, image_top_k=0, image_top_p=1.0)
+  liquid_2b.vary(c, arg)
+  return c
