@@ -71,6 +71,29 @@ class SamplingConfig:
   """Nothing is sampled."""
 
 
+def quantisation_loss(
+  weights: Any, found: vq.Quantised, count: int
+) -> Float[Array, ""]:
+  """Codes drawn to vectors, and vectors to codes: means over elements.
+
+  Both orders have the same value and differ in gradients. An averaged
+  codebook follows its vectors by itself.
+
+  Args:
+    weights: `commitment`, `order` and `average` of a LossConfig.
+    found: of a micro-batch.
+    count: images of the whole batch.
+  """
+  w = weights
+  codes = batch_mean(jnp.square(found.nearest - _sg(found.z)), count)
+  encoder = batch_mean(jnp.square(_sg(found.nearest) - found.z), count)
+  if w.average:
+    return w.commitment * encoder
+  if w.order == "legacy":
+    return w.commitment * codes + encoder
+  return codes + w.commitment * encoder
+
+
 class VqSystem:
   """The tokenizer's networks and objective; a `types.System`.
 
@@ -189,7 +212,7 @@ class VqSystem:
     total, metrics = reconstruction.reconstruction(
       w, frozen, images, output, count
     )
-    total += w.codebook * self._quantisation(found, count)
+    total += w.codebook * quantisation_loss(w, found, count)
     share = len(images) / count
     used = params["usage"]["count"]
     metrics |= dict(
@@ -206,20 +229,6 @@ class VqSystem:
       total += terms[0]
       metrics |= terms[1]
     return total, metrics, self._seen(found, key)
-
-  def _quantisation(self, found: vq.Quantised, count: int) -> Float[Array, ""]:
-    """Codes drawn to vectors, and vectors to codes, per element.
-
-    An averaged codebook follows its vectors by itself.
-    """
-    w = self._weights
-    codes = batch_mean(jnp.square(found.nearest - _sg(found.z)), count)
-    encoder = batch_mean(jnp.square(_sg(found.nearest) - found.z), count)
-    if w.average:
-      return w.commitment * encoder
-    if w.order == "legacy":
-      return w.commitment * codes + encoder
-    return codes + w.commitment * encoder
 
   def _adversarial(
     self,
