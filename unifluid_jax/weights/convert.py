@@ -11,6 +11,7 @@ from unifluid_jax.weights import (
   clip,
   engine,
   gemma,
+  gguf_llama,
   inception,
   kl_vae,
   llama,
@@ -29,7 +30,8 @@ from unifluid_jax.weights.rows import (
 )
 
 KINDS = (
-  "gemma", *llama_settings.KINDS, "paligemma", "siglip", "kl_vae", "inception"
+  "gemma", *llama_settings.KINDS, "gguf", "paligemma", "siglip", "kl_vae",
+  "inception",
 )  # fmt: skip
 _DTYPES = {
   "float32": np.dtype(np.float32),
@@ -132,6 +134,7 @@ def _recipe(kind: str, source: Source, image_size: int | None) -> Recipe:
     raise WeightsError(f"--image_size has no meaning for {kind}: leave it out")
   plain = {
     "gemma": gemma.recipe,
+    "gguf": gguf_llama.recipe,
     "kl_vae": kl_vae.recipe,
     "inception": inception.recipe,
     **_of_llamas(llama.recipe),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unifluid_jax.core.presets import GEMMA, DecoderConfig
-from unifluid_jax.weights.settings import Settings, config_beside
+from unifluid_jax.weights.settings import Settings, config_beside, config_file
 
 SHAPE = ("vocab", "width", "depth", "mlp", "heads", "kv_heads", "head_dim")
 _LAYERS = {"sliding_attention": "local", "full_attention": "global"}
@@ -39,7 +39,7 @@ def complete(path: str, config: DecoderConfig) -> DecoderConfig:
     WeightsError: config.json contradicts the tensors, or asks for what this
       decoder does not compute.
   """
-  content = Settings(path, config_beside(path, "text_config"))
+  content = Settings(str(config_file(path)), config_beside(path, "text_config"))
   name = published(config)
   if name:
     known = dataclasses.replace(

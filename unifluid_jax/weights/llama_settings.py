@@ -26,7 +26,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
   "qwen2": {"qkv_bias": True},
   "chameleon": {"qk_norm": True, "qk_norm_kind": "layer"},
 }
-_FAMILY = {"activation": "silu", "norm": "llama", "scale_embedding": False}
+FAMILY = {"activation": "silu", "norm": "llama", "scale_embedding": False}
 _ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
   "qwen2": "Qwen2ForCausalLM",
@@ -59,7 +59,7 @@ def read(path: str, kind: str, depth: int) -> DecoderConfig:
       f"{path}: expected config.json beside it, which tells heads, rotations "
       "and epsilon: copy it there"
     )
-  content = Settings(path, tree)
+  content = Settings(str(config_file(path)), tree)
   found = str(tree.get("model_type"))[:80]
   if found != kind:
     fix = f"name it --from={found}:..." if found in KINDS else "correct --from"
@@ -91,7 +91,7 @@ def read(path: str, kind: str, depth: int) -> DecoderConfig:
     pre_norms=not swin,
     post_norms=swin,
     **KINDS[kind],
-    **_FAMILY,
+    **FAMILY,
     **_rotation(content),
   )
 
@@ -141,7 +141,7 @@ def check_writable(path: str, kind: str, config: DecoderConfig) -> None:
   """
   swin = kind == "chameleon" and config.post_norms
   wanted = {
-    **_FAMILY, "query_scale": None, "attn_softcap": 0.0, "final_softcap": 0.0,
+    **FAMILY, "query_scale": None, "attn_softcap": 0.0, "final_softcap": 0.0,
     "window": 0, "qk_norm": False, "qkv_bias": False, "post_norms": swin,
     "pre_norms": not swin, **KINDS[kind],
   }  # fmt: skip

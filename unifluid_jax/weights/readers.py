@@ -4,6 +4,7 @@ import re
 import zipfile
 from pathlib import Path
 
+from unifluid_jax.weights import gguf_file
 from unifluid_jax.weights.npz_file import PART, Npz, find_parts
 from unifluid_jax.weights.orbax_files import OrbaxSource, find_orbax
 from unifluid_jax.weights.rows import Source, WeightsError
@@ -42,7 +43,10 @@ def _open(path: str) -> Source:
   if is_zip(p):
     return Npz(path, [p]) if _holds_arrays(p) else TorchFile(path)
   with open(p, "rb") as file:
-    zipped = file.read(4) == b"PK\x03\x04"
+    begin = file.read(4)
+  if begin == gguf_file.MAGIC:
+    return gguf_file.GgufFile(path)
+  zipped = begin == b"PK\x03\x04"
   if zipped or p.suffix == ".npz":
     raise WeightsError(
       f"{path} is damaged or truncated: no zip directory at its end; copy or "
@@ -54,8 +58,8 @@ def _open(path: str) -> Source:
     return _single(p)
   raise WeightsError(
     f"{path}: not a format this reads; expected .safetensors, "
-    ".safetensors.index.json, .npz, .npz.partN, a PyTorch file, or a "
-    "directory of safetensors or of Orbax"
+    ".safetensors.index.json, .npz, .npz.partN, a PyTorch file, GGUF, or a "
+    "directory of safetensors, of PyTorch shards or of Orbax"
   )
 
 

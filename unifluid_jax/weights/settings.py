@@ -80,21 +80,21 @@ def check_depth(path: str, found: int, part: str) -> None:
 
 
 class Settings(NamedTuple):
-  """config.json, or the part of it that describes a decoder.
+  """What a file says of a decoder: config.json, or a part of it.
 
   Attributes:
-    path: of the weights.
-    tree: what it says.
+    file: where it is, for messages.
+    tree: key to value, as they came.
   """
 
-  path: str
+  file: str
   tree: Mapping[str, Any]
 
   def error(self, key: str, expected: str) -> WeightsError:
     """What is wrong below `key`, in one line."""
     found = str(self.tree.get(key, "nothing"))[:80]
     return WeightsError(
-      f"{config_file(self.path)}: {key}: expected {expected}, found {found}; "
+      f"{self.file}: {key}: expected {expected}, found {found}; "
       "correct it, or choose weights that this decoder can compute"
     )
 
