@@ -21,6 +21,7 @@ from unifluid_jax.weights import (
   readers,
   siglip,
   to_hf,
+  vq,
 )
 from unifluid_jax.weights.rows import (
   Recipe,
@@ -31,7 +32,7 @@ from unifluid_jax.weights.rows import (
 
 KINDS = (
   "gemma", *llama_settings.KINDS, "gguf", "paligemma", "siglip", "kl_vae",
-  "inception",
+  "vq", "inception",
 )  # fmt: skip
 _DTYPES = {
   "float32": np.dtype(np.float32),
@@ -94,6 +95,7 @@ def to_hugging_face(
     "gemma": gemma.hf_recipe,
     "siglip": siglip.hf_recipe,
     "kl_vae": kl_vae.hf_recipe,
+    "vq": vq.hf_recipe,
     **_of_llamas(llama.hf_recipe),
   }
   if kind not in back:
@@ -136,6 +138,7 @@ def _recipe(kind: str, source: Source, image_size: int | None) -> Recipe:
     "gemma": gemma.recipe,
     "gguf": gguf_llama.recipe,
     "kl_vae": kl_vae.recipe,
+    "vq": vq.recipe,
     "inception": inception.recipe,
     **_of_llamas(llama.recipe),
   }

@@ -25,7 +25,7 @@ from unifluid_jax.weights.rows import (
 _EMBED = "embed_tokens.weight"
 _DROPS = (
   Drop("*rotary_emb.inv_freq", "computed"),
-  Drop("*vqmodel.*", "image tokenizer"),
+  Drop("*vqmodel.*", "image tokenizer, of which only the encoder is here"),
 )
 _NAMES = {"llama": "Llama", "qwen2": "Qwen2", "chameleon": "Chameleon"}
 

@@ -1,9 +1,9 @@
 """VQ autoencoders under the names of VQGAN and of LlamaGen.
 
 Sources: CompVis/taming-transformers taming/models/vqgan.py, whose names
-Chameleon's vqgan.ckpt keeps; FoundationVision/LlamaGen tokenizer/tokenizer_image/
-vq_model.py, whose codebook is stored as it was trained and normalised at use.
-The names are those of `autoencoder`.
+Chameleon's vqgan.ckpt keeps; FoundationVision/LlamaGen vq_model.py, whose
+codebook is stored as it was trained and normalised at use. The names are those
+of `autoencoder`.
 """
 
 import dataclasses
