@@ -28,13 +28,7 @@ from unifluid_jax.models import decoder, diffusion_head
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, sampling
 from unifluid_jax.systems import unifluid_config
-from unifluid_jax.systems.common import (
-  cost,
-  embed,
-  networks,
-  packing,
-  text_decode,
-)
+from unifluid_jax.systems.common import cost, embed, packing, text_decode
 from unifluid_jax.systems.common import text_loss as texts
 
 Fields = Mapping[str, Any]  # name → array [B, ...] of one task
@@ -67,7 +61,7 @@ class UniFluid:
     self.embed_token = nn.Dense(m.decoder.width, dtype=dtype)
     self.schedule = diffusion.cosine_schedule()
     self.inputs = unifluid_config.inputs(config, self.codec)
-    self.special = networks.special_ids(config.text.special, m.decoder.vocab)
+    self.special = unifluid_config.special_ids(config)
     # Runs on text and understanding alone need no codec.
     draws = any(config.batch.get(t) and "image" in f
                 for t, f in self.inputs.items())  # fmt: skip
