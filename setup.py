@@ -50,7 +50,11 @@ setup(
       "ruff",
       "setuptools",
     ],
+    "gguf": ["gguf>=0.10"],  # weights --from=gguf:FILE of quantised tensors
     "parity": [
+      "accelerate",  # transformers reads GGUF files with it
+      "gguf>=0.10",
+      "tokenizers>=0.20",
       "torch==2.13.0",
       "transformers==5.23.0",
       "diffusers==0.42.1",

@@ -58,6 +58,7 @@ def base() -> ml_collections.ConfigDict:
   # Converted weights (python -m unifluid_jax.weights) or a run's workdir for
   # each part, or "new" for what is in none of them; all empty: from scratch.
   c.init = dict(all="", decoder="", vit="", projector="", image="", head="")
+  c.new_rows = "random"  # of a longer vocabulary than theirs; or "mean"
   c.optim = dict(
     name="adamw",
     lr=1e-4,

@@ -12,7 +12,7 @@ from tests.test_train import Toy, go, make
 from tests.weights import helpers
 from unifluid_jax import train
 from unifluid_jax.core import checkpoint, config, presets
-from unifluid_jax.weights import convert, warm_start
+from unifluid_jax.weights import convert, new_rows, warm_start
 
 
 class Two(Toy):
@@ -81,6 +81,44 @@ def test_vocabulary_rows_are_cut_or_added(trained, tmp_path, rows):
           else "3 vocabulary rows fresh") in rung  # fmt: skip
   if rows == 9:
     assert 0 < np.abs(got[6:]).max() < 0.1
+
+
+def test_new_rows_are_near_the_mean_of_the_old(trained, tmp_path):
+  """Drawn from N(mean, 1e-9 covariance), by the configuration's seed."""
+  path, params = trained
+  toy = Two()
+  toy.rows = 9
+  old = np.asarray(params["decoder"]["embedder"]["table"])
+  found = []
+  for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+    job = make(tmp_path, toy, init__all=str(path), new_rows="mean", seed=seed)
+    state, _ = start(job, tmp_path / name)
+    table = np.asarray(state.params["decoder"]["embedder"]["table"])
+    np.testing.assert_array_equal(table[:6], old)
+    found.append(table[6:])
+  np.testing.assert_array_equal(found[0], found[1])
+  assert np.abs(found[0] - found[2]).max() > 1e-6
+  noise = np.abs(found[0] - old.mean(0)) / old.std(0)
+  assert 1e-6 < noise.max() < 5e-9**0.5 * 5
+
+
+@pytest.mark.parametrize("rows", [40, 3], ids=["many", "fewer than axes"])
+def test_noise_of_new_rows_has_the_covariance_of_the_old(rows):
+  rng = np.random.default_rng(0)
+  table = rng.normal(size=(rows, 4)) @ rng.normal(size=(4, 4))
+  table = (table * 0.3 + [0.3, 0, -0.2, 0.1]).astype(np.float32)
+  drawn = new_rows.near_mean(jnp.asarray(table), 20_000, jax.random.key(0))
+  drawn = np.asarray(drawn, np.float64)
+  np.testing.assert_allclose(drawn.mean(0), table.mean(0), atol=2e-6)
+  got = np.cov((drawn - table.mean(0)).T, bias=True) / 1e-9
+  want = np.cov(table.T.astype(np.float64), bias=True)
+  np.testing.assert_allclose(got, want, atol=0.03 * np.abs(want).max())
+
+
+def test_input_and_output_tables_draw_apart():
+  old, like = np.eye(5, 3, dtype=np.float32), np.zeros((7, 3), np.float32)
+  a, b = (new_rows.fit(old, like, name, "mean", 0)[5:] for name in "ab")
+  assert np.abs(a - b).max() > 1e-6
 
 
 def test_missing_weights_are_an_error(tmp_path):

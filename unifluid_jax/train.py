@@ -198,6 +198,8 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
     job.shapes.params,
     job.system.parts,
     systems.spec(job.config.system).tables,
+    job.config.new_rows,
+    job.config.seed,
   )
   notes += warm_start.other_settings(init, job.config.model)
   # A copy: the step donates both.

@@ -1,5 +1,7 @@
 """Llama, Qwen2 and Chameleon against transformers, as random tiny models."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,10 @@ from tests.parity.test_gemma_parity import (  # noqa: E402
   same_words,
 )
 from tests.weights import helpers, references  # noqa: E402
+from unifluid_jax.core import checkpoint  # noqa: E402
 from unifluid_jax.core.presets import DecoderConfig  # noqa: E402
-from unifluid_jax.weights import gemma  # noqa: E402
-from unifluid_jax.weights.rows import Recipe, Row, nested  # noqa: E402
+from unifluid_jax.weights import convert, gemma, llama, readers  # noqa: E402
+from unifluid_jax.weights.rows import Recipe, nested  # noqa: E402
 
 _SIZES = dict(
   vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=3,
@@ -80,40 +83,16 @@ def reference(name):
 
 
 def converted(name, tensors):
-  """Their tensors as our tree; names are those of Gemma 1 and a few more."""
-  c, to = CONFIGS[name], "decoder/layers/"
-  layer = "model.layers.{i}."
-  table = gemma.hf_rows("model.", post_norms=False, qk_norm=False)
-  if not c.pre_norms:  # the same two names, behind the branches
-    moved = {
-      f"{to}pre_{x}/scale": f"{to}post_{x}/scale" for x in ("attn", "ffw")
-    }
-    table = [
-      Row(row.source, moved.get(row.target, row.target), row.axes)
-      for row in table
-    ]
-  if not c.tied:
-    table.append(Row("lm_head.weight", "decoder/lm_head/table", "v d"))
-  for x in "qkv" if c.qkv_bias else "":
-    bias = f"{layer}self_attn.{x}_proj.bias"
-    table.append(Row(bias, f"{to}attn/{x}_bias", "n"))
-  for x, heads in (("q", "n"), ("k", "k")) if c.qk_norm else ():
-    for theirs, ours in (("weight", "scale"), ("bias", "bias")):
-      table.append(
-        Row(
-          f"{layer}self_attn.{x}_norm.{theirs}",
-          f"{to}attn/{x}_norm/{ours}",
-          f"{heads} h -> ({heads} h)",
-        )
-      )
-  ours = {k: v for k, v in tensors.items() if "vqmodel" not in k}
-  if c.tied:
-    ours.pop("lm_head.weight", None)
-  sizes = {"n": c.heads, "k": c.kv_heads, "h": c.head_dim}
-  if c.qkv_bias:
-    del sizes["n"]
-  recipe = Recipe("gemma", name, table, gemma.like(c), sizes)
-  found = helpers.in_memory(helpers.Tensors(ours), recipe)
+  """Their tensors as our tree, by the table that imports them."""
+  config, source = CONFIGS[name], helpers.Tensors(tensors)
+  source.tensors = {k: v for k, v in tensors.items() if "vqmodel" not in k}
+  if config.tied:
+    source.tensors.pop("lm_head.weight", None)
+  rows = llama.hf_rows(config, "model.", "lm_head.weight")
+  rows += llama.norm_rows(config, "model.")
+  sizes = {"n": config.heads, "k": config.kv_heads, "h": config.head_dim}
+  recipe = Recipe("llama", name, rows, gemma.like(config), sizes)
+  found = helpers.in_memory(source, recipe)
   return jax.tree.map(jnp.asarray, nested(found)["decoder"])
 
 
@@ -175,3 +154,85 @@ def test_gradients(pair):
 def test_greedy_generation_with_cache(pair):
   model, config, params, _ = pair
   same_words(model, config, params)
+
+
+# ------------------------------------------------- files, there and back again
+
+
+def kind_of(name):
+  return {"qwen": "qwen2", "cham": "chameleon", "llam": "llama"}[name[:4]]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "torch shards"])
+def test_their_files_convert(pair, tmp_path, form):
+  """By the command's way; config.json tells everything but the numbers."""
+  model, config, params, name = pair
+  save(model, tmp_path / "hf", form)
+  convert.to_checkpoint(
+    f"{kind_of(name)}:{tmp_path / 'hf'}", str(tmp_path / "x"), lambda _: None
+  )
+  source = readers.open_source(str(tmp_path / "x"))
+  meta = checkpoint.read_meta(str(tmp_path / "x"), 0)["weights"]
+  assert helpers.gemma_config(meta) == config
+  for path, want in paths(params).items():
+    np.testing.assert_array_equal(source.read(f"params/decoder/{path}"), want)
+
+
+def test_transformers_reads_what_we_write(pair, tmp_path):
+  model, config, _, name = pair
+  save(model, tmp_path / "hf", "safetensors")
+  spec = f"{kind_of(name)}:{tmp_path}"
+  convert.to_checkpoint(f"{spec}/hf", str(tmp_path / "x"), lambda _: None)
+  convert.to_hugging_face(f"{spec}/x", str(tmp_path / "back"), lambda _: None)
+  if kind_of(name) == "chameleon":  # without its image tokenizer
+    again = type(model)(model.config)
+    source = readers.open_source(str(tmp_path / "back"))
+    state = {n: torch.tensor(source.read(n)) for n in source.names()}
+    lost, extra = again.load_state_dict(state, strict=False)
+    assert not extra and all("vqmodel" in n for n in lost)
+    again = again.eval()
+  else:
+    again = type(model).from_pretrained(
+      tmp_path / "back", attn_implementation="eager"
+    )
+  tokens = references.tokens(B, T)
+  _, want = references.run(model, tokens)
+  _, got = references.run(again, tokens)
+  assert torch.equal(got, want)
+
+
+def save(model, path, form):
+  """A directory as transformers, or an older one, saves it."""
+  model.save_pretrained(
+    path, max_shard_size="5kB" if "shards" in form else "1GB"
+  )
+  index = path / "model.safetensors.index.json"
+  assert index.exists() == ("shards" in form)
+  if not form.startswith("torch"):
+    return
+  where = json.loads(index.read_text())["weight_map"]
+  source = readers.open_source(str(path))
+  for file in set(where.values()):
+    tensors = {
+      name: torch.tensor(source.read(name))
+      for name, place in where.items()
+      if place == file
+    }
+    torch.save(tensors, path / torch_name(file))
+    (path / file).unlink()
+  moved = {name: torch_name(file) for name, file in where.items()}
+  index.unlink()
+  (path / "pytorch_model.bin.index.json").write_text(
+    json.dumps({"weight_map": moved})
+  )
+
+
+def torch_name(file):
+  return file.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+
+
+def paths(params):
+  return {
+    "/".join(key.key for key in keys): leaf
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }

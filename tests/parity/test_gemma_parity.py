@@ -194,12 +194,13 @@ def same_words(model, config, params):
     eos_token_id=None,
     pad_token_id=0,
   )
-  got = _generate(config, params, start, new)
+  got = generate(config, params, start, new)
   np.testing.assert_array_equal(got, want.numpy()[0, 5:])
 
 
-def _generate(config, params, start, new):
-  net, size = ours.Decoder(config, jnp.float32), 5 + new
+def generate(config, params, start, new):
+  """Greedy tokens after `start`, i32[1, T], with a cache."""
+  net, size = ours.Decoder(config, jnp.float32), start.shape[1] + new
   variables = {"params": params}
   cache = ours.init_cache(config, 1, size, jnp.float32)
   slots = np.arange(size)

@@ -1,6 +1,4 @@
-"""The quantiser against Chameleon's in transformers, gradients included."""
-
-from types import SimpleNamespace
+"""VQ autoencoders against PyTorch, from files of the published forms."""
 
 import jax
 import jax.numpy as jnp
@@ -8,43 +6,107 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-chameleon = pytest.importorskip(
-  "transformers.models.chameleon.modeling_chameleon"
-)
 
-from unifluid_jax.models import vq  # noqa: E402
-from unifluid_jax.systems import vq_training  # noqa: E402
+from tests.parity.vq_networks import Network  # noqa: E402
+from tests.weights import helpers  # noqa: E402
+from tests.weights.test_vq_weights import names_of, theirs  # noqa: E402
+from unifluid_jax.core import presets  # noqa: E402
+from unifluid_jax.models.vq import VqVae  # noqa: E402
+from unifluid_jax.weights import readers, vq  # noqa: E402
+from unifluid_jax.weights.rows import nested  # noqa: E402
 
-WEIGHTS = SimpleNamespace(commitment=0.25, order="legacy", average=0.0)
+_WIDTHS = dict(base=32, multipliers=(1, 2, 2), blocks=2, latent=16)
+_ATTENDS = dict(encoder_attention=True, decoder_attention=True)
+CONFIGS = {
+  "chameleon": presets.VqConfig(
+    **_WIDTHS, codes=64, code_channels=16, normalised=False
+  ),
+  "taming": presets.VqConfig(
+    **_WIDTHS, **_ATTENDS, codes=64, code_channels=16, normalised=False
+  ),
+  "llamagen": presets.VqConfig(
+    **_WIDTHS, **_ATTENDS, codes=64, code_channels=8, normalised=True
+  ),
+}
 
 
-def test_codes_loss_and_gradients_are_those_of_chameleon():
-  rng = np.random.default_rng(0)
-  z = rng.standard_normal((2, 5, 6, 16)).astype(np.float32)
-  table = rng.standard_normal((64, 16)).astype(np.float32)
-  reads = rng.standard_normal(z.shape).astype(np.float32)  # the decoder's
+def state_dict(shapes, seed=0):
+  """Kernels by their fan-in; norms around 1; everything else small."""
+  generator = torch.Generator().manual_seed(seed)
+  out = {}
+  for name, shape in shapes.items():
+    x = torch.randn(shape, generator=generator)
+    if len(shape) == 4:
+      x = x / (x[0].numel() ** 0.5)
+    elif "embedding" not in name:
+      x = 0.1 * x + (name.endswith("weight"))
+    out[name] = x
+  return out
 
-  theirs = chameleon.ChameleonVQVAEVectorQuantizer(
-    SimpleNamespace(num_embeddings=64, embed_dim=16, beta=0.25)
+
+def ours(path):
+  """Codes of images and images of codes, channels first."""
+  source = readers.open_source(str(path))
+  recipe = vq.recipe(source)
+  params = jax.tree.map(
+    jnp.asarray, nested(helpers.in_memory(source, recipe))["vq"]
   )
-  theirs.embedding.weight.data = torch.tensor(table)
-  x = torch.tensor(z).permute(0, 3, 1, 2).clone().requires_grad_()
-  out, loss, codes = theirs(x)
-  read = torch.tensor(reads).permute(0, 3, 1, 2)
-  (loss + (read * out).sum()).backward()
+  values = recipe.meta["vq"]
+  net = VqVae(presets.VqConfig(**values))
 
-  def ours(z, table):
-    found = vq.quantise(z, table, False)
-    loss = vq_training.quantisation_loss(WEIGHTS, found, len(z))
-    return loss + (reads * found.straight_through).sum(), (found, loss)
+  def run(method, x):
+    with jax.default_matmul_precision("highest"):
+      return net.apply({"params": params}, jnp.asarray(x), method=method)
 
-  grad = jax.value_and_grad(ours, (0, 1), has_aux=True)
-  (_, (found, value)), (dz, dtable) = grad(jnp.asarray(z), jnp.asarray(table))
-  np.testing.assert_array_equal(np.ravel(found.codes), codes.numpy())
-  np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
-  np.testing.assert_allclose(
-    dz, x.grad.permute(0, 2, 3, 1).numpy(), rtol=1e-4, atol=1e-6
-  )
-  wanted = theirs.embedding.weight.grad.numpy()
-  assert np.abs(wanted).max() > 1e-3
-  np.testing.assert_allclose(dtable, wanted, rtol=1e-4, atol=1e-7)
+  return run, net.config
+
+
+@pytest.mark.parametrize(
+  "name, key",
+  [("chameleon", "state_dict"), ("taming", "state_dict"),
+   ("llamagen", "model"), ("llamagen", "ema")],
+)  # fmt: skip
+def test_codes_and_images(tmp_path, name, key):
+  config = CONFIGS[name]
+  state = state_dict(theirs(config, names_of(config)))
+  extra = {"loss.logvar": torch.zeros(())}
+  if config.normalised:
+    extra = {"quantize.codebook_used": torch.zeros(65_536)}
+  path = tmp_path / "vq.ckpt"
+  torch.save({key: state | extra, "epoch": 3}, path)
+  run, found = ours(path)
+  assert found == config
+  network = Network(state, names_of(config))
+  images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+  images = images * 2 - 1
+  with torch.no_grad():
+    codes = network.codes(images)
+    want = network.decode(codes)
+  got = run("encode", images.permute(0, 2, 3, 1).numpy())
+  np.testing.assert_array_equal(got, codes)
+  assert len(np.unique(codes)) > 8
+  drawn = run("decode", codes.numpy().astype(np.int32))
+  drawn = np.asarray(drawn).transpose(0, 3, 1, 2)
+  assert helpers.absolute(drawn, want) < 1e-4 < want.std()
+
+
+def test_chameleons_encoder_in_transformers(tmp_path):
+  """Its names are VQGAN's, without a decoder, which is added here."""
+  transformers = pytest.importorskip("transformers")
+  config = CONFIGS["chameleon"]
+  settings = transformers.ChameleonVQVAEConfig(
+    embed_dim=16, num_embeddings=64, latent_channels=16, base_channels=32,
+    channel_multiplier=(1, 2, 2), num_res_blocks=2, resolution=64,
+  )  # fmt: skip
+  model = transformers.ChameleonVQVAE(settings).eval()
+  state = state_dict(theirs(config, "taming"))
+  lost, extra = model.load_state_dict(state, strict=False)
+  assert not lost and all(name.startswith("decoder.") for name in extra)
+  torch.save({"state_dict": state}, tmp_path / "vqgan.ckpt")
+  run, _ = ours(tmp_path / "vqgan.ckpt")
+  images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+  images = images * 2 - 1
+  with torch.no_grad():
+    want = model.encode(images, return_dict=True).image_tokens
+  got = run("encode", images.permute(0, 2, 3, 1).numpy())
+  np.testing.assert_array_equal(got.reshape(-1), want.reshape(-1))

@@ -18,7 +18,13 @@ from unifluid_jax.codecs import copies
 from unifluid_jax.core import presets
 from unifluid_jax.core.config import ConfigError
 from unifluid_jax.models.kl_vae import KlVae
-from unifluid_jax.weights import convert, engine, kl_vae, readers
+from unifluid_jax.weights import (
+  autoencoder,
+  convert,
+  engine,
+  kl_vae,
+  readers,
+)
 from unifluid_jax.weights.rows import WeightsError, regex
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -206,8 +212,8 @@ def published(name, format_):
   """The tensors of a published size under a format's names, without memory."""
   config = presets.VAE[name]
   out = {}
-  layout = kl_vae._DENSE if format_ == 0 else kl_vae._POINT
-  rows = kl_vae._rows(format_, "", len(config.multipliers), layout)
+  layout = autoencoder.DENSE if format_ == 0 else autoencoder.POINT
+  rows = autoencoder.rows(format_, "vae", len(config.multipliers), layout)
   for path, shape in kl_vae._like(config).items():
     (row, numbers) = next(
       (r, m.groupdict()) for r in rows if (m := regex(r.target).fullmatch(path))

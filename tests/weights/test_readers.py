@@ -391,8 +391,8 @@ def test_nothing_is_left_when_a_source_breaks(tmp_path):
 def test_what_is_nothing_known(tmp_path):
   fails(tmp_path / "gone", "no such file", "correct --from")
   fails(tmp_path, "is a directory without", "found nothing; name the file")
-  (tmp_path / "x.gguf").write_bytes(b"GGUF")
-  fails(tmp_path / "x.gguf", "not a format", ".safetensors")
+  (tmp_path / "x.onnx").write_bytes(b"\x08\x07\x12\x0a")
+  fails(tmp_path / "x.onnx", "not a format", ".safetensors")
   (tmp_path / "d.safetensors").mkdir()
   fails(tmp_path / "d.safetensors", "is a directory")
   for name in "abcd":

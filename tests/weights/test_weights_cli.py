@@ -143,7 +143,7 @@ def test_broken_file_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
   "source, message",
   [
-    ("llama:x", "expected KIND:PATH with a kind of gemma, paligemma, siglip"),
+    ("mamba:x", "expected KIND:PATH with a kind of gemma, llama, qwen2, "),
     (f"{AT}", "expected KIND:PATH"),
     ("gemma:/nowhere/x", "no such file or directory; correct --from"),
   ],
@@ -197,7 +197,7 @@ orbax_files.write({str(target)!r}, plan.leaves, {{}}, {{}})
 
 @pytest.mark.parametrize("kind", ["paligemma", "inception"])
 def test_kinds_without_a_way_back(tmp_path, kind):
-  with pytest.raises(WeightsError, match="writes gemma, siglip, kl_vae, not"):
+  with pytest.raises(WeightsError, match="writes gemma, siglip, .* not"):
     convert.to_hugging_face(f"{kind}:{AT}", str(tmp_path / "x"), print)
 
 

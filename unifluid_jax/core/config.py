@@ -183,6 +183,9 @@ class Config:
   log: LogConfig
   sampling: Any  # the system's
   eval: EvalConfig
+  # How rows of the vocabulary start that what `init` names has not; see
+  # weights/new_rows.py.
+  new_rows: Literal["random", "mean"] = "random"
 
 
 PRESETS = {

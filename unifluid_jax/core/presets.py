@@ -1,9 +1,9 @@
 """Shapes of the networks: one frozen dataclass each, and the published sizes.
 
-Sources: Gemma 1-3, Llama 2 and 3.2, Qwen2.5 and Chameleon (technical reports
-and released configurations), SigLIP So400m/14, CLIP ViT-L/14, the autoencoders
-of Stable Diffusion (f8) and MAR (KL-16), the VQ autoencoders of VQGAN,
-Chameleon and LlamaGen, MAR's diffusion head.
+Sources: Gemma 1-3, Llama 2 and 3.2, SmolLM2, Qwen2.5 and Chameleon (technical
+reports and released configurations), SigLIP So400m/14, CLIP ViT-L/14, the
+autoencoders of Stable Diffusion (f8) and MAR (KL-16), the VQ autoencoders of
+VQGAN, Chameleon and LlamaGen, MAR's diffusion head.
 """
 
 import dataclasses
@@ -151,6 +151,9 @@ GEMMA = {
 _LLAMA = dict(
   activation="silu", norm="llama", norm_epsilon=1e-5, scale_embedding=False
 )
+_QWEN2 = _LLAMA | dict(
+  norm_epsilon=1e-6, rope_base=1e6, rope_base_global=1e6, qkv_bias=True
+)
 _LLAMA2_7B = DecoderConfig(
   32_000, 4096, 32, 11_008, 32, 32, 128, tied=False, **_LLAMA
 )
@@ -163,13 +166,25 @@ DECODER = {
     rope_base=5e5, rope_base_global=5e5, rope_scale_global=32.0,
     rope_original_length=8192, **_LLAMA,
   ),
+  "smollm2_135m": DecoderConfig(
+    49_152, 576, 30, 1536, 9, 3, 64,
+    rope_base=1e5, rope_base_global=1e5, **_LLAMA,
+  ),
   "qwen2_5_0_5b": DecoderConfig(
-    151_936, 896, 24, 4864, 14, 2, 64,
-    rope_base=1e6, rope_base_global=1e6, qkv_bias=True,
-    **_LLAMA | dict(norm_epsilon=1e-6),
+    151_936, 896, 24, 4864, 14, 2, 64, **_QWEN2
+  ),
+  "qwen2_5_7b": DecoderConfig(
+    152_064, 3584, 28, 18_944, 28, 4, 128, tied=False, **_QWEN2
+  ),
+  "qwen2_5_32b": DecoderConfig(
+    152_064, 5120, 64, 27_648, 40, 8, 128, tied=False, **_QWEN2
   ),
   "chameleon_7b": dataclasses.replace(
     _LLAMA2_7B, vocab=65_536, qk_norm=True, qk_norm_kind="layer"
+  ),
+  "chameleon_34b": DecoderConfig(  # called 30B where it is published
+    65_536, 8192, 48, 22_016, 64, 8, 128, tied=False, qk_norm=True,
+    qk_norm_kind="layer", pre_norms=False, post_norms=True, **_LLAMA,
   ),
 }  # fmt: skip
 

@@ -18,7 +18,6 @@ from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config
 from unifluid_jax.core.types import (
   PAD,
-  UNK,
   Batch,
   Metrics,
   Params,
@@ -62,6 +61,7 @@ class UniFluid:
     self.embed_token = nn.Dense(m.decoder.width, dtype=dtype)
     self.schedule = diffusion.cosine_schedule()
     self.inputs = unifluid_config.inputs(config, self.codec)
+    self.special = unifluid_config.special_ids(config)
     # Runs on text and understanding alone need no codec.
     draws = any(config.batch.get(t) and "image" in f
                 for t, f in self.inputs.items())  # fmt: skip
@@ -238,7 +238,8 @@ class UniFluid:
     # alone, p/2 their source alone, p/2 both, as InstructPix2Pix trains.
     u, p = jax.random.uniform(k_drop, (b, 1)), c.prompt_dropout
     text = fields["prompt"]
-    text = jnp.where(u < p, packing.null_prompt(text), text)
+    null = packing.null_prompt(text, (self.special["bos"],))
+    text = jnp.where(u < p, null, text)
     prefix = self.prompt_parts(
       params, frozen, {**fields, "prompt": text}, self.vit_kernel
     )
@@ -267,7 +268,7 @@ class UniFluid:
     fed, p = fields["suffix"][:, :-1], self.config.loss.word_dropout
     if p and key is not None:
       lost = (jax.random.uniform(key, fed.shape) < p) & (fed != PAD)
-      fed = jnp.where(lost, UNK, fed)
+      fed = jnp.where(lost, self.special["unk"], fed)
     tokens = jnp.concatenate([fields["prefix"], fed], axis=1)
     x = embed.text(self.decoder, params, tokens)
     p = fields["prefix"].shape[1]
@@ -357,7 +358,8 @@ class UniFluid:
     three_way = "seen" in fields and config.image_cfg != 1.0
     found = [self.prompt_parts(params, frozen, fields)]
     if config.cfg != 1.0 or three_way:
-      null = {**fields, "prompt": packing.null_prompt(fields["prompt"])}
+      null = packing.null_prompt(fields["prompt"], (self.special["bos"],))
+      null = {**fields, "prompt": null}
       found.append(self.prompt_parts(params, frozen, null))
     if three_way:
       drop, width = jnp.ones(len(found[1].x), bool), fields["prompt"].shape[1]
@@ -447,6 +449,7 @@ class UniFluid:
       self.config.text.suffix,
       sampling,
       keys,
+      self.special["eos"],
     )
 
   def score(

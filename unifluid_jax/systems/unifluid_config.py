@@ -169,6 +169,12 @@ def check(config: Any, mesh: Any = None) -> None:
   _check_sampling(config)
 
 
+def special_ids(config: Any) -> dict[str, int]:
+  """Name → id of the special tokens that the system reads."""
+  vocab = config.model.decoder.vocab
+  return networks.special_ids(config.text.special, vocab)
+
+
 def _check_sampling(c: Any) -> None:
   need(
     c.sampling.cfg == 1 or c.loss.prompt_dropout > 0 or not c.batch.get("t2i"),

@@ -3,9 +3,11 @@
   python -m unifluid_jax.weights --from=gemma:FILE_OR_DIR --to=DIR
   python -m unifluid_jax.weights --from=gemma:DIR --to=DIR2 --to-hf
 
-Offline and on the CPU; tensors stream. Kinds: gemma, paligemma, siglip (and
-CLIP), kl_vae, inception. Every tensor is read or named as dropped, every
-shape is checked, and nothing half-written is ever found at --to.
+Offline and on the CPU; tensors stream. Kinds: gemma, llama (and SmolLM2),
+qwen2, chameleon, gguf (Llamas of llama.cpp), paligemma, siglip (and CLIP),
+kl_vae, vq (VQGAN, Chameleon, LlamaGen), inception. Every tensor is read or
+named as dropped, every shape is checked, and nothing half-written is ever
+found at --to.
 """
 
 import resource

@@ -1,6 +1,8 @@
 """One conversion from its arguments to its files."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -9,13 +11,17 @@ from unifluid_jax.weights import (
   clip,
   engine,
   gemma,
+  gguf_llama,
   inception,
   kl_vae,
+  llama,
+  llama_settings,
   orbax_files,
   paligemma,
   readers,
   siglip,
   to_hf,
+  vq,
 )
 from unifluid_jax.weights.rows import (
   Recipe,
@@ -24,7 +30,10 @@ from unifluid_jax.weights.rows import (
   check_absent,
 )
 
-KINDS = ("gemma", "paligemma", "siglip", "kl_vae", "inception")
+KINDS = (
+  "gemma", *llama_settings.KINDS, "gguf", "paligemma", "siglip", "kl_vae",
+  "vq", "inception",
+)  # fmt: skip
 _DTYPES = {
   "float32": np.dtype(np.float32),
   "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -82,14 +91,20 @@ def to_hugging_face(
     WeightsError: no checkpoint, or a part that it does not hold.
   """
   kind, path = _parse(spec)
-  back = {"gemma": gemma, "siglip": siglip, "kl_vae": kl_vae}
+  back = {
+    "gemma": gemma.hf_recipe,
+    "siglip": siglip.hf_recipe,
+    "kl_vae": kl_vae.hf_recipe,
+    "vq": vq.hf_recipe,
+    **_of_llamas(llama.hf_recipe),
+  }
   if kind not in back:
     raise WeightsError(
       f"--to-hf writes {', '.join(back)}, not {kind}; the parts of a "
       "paligemma are written as gemma and siglip"
     )
   source = to_hf.Params(readers.open_source(path))
-  recipe = back[kind].hf_recipe(source)
+  recipe = back[kind](source)
   name = "diffusion_pytorch_model" if kind == "kl_vae" else "model"
   count = to_hf.write(directory, name, source, recipe)
   say(f"{path}: {recipe.found}: {count} tensors, Hugging Face names")
@@ -119,5 +134,19 @@ def _recipe(kind: str, source: Source, image_size: int | None) -> Recipe:
     return sized[kind](source, image_size)
   if image_size:
     raise WeightsError(f"--image_size has no meaning for {kind}: leave it out")
-  plain = {"gemma": gemma, "kl_vae": kl_vae, "inception": inception}
-  return plain[kind].recipe(source)
+  plain = {
+    "gemma": gemma.recipe,
+    "gguf": gguf_llama.recipe,
+    "kl_vae": kl_vae.recipe,
+    "vq": vq.recipe,
+    "inception": inception.recipe,
+    **_of_llamas(llama.recipe),
+  }
+  return plain[kind](source)
+
+
+def _of_llamas(recipe: Callable[..., Recipe]) -> dict[str, Any]:
+  """A recipe of each kind of the family."""
+  return {
+    kind: functools.partial(recipe, kind=kind) for kind in llama_settings.KINDS
+  }

@@ -7,11 +7,10 @@ flat rotary keys of released files and the `rope_parameters` of newer saves.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from unifluid_jax.core.presets import GEMMA, DecoderConfig
-from unifluid_jax.weights.rows import WeightsError
-from unifluid_jax.weights.settings import config_beside, config_file
+from unifluid_jax.weights.settings import Settings, config_beside, config_file
 
 SHAPE = ("vocab", "width", "depth", "mlp", "heads", "kv_heads", "head_dim")
 _LAYERS = {"sliding_attention": "local", "full_attention": "global"}
@@ -40,7 +39,7 @@ def complete(path: str, config: DecoderConfig) -> DecoderConfig:
     WeightsError: config.json contradicts the tensors, or asks for what this
       decoder does not compute.
   """
-  content = _Settings(path, config_beside(path, "text_config"))
+  content = Settings(str(config_file(path)), config_beside(path, "text_config"))
   name = published(config)
   if name:
     known = dataclasses.replace(
@@ -95,41 +94,7 @@ def _shown(value):
   return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-class _Settings(NamedTuple):
-  """config.json, or the part of it that describes the decoder."""
-
-  path: str
-  tree: Mapping[str, Any]
-
-  def error(self, key: str, expected: str) -> WeightsError:
-    found = str(self.tree.get(key, "nothing"))[:80]
-    return WeightsError(
-      f"{config_file(self.path)}: {key}: expected {expected}, found {found}; "
-      "correct it, or choose weights that this decoder can compute"
-    )
-
-  def number(self, key: str, silent: float, least: float = 0.0) -> float:
-    """A finite number, at least `least`, or `silent` if there is none."""
-    found = self.tree.get(key)
-    if found is None:
-      return silent
-    return self.real(key, found, least)
-
-  def real(self, key: str, found: Any, least: float = 0.0) -> float:
-    """`found`, below `key`, as a float."""
-    if isinstance(found, bool) or not isinstance(found, (int, float)):
-      raise self.error(key, "a number")
-    # An int may be too large for a float.
-    if not least <= found <= 1e30 or not math.isfinite(found):
-      raise self.error(key, f"a finite number of {least:g} or more")
-    return float(found)
-
-  def cap(self, key: str, silent: float) -> float:
-    """Of logits; null is none."""
-    return self.number(key, 0.0) if key in self.tree else silent
-
-
-def _override(known: DecoderConfig, content: _Settings) -> DecoderConfig:
+def _override(known: DecoderConfig, content: Settings) -> DecoderConfig:
   """The settings with what config.json says in their place."""
   _check_sizes(known, content)
   _check_fixed(content)

@@ -4,6 +4,7 @@ import re
 import zipfile
 from pathlib import Path
 
+from unifluid_jax.weights import gguf_file
 from unifluid_jax.weights.npz_file import PART, Npz, find_parts
 from unifluid_jax.weights.orbax_files import OrbaxSource, find_orbax
 from unifluid_jax.weights.rows import Source, WeightsError
@@ -38,11 +39,14 @@ def _open(path: str) -> Source:
   if PART.fullmatch(p.name):
     return Npz(path, find_parts(p.with_name(PART.fullmatch(p.name)[1])))
   if p.name.endswith(".index.json"):
-    return Sharded(path, p)
+    return _sharded(path, p)
   if is_zip(p):
     return Npz(path, [p]) if _holds_arrays(p) else TorchFile(path)
   with open(p, "rb") as file:
-    zipped = file.read(4) == b"PK\x03\x04"
+    begin = file.read(4)
+  if begin == gguf_file.MAGIC:
+    return gguf_file.GgufFile(path)
+  zipped = begin == b"PK\x03\x04"
   if zipped or p.suffix == ".npz":
     raise WeightsError(
       f"{path} is damaged or truncated: no zip directory at its end; copy or "
@@ -54,8 +58,8 @@ def _open(path: str) -> Source:
     return _single(p)
   raise WeightsError(
     f"{path}: not a format this reads; expected .safetensors, "
-    ".safetensors.index.json, .npz, .npz.partN, a PyTorch file, or a "
-    "directory of safetensors or of Orbax"
+    ".safetensors.index.json, .npz, .npz.partN, a PyTorch file, GGUF, or a "
+    "directory of safetensors, of PyTorch shards or of Orbax"
   )
 
 
@@ -71,7 +75,7 @@ def _holds_arrays(p: Path) -> bool:
 def _open_directory(p: Path) -> Source:
   index = sorted(p.glob("*.safetensors.index.json"))
   if index:
-    return Sharded(str(p), index[0])
+    return _sharded(str(p), index[0])
   single = sorted(p.glob("*.safetensors"))
   if len(single) == 1:
     return _single(single[0])
@@ -80,6 +84,11 @@ def _open_directory(p: Path) -> Source:
       f"{p} holds {len(single)} safetensors files and no index: expected "
       "model.safetensors.index.json; download it too, or name one file"
     )
+  torch = sorted(p.glob("pytorch_model*.bin.index.json"))
+  if torch:
+    return _sharded(str(p), torch[0])
+  if (p / "pytorch_model.bin").is_file():
+    return TorchFile(str(p / "pytorch_model.bin"))
   orbax = find_orbax(p)
   if orbax:
     return OrbaxSource(str(p), orbax)
@@ -90,10 +99,16 @@ def _open_directory(p: Path) -> Source:
   found = sorted(f.name for f in p.iterdir())
   shown = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
   raise WeightsError(
-    f"{p} is a directory without weights to choose: expected *.safetensors or "
-    f"an Orbax checkpoint (_METADATA), found {shown or 'nothing'}; name the "
-    "file or the directory that holds them"
+    f"{p} is a directory without weights to choose: expected *.safetensors, "
+    "pytorch_model*.bin or an Orbax checkpoint (_METADATA), found "
+    f"{shown or 'nothing'}; name the file or the directory that holds them"
   )
+
+
+def _sharded(path: str, index: Path) -> Source:
+  """Shards of the kind that the index is called after."""
+  torch = index.name.endswith(".bin.index.json")
+  return Sharded(path, index, TorchFile if torch else Safetensors)
 
 
 def _single(file: Path) -> Source:

@@ -6,7 +6,7 @@ Format: 8 bytes of header size, a JSON header, raw little-endian numbers.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +132,6 @@ class Safetensors(Source):
     """All tensors."""
     return list(self._header)
 
-  def holds(self, name: str) -> bool:
-    """Whether a tensor is there."""
-    return name in self._header
-
   def shape(self, name: str) -> tuple[int, ...]:
     """From the header."""
     return tuple(self._header[name]["shape"])
@@ -174,10 +170,17 @@ class Safetensors(Source):
 
 
 class Sharded(Source):
-  """Several safetensors files and the index that names them."""
+  """Several files and the index that names them."""
 
-  def __init__(self, path: str, index: Path):
+  def __init__(
+    self, path: str, index: Path, open_shard: Callable[[str], Source]
+  ):
     """Opens every shard.
+
+    Args:
+      path: as the user gave it.
+      index: the JSON file.
+      open_shard: `Safetensors`, or another kind of file.
 
     Raises:
       WeightsError: the index is damaged, or shards or tensors are missing.
@@ -204,14 +207,15 @@ class Sharded(Source):
         f"{', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}; expected "
         "them beside the index: download them too"
       )
-    shards = {f: Safetensors(str(index.parent / f)) for f in files}
+    shards = {f: open_shard(str(index.parent / f)) for f in files}
+    held = {f: set(shard.names()) for f, shard in shards.items()}
     for name, file in where.items():
-      if not shards[file].holds(name):
+      if name not in held[file]:
         raise WeightsError(
           f"{index}: expected {name} in {file}, not found there; {AGAIN}"
         )
     # Tensors the index does not name are still the file's: engine judges.
-    self._of: dict[str, Safetensors] = {}
+    self._of: dict[str, Source] = {}
     for file, shard in shards.items():
       for name in shard.names():
         if name in self._of:

@@ -1,7 +1,9 @@
 """What config.json beside foreign weights says of them."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from unifluid_jax.weights.rows import WeightsError
 from unifluid_jax.weights.untrusted import read_json
@@ -75,3 +77,56 @@ def check_depth(path: str, found: int, part: str) -> None:
       f"{path}: expected {wanted} layers, as {config_file(path)} says, found "
       f"{found}; copy or download the weights again"
     )
+
+
+class Settings(NamedTuple):
+  """What a file says of a decoder: config.json, or a part of it.
+
+  Attributes:
+    file: where it is, for messages.
+    tree: key to value, as they came.
+  """
+
+  file: str
+  tree: Mapping[str, Any]
+
+  def error(self, key: str, expected: str) -> WeightsError:
+    """What is wrong below `key`, in one line."""
+    found = str(self.tree.get(key, "nothing"))[:80]
+    return WeightsError(
+      f"{self.file}: {key}: expected {expected}, found {found}; "
+      "correct it, or choose weights that this decoder can compute"
+    )
+
+  def number(self, key: str, silent: float, least: float = 0.0) -> float:
+    """A finite number, at least `least`, or `silent` if there is none."""
+    found = self.tree.get(key)
+    if found is None:
+      return silent
+    return self.real(key, found, least)
+
+  def real(self, key: str, found: Any, least: float = 0.0) -> float:
+    """`found`, below `key`, as a float."""
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+      raise self.error(key, "a number")
+    # An int may be too large for a float.
+    if not least <= found <= 1e30 or not math.isfinite(found):
+      raise self.error(key, f"a finite number of {least:g} or more")
+    return float(found)
+
+  def whole(self, key: str, silent: int | None = None) -> int:
+    """A whole number above 0, or `silent` if there is none.
+
+    Raises:
+      WeightsError: something else, or nothing and `silent` is None.
+    """
+    found = self.tree.get(key)
+    if found is None and silent is not None:
+      return silent
+    if type(found) is not int or not 1 <= found < 2**31:
+      raise self.error(key, "a whole number above 0")
+    return found
+
+  def cap(self, key: str, silent: float) -> float:
+    """Of logits; null is none."""
+    return self.number(key, 0.0) if key in self.tree else silent

@@ -5,23 +5,23 @@ embeddings and the diffusion head are new. What a run loads and what it starts
 fresh is spelled out: nothing is skipped in silence.
 """
 
+import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from unifluid_jax.core import checkpoint, parallel
 from unifluid_jax.core.config import ConfigError
 from unifluid_jax.core.parallel import path_str
 from unifluid_jax.core.parameter_rows import Parts, longest_prefix
 from unifluid_jax.core.types import Params
+from unifluid_jax.weights import new_rows
 from unifluid_jax.weights.rows import nested
 
 NEW = "new"  # a prefix that starts fresh
 _ALL = "all"  # what has no path of its own
-_NEW_ROW_STD = 0.02  # of vocabulary rows the file lacks (PaliGemma §5.3)
 
 
 Init = Mapping[str, str]  # prefix of config.init → path, or `NEW`
@@ -43,6 +43,8 @@ def load(
   shapes: Params,
   parts: Parts,
   tables: Collection[str] = (),
+  rule: str = "random",
+  seed: int = 0,
 ) -> tuple[Params, list[str]]:
   """`fresh` with every leaf that `init` names replaced.
 
@@ -52,6 +54,8 @@ def load(
     shapes: the same as ShapeDtypeStructs with shardings.
     parts: rows of the system's networks.
     tables: paths of parameters whose first axis, the vocabulary, may differ.
+    rule: how rows start that a table lacks; see `new_rows.fit`.
+    seed: of what `rule` draws.
 
   Returns:
     Parameters in the dtypes and shardings of `shapes`, and a line for each
@@ -64,9 +68,12 @@ def load(
   """
   wanted = plan(init, shapes)
   out, notes = _flat(fresh), []
+  fit = functools.partial(new_rows.fit, rule=rule, seed=seed)
   for path in dict.fromkeys(wanted.values()):
     names = [n for n, p in wanted.items() if p == path]
-    got, note = _read(path, names, _flat(shapes), _new(init), parts, tables)
+    got, note = _read(
+      path, names, _flat(shapes), _new(init), parts, tables, fit
+    )
     out |= got
     notes.append(note)
   notes += [f"fresh: {prefix}" for prefix in _new(init)]
@@ -141,6 +148,7 @@ def _read(
   new: tuple[str, ...],
   rows: Parts,
   tables: Collection[str],
+  fit: Callable[[Any, Any, str], Any],
 ) -> tuple[dict[str, Any], str]:
   """The named leaves of one checkpoint."""
   step = checkpoint.latest_step(path)
@@ -176,7 +184,7 @@ def _read(
     have, want = got[name].shape[0], shapes[name].shape[0]
     if have == want:
       continue
-    got[name] = _fit_rows(got[name], shapes[name])
+    got[name] = fit(got[name], shapes[name], name)
     note += (
       f"; {have - want} vocabulary rows left out" if have > want
       else f"; {want - have} vocabulary rows fresh"
@@ -192,18 +200,6 @@ def _of_rows(name: str, like: Any, shape: tuple[int, ...], parts: Parts) -> Any:
     spec = parallel.spec_of(parts, name, shape, place.mesh)
     place = jax.sharding.NamedSharding(place.mesh, spec)
   return jax.ShapeDtypeStruct(shape, like.dtype, sharding=place)
-
-
-def _fit_rows(table: Any, like: Any) -> Any:
-  """Cuts the table, or adds rows drawn as PaliGemma draws new ones."""
-  rows = like.shape[0]
-  extra = max(rows - table.shape[0], 0)
-  new = _NEW_ROW_STD * jax.random.normal(
-    jax.random.key(0), (extra, *like.shape[1:]), like.dtype
-  )
-  whole = jnp.concatenate([table, new])[:rows]
-  place = getattr(like, "sharding", None)
-  return whole if place is None else jax.device_put(whole, place)
 
 
 def _flat(tree: Any) -> dict[str, Any]:
