@@ -14,7 +14,7 @@ from jaxtyping import Int32, UInt8
 
 from unifluid_jax.core.config import MAX_PIXELS
 from unifluid_jax.core.types import PAD
-from unifluid_jax.data import transforms
+from unifluid_jax.data import any_resolution, paint, transforms
 from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import BadRecord, Marks, Turn
 
@@ -164,6 +164,76 @@ class Cached:
         raise BadRecord(f"{len(picture.frames)} images, a file has one encoded")
       return {"": np.asarray(picture.cached, self.dtype)}
     return {PIXELS: self.pixels.rows(example, rng)[""]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+  """An image of any resolution as views, and how their features are read.
+
+  Parts: `views` f32[1 + M, S, S, 3] in [-1, 1], the whole image and a grid of
+  crops, those that its grid has not all 0; `index` i32[C], the features in
+  order, of all views one after another and then the new line; `valid`
+  bool[C], False behind them.
+  """
+
+  role: str
+  size: int  # S, side of a view
+  side: int  # features of a view per side
+  pinpoints: tuple[any_resolution.Size, ...] = ()  # none: no grid
+  target: bool = False
+
+  @property
+  def crops(self) -> int:
+    """M, of the largest grid."""
+    return any_resolution.most_crops(self.size, self.pinpoints)
+
+  @property
+  def length(self) -> int:
+    """C, features and new lines at most."""
+    return any_resolution.most_features(self.size, self.side, self.pinpoints)
+
+  def shapes(self) -> dict[str, Shape]:
+    """See `Field`."""
+    view = (self.size, self.size, 3)
+    return {
+      "views": Shape((1 + self.crops, *view), np.float32),
+      "index": Shape((self.length,), np.int32),
+      "valid": Shape((self.length,), np.bool_),
+    }
+
+  def rows(
+    self, example: Example, rng: np.random.Generator | None
+  ) -> dict[str, np.ndarray]:
+    """See `Field`."""
+    del rng
+    image, shape = self.view(example), self.shapes()["views"].shape
+    cut = any_resolution.views(image, self.size, self.pinpoints)
+    views = np.zeros(shape, np.float32)
+    views[: len(cut)] = transforms.to_float(cut)
+    order = any_resolution.sequence(
+      (image.shape[1], image.shape[0]), self.size, self.side, self.pinpoints
+    )
+    index = np.zeros(self.length, np.int32)
+    index[: len(order)] = order
+    valid = np.arange(self.length) < len(order)
+    return {"views": views, "index": index, "valid": valid}
+
+  def view(self, example: Example) -> UInt8[np.ndarray, "H W 3"]:
+    """The image before it is cut, at its own size.
+
+    Raises:
+      BadRecord: a corrupt image, or several.
+    """
+    picture = example.images[self.role]
+    if len(picture.frames) != 1:
+      raise BadRecord(f"{len(picture.frames)} images, this system sees one")
+    (image,), marks = picture.frames, picture.marks
+    if not isinstance(image, np.ndarray):
+      image = decode_image(image, example.max_pixels)
+    image = transforms.upright(image, marks)
+    if marks.box is not None:
+      image = paint.outline(image, marks.box, image.shape[0] / image.shape[1])
+    return transforms.mirrored(image) if picture.flip else image
 
 
 @dataclasses.dataclass(frozen=True)
