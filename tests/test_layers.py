@@ -27,7 +27,7 @@ LAYER = {
 }  # fmt: skip
 CONFIGS = ROOT.parent / "configs"
 FILES = sorted(ROOT.rglob("*.py"))
-SYSTEMS = ("unifluid", "tokenizer_training", "vq_training")
+SYSTEMS = ("unifluid", "unitoken", "tokenizer_training", "vq_training")
 CODECS = ("kl_vae", "vq")
 # What every system shares names none of them, and no codec.
 SHARED = ("train", "data", "evals", "aot", "api", "encode", "evaluation",

@@ -252,6 +252,7 @@ class Text:
   after: tuple[str, ...] = ()
   align: Literal["left", "right"] = "right"
   target: bool = False
+  lead: str = ""  # what every text begins with
 
   def shapes(self) -> dict[str, Shape]:
     """See `Field`."""
@@ -272,8 +273,9 @@ class Text:
     """
     before = [tokenizer.special[name] for name in self.before]
     after = [tokenizer.special[name] for name in self.after]
+    lead = self.lead
     if text is None:
-      after, text = [], ""
+      after, text, lead = [], "", ""
     room = self.length - len(before) - len(after)
     if room < 0:
       names = " and ".join(n.upper() for n in (*self.before, *self.after))
@@ -281,7 +283,7 @@ class Text:
         f"text.{self.slot}={self.length} has no room for {names}: use >= "
         f"{len(before) + len(after)}"
       )
-    ids = [*before, *tokenizer.fit(tokenizer.encode(text), room), *after]
+    ids = [*before, *tokenizer.fit(tokenizer.encode(lead + text), room), *after]
     row = np.full(self.length, PAD, np.int32)
     start = self.length - len(ids) if self.align == "right" else 0
     row[start : start + len(ids)] = ids
