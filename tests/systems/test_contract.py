@@ -18,7 +18,7 @@ import optax
 import pytest
 
 from configs.base import base, source
-from tests.systems import test_vae, test_vq
+from tests.systems import test_vae, test_vq, unitoken_tiny
 from tests.systems.conftest import (
   examples,
   right_aligned,
@@ -54,7 +54,7 @@ TEXT, COLOURS, N = 199, 8, 16  # rows of the vocabulary; cells of an image
 EOI, BOI = 0, TEXT + COLOURS  # a piece that no text has; the last row
 T = 42  # two images with a word each
 WORLD = dict(train=24, validation=8, held_out=2)
-SYSTEMS = ("unifluid", "vae", "vq", "toy")
+SYSTEMS = ("unifluid", "unitoken", "vae", "vq", "toy")
 SCORERS = ("unifluid", "toy")
 
 
@@ -100,6 +100,8 @@ def config_of(name, **changes):
   """A tiny configuration of a system that trains on eight devices."""
   if name == "unifluid":
     return tiny(optim__name="adamw", **changes)
+  if name == "unitoken":
+    return unitoken_tiny.tiny(**changes)
   if name in ("vae", "vq"):
     c = {"vae": test_vae, "vq": test_vq}[name].make()
     mesh = {k.removeprefix("mesh__"): v for k, v in changes.items()}
@@ -263,9 +265,12 @@ def test_parameters_and_moments_are_split_over_eight_devices(name):
   ("toy", "model.vit"), ("toy", "loss.draws"), ("toy", "sampling.steps"),
   ("unifluid", "model.cell"), ("unifluid", "loss.adversarial"),
   ("vae", "model.decoder"), ("vae", "sampling.cfg"),
+  ("unitoken", "model.head"), ("unitoken", "loss.draws"),
 ])  # fmt: skip
 def test_keys_of_another_system_are_refused_by_name(name, key):
   tree = toy_tree().to_dict() if name == "toy" else base().to_dict()
+  if name == "unitoken":
+    tree = unitoken_tiny.tiny_tree().to_dict()
   if name == "vae":
     tree = base()
     test_vae.image_tokenizer(tree)
