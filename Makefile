@@ -5,10 +5,11 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 RUN := runs/shapes
 
-.PHONY: help setup demo smoke test test-parity lint clean
+.PHONY: help setup demo demo-unitoken smoke test test-parity lint clean
 
 help:
 	@echo "make demo   set up, train and evaluate the embedded default (11 to 20 min)"
+	@echo "make demo-unitoken  the same data, seen as discrete and continuous tokens"
 	@echo "make test   set up and run the tests"
 	@echo "make smoke  every stage at its smallest"
 	@echo "make test-parity  against PyTorch, transformers and diffusers"
@@ -25,6 +26,10 @@ $(READY): setup.py requirements.lock
 
 demo: setup
 	$(PY) -m unifluid_jax.demo --workdir=$(RUN)
+
+demo-unitoken: setup
+	$(PY) -m unifluid_jax.demo --config=configs/unitoken_shapes.py \
+	  --vae_config=configs/tokenizer.py:shapes --workdir=$(RUN)/unitoken
 
 smoke: setup
 	rm -rf runs/debug
