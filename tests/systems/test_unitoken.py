@@ -437,9 +437,16 @@ def test_codes_alone_are_drawn_and_the_best_k_of_them(model):
 
 def test_greedy_answers_equal_full_recomputation(model):
   s, params, fields = model.system, model.params, model.batch["i2t"]
-  got = jax.jit(
-    lambda: s.answer(params, {}, {"i2t": fields}, keys(8), s.config.sampling)
-  )()
+  answer = jax.jit(
+    lambda p: s.answer(p, {}, {"i2t": fields}, keys(8), s.config.sampling)
+  )
+  # The end of the turn comes where another token would.
+  table = decoder.output_table(params["decoder"])
+  row = 1.05 * table[answer(params)[0, 1]]
+  table = {"table": table.at[TURN].set(row)}
+  params = params | {"decoder": params["decoder"] | {"lm_head": table}}
+  got = answer(params)
+  assert (got == TURN).any() and (got[:, 1:] == PAD).any()
 
   @jax.jit
   def best(fed, i):
