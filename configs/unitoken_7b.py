@@ -17,9 +17,8 @@ Differs: weight decay spares vectors (biases, norms), where the released code
 decays everything.
 """
 
-from ml_collections.config_dict import placeholder
-
 from configs.base import base, source
+from configs.tokenizer import vq
 
 # Names of tokens in Chameleon's vocabulary: <racm3:break>, <eoss>,
 # <sentinel:0> and reserved ones, as Lumina-mGPT and UniToken use them.
@@ -78,14 +77,7 @@ def unitoken(c) -> None:
   c.model = dict(
     decoder=old.decoder,
     vit=old.vit,
-    vq=dict(
-      preset="chameleon",
-      **{k: placeholder(int) for k in ("base", "blocks", "latent", "groups",
-                                       "stem", "codes", "code_channels")},
-      **{k: placeholder(bool) for k in ("attention", "encoder_attention",
-                                        "decoder_attention", "normalised")},
-      multipliers=placeholder(tuple),
-    ),
+    vq=vq("chameleon"),
     vq_path="",
     image_size=512,
     code_offset=4,

@@ -10,6 +10,7 @@ of each view of its grid. Hardware: 2 CPU cores.
 
 from configs import shapes
 from configs.base import source
+from configs.tokenizer import tiny_vq
 from configs.unitoken_7b import unitoken
 
 ROOT = shapes.ROOT
@@ -88,11 +89,3 @@ def _vary(c, arg: str) -> None:
         "i2t_only"
       )
     c.name = f"{c.name}_{item}"
-
-
-def tiny_vq(vq):
-  """The small tokenizer: f4, an 8 x 8 grid of 512 codes, unit vectors."""
-  vq.update(
-    preset="", base=64, multipliers=(1,), blocks=1, latent=64,
-    attention=False, stem=4, codes=512, code_channels=8, normalised=True,
-  )  # fmt: skip

@@ -107,7 +107,7 @@ MUTATIONS = tuple(
     (_UNI, "keys, guided, sampling.temperature, sampling.image_top_k",
      "keys, guided, sampling.temperature, sampling.top_k",
      f"{UNI}::test_codes_alone_are_drawn_and_the_best_k_of_them"),
-    (_UNI, "      self.ids[\"turn\"],\n    )", "      self.ids[\"eos\"],\n    )",
+    (_UNI, "      keys,\n      self.ids[\"turn\"],", "      keys,",
      f"{UNI}::test_greedy_answers_equal_full_recomputation"),
     (_UNI, "x = jnp.take_along_axis(x, index[..., None], axis=1)",
      "x = x[:, : index.shape[1]]",

@@ -127,9 +127,7 @@ def test_arrays_are_those_declared_and_padded_behind():
   order = any_resolution.sequence((12, 6), 6, 2, SMALL)
   np.testing.assert_array_equal(rows["index"], np.pad(order, (0, 24 - n)))
   views = any_resolution.views(image, 6, SMALL)
-  np.testing.assert_array_equal(
-    rows["views"][:3], transforms.to_float(views)
-  )
+  np.testing.assert_array_equal(rows["views"][:3], transforms.to_float(views))
   assert not rows["views"][3:].any()
   # Of the views that are padding no feature is read.
   assert rows["index"].max() == 5 * 4 and (order[order < 20] < 12).all()

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from tests.systems import conftest as tiny_systems
-from tests.systems import test_vae, test_vq
+from tests.systems import test_vae, test_vq, unitoken_tiny
 from unifluid_jax import systems, train
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config, MeshConfig
@@ -31,7 +31,7 @@ from unifluid_jax.models.kl_vae import KlVae
 
 assert conftest
 FILE = Path(__file__).parent / "trace.json"
-SYSTEMS = ("unifluid", "vae", "vq")
+SYSTEMS = ("unifluid", "unitoken", "vae", "vq")
 OPTIMIZERS = ("adamw", "muon")
 STEPS = 3
 
@@ -55,6 +55,11 @@ def configuration(system: str, optimizer: str) -> Config:
   elif system == "vq":  # an averaged codebook once
     weight = 0.9 if optimizer == "adamw" else 0.0
     c = test_vq.make(average=weight, data_init=True, revive_every=2)
+  elif system == "unitoken":
+    c = unitoken_tiny.tiny(
+      model__decoder__depth=1, loss__word_dropout=0.3,
+      loss__prompt_dropout=0.2, loss__text_weight=3.0,
+    )  # fmt: skip
   else:
     c = tiny_systems.tiny(
       model__decoder__depth=1, loss__word_dropout=0.3,
@@ -97,6 +102,8 @@ def _filled(shapes):
 
 
 def _frozen(system, model):
+  if system == "unitoken":
+    return _filled(systems.frozen_shapes(model))
   if system != "unifluid":
     return {}
   vae = jax.eval_shape(
@@ -116,6 +123,10 @@ def _frozen(system, model):
 def _batch(system, step):
   if system == "unifluid":
     return jax.tree.map(np.asarray, tiny_systems.examples(seed=step, text=True))
+  if system == "unitoken":
+    return jax.tree.map(
+      np.asarray, unitoken_tiny.examples(seed=step, text=True)
+    )
   rng = np.random.default_rng(step)
   images = rng.uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
   return {"image": {"image": images}}

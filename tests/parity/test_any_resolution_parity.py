@@ -5,13 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-theirs = pytest.importorskip(
-  "transformers.models.llava_next.modeling_llava_next",
-  reason="transformers is not installed",
-)
+pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
 
+import torch
 from transformers.image_processing_utils import select_best_resolution
+from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from unifluid_jax.data import any_resolution
 
@@ -38,7 +37,7 @@ def test_the_order_of_features():
   for w, h in SIZES[::4] + SIZES[-5:]:
     columns, rows = (x // 384 for x in any_resolution.best((w, h), PINPOINTS))
     features = torch.arange((1 + rows * columns) * n).reshape(-1, n, 1)
-    (want,), _ = theirs.LlavaNextModel.pack_image_features(
+    (want,), _ = LlavaNextModel.pack_image_features(
       model, [features], [(h, w)], "full", torch.tensor([line])
     )
     got = any_resolution.sequence((w, h), 384, 27, PINPOINTS)

@@ -55,7 +55,7 @@ EOI, BOI = 0, TEXT + COLOURS  # a piece that no text has; the last row
 T = 42  # two images with a word each
 WORLD = dict(train=24, validation=8, held_out=2)
 SYSTEMS = ("unifluid", "unitoken", "vae", "vq", "toy")
-SCORERS = ("unifluid", "toy")
+SCORERS = ("unifluid", "unitoken", "toy")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -291,7 +291,9 @@ def test_likelihoods_are_those_of_a_distribution(name):
     lambda x: jnp.float32(0.3 * rng.normal(size=x.shape)),
     systems.init_shapes(system),
   )
-  batch = {"unifluid": examples, "toy": hand_made}[name](rows=1)["i2t"]
+  made = {"unifluid": examples, "unitoken": unitoken_tiny.examples,
+          "toy": hand_made}  # fmt: skip
+  batch = made[name](rows=1)["i2t"]
   rows = {k: jnp.repeat(x, v, axis=0) for k, x in batch.items()}
   score = jax.jit(lambda suffix: system.score(
     params, {}, {"i2t": rows | {"suffix": suffix}}))  # fmt: skip

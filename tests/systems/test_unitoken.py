@@ -12,7 +12,17 @@ from tests.systems import unitoken_tiny as world
 from tests.systems.conftest import whole_loss
 from tests.systems.test_accumulate import assert_one_objective, lopsided
 from tests.systems.unitoken_tiny import (
-  BOS, CODE, EOI, LINE, PREFIX, PROMPT, SEP, SIZE, SOI, SUFFIX, TURN,
+  BOS,
+  CODE,
+  EOI,
+  LINE,
+  PREFIX,
+  PROMPT,
+  SEP,
+  SIZE,
+  SOI,
+  SUFFIX,
+  TURN,
 )  # fmt: skip
 from unifluid_jax import systems
 from unifluid_jax.core.freeze import ConfigError
@@ -116,9 +126,7 @@ def without_pads(row):
   return [int(x) for x in row if x != PAD]
 
 
-def test_understanding_rows_are_those_of_the_released_code(
-  model, monkeypatch
-):
+def test_understanding_rows_are_those_of_the_released_code(model, monkeypatch):
   fields = model.batch["i2t"]
   fake = Fake(model.system, monkeypatch)
   packed = model.system.asked({}, fields, fields["suffix"][:, :-1])
@@ -181,7 +189,10 @@ def test_without_continuous_features_images_are_discrete_tokens(monkeypatch):
   assert set(system.inputs["i2t"]) == {"codes", "prefix", "suffix"}
   fields, fake = world.examples()["i2t"], Fake(system, monkeypatch)
   for i, got in enumerate(fake.rows(system.asked({}, fields))):
-    d, question = discrete(fields["codes"][i]), without_pads(fields["prefix"][i])
+    d, question = (
+      discrete(fields["codes"][i]),
+      without_pads(fields["prefix"][i]),
+    )
     assert got == [BOS, *d, *question]
   assert system.counts({"i2t": fields})["image_tokens"] == 0
 
@@ -300,9 +311,7 @@ def test_the_loss_is_a_plain_cross_entropy_with_z_loss(model):
   every = np.concatenate([want["image"], want["text"]])
   weights = np.repeat([1.0, 3.0], [len(want["image"]), len(want["text"])])
   nll = (weights * every[:, 0]).sum() / weights.sum()
-  np.testing.assert_allclose(
-    total, nll + 0.25 * every[:, 2].mean(), rtol=1e-5
-  )
+  np.testing.assert_allclose(total, nll + 0.25 * every[:, 2].mean(), rtol=1e-5)
 
 
 def test_sep_need_not_be_supervised(model):

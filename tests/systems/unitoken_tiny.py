@@ -28,9 +28,7 @@ def tiny_tree(**changes):
     head_dim=16, tied=False,
   )  # fmt: skip
   m.vit.update(width=16, depth=1, mlp=32, heads=2, patch=3, image_size=8)
-  m.vq.update(
-    base=8, groups=4, stem=8, codes=CODES, code_channels=4, latent=8
-  )
+  m.vq.update(base=8, groups=4, stem=8, codes=CODES, code_channels=4, latent=8)
   m.update(
     code_offset=CODE, size_offset=SIZE - 1, text_rows=24, pinpoints=PINPOINTS
   )
@@ -77,9 +75,7 @@ def crops(rng, rows):
   for i in range(rows):
     w, h = sizes[i % len(sizes)]
     image = rng.integers(0, 256, (h, w, 3), np.uint8)
-    made.append(
-      field.rows(Example({}, {"seen": Picture((image,))}), None)
-    )
+    made.append(field.rows(Example({}, {"seen": Picture((image,))}), None))
   return {f"seen.{k}": np.stack([m[k] for m in made]) for k in made[0]}
 
 

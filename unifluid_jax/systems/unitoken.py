@@ -48,6 +48,7 @@ from unifluid_jax.systems.common import (
   token_decode,
   token_loss,
 )
+from unifluid_jax.systems.common import text_loss as texts
 
 Fields = Mapping[str, Any]  # name → array [B, ...] of one task
 # States [B, n, D] and the ids [B, n] that they predict, PAD where none.
@@ -408,6 +409,26 @@ class UniToken:
       sampling,
       keys,
       self.ids["turn"],
+    )
+
+  def score(
+    self, params: Params, frozen: Params, prompts: Batch
+  ) -> Float[Array, "B"]:
+    """Log-likelihood of the suffixes of "i2t" or "text"; see `types.Scorer`."""
+    del frozen
+    ((_, fields),) = prompts.items()
+    params = embed.cast_embedding(params, self.decoder.dtype)
+    rows = [self.asked(params, fields, fields["suffix"][:, :-1])]
+    hidden = packing.hidden_states(self.decoder, params, rows)
+    (states,), (suffix,) = packing.read_out(
+      hidden, rows, [(0, fields["suffix"])]
+    )
+    return texts.log_likelihood(
+      self.config.model.decoder,
+      decoder.output_table(params["decoder"]),
+      states,
+      suffix,
+      self.config.loss.vocab_chunk,
     )
 
   def reconstruct(
