@@ -5,11 +5,12 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 RUN := runs/shapes
 
-.PHONY: help setup demo demo-liquid smoke test test-parity lint clean
+.PHONY: help setup demo demo-liquid demo-unitoken smoke test test-parity lint clean
 
 help:
 	@echo "make demo   set up, train and evaluate the embedded default (11 to 20 min)"
-	@echo "make demo-liquid  the same data with image tokens from a vocabulary"
+	@echo "make demo-liquid    the same data with image tokens from a vocabulary"
+	@echo "make demo-unitoken  the same data, seen as discrete and continuous tokens"
 	@echo "make test   set up and run the tests"
 	@echo "make smoke  every stage at its smallest"
 	@echo "make test-parity  against PyTorch, transformers and diffusers"
@@ -30,6 +31,10 @@ demo: setup
 demo-liquid: setup
 	$(PY) -m unifluid_jax.demo --config=configs/liquid_shapes.py \
 	  --vae_config=configs/tokenizer.py:shapes --workdir=$(RUN)/liquid
+
+demo-unitoken: setup
+	$(PY) -m unifluid_jax.demo --config=configs/unitoken_shapes.py \
+	  --vae_config=configs/tokenizer.py:shapes --workdir=$(RUN)/unitoken
 
 smoke: setup
 	rm -rf runs/debug

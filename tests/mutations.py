@@ -77,9 +77,68 @@ _LIQUID = "systems/liquid.py"
 _PACKING = "systems/common/packing.py"
 _ORDER = "r = order.randomness(step, c.random_until, c.raster_from)"
 
+_UNI, _UNICONFIG = "systems/unitoken.py", "systems/unitoken_config.py"
+_ANYRES, SEEN = "data/any_resolution.py", "data/test_any_resolution.py"
+UNI = "systems/test_unitoken.py"
+SEES = f"{UNI}::test_understanding_rows_are_those_of_the_released_code"
+UNILOSS = f"{UNI}::test_the_loss_is_a_plain_cross_entropy_with_z_loss"
+UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
+DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
+
 MUTATIONS = tuple(
   Mutation(*row)
   for row in (
+    # ------------------------------------------------------------ UniToken
+    (_UNI, "ids = [bos, image[:, :-1], sep, line, image[:, -1:], *text]",
+     "ids = [bos, sep, image[:, :-1], line, image[:, -1:], *text]", SEES),
+    (_UNI, "features = self.continuous(params, fields, x[:, n : n + 1])",
+     "features = self.continuous(params, fields, x[:, n - 1 : n])", SEES),
+    (_UNI, "[x[:, :n], features.x, x[:, n + 1 :]]",
+     "[x[:, :n], features.x, x[:, n:]]", SEES),
+    (_UNI, "[valid[:, :n], features.valid, valid[:, n + 1 :]]",
+     "[valid[:, :n], features.valid | True, valid[:, n + 1 :]]", SEES),
+    (_UNI, "target = target.at[:, :1].set(jnp.where(drop, PAD, "
+     "target[:, :1]))", "", DROPPED),
+    (_UNI, "prompt = jnp.where(drop, PAD, prompt)", "", DROPPED),
+    (_UNI, "prompt = jnp.where(drop, PAD, prompt)",
+     "prompt = jnp.where(drop, packing.null_prompt(prompt), prompt)", UNIDRAW),
+    (_UNI, "last = len(self.template) - 1", "last = len(self.template)",
+     UNILOSS),
+    (_UNI, "tokens += len(batch[\"i2t\"][\"prefix\"])", "pass", UNILOSS),
+    (_UNI, "total = total + weights[kind] * nll", "total = total + nll",
+     UNILOSS),
+    (_UNI, "(images + c.text_weight * texts)", "(images + texts)", UNILOSS),
+    (_UNI, "jnp.square(x.log_z).sum()", "x.log_z.sum()", UNILOSS),
+    (_UNI, "sampling_ops.guide(*scores, sampling.cfg)",
+     "sampling_ops.guide(*scores[::-1], sampling.cfg)",
+     f"{UNI}::test_codes_alone_are_drawn_and_the_best_k_of_them"),
+    (_UNI, "keys, guided, sampling.temperature, sampling.image_top_k",
+     "keys, guided, sampling.temperature, sampling.top_k",
+     f"{UNI}::test_codes_alone_are_drawn_and_the_best_k_of_them"),
+    (_UNI, "      keys,\n      self.ids[\"turn\"],", "      keys,",
+     f"{UNI}::test_greedy_answers_equal_full_recomputation"),
+    (_UNI, "x = jnp.take_along_axis(x, index[..., None], axis=1)",
+     "x = x[:, : index.shape[1]]",
+     f"{UNI}::test_stitched_features_equal_a_naive_loop"),
+    ("models/adapter.py", "approximate=False", "approximate=True",
+     f"{UNI}::test_stitched_features_equal_a_naive_loop"),
+    (_UNICONFIG, "sizes = [size_id(m, height), size_id(m, width)]",
+     "sizes = [size_id(m, width), size_id(m, height)]",
+     f"{UNI}::test_sizes_stand_height_first_and_every_row_ends_with_a_new_line"),
+    (_ANYRES, "return kept, kept - pinpoint[0] * pinpoint[1]",
+     "return kept, 0", SEEN),
+    (_ANYRES, "kept = min(width * height, size[0] * size[1])",
+     "kept = width * height", SEEN),
+    (_ANYRES, "w, h = inside(size, (width, height), up=True)",
+     "w, h = inside(size, (width, height))", SEEN),
+    (_ANYRES, "cut.swapaxes(1, 2).reshape(-1, view, view, 3)",
+     "cut.swapaxes(0, 2).swapaxes(1, 2).reshape(-1, view, view, 3)", SEEN),
+    (_ANYRES, "grid = grid.reshape(rows, columns, side, side).swapaxes(1, 2)",
+     "grid = grid.reshape(rows, side, columns, side)", SEEN),
+    (_ANYRES, "line = (1 + most_crops(view, pinpoints)) * n",
+     "line = (1 + rows * columns) * n", SEEN),
+    (_ANYRES, "(height - h) // 2, (height - 1) // 2)",
+     "(height - h + 1) // 2, (height - 1) // 2)", SEEN),
     # ------------------------------------------------------------ the step
     ("train.py", "jax.random.fold_in(jax.random.key(config.seed), state.step)",
      "jax.random.key(config.seed)",

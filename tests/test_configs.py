@@ -12,7 +12,7 @@ import pytest
 from configs import liquid_2b
 from tests.systems.conftest import whole_loss
 from unifluid_jax import systems, train
-from unifluid_jax.core import config_files, parallel, presets
+from unifluid_jax.core import config_files, optim, parallel, presets
 from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.data import fields
 from unifluid_jax.data.transfers import tasks
@@ -30,6 +30,8 @@ ARGS = {
   "liquid_2b": (*SIZES, "gemma2_9b,constant", "t2i_only", "text_only,apart"),
   "liquid_7b": ("", "pretrain", "sft", "sft,apart"),
   "liquid_shapes": ("", "t2i_only", "i2t_only", "text_only", "apart"),
+  "unitoken_7b": ("stage1", "stage2"),
+  "unitoken_shapes": ("", "base", "discrete", "t2i_only", "i2t_only"),
   "transfer": tuple(row.name for row in tasks.ROWS),
 }
 ABLATIONS = ("", "t2i_only", "i2t_only", "raster", "lambda=0.1")
@@ -228,6 +230,42 @@ def test_liquid_is_a_published_decoder_and_8192_rows(name, arg, published):
   assert text.prompt + n + 2 == seen + n + text.prefix + text.suffix == 2048
   assert text.prefix + c.model.text_suffix == 2048
   assert c.text.special["boi"] < c.model.code_offset
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_unitoken_has_the_published_parts_and_trains_what_it_says(stage):
+  """Chameleon 7B; SigLIP with 27 x 27 positions; an adapter of two layers."""
+  c = systems.resolve(load("unitoken_7b", stage)[0])
+  system = systems.build(c)
+  params = systems.init_shapes(system)
+  assert {name: count(x) for name, x in params.items()} == {
+    "decoder": 7_013_666_816, "vit": 412_987_248, "projector": 21_504_000
+  }  # fmt: skip
+  batch = {
+    task: {
+      name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype)
+      for name, x in fields.shapes(system.inputs[task]).items()
+    }
+    for task, rows in c.batch.items() if rows
+  }  # fmt: skip
+  assert batch["i2t"]["seen.views"].shape[1:] == (5, 384, 384, 3)
+  assert batch["i2t"]["seen.index"].shape[1:] == (3699,)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  loss, metrics = jax.eval_shape(
+    whole_loss(system), params, systems.frozen_shapes(system), batch, key,
+    jax.ShapeDtypeStruct((), jnp.int32),
+  )  # fmt: skip
+  assert loss.shape == () and "loss_text" in metrics
+
+  def rate(path):
+    return c.optim.lr * optim.rate_of(c.optim.rates, path)
+
+  assert rate("vit/position") == rate("vit/patch/kernel") == 0
+  effective = {
+    "stage1": (0.0, 1e-5, 1e-3), "stage2": (1e-5, 1e-5, 1e-5)
+  }[stage]  # fmt: skip
+  found = ("decoder/lm_head/table", "vit/norm/scale", "projector/in/kernel")
+  np.testing.assert_allclose([rate(path) for path in found], effective)
 
 
 def test_2b_state_is_sharded_everywhere():

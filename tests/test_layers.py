@@ -27,7 +27,8 @@ LAYER = {
 }  # fmt: skip
 CONFIGS = ROOT.parent / "configs"
 FILES = sorted(ROOT.rglob("*.py"))
-SYSTEMS = ("unifluid", "liquid", "tokenizer_training", "vq_training")
+SYSTEMS = ("unifluid", "liquid", "unitoken", "tokenizer_training",
+           "vq_training")  # fmt: skip
 CODECS = ("kl_vae", "vq")
 # What every system shares names none of them, and no codec.
 SHARED = ("train", "data", "evals", "aot", "api", "encode", "evaluation",

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from tests.systems import conftest as tiny_systems
-from tests.systems import test_liquid, test_vae, test_vq
+from tests.systems import test_liquid, test_vae, test_vq, unitoken_tiny
 from unifluid_jax import systems, train
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config, MeshConfig
@@ -31,7 +31,7 @@ from unifluid_jax.models.kl_vae import KlVae
 
 assert conftest
 FILE = Path(__file__).parent / "trace.json"
-SYSTEMS = ("unifluid", "vae", "vq", "liquid")
+SYSTEMS = ("unifluid", "liquid", "unitoken", "vae", "vq")
 OPTIMIZERS = ("adamw", "muon")
 STEPS = 3
 
@@ -59,6 +59,11 @@ def configuration(system: str, optimizer: str) -> Config:
     c = test_liquid.tiny(
       model__decoder__depth=1, loss__word_dropout=0.3,
       loss__prompt_dropout=0.2, loss__weighting="apart",
+    )  # fmt: skip
+  elif system == "unitoken":
+    c = unitoken_tiny.tiny(
+      model__decoder__depth=1, loss__word_dropout=0.3,
+      loss__prompt_dropout=0.2, loss__text_weight=3.0,
     )  # fmt: skip
   else:
     c = tiny_systems.tiny(
@@ -104,6 +109,8 @@ def _filled(shapes):
 def _frozen(system, model):
   if system == "liquid":
     return test_liquid.CODEC
+  if system == "unitoken":
+    return _filled(systems.frozen_shapes(model))
   if system != "unifluid":
     return {}
   vae = jax.eval_shape(
@@ -125,6 +132,10 @@ def _batch(system, step):
     return jax.tree.map(np.asarray, tiny_systems.examples(seed=step, text=True))
   if system == "liquid":
     return jax.tree.map(np.asarray, test_liquid.examples(seed=step))
+  if system == "unitoken":
+    return jax.tree.map(
+      np.asarray, unitoken_tiny.examples(seed=step, text=True)
+    )
   rng = np.random.default_rng(step)
   images = rng.uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
   return {"image": {"image": images}}

@@ -19,7 +19,7 @@ import pytest
 
 from configs import liquid_2b
 from configs.base import base, image_tokenizer, source
-from tests.systems import test_liquid, test_vae, test_vq
+from tests.systems import test_liquid, test_vae, test_vq, unitoken_tiny
 from tests.systems.conftest import (
   examples,
   right_aligned,
@@ -55,8 +55,8 @@ TEXT, COLOURS, N = 199, 8, 16  # rows of the vocabulary; cells of an image
 EOI, BOI = 0, TEXT + COLOURS  # a piece that no text has; the last row
 T = 42  # two images with a word each
 WORLD = dict(train=24, validation=8, held_out=2)
-SYSTEMS = ("unifluid", "liquid", "vae", "vq", "toy")
-SCORERS = ("unifluid", "liquid", "toy")
+SYSTEMS = ("unifluid", "liquid", "unitoken", "vae", "vq", "toy")
+SCORERS = ("unifluid", "liquid", "unitoken", "toy")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,6 +103,8 @@ def config_of(name, **changes):
     return tiny(optim__name="adamw", **changes)
   if name == "liquid":
     return test_liquid.tiny(optim__name="adamw", **changes)
+  if name == "unitoken":
+    return unitoken_tiny.tiny(**changes)
   if name in ("vae", "vq"):
     c = {"vae": test_vae, "vq": test_vq}[name].make()
     mesh = {k.removeprefix("mesh__"): v for k, v in changes.items()}
@@ -268,9 +270,12 @@ def test_parameters_and_moments_are_split_over_eight_devices(name):
   ("vae", "model.decoder"), ("vae", "sampling.cfg"),
   ("liquid", "model.vit"), ("liquid", "loss.draws"),
   ("liquid", "sampling.steps"), ("liquid", "sampling.order"),
+  ("unitoken", "model.head"), ("unitoken", "loss.draws"),
 ])  # fmt: skip
 def test_keys_of_another_system_are_refused_by_name(name, key):
   tree = toy_tree().to_dict() if name == "toy" else base().to_dict()
+  if name == "unitoken":
+    tree = unitoken_tiny.tiny_tree().to_dict()
   if name in ("vae", "liquid"):
     tree = base()
     {"vae": image_tokenizer, "liquid": liquid_2b.liquid}[name](tree)
@@ -291,9 +296,11 @@ def test_likelihoods_are_those_of_a_distribution(name):
     lambda x: jnp.float32(0.3 * rng.normal(size=x.shape)),
     systems.init_shapes(system),
   )
-  batch = {
-    "unifluid": examples, "liquid": test_liquid.examples, "toy": hand_made
-  }[name](rows=1)["i2t"]  # fmt: skip
+  made = {
+    "unifluid": examples, "liquid": test_liquid.examples,
+    "unitoken": unitoken_tiny.examples, "toy": hand_made,
+  }  # fmt: skip
+  batch = made[name](rows=1)["i2t"]
   rows = {k: jnp.repeat(x, v, axis=0) for k, x in batch.items()}
   score = jax.jit(lambda suffix: system.score(
     params, {}, {"i2t": rows | {"suffix": suffix}}))  # fmt: skip

@@ -14,7 +14,7 @@ from jaxtyping import Int32, UInt8
 
 from unifluid_jax.core.config import MAX_PIXELS
 from unifluid_jax.core.types import PAD
-from unifluid_jax.data import transforms
+from unifluid_jax.data import any_resolution, paint, transforms
 from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import BadRecord, Marks, Turn
 
@@ -167,6 +167,76 @@ class Cached:
 
 
 @dataclasses.dataclass(frozen=True)
+class Crops:
+  """An image of any resolution as views, and how their features are read.
+
+  Parts: `views` f32[1 + M, S, S, 3] in [-1, 1], the whole image and a grid of
+  crops, those that its grid has not all 0; `index` i32[C], the features in
+  order, of all views one after another and then the new line; `valid`
+  bool[C], False behind them.
+  """
+
+  role: str
+  size: int  # S, side of a view
+  side: int  # features of a view per side
+  pinpoints: tuple[any_resolution.Size, ...] = ()  # none: no grid
+  target: bool = False
+
+  @property
+  def crops(self) -> int:
+    """M, of the largest grid."""
+    return any_resolution.most_crops(self.size, self.pinpoints)
+
+  @property
+  def length(self) -> int:
+    """C, features and new lines at most."""
+    return any_resolution.most_features(self.size, self.side, self.pinpoints)
+
+  def shapes(self) -> dict[str, Shape]:
+    """See `Field`."""
+    view = (self.size, self.size, 3)
+    return {
+      "views": Shape((1 + self.crops, *view), np.float32),
+      "index": Shape((self.length,), np.int32),
+      "valid": Shape((self.length,), np.bool_),
+    }
+
+  def rows(
+    self, example: Example, rng: np.random.Generator | None
+  ) -> dict[str, np.ndarray]:
+    """See `Field`."""
+    del rng
+    image, shape = self.view(example), self.shapes()["views"].shape
+    cut = any_resolution.views(image, self.size, self.pinpoints)
+    views = np.zeros(shape, np.float32)
+    views[: len(cut)] = transforms.to_float(cut)
+    order = any_resolution.sequence(
+      (image.shape[1], image.shape[0]), self.size, self.side, self.pinpoints
+    )
+    index = np.zeros(self.length, np.int32)
+    index[: len(order)] = order
+    valid = np.arange(self.length) < len(order)
+    return {"views": views, "index": index, "valid": valid}
+
+  def view(self, example: Example) -> UInt8[np.ndarray, "H W 3"]:
+    """The image before it is cut, at its own size.
+
+    Raises:
+      BadRecord: a corrupt image, or several.
+    """
+    picture = example.images[self.role]
+    if len(picture.frames) != 1:
+      raise BadRecord(f"{len(picture.frames)} images, this system sees one")
+    (image,), marks = picture.frames, picture.marks
+    if not isinstance(image, np.ndarray):
+      image = decode_image(image, example.max_pixels)
+    image = transforms.upright(image, marks)
+    if marks.box is not None:
+      image = paint.outline(image, marks.box, image.shape[0] / image.shape[1])
+    return transforms.mirrored(image) if picture.flip else image
+
+
+@dataclasses.dataclass(frozen=True)
 class Text:
   """Token ids i32[P] of one text and the special tokens around it.
 
@@ -185,6 +255,7 @@ class Text:
   opening: tuple[str, ...] = ()  # special tokens between `before` and a text
   # One is added to the text: any in training, the first in prompts.
   endings: tuple[str, ...] = ()
+  lead: str = ""  # what every text begins with
 
   def shapes(self) -> dict[str, Shape]:
     """See `Field`."""
@@ -208,9 +279,10 @@ class Text:
     Raises:
       ValueError: no room for the special tokens and the ending.
     """
-    named = (*self.before, *self.opening), self.after
+    named, lead = (*self.before, *self.opening), self.lead
+    named = named, self.after
     if text is None:
-      named, text, ending = (self.before, ()), "", ""
+      named, text, ending, lead = (self.before, ()), "", "", ""
     before, after = ([tokenizer.special[n] for n in names] for names in named)
     after = [*(tokenizer.encode(ending) if ending else ()), *after]
     room = self.length - len(before) - len(after)
@@ -221,7 +293,7 @@ class Text:
         f"text.{self.slot}={self.length} has no room for {names}: use >= "
         f"{len(before) + len(after)}"
       )
-    ids = [*before, *tokenizer.fit(tokenizer.encode(text), room), *after]
+    ids = [*before, *tokenizer.fit(tokenizer.encode(lead + text), room), *after]
     row = np.full(self.length, PAD, np.int32)
     start = self.length - len(ids) if self.align == "right" else 0
     row[start : start + len(ids)] = ids

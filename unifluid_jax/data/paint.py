@@ -50,24 +50,24 @@ def letters(
 
 
 def outline(
-  image: UInt8[np.ndarray, "S S 3"], box: Box, aspect: float
-) -> UInt8[np.ndarray, "S S 3"]:
+  image: UInt8[np.ndarray, "H W 3"], box: Box, aspect: float
+) -> UInt8[np.ndarray, "H W 3"]:
   """A red line, one pixel wide, around a box; none beyond the image.
 
   Args:
-    image: already a square of its final size.
+    image: already resized.
     box: in units of the height that the image had.
     aspect: that height over its width.
   """
   ymin, xmin, ymax, xmax = box
-  size = image.shape[0]
-  rows = [int(y * (size - 1)) for y in (ymin, ymax)]
-  columns = [int(x * aspect * (size - 1)) for x in (xmin, xmax)]
+  height, width = image.shape[:2]
+  rows = [int(y * (height - 1)) for y in (ymin, ymax)]
+  columns = [int(x * aspect * (width - 1)) for x in (xmin, xmax)]
   down = slice(max(rows[0], 0), max(rows[1] + 1, 0))
   across = slice(max(columns[0], 0), max(columns[1] + 1, 0))
   image = image.copy()
-  image[[r for r in rows if 0 <= r < size], across] = _RED
-  image[down, [c for c in columns if 0 <= c < size]] = _RED
+  image[[r for r in rows if 0 <= r < height], across] = _RED
+  image[down, [c for c in columns if 0 <= c < width]] = _RED
   return image
 
 

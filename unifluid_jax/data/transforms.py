@@ -61,7 +61,9 @@ def shortened(
 
 
 def squash_resize(
-  image: UInt8[np.ndarray, "*F H W 3"], size: int
+  image: UInt8[np.ndarray, "*F H W 3"],
+  size: int,
+  kernel: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> UInt8[np.ndarray, "*F S S 3"]:
   """The whole image as a square, aspect not kept, for the vision encoder.
 
@@ -70,17 +72,18 @@ def squash_resize(
   Args:
     image: RGB; several on top of one another are resized one by one.
     size: side of the result.
+    kernel: that pixels are interpolated by.
   """
   if image.shape[-3:-1] == (size, size):
     return image
   if image.ndim > 3:
-    return np.stack([squash_resize(frame, size) for frame in image])
+    return np.stack([squash_resize(frame, size, kernel) for frame in image])
   picture = Image.fromarray(image)
   if size > picture.width and size * picture.height > _ROOM:
     # Pillow widens first: a long narrow image would fill the memory.
     shape = (picture.width, size)
-    picture = picture.resize(shape, Image.Resampling.BILINEAR)
-  return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
+    picture = picture.resize(shape, kernel)
+  return np.array(picture.resize((size, size), kernel))
 
 
 def marked(
@@ -90,12 +93,18 @@ def marked(
 
   Letters belong to the image's own pixels, the box to the resized ones.
   """
-  upright = np.rot90(image, marks.turns)
-  image = paint.letters(upright, marks.letters, marks.font)
+  image = upright(image, marks)
   square = squash_resize(image, size)
   if marks.box is None:
     return square
   return paint.outline(square, marks.box, image.shape[0] / image.shape[1])
+
+
+def upright(
+  image: UInt8[np.ndarray, "H W 3"], marks: Marks
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The image turned, with its letters, at its own size; without the box."""
+  return paint.letters(np.rot90(image, marks.turns), marks.letters, marks.font)
 
 
 def mirrored(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:

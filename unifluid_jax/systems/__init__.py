@@ -20,6 +20,7 @@ from unifluid_jax.data.tasks import EVERY_SOURCE, TASKS
 SYSTEMS = {
   "unifluid": "unifluid_jax.systems.unifluid:SPEC",
   "liquid": "unifluid_jax.systems.liquid:SPEC",
+  "unitoken": "unifluid_jax.systems.unitoken:SPEC",
   "vae": "unifluid_jax.systems.tokenizer_training:SPEC",
   "vq": "unifluid_jax.systems.vq_training:SPEC",
 }

@@ -1,0 +1,91 @@
+"""UniToken in miniature: the embedded default's world, seen twice.
+
+  make demo-unitoken
+
+The data set and the tokenizer of texts are those of configs/shapes.py, the
+image tokenizer that of configs/tokenizer.py:shapes: 64 codes out of 512 for
+32 x 32 pixels. The vision encoder sees 2 x 2 features of the whole image and
+of each view of its grid. Hardware: 2 CPU cores.
+"""
+
+from configs import shapes
+from configs.base import source
+from configs.tokenizer import tiny_vq
+from configs.unitoken_7b import unitoken
+
+ROOT = shapes.ROOT
+
+# What `make demo-unitoken` is to reach on two CPU cores.
+TARGETS = {
+  "detector/truth": (">=", 0.99),
+  "tokenizer/agreement": (">=", 0.98),
+  "geneval/overall": (">=", 0.65),
+  "captions/exact": (">=", 0.90),
+  "vqa/all": (">=", 0.80),
+}
+
+
+def get_config(arg: str = ""):
+  """`arg`, comma-separated: "base" (no grid), "discrete", "t2i_only", ..."""
+  c = shapes.get_config()
+  unitoken(c)
+  c.name = "unitoken_shapes"
+  # Rows are four times as long as UniFluid's: fewer of them.
+  c.steps = 2000
+  c.batch = dict(t2i=24, i2t=16, text=0)
+  c.data.train = dict(
+    shapes=source(
+      "shapes", tasks=("t2i", "i2t", "text"), moments="shapes_codes"
+    )
+  )
+  # One more than UniFluid's prompt, and of a question as many: the turn's end.
+  c.text.prompt = 15
+  c.text.special = dict(soi=320, eoi=321, sep=322, turn=323, line=324)
+
+  m = c.model
+  # As the embedded default's, but causal throughout.
+  m.decoder.update(preset="gemma2_2b", dropout=0.0)
+  m.vit.image_size = 32
+  m.size_offset = 324  # one size, 32 pixels: row 325
+  m.code_offset = 326
+  m.decoder.vocab = 326 + 512
+  m.text_rows = 320
+  m.vq_path = f"{ROOT}/vq"
+  tiny_vq(m.vq)
+  m.image_size = 32
+  # Its square images are seen whole, then as the middle of two views.
+  m.pinpoints = ((32, 64), (64, 32))
+  m.lead = ""
+  m.dtype = "float32"
+  m.remat = "none"
+  m.scan = False  # a CPU runs four unrolled layers a third faster
+
+  c.loss.update(
+    prompt_dropout=0.1,
+    vocab_chunk=128,  # all positions at once
+    text_weight=4.0,
+  )
+  # From scratch: nothing is frozen.
+  c.optim.rates = dict(decoder=1.0, vit=1.0, projector=1.0)
+  c.sampling.update(cfg=3.0, image_top_k=0, top_k=0)
+  _vary(c, arg)
+  return c
+
+
+def _vary(c, arg: str) -> None:
+  for item in filter(None, arg.split(",")):
+    if item == "base":
+      c.model.pinpoints = ()
+    elif item == "discrete":
+      c.model.continuous = False
+      c.optim.rates = dict(decoder=1.0)
+    elif item == "t2i_only":
+      c.batch.i2t = 0
+    elif item == "i2t_only":
+      c.batch.t2i = 0
+    else:
+      raise ValueError(
+        f"unknown config argument {item!r}; known: base, discrete, t2i_only, "
+        "i2t_only"
+      )
+    c.name = f"{c.name}_{item}"
