@@ -63,6 +63,7 @@ MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 TURNS, RULE = "data/test_dialogue.py", "data/test_in_context.py"
 SCORED = "evals/test_in_context_suite.py"
 _CONTRACT = "systems/test_contract.py"
+WARM, IDS = "test_warm_start.py", "systems/test_special_ids.py"
 TOY_TURNS = f"{_CONTRACT}::test_each_target_of_a_dialogue_counts_once"
 TOY_LEARNED = f"{_CONTRACT}::test_eight_examples_are_learned_by_heart"
 _ROWS, _CONTEXT = "data/dialogue.py", "evals/worlds/in_context_suite.py"
@@ -70,6 +71,7 @@ _INTERLEAVED = "systems/common/interleaved.py"
 _UNIFLUID = "systems/unifluid.py"
 _VQ = "systems/vq_training.py"
 _REBUILT = "systems/common/reconstruction.py"
+_NEW_ROWS = "weights/new_rows.py"
 _OPTIM, _MESH = "core/optim.py", "core/parallel.py"
 _ANSWER = "systems/common/text_decode.py"
 _TEXT = "systems/common/text_loss.py"
@@ -208,6 +210,30 @@ MUTATIONS = tuple(
      "return 1", MICRO),
     (_MESH, "if shape == x.shape:\n", "if False:\n",
      "test_parallel.py::test_moments_are_laid_out_like_their_parameters"),
+    # --------------------------------------- new rows, special ids, weights
+    (_NEW_ROWS, "axes * jnp.sqrt(jnp.maximum(variances, 0))", "axes",
+     f"{WARM}::test_noise_of_new_rows_has_the_covariance_of_the_old"),
+    (_NEW_ROWS, "return mean + _SHARE", "return _SHARE",
+     f"{WARM}::test_noise_of_new_rows_has_the_covariance_of_the_old"),
+    (_NEW_ROWS, "zlib.crc32(name.encode())", "0",
+     f"{WARM}::test_input_and_output_tables_draw_apart"),
+    (_UNIFLUID, 'jnp.where(lost, self.special["unk"], fed)',
+     "jnp.where(lost, 3, fed)", f"{IDS}::test_dropped_words_are_its_unk"),
+    (_UNIFLUID, 'packing.null_prompt(text, (self.special["bos"],))',
+     "packing.null_prompt(text)",
+     f"{IDS}::test_dropped_prompts_are_the_null_condition"),
+    (_UNIFLUID, '      keys,\n      self.special["eos"],', "      keys,",
+     f"{IDS}::test_answers_end_with_its_eos"),
+    ("weights/gguf_llama.py", '"(n r i) d -> d n (i r)"',
+     '"(n i r) d -> d n (i r)"',
+     "weights/test_gguf_weights.py::test_every_tensor_and_its_layout"),
+    ("weights/llama.py", "x.repeat(heads // parts, axis=0)",
+     "np.tile(x, (heads // parts, 1))",
+     "weights/test_llama_weights.py::test_norms_per_part_of_a_split_model"),
+    ("weights/autoencoder.py", '"decoder.up.{r}.block.{j}"',
+     '"decoder.up.{i}.block.{j}"',
+     "weights/test_vq_weights.py::test_levels_of_the_decoder_count_from_"
+     "their_own_ends"),
     # ----------------------------------------------- inputs, order, targets
     (_UNIFLUID, "return packing.join([prefix, target]), x",
      "return packing.join([prefix, target]), order.put_tokens(x, cells)",
@@ -232,7 +258,7 @@ MUTATIONS = tuple(
     (_UNIFLUID, "order.current(position, cells)",
      "order.current(position, jnp.roll(cells, -1, axis=1))",
      f"{LOSS}::test_current_position_belongs_to_the_token_that_is_fed"),
-    (_UNIFLUID, "jnp.where(u < p, packing", "jnp.where(u >= p, packing",
+    (_UNIFLUID, "jnp.where(u < p, null, text)", "jnp.where(u >= p, null, text)",
      f"{LOSS}::test_dropped_prompts_are_the_null_prompt"),
     # --------------------------------------------------------------- Liquid
     (_LIQUID, 'self._constant(len(codes), "eoi", "eos")',

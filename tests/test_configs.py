@@ -30,6 +30,7 @@ ARGS = {
   "liquid_2b": (*SIZES, "gemma2_9b,constant", "t2i_only", "text_only,apart"),
   "liquid_7b": ("", "pretrain", "sft", "sft,apart"),
   "liquid_shapes": ("", "t2i_only", "i2t_only", "text_only", "apart"),
+  "liquid_smol": ("", "t2i_only", "apart"),
   "unitoken_7b": ("stage1", "stage2"),
   "unitoken_shapes": ("", "base", "discrete", "t2i_only", "i2t_only"),
   "transfer": tuple(row.name for row in tasks.ROWS),
