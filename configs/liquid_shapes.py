@@ -23,7 +23,11 @@ TARGETS = {
 
 
 def get_config(arg: str = ""):
-  """`arg`: what liquid_2b.vary knows, e.g. "t2i_only" or "apart"."""
+  """`arg`: what liquid_2b.vary knows, e.g. "t2i_only" or "apart".
+
+  in_context: trains dialogues too, whose rule two examples tell, and scores
+    what is inferred; with --config.batch.dialogue=0 the run without them.
+  """
   c = shapes.get_config()
   liquid_2b.liquid(c)
   c.name = "liquid_shapes"
@@ -59,5 +63,22 @@ def get_config(arg: str = ""):
   # Wrong codes add up over 64 draws: at temperature 1 far fewer images are
   # right (docs/results.md).
   c.sampling.update(cfg=2.0, temperature=0.7, image_top_k=0, image_top_p=1.0)
-  liquid_2b.vary(c, arg)
+  # BOS, three images of 64 codes with BOI and EOI, three words, EOS.
+  c.text.dialogue = 1 + 3 * 66 + 3 + 1
+  items = arg.split(",")
+  if "in_context" in items:
+    in_context(c)
+  liquid_2b.vary(c, ",".join(i for i in items if i != "in_context"))
   return c
+
+
+def in_context(c):
+  """Liquid §4.4, Figure 9; the scenes and their tokenizer stay as they are."""
+  c.name = f"{c.name}_in_context"
+  c.data.world.in_context = 6000
+  # After "shapes": the first source is what metrics know of training.
+  c.data.train.shapes_in_context = source(
+    "shapes_in_context", tasks=("dialogue",)
+  )
+  c.batch.dialogue = 16
+  c.eval.metrics = (*c.eval.metrics, "in_context")

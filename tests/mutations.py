@@ -36,6 +36,7 @@ ANSWER = "systems/test_answer_loss.py"
 DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
 LIQUID = "systems/test_liquid.py"
 LIQUID_DECODE = "systems/test_liquid_decode.py"
+LIQUID_TURNS = "systems/test_liquid_dialogue.py"
 LAID_OUT = f"{LIQUID}::test_rows_are_laid_out_and_labelled"
 CROSS = (
   f"{LIQUID}::test_the_loss_is_a_plain_cross_entropy_over_the_whole_vocabulary"
@@ -494,6 +495,18 @@ MUTATIONS = tuple(
      "return out.reshape(*several[::-1], *out.shape[1:])",
      "systems/test_contract.py::"
      "test_dialogues_of_the_world_are_loaded_and_encoded"),
+    (_LIQUID, "interleaved.targets(fields, ids)[:, 1:])",
+     "interleaved.targets(fields, ids)[:, :-1])", LIQUID_TURNS),
+    (_LIQUID, '"end": end, "text": ~image & ~end}', '"text": ~image}',
+     LIQUID_TURNS),
+    (_LIQUID, 'prompt = jnp.concatenate([prompt, boi], axis=1)', "pass",
+     LIQUID_TURNS),
+    (_LIQUID, "found = {kind: n + turns[kind] for kind, n in found.items()}",
+     "pass", LIQUID_TURNS),
+    (_LIQUID, "return count if isinstance(count, int) else "
+     "jnp.maximum(count, 1)", "return count", LIQUID_TURNS),
+    (_LIQUID, 'return interleaved.before_image(ids, self.ids["boi"])',
+     "return ids", LIQUID_TURNS),
     ("dialogues.py", '== self._tokenizer.special["boi"]', "== 1",
      "test_dialogues.py"),
     ("dialogues.py", "np.asarray(seeds, np.uint32), *rows",

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from configs import debug, tokenizer
+from configs import debug, liquid_7b, tokenizer, unitoken_7b
 from configs.base import base, image_tokenizer
 from unifluid_jax import systems
 from unifluid_jax.core import config, presets
@@ -135,13 +135,14 @@ def test_every_dataclass_key_stands_in_base():
       if dataclasses.is_dataclass(f.type):
         check(f.type, node[f.name], f"{path}.{f.name}")
 
-  whole = tree()
-  check(config.Config, whole.to_dict(), "config")
-  for name in systems.SYSTEMS:
-    if name == "vae":
-      image_tokenizer(whole)
-    if name == "vq":
-      whole = tokenizer.get_config("vq16")
+  check(config.Config, tree().to_dict(), "config")
+  full = {
+    "unifluid": tree(), "vae": debug.get_config("vae"),
+    "vq": tokenizer.get_config("vq16"), "liquid": liquid_7b.get_config(),
+    "unitoken": unitoken_7b.get_config("stage2"),
+  }  # fmt: skip
+  assert set(full) == set(systems.SYSTEMS)
+  for name, whole in full.items():
     for node, cls in systems.spec(name).nodes.items():
       check(cls, whole.to_dict()[node], f"config.{node}")
 

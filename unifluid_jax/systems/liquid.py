@@ -11,6 +11,9 @@ Rows of the tasks, one causal sequence of ids each; what is in <> is predicted:
          bos unconditional boi <codes eoi eos>     the null prompt
   i2t    bos boi codes eoi question <answer eos>
   text   bos question <answer eos>, or bos <text eos>
+  dialogue  bos, texts and images (boi codes eoi) in their order, eos
+
+Of dialogues what their turns are to teach is predicted (data/dialogue.py).
 
 Differs: eos ends texts too, where the released code trains none; what is too
 long loses words of its text, where the released code loses boi, eoi and eos.
@@ -41,6 +44,7 @@ from unifluid_jax.systems import liquid_config
 from unifluid_jax.systems.common import (
   cost,
   embed,
+  interleaved,
   networks,
   packing,
   text_decode,
@@ -49,7 +53,7 @@ from unifluid_jax.systems.common import (
 )
 
 Fields = Mapping[str, Any]  # name → array [B, ...] of one task
-_DRAWN, _SAID = "t2i", ("i2t", "text")
+_DRAWN, _SAID, _TURNS = "t2i", ("i2t", "text"), "dialogue"
 
 
 class Rows(NamedTuple):
@@ -82,10 +86,11 @@ class Liquid:
     )
     self.codec = VqCodec(m.vq, m.vq_path, m.image_size)
     self.ids = networks.special_ids(config.text.special, m.decoder.vocab)
+    self._ends = self.ids["boi"], self.ids["eoi"]
     self.inputs = liquid_config.inputs(config, self.codec)
     # Runs on text alone need no codec. Exact: a code that flips is another.
     codec = Part(self.codec.shapes, self.codec.load, exact=True)
-    images = config.batch.get("t2i") or config.batch.get("i2t")
+    images = any(config.batch.get(t) for t in (_DRAWN, "i2t", _TURNS))
     self.frozen = {"codec": codec} if images else {}
 
   def init(self, key: PRNGKeyArray) -> Params:
@@ -144,6 +149,15 @@ class Liquid:
     fed = jnp.concatenate([self.asked(fields), fed], axis=1)
     return Rows(fed, fields["suffix"])
 
+  def turns(self, fields: Fields) -> Int[Array, "B T"]:
+    """Texts and images in their order."""
+    return interleaved.ids(fields, self.image_ids)
+
+  def interleaved(self, fields: Fields) -> Rows:
+    """Whole dialogues; PAD where a token is only given."""
+    ids = self.turns(fields)
+    return Rows(ids[:, :-1], interleaved.targets(fields, ids)[:, 1:])
+
   def _constant(self, rows: int, *names: str) -> Int[Array, "B n"]:
     ids = jnp.asarray([self.ids[name] for name in names], jnp.int32)
     return jnp.broadcast_to(ids, (rows, len(names)))
@@ -160,11 +174,15 @@ class Liquid:
     drawn = len(batch[_DRAWN]["prompt"]) if _DRAWN in batch else 0
     texts = [batch[task]["suffix"] for task in _SAID if task in batch]
     words = sum((suffix != PAD).sum() for suffix in texts)
-    return {
-      "image_tokens": drawn * self.config.model.image_tokens,
-      "end_tokens": drawn * 2,
-      "text_tokens": jnp.maximum(words, 1) if texts else 0,
+    found = {
+      "image": drawn * self.config.model.image_tokens,
+      "end": drawn * 2,
+      "text": jnp.maximum(words, 1) if texts else 0,
     }
+    if _TURNS in batch:
+      turns = interleaved.counts(batch[_TURNS], self._ends)
+      found = {kind: n + turns[kind] for kind, n in found.items()}
+    return {f"{kind}_tokens": n for kind, n in found.items()}
 
   def loss(
     self,
@@ -190,6 +208,8 @@ class Liquid:
     for i, task in enumerate(_SAID):
       if task in batch:
         rows[task] = self.said(batch[task], jax.random.fold_in(k_words, i))
+    if _TURNS in batch:
+      rows[_TURNS] = self.interleaved(batch[_TURNS])
     found = self._token_losses(params, list(rows.values()), k_layers)
     sums = self._sums(rows, dict(zip(rows, found, strict=True)))
     return *self._objective(sums, counts), {}
@@ -222,6 +242,9 @@ class Liquid:
       masks = {"text": ~image}
       if task == _DRAWN:
         masks = {"image": image, "end": ~image}
+      elif task == _TURNS:
+        end = jnp.isin(rows[task].targets, jnp.asarray(self._ends))
+        masks = {"image": image, "end": end, "text": ~image & ~end}
       for kind, mask in masks.items():
         part = jax.tree.map(lambda x, m=mask: jnp.where(m, x, 0).sum(), values)
         before = sums.get(kind)
@@ -244,18 +267,19 @@ class Liquid:
     if c.weighting == "tokens":
       of_images = of_texts = of_images + of_texts
     if "image" in sums:
-      total = (sums["image"].nll + sums["end"].nll) / of_images
+      total = (sums["image"].nll + sums["end"].nll) / _positive(of_images)
     if "text" in sums:
-      total = total + c.text_weight * sums["text"].nll / of_texts
+      total = total + c.text_weight * sums["text"].nll / _positive(of_texts)
     for kind in ("image", "text"):
       if kind in sums:
-        count = counts[f"{kind}_tokens"]
+        count = _positive(counts[f"{kind}_tokens"])
         metrics[f"loss_{kind}"] = sums[kind].nll / count
         metrics[f"{kind}_accuracy"] = sums[kind].hits / count
     if c.max_z and "image" in sums:
       # Keeps logits small (Baichuan 2, arXiv 2309.10305 §3.4): through the
       # largest of each position, as UniTok's code has it.
-      metrics["max_z"] = sums["image"].max_z / counts["image_tokens"]
+      count = _positive(counts["image_tokens"])
+      metrics["max_z"] = sums["image"].max_z / count
       total = total + c.max_z * metrics["max_z"]
     return total, metrics
 
@@ -274,7 +298,7 @@ class Liquid:
     keys: Key[Array, "*rows"],
     sampling: Any,
   ) -> Float[Array, "B H W 3"]:
-    """Images in [-1, 1] of "t2i" prompts.
+    """Images in [-1, 1] of "t2i" prompts, or that continue dialogues.
 
     Args:
       params: all parameters.
@@ -283,7 +307,13 @@ class Liquid:
       keys: one key, split by row, or one key per row.
       sampling: cfg, temperature, image_top_k, image_top_p.
     """
-    prompt = prompts[_DRAWN]["prompt"]
+    ((task, fields),) = prompts.items()
+    if task == _TURNS:
+      prompt = self.turns(fields)
+      boi = self._constant(len(prompt), "boi")
+      prompt = jnp.concatenate([prompt, boi], axis=1)
+    else:
+      prompt = fields["prompt"]
     keys = keys if keys.ndim else jax.random.split(keys, len(prompt))
     params = embed.cast_for_decoding(params, self.decoder.dtype)
     codes = self.draw(params, prompt, keys, sampling)
@@ -345,18 +375,25 @@ class Liquid:
     keys: Key[Array, "B"],
     sampling: Any,
   ) -> Int[Array, "B A"]:
-    """Token ids of "i2t" or "text" prompts; see `text_decode.answer`."""
-    ((_, fields),) = prompts.items()
+    """Token ids of "i2t" or "text" prompts; see `text_decode.answer`.
+
+    Where an image continues a dialogue, BOI is the last of them.
+    """
+    ((task, fields),) = prompts.items()
+    asked = self.turns(fields) if task == _TURNS else self.asked(fields)
     params = embed.cast_for_decoding(params, self.decoder.dtype)
-    return text_decode.answer(
+    ids = text_decode.answer(
       self.decoder,
       params,
-      self._sequence(params, self.asked(fields)),
+      self._sequence(params, asked),
       self.config.text.suffix,
       sampling,
       keys,
       self.ids["eos"],
     )
+    if task == _TURNS:
+      return interleaved.before_image(ids, self.ids["boi"])
+    return ids
 
   def score(
     self, params: Params, frozen: Params, prompts: Batch
@@ -382,12 +419,17 @@ class Liquid:
     return self.codec.reconstruct(frozen["codec"], images)
 
 
+def _positive(count: Any) -> Any:
+  """A count to divide by: a batch of dialogues may have none of a kind."""
+  return count if isinstance(count, int) else jnp.maximum(count, 1)
+
+
 SPEC = SystemSpec(
   model=liquid_config.ModelConfig,
   loss=liquid_config.LossConfig,
   sampling=liquid_config.SamplingConfig,
   ranges=liquid_config.RANGES,
-  tasks=("t2i", "i2t", "text"),
+  tasks=("t2i", "i2t", "text", "dialogue"),
   check=liquid_config.check,
   check_sampling=liquid_config.check_guidance,
   migrate=dict,

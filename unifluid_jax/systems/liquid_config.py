@@ -17,9 +17,10 @@ from unifluid_jax.core.ranges import (
   below,
 )
 from unifluid_jax.core.types import ImageCodec
+from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.fields import Cached, Field, Text
 from unifluid_jax.models import decoder
-from unifluid_jax.systems.common import cost, networks
+from unifluid_jax.systems.common import cost, interleaved, networks
 
 PARTS = {"decoder": decoder.ROWS}
 # Control tokens that every run has an id for, in config.text.special.
@@ -120,6 +121,13 @@ def check(config: Any, mesh: Any = None) -> None:
   networks.check_decoder(m.decoder)
   check_shape(m.vq, m.image_size)
   _check_vocabulary(config)
+  least = m.image_tokens + 4  # BOS, BOI, EOI, EOS
+  need(
+    config.text.dialogue >= least
+    or not (config.text.dialogue or config.batch.get("dialogue")),
+    f"text.dialogue={config.text.dialogue} has no room for an image of "
+    f"{m.image_tokens} tokens and BOS, BOI, EOI, EOS: use >= {least}",
+  )
   need(
     config.data.images == 1,
     f"data.images={config.data.images}: this system looks at one image",
@@ -236,10 +244,15 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
     "suffix", text.suffix, after=("eos",), align="left", target=True
   )
   longer = dataclasses.replace(suffix, length=m.text_suffix or text.suffix)
+  turns = {}
+  if text.dialogue:
+    row = Dialogue(text.dialogue, m.image_tokens, codec.size, codec.fit)
+    turns = {"dialogue": {interleaved.FIELD: row}}
   return {
     "t2i": {"prompt": prompt, "image": drawn},
     "i2t": {"codes": seen, "prefix": about, "suffix": suffix},
     "text": {"prefix": plain, "suffix": longer},
+    **turns,
   }
 
 
@@ -255,6 +268,11 @@ def step_cost(config: Any) -> cost.StepCost:
       rows.get("i2t", 0), seen + said + text.suffix, logits=text.suffix
     ),
     "text": of(rows.get("text", 0), said + longer, logits=longer),
+    "dialogue": of(
+      rows.get("dialogue", 0),
+      max(text.dialogue - 1, 0),
+      logits=max(text.dialogue - 1, 0),
+    ),
   }
   return cost.step_cost(
     m.decoder, None, tasks, m.attention, m.remat, config.accumulate
