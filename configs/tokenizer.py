@@ -110,7 +110,7 @@ def tiny(c) -> None:
   tiny_vq(c.model.vq)
   c.batch.image = 32
   c.steps = 1200
-  # Without the first two most codes die: docs/results.md.
+  # Without the first two a fifth of the codes is never used: docs/results.md.
   c.loss.update(data_init=True, revive_every=20, l1=1.0, l2=2.0)
   c.loss.usage_decay = 0.95
   c.optim.update(
