@@ -34,8 +34,6 @@ from unifluid_jax.systems import unitoken_config
 from unifluid_jax.systems.common import packing
 from unifluid_jax.systems.unitoken import UniToken
 
-C = 24  # features and new lines at most
-
 
 def random_params(system, scale=0.2):
   """None at its initial value: zeros would hide mistakes."""
