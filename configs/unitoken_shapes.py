@@ -5,7 +5,8 @@
 The data set and the tokenizer of texts are those of configs/shapes.py, the
 image tokenizer that of configs/tokenizer.py:shapes: 64 codes out of 512 for
 32 x 32 pixels. The vision encoder sees 2 x 2 features of the whole image and
-of each view of its grid. Hardware: 2 CPU cores.
+of each view of its grid. Hardware: 2 CPU cores. Not yet run to its end: the
+targets below are what it is meant to reach.
 """
 
 from configs import shapes

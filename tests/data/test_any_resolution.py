@@ -48,6 +48,12 @@ def test_lengths_are_those_of_the_released_code(
   assert len(any_resolution.sequence(size, 384, SIDE, PINPOINTS)) == length
 
 
+def test_of_equally_good_grids_the_smallest_is_chosen():
+  assert any_resolution.best((768, 384), PINPOINTS[::-1]) == (768, 384)
+  # Of these two the first.
+  assert any_resolution.best((300, 300), PINPOINTS[1::-1]) == (768, 384)
+
+
 def test_the_longest_sequence_and_the_largest_grid():
   field = Crops("seen", 384, SIDE, PINPOINTS)
   assert (field.crops, field.length) == (4, 3699)
