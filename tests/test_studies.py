@@ -1,6 +1,10 @@
 """Experiments over seeds: what is run, in which order, and what is printed."""
 
+import ast
+import functools
+import importlib
 import json
+import operator
 import re
 import shutil
 import sys
@@ -303,3 +307,30 @@ def test_the_command(tmp_path, monkeypatch):
 def test_unusable_commands(monkeypatch, script, message):
   with pytest.raises(ValueError, match=message):
     run_command(monkeypatch, *script, "--config=configs/debug.py")
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_every_arm_is_a_configuration(name):
+  """Of the file that it varies; its mixture is the one it is named for."""
+  study = STUDIES[name]
+  file = study.config.removesuffix(".py").replace("/", ".")
+  if not (Path(__file__).parent.parent / study.config).exists():
+    pytest.skip(f"{study.config} is not here yet")
+  made = importlib.import_module(file)
+  for arm in study.arms:
+    head, *rest = studies.arguments(study, arm, 0, "/runs", 600)
+    tree = made.get_config(head.partition(".py")[2].removeprefix(":"))
+    for flag in rest:
+      key, _, value = flag.removeprefix("--config.").partition("=")
+      old = functools.reduce(operator.getitem, key.split("."), tree)
+      if not isinstance(old, str):
+        value = ast.literal_eval(value)
+      if isinstance(old, float):
+        value = float(value)
+      tree.update_from_flattened_dict({key: value})
+    config = systems.resolve(tree)
+    assert config.steps == studies.length(arm, 600)
+    trained = {task for task, rows in config.batch.items() if rows}
+    for metric, task in (("geneval", "t2i"), ("vqa", "i2t"),
+                         ("text_choice", "text")):  # fmt: skip
+      assert metric not in config.eval.metrics or task in trained, arm.name
