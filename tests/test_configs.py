@@ -124,7 +124,7 @@ def batch_of(c):
     }
   m, t, n = c.model, c.text, c.batch
   drawn = (m.image_size, m.image_size, 3)
-  if c.system == "vae":
+  if c.system in ("vae", "vq"):
     return {"image": {"image": spec(n["image"], drawn)}}
   seen = (m.vit.image_size, m.vit.image_size, 3)
   batch = {}
