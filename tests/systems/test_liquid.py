@@ -23,7 +23,7 @@ from unifluid_jax.systems.common import embed, packing
 BOS, EOS, UNK, BOI, EOI, NULL, NEWLINE = 2, 1, 3, 24, 25, 26, 4
 FIRST, K, N, V = 27, 13, 16, 43  # codes; the vocabulary has rows after them
 LONG = 33  # tokens, more than any row has
-CODEC = {"codec": None}  # no pixels here: codes are what they are
+CODEC = {"codec": {}}  # no pixels here: codes are what they are
 
 
 def tiny(**changes):
@@ -38,7 +38,8 @@ def tiny(**changes):
   m.code_offset = FIRST
   c.text.update(prompt=6, prefix=5, suffix=4)
   c.text.special = dict(boi=BOI, eoi=EOI, unconditional=NULL)
-  c.loss.update(prompt_dropout=0.0, max_z=0.01)
+  c.loss.update(prompt_dropout=0.0, max_z=0.01, weighting="tokens")
+  c.loss.update(text_weight=1.0, word_dropout=0.0)
   c.sampling.cfg = 1.0
   c.update_from_flattened_dict(
     {k.replace("__", "."): v for k, v in changes.items()}

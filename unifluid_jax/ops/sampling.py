@@ -103,22 +103,31 @@ def pick_token(
     raise ValueError(f"top_k={top_k} must be >= 0, top_p={top_p} in (0, 1]")
   logits = logits.astype(jnp.float32) / temperature
   if top_k or top_p < 1:
-    logits = jnp.where(logits < _limit(logits, top_k, top_p), -jnp.inf, logits)
+    logits = jnp.where(_kept(logits, top_k, top_p), logits, -jnp.inf)
   return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-def _limit(
+def _kept(
   logits: Float[Array, "B V"], top_k: int, top_p: float
-) -> Float[Array, "B 1"]:
-  """Smallest logit kept in each row."""
+) -> Bool[Array, "B V"]:
+  """Which logits are as large as the smallest that is kept, in each row.
+
+  Those that rank among the kept are named by their place too: a compiler may
+  compute logits twice and round them differently, so that the last one kept
+  could be below itself.
+  """
   vocab = logits.shape[-1]
-  best, _ = jax.lax.top_k(logits, min(top_k, vocab) if top_k else vocab)
-  if top_p == 1:
-    return best[:, -1:]
-  mass = jnp.cumsum(jax.nn.softmax(best, axis=-1), axis=-1)
-  # Rounding can keep the last sum below p: then every candidate stays.
-  cut = jnp.minimum((mass < top_p).sum(-1), best.shape[-1] - 1)
-  return jnp.take_along_axis(best, cut[:, None], axis=-1)
+  best, where = jax.lax.top_k(logits, min(top_k, vocab) if top_k else vocab)
+  last = jnp.full(len(logits), best.shape[-1] - 1)
+  if top_p < 1:
+    mass = jnp.cumsum(jax.nn.softmax(best, axis=-1), axis=-1)
+    # Rounding can keep the last sum below p: then every candidate stays.
+    last = jnp.minimum((mass < top_p).sum(-1), last)
+  limit = jnp.take_along_axis(best, last[:, None], axis=-1)
+  ranked = jnp.arange(best.shape[-1]) <= last[:, None]
+  rows = jnp.arange(len(logits))[:, None]
+  named = jnp.zeros(logits.shape, bool).at[rows, where].set(ranked)
+  return named | (logits >= limit)
 
 
 def decode_text(
