@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from tests.systems.conftest import tiny
-from unifluid_jax import prepare
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import corpus, text
 from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.sources import source as sources
-from unifluid_jax.data.worlds import in_context, shapes, shapes_builder
+from unifluid_jax.data.worlds import in_context, shapes, shapes_builder, written
 
 WORLD = shapes.World()
 ALL = list(itertools.product(
@@ -115,20 +114,20 @@ def digests(root):
 def test_prepare_writes_dialogues_beside_a_data_set_that_stays(tmp_path):
   """With and without: the same scenes, and a tokenizer that knows all words."""
   plain = data_config(tmp_path, 0)
-  assert "; " not in prepare.write_world(plain)
+  assert "; " not in written.write_world(plain)
   corpus.make_tokenizer(plain, 200)
   before = digests(tmp_path)
   config = data_config(tmp_path, 12)
-  said = prepare.write_world(config)
+  said = written.write_world(config)
   assert "kept the data set" in said and "wrote 12 dialogues in" in said
   assert corpus.make_tokenizer(config, 200).startswith("kept the tokenizer")
   after = digests(tmp_path)
   assert {k: after[k] for k in before} == before
   new = {k.split("/")[0] for k in set(after) - set(before)}
   assert new == {"shapes_in_context"}
-  assert "kept 12 dialogues" in prepare.write_world(config)
+  assert "kept 12 dialogues" in written.write_world(config)
   with pytest.raises(ValueError, match="another sizes"):
-    prepare.write_world(data_config(tmp_path, 13))
+    written.write_world(data_config(tmp_path, 13))
 
 
 def test_records_are_read_as_they_were_made(tmp_path):

@@ -86,6 +86,8 @@ def trace(system: str, optimizer: str) -> dict[str, list[float]]:
   values: dict[str, list[float]] = {}
   with jax.set_mesh(job.mesh):
     params = _filled(job.shapes.params)
+    for name in {"usage", "averages"} & set(params):  # counts of codes
+      params[name]["count"] = np.abs(params[name]["count"])
     ema = jax.tree.map(np.copy, params)
     moments = jax.jit(job.optimizer.init)(params)
     state = train.TrainState(np.int32(0), params, moments, ema)
