@@ -7,7 +7,7 @@ Liquid §2: 60M rows, half of them texts, batch 1024, context 2048, learning
 rate 2e-5, cosine. `:gemma2_9b`, `:qwen2_5_0_5b` and so on are the other sizes
 of the scaling experiments (§3.1, at a constant rate: `,constant`), which train
 each on texts alone, on text-to-image alone and on both: `,text_only`,
-`,t2i_only`. Hardware: a pod of 64 v5p or 256 v5e chips; not run by us. Its
+`,t2i_only`. Hardware: 64 v5p chips, or 256 v5e with mesh.tensor=4; not run by us. Its
 data are JourneyDB, DCLM, SlimPajama, StarCoder and images that are not public:
 give your own as config.data.train, encoded once by `unifluid_jax.encode`.
 """
@@ -78,8 +78,9 @@ def liquid(c) -> None:
     word_dropout=0.0,
   )
   # Open: the paper's 1024 rows, half of them texts; of the pairs a fifth is
-  # shown reversed, as captioning (here 3 in 16: 32 devices divide the rows).
-  c.batch = dict(t2i=416, i2t=96, text=512)
+  # shown reversed, as captioning (here a quarter: 64 devices divide the rows;
+  # on more, split layers too: mesh.tensor).
+  c.batch = dict(t2i=384, i2t=128, text=512)
   c.init = dict(all="", decoder="")
   c.optim.rates = dict(decoder=1.0)
   c.sampling = dict(

@@ -9,7 +9,7 @@
 the max-z term. `:sft` is §4.3: 1M rows of LMSYS, 1M of text-to-image, 1.5M
 multi-modal instructions of Mini-Gemini, in Gemma's chat template; its code was
 not released, so rates and epochs are open. The table of 264,192 rows makes
-8,562,846,720 parameters. Hardware: 256 v5p chips; not run by us. Paper's
+8,562,846,720 parameters. Hardware: 64 v5p chips; not run by us. Paper's
 results: GenAI-Bench basic 0.83, MJHQ FID 5.47, VQAv2 68.0.
 """
 
@@ -36,9 +36,9 @@ def get_config(arg: str = "pretrain"):
 def instruct(c) -> None:
   """Finetuning on texts, images and questions, from the pretrained run."""
   c.init = dict(all="runs/liquid_7b", decoder="")
-  # 292, 292 and 439 of 1024, by the sizes of the three sets; here such that
-  # 32 devices divide them.
-  c.batch = dict(t2i=288, i2t=448, text=288)
+  # 292, 439 and 292 of 1024, by the sizes of the three sets; here such that
+  # 64 devices divide them.
+  c.batch = dict(t2i=320, i2t=448, text=256)
   c.steps = _ROWS // 1024  # open: one epoch
   c.optim.warmup = int(0.03 * c.steps)
   c.data.train = dict(
