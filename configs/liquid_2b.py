@@ -7,9 +7,10 @@ Liquid §2: 60M rows, half of them texts, batch 1024, context 2048, learning
 rate 2e-5, cosine. `:gemma2_9b`, `:qwen2_5_0_5b` and so on are the other sizes
 of the scaling experiments (§3.1, at a constant rate: `,constant`), which train
 each on texts alone, on text-to-image alone and on both: `,text_only`,
-`,t2i_only`. Hardware: 64 v5p chips, or 256 v5e with mesh.tensor=4; not run by us. Its
-data are JourneyDB, DCLM, SlimPajama, StarCoder and images that are not public:
-give your own as config.data.train, encoded once by `unifluid_jax.encode`.
+`,t2i_only`. Hardware: 64 v5p chips, or 256 v5e with mesh.tensor=4; not run by
+us. Its data are JourneyDB, DCLM, SlimPajama, StarCoder and images that are not
+public: give your own as config.data.train, encoded once by
+`unifluid_jax.encode`.
 """
 
 from configs import tokenizer
