@@ -77,6 +77,8 @@ _OPTIM, _MESH = "core/optim.py", "core/parallel.py"
 _ANSWER = "systems/common/text_decode.py"
 _TEXT = "systems/common/text_loss.py"
 _LIQUID = "systems/liquid.py"
+_EMBED = "systems/common/embed.py"
+_TOKENS = "systems/common/token_decode.py"
 _PACKING = "systems/common/packing.py"
 _ORDER = "r = order.randomness(step, c.random_until, c.raster_from)"
 
@@ -112,11 +114,11 @@ MUTATIONS = tuple(
      UNILOSS),
     (_UNI, "(images + c.text_weight * texts)", "(images + texts)", UNILOSS),
     (_UNI, "jnp.square(x.log_z).sum()", "x.log_z.sum()", UNILOSS),
-    (_UNI, "sampling_ops.guide(*scores, sampling.cfg)",
-     "sampling_ops.guide(*scores[::-1], sampling.cfg)",
+    (_TOKENS, "sampling.guide(*scores, cfg)",
+     "sampling.guide(*scores[::-1], cfg)",
      f"{UNI}::test_codes_alone_are_drawn_and_the_best_k_of_them"),
-    (_UNI, "keys, guided, sampling.temperature, sampling.image_top_k",
-     "keys, guided, sampling.temperature, sampling.top_k",
+    (_UNI, "keys, scores, sampling.temperature, sampling.image_top_k",
+     "keys, scores, sampling.temperature, sampling.top_k",
      f"{UNI}::test_codes_alone_are_drawn_and_the_best_k_of_them"),
     (_UNI, "      keys,\n      self.ids[\"turn\"],", "      keys,",
      f"{UNI}::test_greedy_answers_equal_full_recomputation"),
@@ -218,8 +220,8 @@ MUTATIONS = tuple(
      f"{WARM}::test_noise_of_new_rows_has_the_covariance_of_the_old"),
     (_NEW_ROWS, "zlib.crc32(name.encode())", "0",
      f"{WARM}::test_input_and_output_tables_draw_apart"),
-    (_UNIFLUID, 'jnp.where(lost, self.special["unk"], fed)',
-     "jnp.where(lost, 3, fed)", f"{IDS}::test_dropped_words_are_its_unk"),
+    (_UNIFLUID, '      self.special["unk"],', "      3,",
+     f"{IDS}::test_dropped_words_are_its_unk"),
     (_UNIFLUID, 'packing.null_prompt(text, (self.special["bos"],))',
      "packing.null_prompt(text)",
      f"{IDS}::test_dropped_prompts_are_the_null_condition"),
@@ -277,8 +279,8 @@ MUTATIONS = tuple(
     (_LIQUID, "drop < self.config.loss.prompt_dropout",
      "drop > self.config.loss.prompt_dropout",
      f"{LIQUID}::test_dropped_prompts_train_the_null_prompt"),
-    (_LIQUID, "fed = jnp.where(lost, self.ids",
-     "fed = jnp.where(~lost, self.ids",
+    (_EMBED, "jnp.where(lost, unk, fed)",
+     "jnp.where(~lost, unk, fed)",
      f"{LIQUID}::test_lost_words_of_answers_are_unknown_but_still_predicted"),
     (_LIQUID, 'masks = {"image": image, "end": ~image}',
      'masks = {"image": image}\n        sums["end"] = Sums(0.0, 0.0, 0.0)',
@@ -292,11 +294,10 @@ MUTATIONS = tuple(
     (_LIQUID, "total + c.text_weight * sums", "total + sums", CROSS),
     (_LIQUID, 'jnp.maximum(words, 1) if texts else 0',
      "sum(suffix.size for suffix in texts)", CROSS),
-    (_LIQUID, "table = table[m.code_offset : m.code_offset + m.vq.codes]",
-     "table = table[m.code_offset - 1 : m.code_offset - 1 + m.vq.codes]",
+    (_TOKENS, "[first : first + count]", "[first - 1 : first - 1 + count]",
      f"{LIQUID_DECODE}::test_codes_are_masked_before_they_are_filtered"),
-    (_LIQUID, "guide(*scores, sampling.cfg)",
-     "guide(*scores[::-1], sampling.cfg)", DRAWN),
+    (_TOKENS, "sampling.guide(*scores, cfg)",
+     "sampling.guide(*scores[::-1], cfg)", DRAWN),
     (_LIQUID, "prompts.append(self.null(prompt))", "prompts.append(prompt)",
      DRAWN),
     (_LIQUID, 'self.ids["eos"],\n    )', "1,\n    )",
@@ -305,17 +306,16 @@ MUTATIONS = tuple(
     ("systems/liquid_config.py", '("eoi", *m.ask), m.reply',
      '("eoi", *m.reply), m.ask', LAID_OUT),
     ("systems/liquid_config.py", "opening=m.user", "opening=()", LAID_OUT),
-    ("systems/common/token_decode.py", "(offset + i - 1)[:, None],",
+    (_TOKENS, "(offset + i - 1)[:, None],",
      "(offset + i)[:, None],", DRAWN),
-    ("systems/common/token_decode.py", "slots < start + i)", "slots < start)",
+    (_TOKENS, "slots < start + i)", "slots < start)",
      DRAWN),
     ("data/fields.py", "self.endings[int(rng.integers(len(self.endings)))]",
      "self.endings[0]",
      "data/test_fields.py::"
      "test_endings_are_drawn_in_training_and_the_first_in_prompts"),
     # --------------------------------------------------------------- losses
-    (_UNIFLUID, 'fed, p = fields["suffix"][:, :-1],',
-     'fed, p = fields["suffix"][:, 1:],', PLAIN),
+    (_EMBED, "fed = suffix[:, :-1]", "fed = suffix[:, 1:]", PLAIN),
     (_PACKING, "hidden[i][:, end - target.shape[1] : end]",
      "hidden[i][:, end - target.shape[1] - 1 : end - 1]", ANSWER),
     (_PACKING, "hidden[i][:, end - target.shape[1] : end]",

@@ -142,10 +142,8 @@ class Liquid:
     UNK, and the words after them must be predicted from the image. Without a
     key none are.
     """
-    fed, p = fields["suffix"][:, :-1], self.config.loss.word_dropout
-    if p and key is not None:
-      lost = (jax.random.uniform(key, fed.shape) < p) & (fed != PAD)
-      fed = jnp.where(lost, self.ids["unk"], fed)
+    p, unk = self.config.loss.word_dropout, self.ids["unk"]
+    fed = embed.fed_words(fields["suffix"], p, unk, key)
     fed = jnp.concatenate([self.asked(fields), fed], axis=1)
     return Rows(fed, fields["suffix"])
 
@@ -356,14 +354,11 @@ class Liquid:
     filters too, that is not with top-k 0 and top-p 1.
     """
     m = self.config.model
-    table = decoder.output_table(params["decoder"])
-    table = table[m.code_offset : m.code_offset + m.vq.codes]
-    scores = [decoder.logits(m.decoder, table, h) for h in states]
-    guided = scores[0]
-    if len(scores) > 1:
-      guided = sampling_ops.guide(*scores, sampling.cfg)
+    scores = token_decode.guided_scores(
+      m.decoder, params, m.code_offset, m.vq.codes, states, sampling.cfg
+    )
     return sampling_ops.pick_token(
-      keys, guided, sampling.temperature, sampling.image_top_k,
+      keys, scores, sampling.temperature, sampling.image_top_k,
       sampling.image_top_p,
     )  # fmt: skip
 

@@ -17,7 +17,6 @@ from unifluid_jax.codecs.kl_vae import KlVaeCodec
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config
 from unifluid_jax.core.types import (
-  PAD,
   Batch,
   Metrics,
   Params,
@@ -265,10 +264,12 @@ class UniFluid:
         self.vit, self.project, params, fields["seen"], self.vit_kernel
       )
       parts.append(packing.prefix(x, packing.all_valid(x)))
-    fed, p = fields["suffix"][:, :-1], self.config.loss.word_dropout
-    if p and key is not None:
-      lost = (jax.random.uniform(key, fed.shape) < p) & (fed != PAD)
-      fed = jnp.where(lost, self.special["unk"], fed)
+    fed = embed.fed_words(
+      fields["suffix"],
+      self.config.loss.word_dropout,
+      self.special["unk"],
+      key,
+    )
     tokens = jnp.concatenate([fields["prefix"], fed], axis=1)
     x = embed.text(self.decoder, params, tokens)
     p = fields["prefix"].shape[1]

@@ -222,7 +222,12 @@ class UniToken:
       targets.append(("image", target))
     for i, task in enumerate(("i2t", "text")):
       if task in batch:
-        fed = self._fed(batch[task], jax.random.fold_in(k_words, i))
+        fed = embed.fed_words(
+          batch[task]["suffix"],
+          self.config.loss.word_dropout,
+          self.ids["unk"],
+          jax.random.fold_in(k_words, i),
+        )
         rows.append(self.asked(params, batch[task], fed))
         targets.append(("text", batch[task]["suffix"]))
     hidden = packing.hidden_states(self.decoder, params, rows, k_layers)
@@ -253,18 +258,6 @@ class UniToken:
     # Nothing stands before a first soi that could predict it.
     target = target.at[:, :1].set(jnp.where(drop, PAD, target[:, :1]))
     return self.drawn(params, fields["prompt"], image, drop), target
-
-  def _fed(self, fields: Fields, key: PRNGKeyArray) -> Int[Array, "B n"]:
-    """All tokens of an answer but the last, as inputs.
-
-    With word dropout (arXiv 1511.06349) some are UNK, and the words after
-    them must be predicted from the image.
-    """
-    fed, p = fields["suffix"][:, :-1], self.config.loss.word_dropout
-    if not p:
-      return fed
-    lost = (jax.random.uniform(key, fed.shape) < p) & (fed != PAD)
-    return jnp.where(lost, self.ids["unk"], fed)
 
   def _separators(self, hidden: Float[Array, "B T D"]) -> Predictions:
     """What predicts sep in i2t rows: the last new line of the image."""
@@ -378,14 +371,11 @@ class UniToken:
     Guidance, all but the codes left out, top-k, temperature: in this order.
     """
     m = self.config.model
-    table = decoder.output_table(params["decoder"])
-    table = table[m.code_offset : m.code_offset + m.vq.codes]
-    scores = [decoder.logits(m.decoder, table, h) for h in states]
-    guided = scores[0]
-    if len(scores) > 1:
-      guided = sampling_ops.guide(*scores, sampling.cfg)
+    scores = token_decode.guided_scores(
+      m.decoder, params, m.code_offset, m.vq.codes, states, sampling.cfg
+    )
     codes = sampling_ops.pick_token(
-      keys, guided, sampling.temperature, sampling.image_top_k
+      keys, scores, sampling.temperature, sampling.image_top_k
     )
     return codes + m.code_offset
 

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from unifluid_jax.core.types import Params
+from unifluid_jax.core.types import PAD, Params
 from unifluid_jax.models import stack
 from unifluid_jax.models.decoder import cast_tables
 
@@ -16,6 +17,26 @@ def text(
   """Token embeddings, scaled as the decoder scales them; pads become row 0."""
   ids = jnp.maximum(tokens, 0)
   return decoder.apply({"params": params["decoder"]}, ids, method="embed")
+
+
+def fed_words(
+  suffix: Int[Array, "B A"], dropout: float, unk: int, key: PRNGKeyArray | None
+) -> Int[Array, "B n"]:
+  """All tokens of answers but the last, as inputs.
+
+  Args:
+    suffix: the answers, padded.
+    dropout: share of the words that are replaced by `unk`, so that the words
+      after them must be predicted from the image (word dropout, arXiv
+      1511.06349).
+    unk: its id.
+    key: of the dropout; None: nothing is replaced.
+  """
+  fed = suffix[:, :-1]
+  if not dropout or key is None:
+    return fed
+  lost = (jax.random.uniform(key, fed.shape) < dropout) & (fed != PAD)
+  return jnp.where(lost, unk, fed)
 
 
 def pixels(

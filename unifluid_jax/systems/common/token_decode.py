@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from unifluid_jax.core.types import PAD, Params
+from unifluid_jax.models.decoder import logits, output_table
+from unifluid_jax.ops import sampling
 from unifluid_jax.systems.common import embed, packing, text_decode
 
 # keys [B], the states [B, D] of each condition → ids i32[B]
@@ -68,3 +70,26 @@ def draw(
   first = choose(hidden[:, -1], 0)
   _, rest = jax.lax.scan(step, (cache, first), jnp.arange(1, n))
   return jnp.concatenate([first[:, None], rest.T], axis=1)
+
+
+def guided_scores(
+  decoder: Any,
+  params: Params,
+  first: int,
+  count: int,
+  states: Sequence[Float[Array, "B D"]],
+  cfg: float,
+) -> Float[Array, "B K"]:
+  """Logits of the image codes alone, guided away from the null condition.
+
+  Args:
+    decoder: its configuration.
+    params: all parameters.
+    first: row of the table that is code 0.
+    count: K, of codes.
+    states: of the prompt, and of the null condition where there is guidance.
+    cfg: scale of the guidance.
+  """
+  table = output_table(params["decoder"])[first : first + count]
+  scores = [logits(decoder, table, h) for h in states]
+  return scores[0] if len(scores) == 1 else sampling.guide(*scores, cfg)
