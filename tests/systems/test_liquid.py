@@ -408,6 +408,8 @@ def test_runs_without_images_or_texts_have_no_terms_of_them(model):
    "model.code_offset=27: set it to 40"),
   (dict(text__special=dict(boi=24, eoi=25)), "text.special.unconditional is "
    "missing"),
+  (dict(text__special=dict(bos="<s>", boi=24, eoi=25, unconditional=26)),
+   "text.special.bos='<s>'.*reads its id"),
   (dict(text__special=dict(boi=24, eoi=24, unconditional=26)),
    "text.special.eoi=24 has another role too"),
   (dict(text__special=dict(boi=27, eoi=25, unconditional=26)),

@@ -483,6 +483,7 @@ def test_greedy_answers_equal_full_recomputation(model):
 @pytest.mark.parametrize(
   "changes, message",
   [
+    (dict(text__special=dict(bos="<s>")), "special.bos='<s>'.*reads its id"),
     (dict(text__special=dict(soi=24)), "lacks eoi, sep, line, turn"),
     (dict(model__code_offset=27), "text.special.line is id 28, which an image"),
     (dict(model__size_offset=27), "model.image_size is id 28, which text.spec"),

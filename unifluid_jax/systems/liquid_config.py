@@ -160,6 +160,7 @@ def _check_vocabulary(config: Any) -> None:
     f"model.decoder.vocab={m.decoder.vocab} has no room for {m.vq.codes} codes "
     f"after model.code_offset={first}: set it to {last + 1} at least",
   )
+  networks.check_special(config.text.special, m.decoder.vocab)
   ids = networks.special_ids(config.text.special, m.decoder.vocab)
   for name, i in ids.items():
     need(

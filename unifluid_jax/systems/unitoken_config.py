@@ -160,6 +160,7 @@ def check(config: Any, mesh: Any = None) -> None:
 def _check_vocabulary(config: Any) -> None:
   """Every token of an image has a row of its own."""
   m = config.model
+  networks.check_special(config.text.special, m.decoder.vocab)
   ids = networks.special_ids(config.text.special, m.decoder.vocab)
   missing = [name for name in CONTROL if name not in ids]
   need(
