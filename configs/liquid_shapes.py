@@ -4,8 +4,8 @@
 
 The data set and the tokenizer of texts are those of configs/shapes.py, the
 image tokenizer that of configs/tokenizer.py:shapes: 64 codes out of 512 for
-32 x 32 pixels. Hardware: 2 CPU cores; 33 minutes on half of them. Measured:
-GenEval-shapes .67, captions .95, VQA .63, which misses its target
+32 x 32 pixels. Hardware: 2 CPU cores, 19 minutes. Measured:
+GenEval-shapes .67, captions .95, VQA .66, which misses its target
 (docs/results.md).
 """
 
