@@ -17,7 +17,7 @@ from absl.testing import flagsaver
 from scipy import stats
 
 from unifluid_jax import experiments, studies, systems
-from unifluid_jax.core import checkpoint
+from unifluid_jax.core import checkpoint, config_files
 from unifluid_jax.evals.published import (
   scaling_tables,
   sibling_tables,
@@ -49,7 +49,7 @@ class Machine:
       for step in {*range(every, steps + 1, every), steps}:
         write(folder, f"checkpoints/{step}/_CHECKPOINT_METADATA", "")
       return
-    settings = {"cfg": float(given.get("config.sampling.cfg", 3.0))}
+    settings = {"cfg": float(given.get("config.sampling.cfg", 2.0))}
     metrics = re.findall(r"'(\w+)'", given["config.eval.metrics"])
     rows = [
       {"step": int(given["step"]), "metric": metric, "settings": settings,
@@ -134,7 +134,14 @@ def test_guidance_is_varied_on_one_trained_run(tmp_path):
   assert len({name for _, name in machine.did()}) == 1
   rows = re.findall(r"\| cfg ([\d.]+) \| ([\d.]+) \[–\]", text)
   assert [float(v) for _, v in rows] == [float(g) / 100 for g, _ in rows]
-  assert [float(g) for g, _ in rows][-1] == 3.0  # the report shows the last
+  # The report shows the last, and the plain run's scores are of it alone.
+  tree = config_files.load(study.config)
+  assert [float(g) for g, _ in rows][-1] == tree.sampling.cfg
+  plain = STUDIES["liquid6"].arms[0]
+  found = study_results.scores(
+    f"{tmp_path}/{plain.name}_seed0", STUDIES["liquid6"], plain
+  )
+  assert found[40]["GenEval (GenAI-Bench basic)"] == tree.sampling.cfg / 100
   assert {1.0, 15.0} < {float(g) for g, _ in rows}
 
 
@@ -155,6 +162,7 @@ def test_means_over_seeds_stand_beside_the_papers_numbers(tmp_path):
   assert "3 seeds" in text and (tmp_path / "name.md").read_text() == text
   assert study_results.mean([0.5]) == (0.5, None)
   assert study_results.cell([]) == "–"
+  assert study_results.cell([0.5], 3) == "0.5 (1 of 3 seeds)"
 
 
 def test_all_checkpoints_of_the_scaling_runs_are_scored(tmp_path, monkeypatch):
