@@ -151,6 +151,8 @@ def aligned(c) -> None:
   )
   c.batch = dict(image=0, t2i=c.batch.image)
   c.loss.align = 1.0
+  # Transformers need a lower rate than these convolutions.
+  c.optim.parts = dict(alignment=dict(lr=1e-3))
 
 
 def _llamagen(c) -> None:

@@ -33,6 +33,7 @@ ROWS = (
   Row(r"log_scale", ()),
 )
 
+_POSITION = 0.01  # deviation of initial positions, as those of CLIP's captions
 _SCALE, _MAX_SCALE = 1 / 0.07, 100.0  # of CLIP, at the start and at most
 
 
@@ -53,7 +54,8 @@ class Tower(nn.Module):
     """Declares all parameters."""
     width = self.shape.width
     small = nn.initializers.normal(width**-0.5)
-    self.position = self.param("position", small, (self.tokens, width))
+    position = nn.initializers.normal(_POSITION)
+    self.position = self.param("position", position, (self.tokens, width))
     self.layers = self.param("layers", init_tree, vit.layer_specs(self.shape))
     self.norm = self.param("norm", init_tree, vit.norm_spec(width))
     self.output = self.param("output", small, (width, width))
