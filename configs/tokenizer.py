@@ -8,11 +8,12 @@ minutes; docs/results.md), `:folder` one for your own images.
 
 `:shapes_aligned` is the same on images with captions, whose codes a contrastive
 loss draws to what captions say (UniTok, arXiv 2502.20321; Liquid's table 6).
-Any other becomes so by these four, the third being rows of the tokenizer that
-config.text names, the first UniTok's weight:
+Any other becomes so by these, of which the first is UniTok's weight and the
+third the rows of the text tokenizer; flips are wrong where captions name sides:
 
   --config.loss.align=1 --config.batch.t2i=128 --config.batch.image=0
   --config.model.alignment.vocab=32000 --config.text.tokenizer=FILE
+  --config.data.flip=False
 
 `:vq16` and `:vq8` are LlamaGen's (arXiv 2406.06525; ImageNet, 40 epochs, 256 x
 256 images; its code rather than its flags: Adam without weight decay, constant

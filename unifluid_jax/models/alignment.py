@@ -13,13 +13,12 @@ import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from unifluid_jax.core import parallel, presets
+from unifluid_jax.core import presets
 from unifluid_jax.core.parameter_rows import KERNEL, MATRIX, Row
 from unifluid_jax.models import vit
 from unifluid_jax.models.norms import layer_norm
@@ -65,9 +64,9 @@ class Tower(nn.Module):
   ) -> Float[Array, "B T D"]:
     """Tokens after the blocks, without positions at their input."""
     x = x.astype(self.dtype) + self.position.astype(self.dtype)
-    block = functools.partial(_block, mask)
+    layer = functools.partial(vit.block, mask=mask)
     layers = narrow(self.layers, self.dtype)
-    return fold_layers(block, x, layers, remat="none", scan=True)
+    return fold_layers(layer, x, layers, remat="none", scan=True)
 
   def unit(self, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """Norm and projection of pooled tokens, as float32 unit vectors."""
@@ -136,14 +135,3 @@ class Alignment(nn.Module):
   ) -> tuple[Float[Array, "B D"], Float[Array, "B D"], Float[Array, ""]]:
     """Images and captions as unit vectors, and the scale of their cosines."""
     return self.images(z), self.captions(ids), self.scale()
-
-
-def _block(
-  mask: Bool[Array, "B T T"] | None, x: Float[Array, "B T D"], params: Any
-) -> Float[Array, "B T D"]:
-  x = parallel.constrain(x, "BTD")
-  y = layer_norm(x, params["norm1"])
-  x = x + vit.self_attention(y, params["attn"], mask=mask)
-  y = layer_norm(x, params["norm2"])
-  x = x + vit.mlp(y, params["mlp"], jax.nn.gelu)
-  return parallel.constrain(x, "BTD")

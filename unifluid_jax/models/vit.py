@@ -95,9 +95,9 @@ class Vit(nn.Module):
     x = patches(images.astype(self.dtype), self.patch["kernel"])
     x = x + self.patch["bias"].astype(self.dtype)
     x = x + self.position.astype(self.dtype)
-    block = functools.partial(_block, kernel)
+    layer = functools.partial(block, kernel=kernel)
     layers = narrow(self.layers, self.dtype)
-    x = fold_layers(block, x, layers, remat=self.remat, scan=self.scan)
+    x = fold_layers(layer, x, layers, remat=self.remat, scan=self.scan)
     return layer_norm(x, self.norm)
 
 
@@ -200,13 +200,17 @@ def _dense(
   return out + params["bias"].astype(x.dtype).reshape(-1)
 
 
-def _block(
-  kernel: str, x: Float[Array, "B T D"], params: Any
+def block(
+  x: Float[Array, "B T D"],
+  params: Any,
+  kernel: str = "plain",
+  mask: Bool[Array, "B T T"] | None = None,
 ) -> Float[Array, "B T D"]:
+  """One layer; see `self_attention`."""
   x = parallel.constrain(x, "BTD")
   with jax.named_scope("attn"):
     y = layer_norm(x, params["norm1"])
-    x = x + self_attention(y, params["attn"], kernel)
+    x = x + self_attention(y, params["attn"], kernel, mask)
   with jax.named_scope("mlp"):
     x = x + mlp(layer_norm(x, params["norm2"]), params["mlp"], jax.nn.gelu)
   return parallel.constrain(x, "BTD")
