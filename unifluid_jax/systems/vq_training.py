@@ -3,7 +3,8 @@
 Sources: VQGAN (arXiv 2012.09841; CompVis/taming-transformers), LlamaGen
 (arXiv 2406.06525; FoundationVision/LlamaGen). Codes that hardly occur are
 replaced by the encoder's outputs, which neither of them does. Codes may be
-aligned with captions, as UniTok's (arXiv 2502.20321).
+aligned with captions, as UniTok's (arXiv 2502.20321), whose several codebooks
+are not built.
 """
 
 import dataclasses
