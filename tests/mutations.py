@@ -59,6 +59,9 @@ BESIDE = f"{OPTIM}::test_adam_beside_muon_has_its_own_eps_rate_and_decay"
 HELD = f"{STEP}::test_what_is_held_is_replaced_and_not_averaged"
 OWN = f"{STEP}::test_a_part_starts_late_with_an_optimizer_of_its_own"
 VQ = "systems/test_vq.py"
+PAIRS = "ops/test_contrastive.py"
+ALIGNED = "systems/test_vq_alignment.py"
+TOWERS = "models/test_alignment.py"
 MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 
 TURNS, RULE = "data/test_dialogue.py", "data/test_in_context.py"
@@ -382,6 +385,23 @@ MUTATIONS = tuple(
     ("codecs/vq.py", "codes.reshape(len(images), -1)",
      "codes.mT.reshape(len(images), -1)",
      f"{VQ}::test_four_images_are_learned_and_read_back_by_the_codec"),
+    # ------------------------------------------------------ text alignment
+    ("ops/contrastive.py", "same & ~pair", "same", PAIRS),
+    ("ops/contrastive.py", "same & ~pair", "pair & ~pair", PAIRS),
+    ("ops/contrastive.py", "for axis in (0, 1)", "for axis in (1, 1)", PAIRS),
+    ("models/alignment.py", "np.tril(", "np.triu(", TOWERS),
+    ("models/alignment.py", "(ids >= 0).sum(1) - 1", "(ids >= -1).sum(1) - 1",
+     TOWERS),
+    ("models/alignment.py", "x.astype(self.dtype) + self.position.astype("
+     "self.dtype)", "x.astype(self.dtype)", TOWERS),
+    ("models/alignment.py", "jnp.minimum(self.log_scale, math.log(_MAX_SCALE))",
+     "self.log_scale", TOWERS),
+    (_VQ, "total += w.align * term", "total += term", ALIGNED),
+    (_VQ, 'params["alignment"], z, batch', 'params["alignment"], found.nearest,'
+     " batch", ALIGNED),
+    ("systems/common/alignment.py", "(captions[:, None] == captions[None])",
+     "(captions[:, None] == 0 * captions[None])", ALIGNED),
+    ("systems/common/alignment.py", 'after=("eos",)', "after=()", ALIGNED),
     # ------------------------------------------------------------- decoding
     (_UNIFLUID, "here[:, jnp.maximum(i - 1, 0)]", "here[:, i]", DRAW),
     (_UNIFLUID, "next_rows[:, i]", "next_rows[:, jnp.maximum(i - 1, 0)]", DRAW),

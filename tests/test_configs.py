@@ -23,7 +23,15 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = config_files.shipped_names()
 ARGS = {
   "vae": ("", "shapes", "folder"),
-  "tokenizer": ("", "shapes", "folder", "vq8", "chameleon", "taming"),
+  "tokenizer": (
+    "",
+    "shapes",
+    "shapes_aligned",
+    "folder",
+    "vq8",
+    "chameleon",
+    "taming",
+  ),
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
   "aesthetic": ("",),

@@ -2,7 +2,9 @@
 
 Sources: VQGAN (arXiv 2012.09841; CompVis/taming-transformers), LlamaGen
 (arXiv 2406.06525; FoundationVision/LlamaGen). Codes that hardly occur are
-replaced by the encoder's outputs, which neither of them does.
+replaced by the encoder's outputs, which neither of them does. Codes may be
+aligned with captions, as UniTok's (arXiv 2502.20321), whose several codebooks
+are not built.
 """
 
 import dataclasses
@@ -22,8 +24,9 @@ from unifluid_jax.core.parameter_rows import Row as ParameterRow
 from unifluid_jax.core.ranges import AMOUNT, COUNT, DECAY, SHARE, Row, below
 from unifluid_jax.core.types import Batch, Metrics, Params, SystemSpec
 from unifluid_jax.data.fields import Pixels
+from unifluid_jax.models import alignment as towers
 from unifluid_jax.models import convolutions, patch_gan, vq
-from unifluid_jax.systems.common import reconstruction
+from unifluid_jax.systems.common import alignment, reconstruction
 from unifluid_jax.systems.common.reconstruction import batch_mean
 
 _SMOOTHING = 1e-5  # of the counts that divide an averaged codebook
@@ -38,6 +41,8 @@ class ModelConfig:
   vq: presets.VqConfig
   image_size: int
   dtype: Literal["float32", "bfloat16"]
+  # Of captions, where loss.align compares images with them.
+  alignment: presets.AlignmentConfig = presets.AlignmentConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,7 @@ class LossConfig:
   adaptive: bool  # weight by the ratio of gradient norms, as VQGAN
   discriminator_width: int
   discriminator_layers: int
+  align: float = 0.0  # images against their captions; 0: captions unread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +104,8 @@ class VqSystem:
   """The tokenizer's networks and objective; a `types.System`.
 
   Means over the cells, pixels and channels of the whole batch add up over its
-  micro-batches. Entropy, adversarial terms, and the encoder outputs that
-  replace codes, need a batch in one piece.
+  micro-batches. Entropy, adversarial and alignment terms, and the encoder
+  outputs that replace codes, need a batch in one piece.
 
   `usage/count` averages how often a step uses each code. An averaged codebook
   (`loss.average`; VQ-VAE, arXiv 1711.00937, appendix A.1) is held, and
@@ -123,7 +129,8 @@ class VqSystem:
       dtype,
     )
     image = Pixels("drawn", model.image_size, "crop", target=True)
-    self.inputs = {"image": {"image": image}}
+    self.inputs = alignment.inputs(config, image)
+    self._task = next(iter(self.inputs))
     self.codec = None
     self.frozen = reconstruction.perceptual_part(self._weights)
     counts = (ParameterRow("count", (None,)),)
@@ -133,7 +140,11 @@ class VqSystem:
       "usage": counts,
       "averages": counts + sums,
       "discriminator": patch_gan.ROWS,
+      "alignment": towers.ROWS,
     }
+    self._alignment = None
+    if self._weights.align:
+      self._alignment = alignment.TextAlignment(config, dtype)
     averaged = ("averages", "vq/codebook") if self._weights.average else ()
     self.held = ("usage", *averaged)
 
@@ -156,6 +167,8 @@ class VqSystem:
       params["discriminator"] = self._discriminator.init(
         discriminator_key, images
       )["params"]
+    if self._alignment is not None:
+      params["alignment"] = self._alignment.init(jax.random.fold_in(key, 2))
     return params
 
   def encode(
@@ -173,7 +186,7 @@ class VqSystem:
 
   def counts(self, batch: Batch) -> dict[str, int]:
     """Images of the batch; see `System.counts`."""
-    return {"images": len(batch["image"]["image"])}
+    return {"images": len(batch[self._task]["image"])}
 
   # -------------------------------------------------------------- objective
 
@@ -191,7 +204,8 @@ class VqSystem:
     Args:
       params: as `init` returns them.
       frozen: "lpips" where the perceptual distance takes part.
-      batch: "image" of task "image", f32[B, H, W, 3] in [-1, 1].
+      batch: "image" of task "image", f32[B, H, W, 3] in [-1, 1]; with
+        alignment, of task "t2i", and its "caption", i32[B, P].
       counts: of the whole batch.
       key: picks the vectors that may replace codes.
       step: number of the training step, from 0.
@@ -203,7 +217,7 @@ class VqSystem:
       f32[K], the "sum" f32[K, e] of each code's vectors, and "candidates"
       f32[K, e].
     """
-    images = batch["image"]["image"]
+    images = batch[self._task]["image"]
     w, count = self._weights, counts["images"]
     found = self._apply(params["vq"], images, "quantise")
     z = found.straight_through
@@ -224,6 +238,12 @@ class VqSystem:
       table = vq.vectors(self._table(params), self._config.normalised)
       metrics["entropy"] = vq.entropy_loss(found.z, table)
       total += w.entropy * metrics["entropy"]
+    if self._alignment is not None:
+      term, found_pairs = self._alignment.loss(
+        params["alignment"], z, batch[self._task]["caption"]
+      )
+      total += w.align * term
+      metrics |= found_pairs
     if w.adversarial:
       terms = self._adversarial(params, frozen, images, features, output, step)
       total += terms[0]
@@ -350,6 +370,7 @@ def _check(config: Config, mesh: Any) -> None:
   loss, cut = config.loss, config.accumulate > 1
   check_shape(config.model.vq, config.model.image_size)
   reconstruction.check(config)
+  alignment.check(config)
   for key, off in (("entropy", 0), ("data_init", False), ("revive_every", 0)):
     value = getattr(loss, key)
     need(
@@ -385,14 +406,18 @@ SPEC = SystemSpec(
     *ranges.VQ,
     Row("model.image_size", COUNT),
     Row(below("loss", "l1 l2 codebook commitment entropy perceptual"), AMOUNT),
+    Row("loss.align", AMOUNT),
+    Row(below("model.alignment", "vocab width image_depth text_depth heads"),
+        COUNT),
     Row(below("loss", "adversarial adversarial_start revive_every"), AMOUNT),
     Row(below("loss", "average usage_decay"), DECAY),
     Row("loss.revive_below", SHARE),
     Row(below("loss", "discriminator_width discriminator_layers"), COUNT),
   ),
-  tasks=("image",),
+  tasks=("image", "t2i"),
   check=_check,
   migrate=dict,
   summary=_summary,
   build=VqSystem,
+  text_rows=lambda config: config.model.alignment.vocab,
 )  # fmt: skip
