@@ -298,7 +298,7 @@ MUTATIONS = tuple(
      f"{LIQUID_DECODE}::test_codes_are_masked_before_they_are_filtered"),
     (_TOKENS, "sampling.guide(*scores, cfg)",
      "sampling.guide(*scores[::-1], cfg)", DRAWN),
-    (_LIQUID, "prompts.append(self.null(prompt))", "prompts.append(prompt)",
+    (_LIQUID, "prompts.append(null)", "prompts.append(prompt)",
      DRAWN),
     (_LIQUID, 'self.ids["eos"],\n    )', "1,\n    )",
      f"{LIQUID_DECODE}::test_greedy_answers_are_teacher_forced_and_end_with_"

@@ -32,13 +32,16 @@ def note_of(
     weights: digest of the codec.
     data: digest of the source.
   """
-  return {
+  note = {
     "weights": weights,
     "data": data,
     "size": codec.size,
     "fit": _FITS[codec.fit],
     "limit": source.limit,
   }
+  # Notes of squares are those of versions that knew no other shapes.
+  sizes = {"sizes": [list(size) for size in codec.sizes]} if codec.sizes else {}
+  return note | sizes
 
 
 def path_of(config: Config, source: SourceConfig) -> str:
@@ -69,7 +72,7 @@ def check_cached(
     want = note_of(codec, source, made_by["weights"], data[name]["digest"])
     there = data_identity.read_note(path)
     # Whether another limit fits is seen from the number of records.
-    wrong = [k for k in want if there.get(k) != want[k] and k != "limit"]
+    wrong = [k for k in _changed(there, want) if k != "limit"]
     if wrong:
       raise ConfigError(
         f"data.train.{name}.moments={path} were made from other "
@@ -127,8 +130,12 @@ def write(
   files.write(path + ".json", json.dumps(note))
   if not there:
     return "written"
-  changed = " and ".join(k for k in note if old.get(k) != note[k])
-  return f"made anew, as {changed} changed"
+  return f"made anew, as {' and '.join(_changed(old, note))} changed"
+
+
+def _changed(old: Mapping[str, Any], note: Mapping[str, Any]) -> list[str]:
+  """What a cache's note says otherwise; "sizes" are absent of squares."""
+  return [k for k in {**note, "sizes": ()} if old.get(k) != note.get(k)]
 
 
 def write_stats(

@@ -31,8 +31,14 @@ from unifluid_jax.data.records import BadRecord, Record, Turn
 from unifluid_jax.data.sources import json_readers
 
 _HEADER = struct.Struct("<4s3I")  # magic, then the shape
-# Moments f16[h, w, 2c]; codes u16[N], whose header has (N, 1, 1).
-_MAGIC = {np.dtype(np.float16): b"UFM1", np.dtype(np.uint16): b"UFC1"}
+# Moments f16[h, w, 2c]; codes u16[N], whose header has (N, 1, 1); codes
+# u16[rows, columns] of images of several sizes.
+_MAGIC = {
+  b"UFM1": (np.dtype(np.float16), 3),
+  b"UFC1": (np.dtype(np.uint16), 1),
+  b"UFC2": (np.dtype(np.uint16), 2),
+}
+_SHAPES = {1: "[N]", 2: "[rows, columns]", 3: "[h, w, 2c]"}
 _UNREADABLE = (IndexError, RuntimeError, ValueError, struct.error)
 _THREADS = 16  # that look at shards
 _LOGGED = 10  # bad lines named in the log, per source
@@ -320,8 +326,9 @@ def write_cached(
 
   Args:
     path: a local ArrayRecord file; replaced atomically.
-    arrays: moments [h, w, 2c] or codes [N]; None for a record whose image
-      cannot be decoded, which is then a bad one.
+    arrays: moments [h, w, 2c], codes [N], or codes [rows, columns] of any
+      grid each; None for a record whose image cannot be decoded, which is
+      then a bad one.
     dtype: of the file: float16 for moments, uint16 for codes.
 
   Returns:
@@ -331,23 +338,26 @@ def write_cached(
     ValueError: arrays of unequal shape, or values that the type cannot hold.
   """
   shape, count, dtype = None, 0, np.dtype(dtype)
+  magics = {rank: magic for magic, (t, rank) in _MAGIC.items() if t == dtype}
+  first = min(magics)
   path = files.local(path, "cached moments", "config.data.root")
   with files.replaced(path) as partial:
     writer = ArrayRecordWriter(partial, "group_size:1")
     try:
       for count, array in enumerate(arrays, 1):
         if array is None:
-          writer.write(_HEADER.pack(_MAGIC[dtype], 0, 0, 0))
+          writer.write(_HEADER.pack(magics[first], 0, 0, 0))
           continue
         stored = _stored(np.asarray(array), dtype, count - 1)
         shape = shape or stored.shape
-        rank = 3 if dtype == np.float16 else 1
-        if stored.ndim != rank or stored.shape != shape:
+        rank = len(shape) if len(shape) in magics else first
+        alike = stored.ndim == rank and (rank == 2 or stored.shape == shape)
+        if not alike:
           raise ValueError(
             f"image {count - 1} is encoded as {stored.shape}: need "
-            f"{'[h, w, 2c]' if rank == 3 else '[N]'} like the first, {shape}"
+            f"{_SHAPES[rank]} like the first, {shape}"
           )
-        head = _HEADER.pack(_MAGIC[dtype], *(*shape, 1, 1)[:3])
+        head = _HEADER.pack(magics[rank], *(*stored.shape, 1, 1)[:3])
         writer.write(head + stored.tobytes())
     finally:
       writer.close()
@@ -369,7 +379,11 @@ def _stored(array: np.ndarray, dtype: np.dtype, image: int) -> np.ndarray:
 
 
 class CachedReader:
-  """Encoded images by index."""
+  """Encoded images by index.
+
+  Attributes:
+    shape: of the first; codes in rows and columns may have others each.
+  """
 
   def __init__(self, path: str):
     """Opens a file that `write_cached` made.
@@ -391,7 +405,7 @@ class CachedReader:
     return len(self._data)
 
   def __getitem__(self, i: int) -> np.ndarray:
-    """f16[h, w, 2c] or u16[N]."""
+    """f16[h, w, 2c], u16[N] or u16[rows, columns]."""
     try:
       data = self._data[i]
       dtype, shape = self._header(data)
@@ -401,15 +415,15 @@ class CachedReader:
       raise BadRecord(f"cached moments {i}: {error}") from error
     if not all(shape):
       raise BadRecord("its image could not be decoded for the cached moments")
-    if shape != self.shape:
+    grids = len(shape) == len(self.shape) == 2
+    if shape != self.shape and not grids:
       raise BadRecord(f"cached moments {i} are {shape}, others {self.shape}")
     return array
 
   @staticmethod
   def _header(data: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     """Type and shape; raises ValueError where there is none."""
-    for dtype, magic in _MAGIC.items():
-      if data[:4] == magic:
-        shape = _HEADER.unpack_from(data)[1:]
-        return dtype, shape if dtype == np.float16 else shape[:1]
-    raise ValueError("not a record of moments")
+    if data[:4] not in _MAGIC:
+      raise ValueError("not a record of moments")
+    dtype, rank = _MAGIC[data[:4]]
+    return dtype, _HEADER.unpack_from(data)[1 : 1 + rank]
