@@ -96,6 +96,7 @@ def liquid(c) -> None:
     top_p=1.0,
     beams=2,
     seed=0,
+    size=(),
   )
 
 

@@ -28,6 +28,7 @@ from unifluid_jax.core.types import ImageCodec, Params
 from unifluid_jax.data import fields, transforms
 from unifluid_jax.data import identity as data_identity
 from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.sources.cached import CachedReader
 
 _CONFIG = cli.define_config()
 _BATCH = flags.DEFINE_integer("batch", 64, "Images encoded at once.")
@@ -153,7 +154,7 @@ def _pixels(
 
 
 def _read(path: str) -> Iterator[np.ndarray | None]:
-  reader = sources.CachedReader(path)
+  reader = CachedReader(path)
   for i in range(len(reader)):
     try:
       yield reader[i]

@@ -16,7 +16,7 @@ from unifluid_jax.core import files
 from unifluid_jax.core.config import Config, ConfigError, SourceConfig
 from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data import identity as data_identity
-from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.sources import cached
 
 _FITS = {"crop": "centre_crop_resize", "squash": "squash_resize"}
 
@@ -126,7 +126,7 @@ def write(
     return "kept"
   # First, so that no interruption leaves a note beside other images.
   epath.Path(path + ".json").unlink(missing_ok=True)
-  sources.write_cached(path, encoded(), dtype)
+  cached.write_cached(path, encoded(), dtype)
   files.write(path + ".json", json.dumps(note))
   if not there:
     return "written"
