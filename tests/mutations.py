@@ -37,6 +37,11 @@ DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
 LIQUID = "systems/test_liquid.py"
 LIQUID_DECODE = "systems/test_liquid_decode.py"
 LIQUID_TURNS = "systems/test_liquid_dialogue.py"
+SIZED = "systems/test_liquid_sizes.py"
+SIZED_ROWS = f"{SIZED}::test_rows_have_the_codes_of_their_own_grid"
+SIZED_LOSS = f"{SIZED}::test_the_loss_is_that_of_each_image_alone"
+SIZED_FILES = f"{SIZED}::test_files_and_pixels_give_the_same_codes"
+SIZED_TEXT = "data/test_sized_prompt.py"
 LAID_OUT = f"{LIQUID}::test_rows_are_laid_out_and_labelled"
 CROSS = (
   f"{LIQUID}::test_the_loss_is_a_plain_cross_entropy_over_the_whole_vocabulary"
@@ -267,10 +272,11 @@ MUTATIONS = tuple(
     (_UNIFLUID, "jnp.where(u < p, null, text)", "jnp.where(u >= p, null, text)",
      f"{LOSS}::test_dropped_prompts_are_the_null_prompt"),
     # --------------------------------------------------------------- Liquid
-    (_LIQUID, 'self._constant(len(codes), "eoi", "eos")',
-     'self._constant(len(codes), "eos", "eoi")', LAID_OUT),
-    (_LIQUID, "return self.config.model.code_offset + codes",
-     "return self.config.model.code_offset + 1 + codes", CROSS),
+    (_LIQUID, 'jnp.where(slots == n + 1, self.ids["eos"], targets)',
+     'jnp.where(slots == n + 1, self.ids["eoi"], targets)', LAID_OUT),
+    (_LIQUID, "jnp.where(codes == PAD, PAD, self.config.model.code_offset + "
+     "codes)", "jnp.where(codes == PAD, PAD, self.config.model.code_offset + 1 "
+     "+ codes)", CROSS),
     (_LIQUID, "return packing.causal_sequence(x, packing.text_valid(ids))",
      "return packing.prefix(x, packing.text_valid(ids))",
      f"{LIQUID}::test_nothing_sees_what_comes_after_it"),
@@ -301,7 +307,7 @@ MUTATIONS = tuple(
      f"{LIQUID_DECODE}::test_codes_are_masked_before_they_are_filtered"),
     (_TOKENS, "sampling.guide(*scores, cfg)",
      "sampling.guide(*scores[::-1], cfg)", DRAWN),
-    (_LIQUID, "prompts.append(self.null(prompt))", "prompts.append(prompt)",
+    (_LIQUID, "prompts.append(null)", "prompts.append(prompt)",
      DRAWN),
     (_LIQUID, 'self.ids["eos"],\n    )', "1,\n    )",
      f"{LIQUID_DECODE}::test_greedy_answers_are_teacher_forced_and_end_with_"
@@ -317,6 +323,38 @@ MUTATIONS = tuple(
      "self.endings[0]",
      "data/test_fields.py::"
      "test_endings_are_drawn_in_training_and_the_first_in_prompts"),
+    # ------------------------------------------------ images of several sizes
+    (_LIQUID, "jnp.where(codes == PAD, PAD, self.config.model.code_offset + "
+     "codes)", "self.config.model.code_offset + codes", SIZED_ROWS),
+    (_LIQUID, "(codes != PAD).sum(axis=1, keepdims=True)",
+     "jnp.full((len(codes), 1), codes.shape[1])", SIZED_ROWS),
+    (_LIQUID, "codes = size.prod(axis=1).sum()", "pass", SIZED_LOSS),
+    (_LIQUID, "self.null_of(fields), prompt)", 'self.null(fields["prompt"]), '
+     "prompt)", SIZED_LOSS),
+    (_LIQUID, "np.full(math.prod(self._grid(sampling)), PAD",
+     "np.full(self.config.model.image_tokens, PAD",
+     f"{SIZED}::test_a_size_is_drawn_code_by_code"),
+    (_LIQUID, 'decode(frozen["codec"], codes, grid)',
+     'decode(frozen["codec"], codes)',
+     f"{SIZED}::test_images_are_drawn_in_the_size_that_prompts_name"),
+    ("codecs/inputs.py", "images[:, :height, :width]",
+     "images[:, -height:, -width:]", SIZED_FILES),
+    ("codecs/inputs.py", "jnp.asarray([height, width])",
+     "jnp.asarray([width, height])", SIZED_FILES),
+    ("data/fields.py", "row[: cached.size] = cached.ravel()",
+     "row[-cached.size :] = cached.ravel()", SIZED_TEXT),
+    ("data/fields.py", "np.int32(cached.shape) * self.cell}",
+     "np.int32(cached.shape[::-1]) * self.cell}", SIZED_TEXT),
+    ("data/sized_prompt.py", "ending = size + self.text.ending(rng)",
+     "ending = self.text.ending(rng) + size", SIZED_TEXT),
+    ("data/sized_prompt.py", 'self.null.row(tokenizer, "", size)',
+     'self.null.row(tokenizer, "", "")', SIZED_TEXT),
+    ("data/transforms.py", "return math.log(shape[1] / shape[0])",
+     "return shape[1] / shape[0]",
+     "data/test_transforms.py::test_images_go_to_the_nearest_aspect_ratio"),
+    ("encode.py", "and x.shape[:2] == size]", "]", SIZED_FILES),
+    ("codecs/cache.py", '{**note, "sizes": ()}', "note",
+     f"{SIZED}::test_caches_of_other_sizes_are_refused"),
     # --------------------------------------------------------------- losses
     (_EMBED, "fed = suffix[:, :-1]", "fed = suffix[:, 1:]", PLAIN),
     (_PACKING, "hidden[i][:, end - target.shape[1] : end]",

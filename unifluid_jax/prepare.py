@@ -27,7 +27,8 @@ def main(_: list[str]) -> None:
   if config.data.world:
     say(written.write_world(config))
   if pipeline.needs_text(systems.build(config).inputs):
-    say(corpus.make_tokenizer(config, systems.text_rows(config)))
+    rows, added = systems.text_rows(config), systems.sentences(config)
+    say(corpus.make_tokenizer(config, rows, added))
 
 
 if __name__ == "__main__":
