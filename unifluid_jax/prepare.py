@@ -2,11 +2,11 @@
 
   python -m unifluid_jax.prepare --config=configs/shapes.py
 
-Writes the procedural data set of config.data.world, if any (and beside it,
-where data.world.in_context is a number, so many dialogues), and trains the
-text tokenizer on the captions, prompts and questions of config.data.train
-where config.text.tokenizer is missing. What is there already is kept; a
-tokenizer that was trained here, on other data, is trained anew.
+Writes the procedural data set of config.data.world, if any (and beside it so
+many dialogues and signs as data.world.in_context and data.world.signs say),
+and trains the text tokenizer on the captions, prompts and questions of
+config.data.train where config.text.tokenizer is missing. What is there already
+is kept; a tokenizer that was trained here, on other data, is trained anew.
 """
 
 from absl import flags

@@ -12,7 +12,7 @@ from unifluid_jax.core import files
 from unifluid_jax.core.config import Config, DataConfig
 from unifluid_jax.data import identity, text
 from unifluid_jax.data.sources import source as sources
-from unifluid_jax.data.worlds import in_context
+from unifluid_jax.data.worlds import written
 
 # Sentences a tokenizer is trained on at most.
 _SENTENCES = 200_000
@@ -70,13 +70,14 @@ def _note(config: Config) -> dict[str, Any]:
 def _read(data: DataConfig) -> DataConfig:
   """The data whose texts a tokenizer learns.
 
-  Dialogues of the procedural world say nothing that its scenes do not: runs
-  with and without them have one tokenizer.
+  Dialogues and signs of the procedural world are left out, as its scenes'
+  texts have pieces for all they say: runs with and without them have one
+  tokenizer.
   """
   train = {
     name: source
     for name, source in data.train.items()
-    if not in_context.is_written(data, source)
+    if not written.is_beside(data, source)
   }
   return dataclasses.replace(data, train=train)
 

@@ -32,7 +32,8 @@ def world_of(bench: Bench) -> shapes.World:
     )
   for key in ("train", "validation", "held_out", "seed"):
     options.pop(key)
-  options.pop("in_context", None)
+  for beside in ("in_context", "signs"):
+    options.pop(beside, None)
   return shapes.World(**options)
 
 
