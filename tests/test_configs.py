@@ -47,7 +47,16 @@ ARGS = {
   ),
   "liquid_smol": ("", "t2i_only", "apart"),
   "unitoken_7b": ("stage1", "stage2"),
-  "unitoken_shapes": ("", "base", "discrete", "t2i_only", "i2t_only"),
+  "unitoken_shapes": (
+    "",
+    "base",
+    "discrete",
+    "t2i_only",
+    "i2t_only",
+    "reading",
+    "base,reading,i2t_only",
+    "reading,discrete",
+  ),
   "transfer": tuple(row.name for row in tasks.ROWS),
 }
 ABLATIONS = ("", "t2i_only", "i2t_only", "raster", "lambda=0.1")

@@ -26,7 +26,7 @@ QUESTION = "what does the sign say"
 LENGTH = 3  # letters of a word
 CELL = (4, 8)  # width and height, in pixels
 
-INK = (36, 36, 44)
+INK = (10, 10, 14)  # darker than the dark background
 # All much lighter than the ink.
 BOARDS = ("orange", "yellow", "green", "pink", "white")
 
@@ -34,8 +34,8 @@ _WHITE = (236, 236, 236)
 _HELD_OUT = 8  # one word in so many
 _FIRST_ROW = 1  # of a letter in its cell, whose first column is its own first
 
-# Three by five pixels each, row by row. A tokenizer that learned the texts of
-# `shapes_text` writes each of these letters as one piece.
+# Three by five pixels each, row by row. All are letters of `shapes_text`'s
+# texts: a tokenizer that learned those can write them.
 _GLYPHS = {
   "a": "010 101 111 101 101",
   "b": "110 101 110 101 110",

@@ -232,6 +232,50 @@ _UNITOKEN6 = Study(
   "UniToken table 6: 2M and 10M rows of understanding, one epoch, per cent",
 )  # fmt: skip
 
+# ------------------------------------- UniToken, grid and base view (§3.1)
+
+_LETTERS = "letters (text reading)"
+_START = "unitoken_reading_start"
+# The encoder has seen shapes before it sees letters, as SigLIP has photographs.
+_SHAPES = "--config.data.train.shapes_signs.weight=0"
+_FROZEN = "--config.optim.rates.vit=0"
+
+
+def _reads(
+  name: str, title: str, argument: str = "", flags: tuple[str, ...] = (),
+  published: float = 0.0,
+) -> Arm:  # fmt: skip
+  """A run on shapes and signs that starts from one on shapes alone."""
+  return Arm(
+    f"unitoken_reading_{name}", title,
+    ",".join(filter(None, ("reading", argument, "i2t_only"))), flags,
+    ("reading", "captions"),
+    published={_LETTERS: published} if published else {}, follows=_START,
+  )  # fmt: skip
+
+
+_READING = Study(
+  "Small words, by what is seen of their scene",
+  _UNITOKEN,
+  {"words": "reading/exact", _LETTERS: "reading/letters",
+   "held-out words": "reading_held_out/exact",
+   "their letters": "reading_held_out/letters",
+   "captions": "captions/exact"},
+  (
+    Arm(_START, "Shapes alone", "reading,i2t_only", (_SHAPES,), ()),
+    _reads("grid", "Codes, base view and grid; encoder tuned"),
+    _reads("grid_frozen", "Codes, base view and grid; encoder frozen",
+           flags=(_FROZEN,)),
+    _reads("base", "Codes and base view; encoder tuned", "base",
+           published=50.1),
+    _reads("base_frozen", "Codes and base view; encoder frozen", "base",
+           (_FROZEN,)),
+    _reads("discrete", "Codes alone", "discrete", published=28.7),
+  ),
+  "UniToken table 5, understanding alone: Chameleon's architecture and "
+  "UniToken with the base view, 7B, per cent; it has no row with the grid",
+)  # fmt: skip
+
 STUDIES: Mapping[str, Study] = {
   "liquid1": _LIQUID1,
   "liquid_scaling": _SCALING,
@@ -239,4 +283,5 @@ STUDIES: Mapping[str, Study] = {
   "liquid10": _LIQUID10,
   "unitoken5": _UNITOKEN5,
   "unitoken6": _UNITOKEN6,
+  "unitoken_reading": _READING,
 }
