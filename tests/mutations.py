@@ -93,6 +93,8 @@ _ORDER = "r = order.randomness(step, c.random_until, c.raster_from)"
 _UNI, _UNICONFIG = "systems/unitoken.py", "systems/unitoken_config.py"
 _ANYRES, SEEN = "data/any_resolution.py", "data/test_any_resolution.py"
 UNI = "systems/test_unitoken.py"
+_SIGNS, SIGNS = "data/worlds/signs.py", "data/test_signs.py"
+_READING, READS = "evals/worlds/reading_suite.py", "evals/test_reading_suite.py"
 SEES = f"{UNI}::test_understanding_rows_are_those_of_the_released_code"
 UNILOSS = f"{UNI}::test_the_loss_is_a_plain_cross_entropy_with_z_loss"
 UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
@@ -101,6 +103,28 @@ DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
 MUTATIONS = tuple(
   Mutation(*row)
   for row in (
+    # ------------------------------------------------------- small words
+    (_SIGNS, "_is_held_out(word) == held", "True", SIGNS),
+    (_SIGNS, "zlib.crc32(word.encode())", "hash(word)", SIGNS),
+    (_SIGNS, "columns - LENGTH))", "columns))", SIGNS),
+    (_SIGNS, "rng.integers(1, columns", "rng.integers(0, columns", SIGNS),
+    (_SIGNS, "left + i * wide", "left + i * (wide + 1)", SIGNS),
+    (_SIGNS, "top + _FIRST_ROW, left", "top, left", SIGNS),
+    (_SIGNS, "height, width, 3), np.uint8", "width, height, 3), np.uint8",
+     SIGNS),
+    ("data/worlds/signs_builder.py", "[seed, shapes.SPLITS.index(_SPLIT), "
+     "index, _STREAM]", "[0, shapes.SPLITS.index(_SPLIT), index, _STREAM]",
+     SIGNS),
+    ("data/worlds/written.py", "source.path.endswith(_SUFFIXES)",
+     "source.path.endswith(_SUFFIXES[:1])", SIGNS),
+    (_READING, "max(len(read), len(word))", "len(word)", READS),
+    (_READING, "zip(read, word, strict=False)", "zip(word, word)", READS),
+    (_READING, "text.lower().split()", "text.split()", READS),
+    (_READING, "np.equal(shares, 1)", "np.greater(shares, 0.5)", READS),
+    (_READING, "right[kinds == kind].mean()", "right.mean()", READS),
+    (_READING, "np.random.default_rng([0, i]), split)",
+     "np.random.default_rng([0, i]), _SPLITS[0])", READS),
+    (_READING, "guess**signs.LENGTH", "guess", READS),
     # ------------------------------------------------------------ UniToken
     (_UNI, "ids = [bos, image[:, :-1], sep, line, image[:, -1:], *text]",
      "ids = [bos, sep, image[:, :-1], line, image[:, -1:], *text]", SEES),

@@ -95,10 +95,10 @@ def test_held_out_words_are_in_no_other_split():
   assert {"aaa", "top"} <= train and {"tea", "wow"} <= every
   digest = hashlib.sha256("".join(sorted(held)).encode()).hexdigest()
   assert digest[:12] == "77497580b32a"
-  for seed in range(3):
+  for seed in range(2):
     for split, allowed in (("train", train), ("held_out", held)):
-      assert {s.word for s in sample(300, split, seed)} <= allowed
-  for i in range(300):
+      assert {s.word for s in sample(100, split, seed)} <= allowed
+  for i in range(100):
     asked = signs_builder.record(7, i)["questions"][0]
     assert asked["answer"].replace(" ", "") in train
 
