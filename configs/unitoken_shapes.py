@@ -103,7 +103,10 @@ def _vary(c, arg: str) -> None:
 
 
 def _reading(c) -> None:
-  """UniToken §3.1: wide, tall and large scenes, seen at any resolution."""
+  """UniToken §3.1: wide, tall and large scenes, seen at any resolution.
+
+  Codes are of the middle square of a scene, as the released code crops them.
+  """
   c.data.world.signs = 12_000
   # After "shapes": the first source is what metrics know of training.
   c.data.train.shapes_signs = source(
