@@ -236,21 +236,22 @@ _UNITOKEN6 = Study(
 
 _LETTERS = "letters (text reading)"
 _START = "unitoken_reading_start"
-# The encoder has seen shapes before it sees letters, as SigLIP has photographs.
 _SHAPES = "--config.data.train.shapes_signs.weight=0"
+# The encoder has seen shapes before it sees letters, as SigLIP has photographs;
+# all else starts anew, whatever an arm sees.
+_ENCODER = tuple(f"--config.init.{k}=new" for k in ("decoder", "projector"))
 _FROZEN = "--config.optim.rates.vit=0"
 
 
 def _reads(
-  name: str, title: str, argument: str = "", flags: tuple[str, ...] = (),
-  published: float = 0.0,
+  name: str, title: str, argument: str, flags: tuple[str, ...] = (),
+  published: float = 0.0, follows: str = _START,
 ) -> Arm:  # fmt: skip
-  """A run on shapes and signs that starts from one on shapes alone."""
+  """A run on shapes and signs, whose encoder comes from one on shapes alone."""
   return Arm(
-    f"unitoken_reading_{name}", title,
-    ",".join(filter(None, ("reading", argument, "i2t_only"))), flags,
+    f"unitoken_reading_{name}", title, argument, flags,
     ("reading", "captions"),
-    published={_LETTERS: published} if published else {}, follows=_START,
+    published={_LETTERS: published} if published else {}, follows=follows,
   )  # fmt: skip
 
 
@@ -263,14 +264,16 @@ _READING = Study(
    "captions": "captions/exact"},
   (
     Arm(_START, "Shapes alone", "reading,i2t_only", (_SHAPES,), ()),
-    _reads("grid", "Codes, base view and grid; encoder tuned"),
+    _reads("grid", "Codes, base view and grid; encoder tuned",
+           "reading,i2t_only", _ENCODER),
     _reads("grid_frozen", "Codes, base view and grid; encoder frozen",
-           flags=(_FROZEN,)),
-    _reads("base", "Codes and base view; encoder tuned", "base",
-           published=50.1),
-    _reads("base_frozen", "Codes and base view; encoder frozen", "base",
-           (_FROZEN,)),
-    _reads("discrete", "Codes alone", "discrete", published=28.7),
+           "reading,i2t_only", (*_ENCODER, _FROZEN)),
+    _reads("base", "Codes and base view; encoder tuned",
+           "reading,base,i2t_only", _ENCODER, 50.1),
+    _reads("base_frozen", "Codes and base view; encoder frozen",
+           "reading,base,i2t_only", (*_ENCODER, _FROZEN)),
+    _reads("discrete", "Codes alone", "reading,discrete,i2t_only",
+           published=28.7, follows=""),
   ),
   "UniToken table 5, understanding alone: Chameleon's architecture and "
   "UniToken with the base view, 7B, per cent; it has no row with the grid",
