@@ -123,10 +123,19 @@ def test_long_prompts_lose_words_and_never_the_size():
   words = Words()
   rows = prompt(12).rows(example(words, words="a dog and a cat"), None)
   assert words.read(rows[""])[:5] == [BOS, "a", "dog", "Image", "Size:"]
-  with pytest.raises(ValueError, match="text.prompt=10 has no room .*>= 11"):
-    prompt(10).rows(example(words), None)
+
+
+def test_slots_without_room_for_the_size_are_refused():
+  prompt(11).check(Words())
+  prompt(12, endings=(" Now.",)).check(Words())
+  for field, least in (
+    (prompt(10), 11),  # of the null prompt; the other needs one less
+    (prompt(11, endings=("", " Now or then.")), 13),
+  ):
+    with pytest.raises(ValueError, match=f"text.prompt=1. .*>= {least}"):
+      field.check(Words())
 
 
 def test_tokenizers_without_digits_are_refused():
   with pytest.raises(ValueError, match="prompts could not name model.sizes"):
-    prompt().rows(example(Words(digits=False)), None)
+    prompt().check(Words(digits=False))

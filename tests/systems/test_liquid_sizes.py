@@ -297,6 +297,9 @@ def test_caches_of_other_sizes_are_refused(photos):
   system = systems.build(config)
   with pytest.raises(ValueError, match=r"needs \(4, 4\) or \(3, 6\) or \(5, 2"):
     pipeline.make_loader(config, system.inputs, Words())
+  short = systems.build(tiny(text__prompt=10)).inputs["t2i"]["prompt"]
+  with pytest.raises(ValueError, match="text.prompt=10 has no room"):
+    pipeline.make_loader(config, {"t2i": {"prompt": short}, "i2t": {}}, Words())
   source, digests = config.data.train["photos"], {"photos": {"digest": "d"}}
   path, codec = cache.path_of(config, source), system.codec
   note = cache.note_of(codec, source, "w", "d")

@@ -116,6 +116,9 @@ def make_loader(
   used = {t: inputs[t] for t in TASKS if config.batch.get(t)}
   if tokenizer is None and needs_text(used):
     raise ValueError("text needs a tokenizer: load config.text.tokenizer")
+  for field in (f for task in used.values() for f in task.values()):
+    if isinstance(field, SizedPrompt):
+      field.check(tokenizer)
   sources = _open_all(config, used)
   options = Options(
     tokenizer,

@@ -6,8 +6,6 @@ is that of its released code (github.com/FoundationVision/Liquid).
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,11 +53,9 @@ class SizedPrompt:
 
     Raises:
       BadRecord: a corrupt image.
-      ValueError: no room for the sentence, or the tokenizer cannot tell the
-        sizes apart.
+      ValueError: no room for the sentence.
     """
     tokenizer, size = example.tokenizer, sentence(self._size(example))
-    _check_told_apart(tokenizer, self.image.sizes)
     text = example.texts[self.text.slot]
     ending = size + self.text.ending(rng)
     return {
@@ -79,22 +75,25 @@ class SizedPrompt:
     height, width = self.image.view(example).shape[:2]
     return height, width
 
+  def check(self, tokenizer: Any) -> None:
+    """Refuses slots and tokenizers that sentences do not fit.
 
-@functools.lru_cache(maxsize=8)
-def _check_told_apart(tokenizer: Any, sizes: Sequence[Size]) -> None:
-  """Refuses a tokenizer without pieces for the numbers.
-
-  Raises:
-    ValueError: the sentences of two sizes have the same ids.
-  """
-  seen: dict[tuple[int, ...], Size] = {}
-  for size in sizes:
-    ids = tuple(tokenizer.encode(sentence(size)))
-    if ids in seen:
-      raise ValueError(
-        f"text.tokenizer writes {sentence(size)!r} as it writes that of "
-        f"{seen[ids]}: prompts could not name model.sizes. Train it with "
-        "python -m unifluid_jax.prepare and this configuration, or name one "
-        "that has digits"
-      )
-    seen[ids] = size
+    Raises:
+      ValueError: no room for a sentence, or no pieces for its numbers, so that
+        two sizes have the same ids.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for size in self.image.sizes:
+      said = sentence(size)
+      for ending in self.text.endings or ("",):
+        self.text.row(tokenizer, "", said + ending)
+      self.null.row(tokenizer, "", said)
+      ids = tuple(tokenizer.encode(said))
+      if ids in seen:
+        raise ValueError(
+          f"text.tokenizer writes {said!r} as it writes {seen[ids]!r}: prompts "
+          "could not name model.sizes. Train it with python -m "
+          "unifluid_jax.prepare and this configuration, or name one that has "
+          "digits"
+        )
+      seen[ids] = said
