@@ -31,6 +31,8 @@ ARGS = {
     "vq8",
     "chameleon",
     "taming",
+    "multiscale_shapes",
+    "var16",
   ),
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),

@@ -3,7 +3,7 @@
 Sources: Gemma 1-3, Llama 2 and 3.2, SmolLM2, Qwen2.5 and Chameleon (technical
 reports and released configurations), SigLIP So400m/14, CLIP ViT-L/14, the
 autoencoders of Stable Diffusion (f8) and MAR (KL-16), the VQ autoencoders of
-VQGAN, Chameleon and LlamaGen, MAR's diffusion head.
+VQGAN, Chameleon, LlamaGen and VAR, MAR's diffusion head.
 """
 
 import dataclasses
@@ -117,6 +117,21 @@ class AlignmentConfig:
   image_depth: int = 1
   text_depth: int = 12
   heads: int = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiscaleVqConfig(VqConfig):
+  """VAR's VQ autoencoder: an image as residual codes of growing grids."""
+
+  scales: tuple[int, ...]  # P_k, cells a side; the last is the latent's side
+  phi: int = 4  # convolutions that the scales share; 0: one per scale
+  phi_ratio: float = 0.5  # of the convolution's output in its sum with h
+  normalised: bool = False  # VAR compares vectors as they are
+
+  @property
+  def tokens(self) -> int:
+    """N, codes of all scales."""
+    return sum(side**2 for side in self.scales)
 
 
 _GEMMA2 = dict(
@@ -241,3 +256,14 @@ VQ = {
   "llamagen_vq16": _vq(_F16, True, 16_384, 8, normalised=True),
   "llamagen_vq8": _vq((1, 2, 2, 4), True, 16_384, 8, normalised=True),
 }
+
+MULTISCALE_VQ = {
+  "var_f16": MultiscaleVqConfig(
+    160, _F16, 2, 32, encoder_attention=True, decoder_attention=True,
+    codes=4096, code_channels=32, scales=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+  ),
+}  # fmt: skip
+# The same weights on images of 512 x 512.
+MULTISCALE_VQ["var_f16_512"] = dataclasses.replace(
+  MULTISCALE_VQ["var_f16"], scales=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+)

@@ -23,6 +23,7 @@ SYSTEMS = {
   "unitoken": "unifluid_jax.systems.unitoken:SPEC",
   "vae": "unifluid_jax.systems.tokenizer_training:SPEC",
   "vq": "unifluid_jax.systems.vq_training:SPEC",
+  "multiscale_vq": "unifluid_jax.systems.vq_training:MULTISCALE_SPEC",
 }
 
 
