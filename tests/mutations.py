@@ -79,6 +79,7 @@ TOY_TURNS = f"{_CONTRACT}::test_each_target_of_a_dialogue_counts_once"
 TOY_LEARNED = f"{_CONTRACT}::test_eight_examples_are_learned_by_heart"
 _ROWS, _CONTEXT = "data/dialogue.py", "evals/worlds/in_context_suite.py"
 _SAID, _ASKED = "data/conversation.py", "evals/worlds/dialogue_suite.py"
+_FEW = "data/instructions/few_shot.py"
 _INTERLEAVED = "systems/common/interleaved.py"
 _UNIFLUID = "systems/unifluid.py"
 _VQ = "systems/vq_training.py"
@@ -552,13 +553,13 @@ MUTATIONS = tuple(
     ("data/instructions/templates.py",
      "tuple(p for i, p in enumerate(prompts) if i not in apart),",
      "prompts,", ASKING),
-    ("data/instructions/few_shot.py", "prompt, answer = _pick(used.prompts, rng)",
+    (_FEW, "prompt, answer = _pick(used.prompts, rng)",
      "prompt, answer = _pick(used.prompts + used.held_out, rng)", ASKING),
-    ("data/instructions/few_shot.py", "images[k + (k >= i)]", "images[k]",
+    (_FEW, "images[k + (k >= i)]", "images[k]",
      ASKING),
-    ("data/instructions/few_shot.py", '"held_out": asked >= len(used.prompts)',
+    (_FEW, '"held_out": asked >= len(used.prompts)',
      '"held_out": False', ASKING),
-    ("data/instructions/few_shot.py", "if share < overlap:", "if False:",
+    (_FEW, "if share < overlap:", "if False:",
      ASKING),
     ("data/instructions/builder.py", "if asked < len(used.prompts) else",
      "if True else", ASKING),
