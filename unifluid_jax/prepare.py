@@ -2,9 +2,10 @@
 
   python -m unifluid_jax.prepare --config=configs/shapes.py
 
-Writes the procedural data set of config.data.world, if any (and beside it so
-many dialogues and signs as data.world.in_context and data.world.signs say),
-and trains the text tokenizer on the captions, prompts and questions of
+Writes the procedural data set of config.data.world, if any, and beside it so
+many of other kinds as data.world says: in_context, dialogues that give a rule
+by examples; dialogues, that draw when asked; signs, with small words. Then
+trains the text tokenizer on the captions, prompts and questions of
 config.data.train where config.text.tokenizer is missing. What is there already
 is kept; a tokenizer that was trained here, on other data, is trained anew.
 """

@@ -4,21 +4,25 @@ from etils import epath
 
 from unifluid_jax.core.config import Config, DataConfig, SourceConfig
 from unifluid_jax.data.worlds import (
+  chats,
   in_context,
   shapes,
   shapes_builder,
   signs_builder,
 )
 
-_SUFFIXES = (in_context.SUFFIX, signs_builder.SUFFIX)
+# Beside the scenes: key of data.world that says how many there are.
+BESIDE = {"in_context": in_context, "dialogues": chats, "signs": signs_builder}
 
 
 def is_beside(data: DataConfig, source: SourceConfig) -> bool:
-  """Whether a source is what is written beside the world's scenes.
+  """Whether a source is written beside the world's scenes.
 
-  Its words are among those of the scenes' texts, letters apart.
+  Its words are among those of the scenes' texts, letters of signs apart.
   """
-  return bool(data.world) and source.path.endswith(_SUFFIXES)
+  folder = source.path.partition("/")[0]
+  suffixes = tuple(kind.SUFFIX for kind in BESIDE.values())
+  return bool(data.world) and folder.endswith(suffixes)
 
 
 def write_world(config: Config) -> str:
@@ -28,7 +32,7 @@ def write_world(config: Config) -> str:
   sizes = {
     split: options.pop(split) for split in ("train", "validation", "held_out")
   }
-  dialogues, drawn = options.pop("in_context", 0), options.pop("signs", 0)
+  counts = {key: options.pop(key, 0) for key in BESIDE}
   (path,) = {
     s.path for s in config.data.train.values() if not is_beside(config.data, s)
   }
@@ -36,19 +40,17 @@ def write_world(config: Config) -> str:
   done = _done(where)
   world = shapes.World(**options)
   shapes_builder.build(where, world, sizes, seed)
-  counts = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
-  said = f"{done} the data set: {counts} scenes in {where}"
-  if dialogues:
-    beside = where + in_context.SUFFIX
-    done = _done(beside)
-    in_context.build(beside, world, dialogues, seed)
-    said += f"; {done} {dialogues:,} dialogues in {beside}"
-  if drawn:
-    beside = where + signs_builder.SUFFIX
-    done = _done(beside)
-    signs_builder.build(beside, drawn, seed)
-    said += f"; {done} {drawn:,} signs in {beside}"
-  return said
+  listed = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
+  said = [f"{done} the data set: {listed} scenes in {where}"]
+  for key, kind in BESIDE.items():
+    if counts[key]:
+      beside = where + kind.SUFFIX
+      done = _done(beside)
+      signs = kind is signs_builder  # which show no scenes
+      kind.build(beside, *(() if signs else (world,)), counts[key], seed)
+      noun = "signs" if signs else "dialogues"
+      said.append(f"{done} {counts[key]:,} {noun} in {beside}")
+  return "; ".join(said)
 
 
 def _done(where: str) -> str:
