@@ -194,6 +194,7 @@ PRESETS = {
   presets.HeadConfig: presets.HEAD,
   presets.VaeConfig: presets.VAE,
   presets.VqConfig: presets.VQ,
+  presets.ScaleDecoderConfig: presets.SCALE_DECODER,
 }
 
 
