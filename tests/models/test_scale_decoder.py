@@ -181,9 +181,7 @@ def test_a_slot_sees_its_scale_and_those_before():
 
 
 def test_rows_of_scales():
-  np.testing.assert_array_equal(
-    scales.levels(SIDES), [0, 1, 1, 1, 1, *[2] * 9]
-  )
+  np.testing.assert_array_equal(scales.levels(SIDES), [0, 1, 1, 1, 1, *[2] * 9])
   assert scales.slots(SIDES, 1) == slice(1, 5)
   assert scales.slots(SIDES, 1, 2) == slice(1, 14)
   tokens = {k: c.tokens for k, c in presets.SCALE_DECODER.items()}
