@@ -205,9 +205,9 @@ def greedy(model):
   @functools.cache
   def call(cfg):
     how = dataclasses.replace(model.config.sampling, temperature=1e-4, cfg=cfg)
-    run = jax.jit(lambda labels: model.system.draw(
-      model.params, model.frozen["codec"], labels, keys(6), how).codes)  # fmt: skip
-    return np.asarray(run(jnp.asarray(LABELS, jnp.int32)))
+    codec, labels = model.frozen["codec"], jnp.asarray(LABELS, jnp.int32)
+    run = jax.jit(functools.partial(model.system.draw, sampling=how))
+    return np.asarray(run(model.params, codec, labels, keys(6)).codes)
 
   return call
 
