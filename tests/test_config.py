@@ -138,7 +138,9 @@ def test_every_dataclass_key_stands_in_base():
   check(config.Config, tree().to_dict(), "config")
   full = {
     "unifluid": tree(), "vae": debug.get_config("vae"),
-    "vq": tokenizer.get_config("vq16"), "liquid": liquid_7b.get_config(),
+    "vq": tokenizer.get_config("vq16"),
+    "multiscale_vq": tokenizer.get_config("var16"),
+    "liquid": liquid_7b.get_config(),
     "unitoken": unitoken_7b.get_config("stage2"),
   }  # fmt: skip
   assert set(full) == set(systems.SYSTEMS)

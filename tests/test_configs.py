@@ -23,7 +23,16 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = config_files.shipped_names()
 ARGS = {
   "vae": ("", "shapes", "folder"),
-  "tokenizer": ("", "shapes", "folder", "vq8", "chameleon", "taming"),
+  "tokenizer": (
+    "",
+    "shapes",
+    "folder",
+    "vq8",
+    "chameleon",
+    "taming",
+    "multiscale_shapes",
+    "var16",
+  ),  # fmt: skip
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
   "aesthetic": ("",),
