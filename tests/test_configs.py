@@ -49,6 +49,7 @@ ARGS = {
   "liquid_smol": ("", "t2i_only", "apart"),
   "unitoken_7b": ("stage1", "stage2"),
   "unitoken_shapes": ("", "base", "discrete", "t2i_only", "i2t_only"),
+  "var": ("", "d20", "d24", "d30", "d36", "shapes"),
   "transfer": tuple(row.name for row in tasks.ROWS),
 }
 ABLATIONS = ("", "t2i_only", "i2t_only", "raster", "lambda=0.1")

@@ -12,8 +12,10 @@ import pytest
 
 from configs import var
 from tests.systems.test_accumulate import assert_one_objective
-from unifluid_jax import systems
+from unifluid_jax import api, systems
+from unifluid_jax.aot import lower
 from unifluid_jax.core.freeze import ConfigError
+from unifluid_jax.data.transforms import to_uint8
 from unifluid_jax.ops.cross_entropy import TokenLosses
 from unifluid_jax.systems import var_config
 from unifluid_jax.systems.common import scale_decode
@@ -305,3 +307,38 @@ def test_full_size_recipes():
     config = systems.resolve(var.get_config(name))
     assert math.isclose(config.steps, steps, rel_tol=1e-3)
     assert config.model.decoder.depth == int(name[1:])
+
+
+# ------------------------------------------------------------------ the package
+
+
+def test_a_model_draws_classes_and_refuses_what_it_cannot_do(
+  model, monkeypatch, tmp_path
+):
+  """Without a tokenizer of texts, of which the system reads none."""
+  shown = jnp.linspace(-1, 1, CLASSES + 1)
+
+  def generate(params, frozen, prompts, keys, sampling):
+    values = shown[prompts["t2i"]["class"]][:, None, None, None]
+    return jnp.broadcast_to(values, (len(values), 12, 12, 3))
+
+  system = systems.build(model.config)
+  monkeypatch.setattr(system, "generate", generate)
+  assert api.read_tokenizer(model.config, str(tmp_path)) is None
+  mapper = api.jitted(model.params, model.frozen, 4)
+  drawing = api.Model(model.config, system, None, mapper)
+  prompts = ["a red square", "two crosses left of a circle"]
+  images = [np.asarray(x)[0, 0, 0] for x in drawing.generate(prompts)]
+  want = [model.config.model.names.index(x) for x in ("square", "cross")]
+  np.testing.assert_array_equal(images, to_uint8(shown[np.asarray(want)]))
+  assert drawing.unknown_words("square") == []
+  with pytest.raises(ValueError, match="mentions no class of this run: circle"):
+    drawing.generate("a house")
+  blank = np.zeros((12, 12, 3), np.uint8)
+  for ask in (
+    lambda: drawing.answer(blank, "how many"), lambda: drawing.caption(blank)
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match="'var' cannot do 'i2t', only t2i"):
+      ask()
+  with pytest.raises(ConfigError, match="'var' draws images only"):
+    lower.programs(model.config, "answer", jax.devices()[:1])
