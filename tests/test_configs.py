@@ -60,6 +60,7 @@ ARGS = {
     "base,reading,i2t_only",
     "reading,discrete",
   ),
+  "var": ("", "d20", "d24", "d30", "d36", "shapes"),
   "transfer": tuple(row.name for row in tasks.ROWS),
 }
 ABLATIONS = ("", "t2i_only", "i2t_only", "raster", "lambda=0.1")

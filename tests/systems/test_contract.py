@@ -23,6 +23,7 @@ from tests.systems import (
   test_liquid,
   test_multiscale_vq,
   test_vae,
+  test_var,
   test_vq,
   unitoken_tiny,
 )
@@ -61,8 +62,8 @@ TEXT, COLOURS, N = 199, 8, 16  # rows of the vocabulary; cells of an image
 EOI, BOI = 0, TEXT + COLOURS  # a piece that no text has; the last row
 T = 42  # two images with a word each
 WORLD = dict(train=24, validation=8, held_out=2)
-SYSTEMS = ("unifluid", "liquid", "unitoken", "vae", "vq", "multiscale_vq",
-           "toy")  # fmt: skip
+SYSTEMS = ("unifluid", "liquid", "unitoken", "var", "vae", "vq",
+           "multiscale_vq", "toy")  # fmt: skip
 TOKENIZERS = {
   "vae": test_vae,
   "vq": test_vq,
@@ -117,6 +118,8 @@ def config_of(name, **changes):
     return test_liquid.tiny(optim__name="adamw", **changes)
   if name == "unitoken":
     return unitoken_tiny.tiny(**changes)
+  if name == "var":
+    return test_var.tiny(**changes)
   if name in TOKENIZERS:
     c = TOKENIZERS[name].make()
     mesh = {k.removeprefix("mesh__"): v for k, v in changes.items()}
@@ -247,6 +250,8 @@ def test_a_system_says_all_that_the_package_asks(name):
   system, spec = systems.build(config_of(name)), systems.spec(name)
   assert isinstance(system, types.System)
   assert isinstance(system, types.Generator) == (name not in TOKENIZERS)
+  answers = name not in (*TOKENIZERS, "var")
+  assert isinstance(system, types.Answerer) == answers
   # A tokenizer reads captions where its objective does, and images alone else.
   captioned = {"t2i"} if name in ("vq", "multiscale_vq") else set()
   assert set(system.inputs) == set(spec.tasks) - captioned

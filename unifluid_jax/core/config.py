@@ -214,6 +214,7 @@ PRESETS = {
   presets.VaeConfig: presets.VAE,
   presets.VqConfig: presets.VQ,
   presets.MultiscaleVqConfig: presets.MULTISCALE_VQ,
+  presets.ScaleDecoderConfig: presets.SCALE_DECODER,
 }
 
 

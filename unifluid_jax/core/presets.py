@@ -3,7 +3,7 @@
 Sources: Gemma 1-3, Llama 2 and 3.2, SmolLM2, Qwen2.5 and Chameleon (technical
 reports and released configurations), SigLIP So400m/14, CLIP ViT-L/14, the
 autoencoders of Stable Diffusion (f8) and MAR (KL-16), the VQ autoencoders of
-VQGAN, Chameleon, LlamaGen and VAR, MAR's diffusion head.
+VQGAN, Chameleon, LlamaGen and VAR, MAR's diffusion head, VAR's transformer.
 """
 
 import dataclasses
@@ -127,6 +127,29 @@ class MultiscaleVqConfig(VqConfig):
   phi: int = 4  # convolutions that the scales share; 0: one per scale
   phi_ratio: float = 0.5  # of the convolution's output in its sum with h
   normalised: bool = False  # VAR compares vectors as they are
+
+  @property
+  def tokens(self) -> int:
+    """N, codes of all scales."""
+    return sum(side**2 for side in self.scales)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleDecoderConfig:
+  """VAR's transformer over the scales of an image."""
+
+  width: int  # W
+  depth: int  # L
+  heads: int
+  mlp: int  # hidden size
+  codes: int  # V, of the tokenizer's codebook
+  code_channels: int  # Z, of its vectors
+  scales: tuple[int, ...]  # P_k, sides of the scales; K of them
+  classes: int  # rows of the class table without the null class's, the last
+  shared_adaln: bool = False  # one modulation for all layers, plus an offset
+  l2_norm: bool = True  # unit queries and keys, with a learned temperature
+  drop_path: float = 0.0  # of the last layer; linear from 0 at the first
+  gate_init: float = 1e-5  # initial scale of the rows that make gates
 
   @property
   def tokens(self) -> int:
@@ -267,3 +290,20 @@ MULTISCALE_VQ = {
 MULTISCALE_VQ["var_f16_512"] = dataclasses.replace(
   MULTISCALE_VQ["var_f16"], scales=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 )
+
+
+def _var(depth, gate_init, vq="var_f16", shared_adaln=False):
+  return ScaleDecoderConfig(
+    64 * depth, depth, depth, 256 * depth, 4096, 32,
+    MULTISCALE_VQ[vq].scales, 1000, shared_adaln,
+    drop_path=0.1 * depth / 24, gate_init=gate_init,
+  )  # fmt: skip
+
+
+SCALE_DECODER = {
+  "d16": _var(16, 1e-3),
+  "d20": _var(20, 1e-3),
+  "d24": _var(24, 1e-4),
+  "d30": _var(30, 1e-5),
+  "d36": _var(36, 5e-6, "var_f16_512", shared_adaln=True),
+}
