@@ -9,7 +9,7 @@ minutes; docs/results.md), `:folder` one for your own images.
 `:shapes_aligned` is the same on images with captions, whose codes a contrastive
 loss draws to what captions say (UniTok, arXiv 2502.20321; Liquid's table 6).
 Any other becomes so by these, of which the first is UniTok's weight and the
-third the rows of the text tokenizer; flips are wrong where captions name sides:
+fourth the rows of the text tokenizer; flips are wrong where captions name sides:
 
   --config.loss.align=1 --config.batch.t2i=128 --config.batch.image=0
   --config.model.alignment.vocab=32000 --config.text.tokenizer=FILE
@@ -208,7 +208,9 @@ def aligned(c) -> None:
     vocab=c.text.train_vocab, width=64, image_depth=1, text_depth=1, heads=4
   )
   c.batch = dict(image=0, t2i=c.batch.image)
-  c.loss.align = 1.0
+  # About as large as the reconstruction; UniTok's 1 would rule it, which has
+  # perceptual and adversarial terms beside it there (docs/results.md).
+  c.loss.align = 0.03
   # Transformers need a lower rate than these convolutions.
   c.optim.parts = dict(alignment=dict(lr=1e-3))
 

@@ -207,7 +207,7 @@ def _draw_figure(name: str, study: Study, root: str, budget: int) -> str:
       shown[width, step] = samples.read(own, step)
   figure = scaling_figure.grid(shown)
   if figure is None:
-    return "No samples of the mixtures yet: no figure 4.\n"
+    return "No samples that all scored mixtures share: no figure 4.\n"
   files.write(f"{root}/{name}.png", encode_image(figure.picture))
   return (
     f"Figure 4: {name}.png, samples of the mixtures, seed 0: sizes downwards, "

@@ -123,6 +123,13 @@ def test_without_it_a_tokenizer_is_as_ever(run):
   np.testing.assert_array_equal(table(plain), table(run.system))
 
 
+def test_trees_that_do_not_know_it_resolve_as_today():
+  c = tokenizer.get_config("shapes")
+  older = c.to_dict()
+  del older["model"]["alignment"], older["loss"]["align"]
+  assert systems.resolve(older) == systems.resolve(c)
+
+
 def test_captions_end_and_stand_on_the_left(run):
   fields = run.system.inputs["t2i"]
   assert list(run.system.inputs) == ["t2i"]

@@ -1,8 +1,7 @@
 """The text-alignment term of image tokenizers: their codes against captions.
 
-Source: UniTok (arXiv 2502.20321), a CLIP loss beside the reconstruction, of
-equal weight. Its weights are trained with the tokenizer and are no part of it:
-what codes mean is in the codes.
+Source: UniTok (arXiv 2502.20321), a CLIP loss beside the reconstruction. Its
+two towers are trained with the tokenizer, and no codec reads them.
 """
 
 from collections.abc import Mapping
