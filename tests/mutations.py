@@ -104,6 +104,16 @@ UNILOSS = f"{UNI}::test_the_loss_is_a_plain_cross_entropy_with_z_loss"
 UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
 DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
 
+_SCALES, SCALES = "models/scale_decoder.py", "models/test_scale_decoder.py"
+_VAR, VAR = "systems/var.py", "systems/test_var.py"
+_BYSCALE = "systems/common/scale_decode.py"
+BYSCALE = "systems/test_scale_decode.py"
+LOGITS = f"{SCALES}::test_logits_are_those_of_a_plain_computation"
+CACHED = f"{SCALES}::test_scale_by_scale_with_a_cache_is_all_scales_at_once"
+VARLOSS = f"{VAR}::test_the_loss_is_a_plain_cross_entropy_over_all_scales"
+VARGUIDE = f"{VAR}::test_guidance_leads_away_from_the_null_class"
+JOINS = f"{VAR}::test_scales_join_one_after_another"
+
 MUTATIONS = tuple(
   Mutation(*row)
   for row in (
@@ -119,8 +129,8 @@ MUTATIONS = tuple(
     ("data/worlds/signs_builder.py", "[seed, shapes.SPLITS.index(_SPLIT), "
      "index, _STREAM]", "[0, shapes.SPLITS.index(_SPLIT), index, _STREAM]",
      SIGNS),
-    ("data/worlds/written.py", "source.path.endswith(_SUFFIXES)",
-     "source.path.endswith(_SUFFIXES[:1])", SIGNS),
+    ("data/worlds/written.py", "folder.endswith(suffixes)",
+     "folder.endswith(suffixes[:1])", SIGNS),
     (_READING, "max(len(read), len(word))", "len(word)", READS),
     (_READING, "zip(read, word, strict=False)", "zip(word, word)", READS),
     (_READING, "text.lower().split()", "text.split()", READS),
@@ -129,6 +139,46 @@ MUTATIONS = tuple(
     (_READING, "np.random.default_rng([0, i]), split)",
      "np.random.default_rng([0, i]), _SPLITS[0])", READS),
     (_READING, "guess**signs.LENGTH", "guess", READS),
+    # ------------------------------------------------------------------ VAR
+    (_SCALES, "gate1, gate2, scale1, scale2, shift1, shift2 = _split(parts)",
+     "gate1, scale1, gate2, scale2, shift1, shift2 = _split(parts)", LOGITS),
+    (_SCALES, "first = start.astype(jnp.float32) + self.start",
+     "first = start.astype(jnp.float32)", LOGITS),
+    (_SCALES, "return (x + level + self.position[where])",
+     "return (x + level + self.position[: x.shape[1]])", CACHED),
+    (_SCALES, "jnp.minimum(p[\"temperature\"], _MAX_TEMPERATURE)",
+     "p[\"temperature\"]", LOGITS),
+    (_SCALES, "scale = 0.25 * q.shape[-1] ** -0.5",
+     "scale = q.shape[-1] ** -0.5", LOGITS),
+    (_SCALES, "k = _unit(k)", "k = k", LOGITS),
+    (_SCALES, "return layer[:, : where.stop], cache",
+     "return layer[:, where.start : where.stop], cache", CACHED),
+    (_SCALES, "level = jnp.asarray(scales.levels(c.scales)[: x.shape[1]])",
+     "level = jnp.arange(x.shape[1])", LOGITS),
+    (_SCALES, "2 * layer.number + branch", "layer.number",
+     f"{SCALES}::test_dropped_paths_are_left_out_of_whole_rows_and_made_up_for"),
+    (_BYSCALE, "share = k / max(len(scales) - 1, 1)",
+     "share = (k + 1) / len(scales)", BYSCALE),
+    (_BYSCALE, "sampling_ops.guide(*found, 1 + t)",
+     "sampling_ops.guide(*found, t)", BYSCALE),
+    (_BYSCALE, "jax.vmap(jax.random.fold_in, (0, None))(keys, k)", "keys",
+     BYSCALE),
+    (_BYSCALE, "(scores * (1 + share) + noise) / tau",
+     "(scores + noise) / tau", BYSCALE),
+    (_BYSCALE, "tau = max(0.27 * (1 - 0.95 * share), 0.005)", "tau = 0.27",
+     BYSCALE),
+    (_VAR, "given = [labels, jnp.full_like(labels, self.null)]",
+     "given = [labels, labels]", VARGUIDE),
+    (_VAR, "drop < self.config.loss.class_dropout",
+     "drop >= self.config.loss.class_dropout",
+     f"{VAR}::test_dropped_classes_train_the_null_class"),
+    (_VAR, "c.label_smoothing * (d.codes - 1) / d.codes", "c.label_smoothing",
+     VARLOSS),
+    (_VAR, "weights = self._weights * self._progress(step)",
+     "weights = self._progress(step)", VARLOSS),
+    (_VAR, "found.nll[:, last:].sum()", "found.nll[:, :-last].sum()", VARLOSS),
+    (_VAR, "(k < len(d.scales) - 1)", "(k < len(d.scales))", JOINS),
+    ("systems/var_config.py", "(later - 0.5)", "later", JOINS),
     # ------------------------------------------------------------ UniToken
     (_UNI, "ids = [bos, image[:, :-1], sep, line, image[:, -1:], *text]",
      "ids = [bos, sep, image[:, :-1], line, image[:, -1:], *text]", SEES),

@@ -31,7 +31,9 @@ _OUT = flags.DEFINE_string(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the first image.")
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Images per prompt.")
-_CFG = flags.DEFINE_float("cfg", None, "Guidance scale; 1 turns it off.")
+_CFG = flags.DEFINE_float(
+  "cfg", None, "Guidance scale; 1 turns it off (0 where it grows over scales)."
+)
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the sampling noise.")
 _SIZE = flags.DEFINE_list(
   "size", None, "Height,width in pixels, of runs on images of several sizes."
