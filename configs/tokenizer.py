@@ -9,7 +9,7 @@ minutes; docs/results.md), `:folder` one for your own images.
 `:shapes_aligned` is the same on images with captions, whose codes a contrastive
 loss draws to what captions say (UniTok, arXiv 2502.20321; Liquid's table 6).
 Any other becomes so by these, of which the first is UniTok's weight and the
-fourth the rows of the text tokenizer; flips are wrong where captions name sides:
+fourth the rows of the text tokenizer; no flips where captions name sides:
 
   --config.loss.align=1 --config.batch.t2i=128 --config.batch.image=0
   --config.model.alignment.vocab=32000 --config.text.tokenizer=FILE
