@@ -16,6 +16,7 @@ from unifluid_jax.weights import (
   kl_vae,
   llama,
   llama_settings,
+  llava,
   orbax_files,
   paligemma,
   readers,
@@ -31,8 +32,8 @@ from unifluid_jax.weights.rows import (
 )
 
 KINDS = (
-  "gemma", *llama_settings.KINDS, "gguf", "paligemma", "siglip", "kl_vae",
-  "vq", "inception",
+  "gemma", *llama_settings.KINDS, "gguf", "paligemma", "llava", "siglip",
+  "kl_vae", "vq", "inception",
 )  # fmt: skip
 _DTYPES = {
   "float32": np.dtype(np.float32),
@@ -101,7 +102,7 @@ def to_hugging_face(
   if kind not in back:
     raise WeightsError(
       f"--to-hf writes {', '.join(back)}, not {kind}; the parts of a "
-      "paligemma are written as gemma and siglip"
+      "paligemma are written as gemma and siglip, a llava's decoder as llama"
     )
   source = to_hf.Params(readers.open_source(path))
   recipe = back[kind](source)
@@ -127,6 +128,7 @@ def _recipe(kind: str, source: Source, image_size: int | None) -> Recipe:
     kind = "clip"
   sized = {
     "paligemma": paligemma.recipe,
+    "llava": llava.recipe,
     "siglip": siglip.recipe,
     "clip": clip.recipe,
   }
