@@ -11,7 +11,15 @@ import pytest
 from tests.weights import helpers
 from tests.weights.test_llama_weights import SETTINGS, hf_shapes, random
 from unifluid_jax.core.presets import DECODER
-from unifluid_jax.weights import clip, convert, engine, llama, llava, readers
+from unifluid_jax.weights import (
+  clip,
+  convert,
+  engine,
+  llama,
+  llava,
+  readers,
+  safetensors_file,
+)
 from unifluid_jax.weights.rows import WeightsError
 
 CLIP = helpers.FIXTURES / "tiny_clip"
@@ -67,6 +75,10 @@ def named(form, text, eyes, projector):
     prefix = head if name == "lm_head.weight" else decoder
     out[prefix + name.removeprefix("model.")] = x
   return out
+
+
+def tensors(form):
+  return named(form, *parts())
 
 
 def settings(changes=(), **text):
@@ -163,7 +175,7 @@ def test_the_released_7b(tmp_path):
 
 
 def test_another_image_size(tmp_path):
-  file = source(tmp_path, named("released", *parts()), settings())
+  file = source(tmp_path, tensors("released"), settings())
   recipe = llava.recipe(file, 20)
   assert recipe.meta["vit"]["image_size"] == 20
   assert helpers.in_memory(file, recipe)["vit/position"].shape == (26, W)
@@ -182,7 +194,7 @@ def test_another_image_size(tmp_path):
 )
 def test_other_networks_are_refused(tmp_path, changes, text, message):
   tree = settings(changes, **text)
-  file = source(tmp_path, named("released", *parts()), tree)
+  file = source(tmp_path, tensors("released"), tree)
   with pytest.raises(WeightsError, match=message):
     llava.recipe(file)
 
@@ -191,7 +203,7 @@ def test_gelus_of_encoders_are_told_apart(tmp_path):
   """OpenCLIP's networks have CLIP's shapes and another activation."""
   tree = settings()
   tree["vision_config"]["hidden_act"] = "gelu"
-  file = source(tmp_path, named("released", *parts()), tree)
+  file = source(tmp_path, tensors("released"), tree)
   with pytest.raises(WeightsError, match="hidden_act: expected quick_gelu"):
     llava.recipe(file)
 
@@ -208,7 +220,7 @@ def test_gelus_of_encoders_are_told_apart(tmp_path):
   ],
 )
 def test_wrong_tensors_are_named(tmp_path, name, shape, message):
-  theirs = named("released", *parts())
+  theirs = tensors("released")
   (whole,) = (n for n in theirs if n.endswith(name))
   del theirs[whole]
   if shape:
@@ -220,11 +232,25 @@ def test_wrong_tensors_are_named(tmp_path, name, shape, message):
 
 
 def test_config_json_is_needed(tmp_path):
-  file = helpers.Tensors(named("released", *parts()), str(tmp_path / "x"))
+  file = helpers.Tensors(tensors("released"), str(tmp_path / "x"))
   with pytest.raises(WeightsError, match="config.json beside it with text_co"):
     llava.recipe(file)
 
 
 def test_the_way_back_is_the_decoders(tmp_path):
+  made = tensors("newer")
+  file = source(tmp_path, made, settings())
+  layout = {name: (x.shape, x.dtype) for name, x in made.items()}
+  safetensors_file.write(file.path, layout, made.items())
+  convert.to_checkpoint(
+    f"llava:{tmp_path}", str(tmp_path / "ours"), lambda _: None
+  )
+  back = str(tmp_path / "back")
   with pytest.raises(WeightsError, match="a llava's decoder as llama"):
-    convert.to_hugging_face("llava:x", str(tmp_path / "x"), lambda _: None)
+    convert.to_hugging_face(f"llava:{tmp_path}/ours", back, lambda _: None)
+  convert.to_hugging_face(f"llama:{tmp_path}/ours", back, lambda _: None)
+  text, _, _ = parts()
+  got = readers.open_source(back)
+  assert sorted(got.names()) == sorted(text)
+  for name, want in text.items():
+    assert got.read(name).tobytes() == want.tobytes(), name
