@@ -77,7 +77,7 @@ def ours(path, images, ids):
   meta = checkpoint.read_meta(str(path), 0)["weights"]
   config = helpers.gemma_config(meta)
   vit = ClipVit(presets.VitConfig(**meta["vit"]), jnp.float32)
-  seen = vit.apply({"params": params["vit"]}, jnp.asarray(images))
+  seen = vit.apply({"params": params["encoder"]}, jnp.asarray(images))
   adapter = Adapter(config.width, jnp.float32)
   seen = adapter.apply({"params": params["projector"]}, seen)
   net = decoder.Decoder(config, jnp.float32)

@@ -105,7 +105,8 @@ def test_parts_are_read_as_if_alone(tmp_path, form):
   alone = source(tmp_path / "text", text, tree)
   want = helpers.in_memory(alone, llama.recipe(alone, "llama"))
   alone = helpers.Tensors(eyes, str(CLIP / "x"))
-  want |= helpers.in_memory(alone, clip.recipe(alone))
+  vit = helpers.in_memory(alone, clip.recipe(alone))
+  want |= {f"encoder{path.removeprefix('vit')}": x for path, x in vit.items()}
   for theirs, ours in (("linear_1", "in"), ("linear_2", "out")):
     want[f"projector/{ours}/kernel"] = projector[f"{theirs}.weight"].T
     want[f"projector/{ours}/bias"] = projector[f"{theirs}.bias"]
@@ -178,7 +179,7 @@ def test_another_image_size(tmp_path):
   file = source(tmp_path, tensors("released"), settings())
   recipe = llava.recipe(file, 20)
   assert recipe.meta["vit"]["image_size"] == 20
-  assert helpers.in_memory(file, recipe)["vit/position"].shape == (26, W)
+  assert helpers.in_memory(file, recipe)["encoder/position"].shape == (26, W)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ _ROWS = (
 )
 _HEAD = 64  # width of a head in every published CLIP
 _EPSILON = 1e-5
+_ROOT = "vit"  # of our paths
 _DROPS = (
   Drop("text_model.*", "text encoder, not read"),
   Drop("*_projection.weight", "joint space of images and texts, not read"),
@@ -77,7 +78,10 @@ def recipe(source: Source, image_size: int | None = None) -> Recipe:
 
 
 def encoder(
-  source: Source, prefix: str, image_size: int | None = None
+  source: Source,
+  prefix: str,
+  image_size: int | None = None,
+  root: str = _ROOT,
 ) -> tuple[list[Row], presets.VitConfig, str, list[Drop], dict[str, int]]:
   """Rows, shape, preset ("" if none), what is not read, sizes before a resize.
 
@@ -85,6 +89,7 @@ def encoder(
     source: the tensors.
     prefix: up to "embeddings" and "encoder".
     image_size: as for `recipe`.
+    root: of our paths.
 
   Raises:
     WeightsError: tensors are missing, or config.json asks for what this
@@ -104,22 +109,24 @@ def encoder(
   preset = [k for k, v in presets.CLIP_VIT.items() if v == trained]
   after, sizes = _resize(trained, config)
   rows = [
-    Row(prefix + a, f"vit/{b}", axes, after if b == "position" else None)
+    Row(prefix + a, f"{root}/{b}", axes, after if b == "position" else None)
     for a, b, axes in _ROWS
   ]
   drops = [
     Drop(f"{last}*", "the last block, behind the output that is read"),
     Drop(f"{prefix}post_layernorm.*", "behind the output that is read"),
   ]
-  rows += vit_rows.hf_block_rows(prefix)
+  rows += vit_rows.hf_block_rows(prefix, root)
   return rows, config, preset[0] if preset else "", drops, sizes
 
 
-def like(config: presets.VitConfig) -> dict[str, tuple[int, ...]]:
+def like(
+  config: presets.VitConfig, root: str = _ROOT
+) -> dict[str, tuple[int, ...]]:
   """Shapes of the encoder's parameters, without its last block."""
   side = config.image_size
   images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-  return parameter_shapes(ClipVit(config, jnp.float32), "vit", images)
+  return parameter_shapes(ClipVit(config, jnp.float32), root, images)
 
 
 def _check_settings(path: str) -> None:

@@ -29,6 +29,7 @@ from unifluid_jax.weights.settings import Settings, config_beside, config_file
 
 _LINEAR_1 = "multi_modal_projector.linear_1.weight"
 _TEXT = "text_config"
+_ENCODER = "encoder"  # CLIP's path
 # transformers' LlamaConfig, whose values released files leave out: the 7B's.
 SILENT: Mapping[str, Any] = {
   "model_type": "llama",
@@ -103,7 +104,9 @@ def networks(source: Source, image_size: int | None = None) -> Networks:
   _check_settings(source.path)
   rows, config, copies, sizes = llama.decoder(source, "llama", _TEXT, SILENT)
   eyes, _ = find(source, "LLaVA with CLIP", clip.CLASS)
-  vision, vit, vit_preset, unread, more = clip.encoder(source, eyes, image_size)
+  vision, vit, vit_preset, unread, more = clip.encoder(
+    source, eyes, image_size, _ENCODER
+  )
   _check_projector(source, before + _LINEAR_1, vit, config)
   features = jax.ShapeDtypeStruct((1, 1, vit.width), jnp.float32)
   adapter = Adapter(config.width, jnp.float32)
@@ -114,7 +117,7 @@ def networks(source: Source, image_size: int | None = None) -> Networks:
     config,
     [*rows, *vision, *_projector_rows(before)],
     gemma.like(config)
-    | clip.like(vit)
+    | clip.like(vit, _ENCODER)
     | parameter_shapes(adapter, "projector", features),
     {**sizes, **more},
     [*_DROPS, *copies, *unread],
