@@ -103,6 +103,8 @@ SEES = f"{UNI}::test_understanding_rows_are_those_of_the_released_code"
 UNILOSS = f"{UNI}::test_the_loss_is_a_plain_cross_entropy_with_z_loss"
 UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
 DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
+_SCALES, _SUMS = "models/multiscale_vq.py", "codecs/multiscale_vq.py"
+SCALES, SCALED = "models/test_multiscale_vq.py", "systems/test_multiscale_vq.py"
 
 _SCALES, SCALES = "models/scale_decoder.py", "models/test_scale_decoder.py"
 _VAR, VAR = "systems/var.py", "systems/test_var.py"
@@ -117,6 +119,28 @@ JOINS = f"{VAR}::test_scales_join_one_after_another"
 MUTATIONS = tuple(
   Mutation(*row)
   for row in (
+    # ---------------------------------------------------- multi-scale codes
+    (_SCALES, "_A = -0.75", "_A = -0.5", SCALES),
+    (_SCALES, "np.clip(tap, 0, inputs - 1)", "tap % inputs", SCALES),
+    (_SCALES, "-(-(i + 1) * inputs // outputs)", "(i + 1) * inputs // outputs",
+     SCALES),
+    (_SCALES, "3 * count if count == 4 else 2 * count", "2 * count", SCALES),
+    (_SCALES, "self.ratio * (y + biases[which])", "self.ratio * y + "
+     "biases[which]", SCALES),
+    (_SCALES, "residual - _sg(h)", "residual - 0.9 * h", SCALES),
+    (_SCALES, "f_hat, residual = f_hat + h", "f_hat, residual = _sg(f_hat) + h",
+     SCALES),
+    (_SCALES, "self.sums(codes)[:-1]", "self.sums(codes)[1:]", SCALES),
+    (_SCALES, "self.z + _sg(self.nearest - self.z)", "self.nearest", SCALES),
+    (_SCALES, "batch_axis=0", "batch_axis=()", SCALES),
+    (_SCALES, "return self.z[:, None]", "return 0.99 * self.z[:, None]",
+     SCALED),
+    (_SUMS, "return f_hat + self._vq", "return self._vq", SCALED),
+    (_SUMS, "down(f_hat, self.config", "down(0.9 * f_hat, self.config",
+     SCALED),
+    (_VQ, "mean * last[:, None]", "mean * (last >= 0)[:, None]", SCALED),
+    (_VQ, "_sg(found.compared)", "1.1 * _sg(found.compared)", SCALED),
+    (_VQ, "_sg(nearest) - z", "nearest - z", SCALED),
     # ------------------------------------------------------- small words
     (_SIGNS, "_is_held_out(word) == held", "True", SIGNS),
     (_SIGNS, "zlib.crc32(word.encode())", "hash(word)", SIGNS),
