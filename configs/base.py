@@ -40,6 +40,7 @@ def base() -> ml_collections.ConfigDict:
     suffix=64,
     dialogue=0,
     special={},
+    chat=dict(system="", user="", assistant=""),
   )
 
   c.model = _model()
@@ -112,6 +113,16 @@ def base() -> ml_collections.ConfigDict:
     use_ema=False,
   )
   return c
+
+
+# Vicuna's template (LLaVA-1.5, VARGPT): c.text.chat.update(VICUNA).
+VICUNA = dict(
+  system="A chat between a curious user and an artificial intelligence "
+  "assistant. The assistant gives helpful, detailed, and polite answers to "
+  "the user's questions.",
+  user="USER:",
+  assistant="ASSISTANT:",
+)
 
 
 def image_tokenizer(c: ml_collections.ConfigDict) -> None:

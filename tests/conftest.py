@@ -1,6 +1,7 @@
 """Eight fake CPU devices for every test, before jax starts.
 
-Programs of a test run once or twice: compiling them well is not worth it.
+Programs of a test run once or twice: compiling them well is not worth it. The
+emitters of fusions alone would take two thirds of the time that compilers do.
 Commands that tests start share what they compile, for one session, and leave
 the user's own cache alone.
 """
@@ -19,6 +20,7 @@ os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
   + " --xla_force_host_platform_device_count=8"
   + " --xla_backend_optimization_level=0"
+  + " --xla_cpu_use_fusion_emitters=false"
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
   cache = tempfile.mkdtemp(prefix="unifluid_jax_tests_")

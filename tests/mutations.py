@@ -37,6 +37,11 @@ DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
 LIQUID = "systems/test_liquid.py"
 LIQUID_DECODE = "systems/test_liquid_decode.py"
 LIQUID_TURNS = "systems/test_liquid_dialogue.py"
+SIZED = "systems/test_liquid_sizes.py"
+SIZED_ROWS = f"{SIZED}::test_rows_have_the_codes_of_their_own_grid"
+SIZED_LOSS = f"{SIZED}::test_the_loss_is_that_of_each_image_alone"
+SIZED_FILES = f"{SIZED}::test_files_and_pixels_give_the_same_codes"
+SIZED_TEXT = "data/test_sized_prompt.py"
 LAID_OUT = f"{LIQUID}::test_rows_are_laid_out_and_labelled"
 CROSS = (
   f"{LIQUID}::test_the_loss_is_a_plain_cross_entropy_over_the_whole_vocabulary"
@@ -59,15 +64,22 @@ BESIDE = f"{OPTIM}::test_adam_beside_muon_has_its_own_eps_rate_and_decay"
 HELD = f"{STEP}::test_what_is_held_is_replaced_and_not_averaged"
 OWN = f"{STEP}::test_a_part_starts_late_with_an_optimizer_of_its_own"
 VQ = "systems/test_vq.py"
+PAIRS = "ops/test_contrastive.py"
+ALIGNED = "systems/test_vq_alignment.py"
+TOWERS = "models/test_alignment.py"
 MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 
 TURNS, RULE = "data/test_dialogue.py", "data/test_in_context.py"
+CHATS, ASKING = "data/test_conversations.py", "data/test_instructions.py"
+WORLD_CHATS, DRAWS = "data/test_chats.py", "evals/test_dialogue_suite.py"
 SCORED = "evals/test_in_context_suite.py"
 _CONTRACT = "systems/test_contract.py"
 WARM, IDS = "test_warm_start.py", "systems/test_special_ids.py"
 TOY_TURNS = f"{_CONTRACT}::test_each_target_of_a_dialogue_counts_once"
 TOY_LEARNED = f"{_CONTRACT}::test_eight_examples_are_learned_by_heart"
 _ROWS, _CONTEXT = "data/dialogue.py", "evals/worlds/in_context_suite.py"
+_SAID, _ASKED = "data/conversation.py", "evals/worlds/dialogue_suite.py"
+_FEW = "data/instructions/few_shot.py"
 _INTERLEAVED = "systems/common/interleaved.py"
 _UNIFLUID = "systems/unifluid.py"
 _VQ = "systems/vq_training.py"
@@ -85,6 +97,8 @@ _ORDER = "r = order.randomness(step, c.random_until, c.raster_from)"
 _UNI, _UNICONFIG = "systems/unitoken.py", "systems/unitoken_config.py"
 _ANYRES, SEEN = "data/any_resolution.py", "data/test_any_resolution.py"
 UNI = "systems/test_unitoken.py"
+_SIGNS, SIGNS = "data/worlds/signs.py", "data/test_signs.py"
+_READING, READS = "evals/worlds/reading_suite.py", "evals/test_reading_suite.py"
 SEES = f"{UNI}::test_understanding_rows_are_those_of_the_released_code"
 UNILOSS = f"{UNI}::test_the_loss_is_a_plain_cross_entropy_with_z_loss"
 UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
@@ -103,6 +117,28 @@ JOINS = f"{VAR}::test_scales_join_one_after_another"
 MUTATIONS = tuple(
   Mutation(*row)
   for row in (
+    # ------------------------------------------------------- small words
+    (_SIGNS, "_is_held_out(word) == held", "True", SIGNS),
+    (_SIGNS, "zlib.crc32(word.encode())", "hash(word)", SIGNS),
+    (_SIGNS, "columns - LENGTH))", "columns))", SIGNS),
+    (_SIGNS, "rng.integers(1, columns", "rng.integers(0, columns", SIGNS),
+    (_SIGNS, "left + i * wide", "left + i * (wide + 1)", SIGNS),
+    (_SIGNS, "top + _FIRST_ROW, left", "top, left", SIGNS),
+    (_SIGNS, "height, width, 3), np.uint8", "width, height, 3), np.uint8",
+     SIGNS),
+    ("data/worlds/signs_builder.py", "[seed, shapes.SPLITS.index(_SPLIT), "
+     "index, _STREAM]", "[0, shapes.SPLITS.index(_SPLIT), index, _STREAM]",
+     SIGNS),
+    ("data/worlds/written.py", "folder.endswith(suffixes)",
+     "folder.endswith(suffixes[:1])", SIGNS),
+    (_READING, "max(len(read), len(word))", "len(word)", READS),
+    (_READING, "zip(read, word, strict=False)", "zip(word, word)", READS),
+    (_READING, "text.lower().split()", "text.split()", READS),
+    (_READING, "np.equal(shares, 1)", "np.greater(shares, 0.5)", READS),
+    (_READING, "right[kinds == kind].mean()", "right.mean()", READS),
+    (_READING, "np.random.default_rng([0, i]), split)",
+     "np.random.default_rng([0, i]), _SPLITS[0])", READS),
+    (_READING, "guess**signs.LENGTH", "guess", READS),
     # ------------------------------------------------------------------ VAR
     (_SCALES, "gate1, gate2, scale1, scale2, shift1, shift2 = _split(parts)",
      "gate1, scale1, gate2, scale2, shift1, shift2 = _split(parts)", LOGITS),
@@ -314,10 +350,11 @@ MUTATIONS = tuple(
     (_UNIFLUID, "jnp.where(u < p, null, text)", "jnp.where(u >= p, null, text)",
      f"{LOSS}::test_dropped_prompts_are_the_null_prompt"),
     # --------------------------------------------------------------- Liquid
-    (_LIQUID, 'self._constant(len(codes), "eoi", "eos")',
-     'self._constant(len(codes), "eos", "eoi")', LAID_OUT),
-    (_LIQUID, "return self.config.model.code_offset + codes",
-     "return self.config.model.code_offset + 1 + codes", CROSS),
+    (_LIQUID, 'jnp.where(slots == n + 1, self.ids["eos"], targets)',
+     'jnp.where(slots == n + 1, self.ids["eoi"], targets)', LAID_OUT),
+    (_LIQUID, "jnp.where(codes == PAD, PAD, self.config.model.code_offset + "
+     "codes)", "jnp.where(codes == PAD, PAD, self.config.model.code_offset + 1 "
+     "+ codes)", CROSS),
     (_LIQUID, "return packing.causal_sequence(x, packing.text_valid(ids))",
      "return packing.prefix(x, packing.text_valid(ids))",
      f"{LIQUID}::test_nothing_sees_what_comes_after_it"),
@@ -348,7 +385,7 @@ MUTATIONS = tuple(
      f"{LIQUID_DECODE}::test_codes_are_masked_before_they_are_filtered"),
     (_TOKENS, "sampling.guide(*scores, cfg)",
      "sampling.guide(*scores[::-1], cfg)", DRAWN),
-    (_LIQUID, "prompts.append(self.null(prompt))", "prompts.append(prompt)",
+    (_LIQUID, "prompts.append(null)", "prompts.append(prompt)",
      DRAWN),
     (_LIQUID, 'self.ids["eos"],\n    )', "1,\n    )",
      f"{LIQUID_DECODE}::test_greedy_answers_are_teacher_forced_and_end_with_"
@@ -364,6 +401,38 @@ MUTATIONS = tuple(
      "self.endings[0]",
      "data/test_fields.py::"
      "test_endings_are_drawn_in_training_and_the_first_in_prompts"),
+    # ------------------------------------------------ images of several sizes
+    (_LIQUID, "jnp.where(codes == PAD, PAD, self.config.model.code_offset + "
+     "codes)", "self.config.model.code_offset + codes", SIZED_ROWS),
+    (_LIQUID, "(codes != PAD).sum(axis=1, keepdims=True)",
+     "jnp.full((len(codes), 1), codes.shape[1])", SIZED_ROWS),
+    (_LIQUID, "codes = size.prod(axis=1).sum()", "pass", SIZED_LOSS),
+    (_LIQUID, "self.null_of(fields), prompt)", 'self.null(fields["prompt"]), '
+     "prompt)", SIZED_LOSS),
+    (_LIQUID, "np.full(math.prod(self._grid(sampling)), PAD",
+     "np.full(self.config.model.image_tokens, PAD",
+     f"{SIZED}::test_a_size_is_drawn_code_by_code"),
+    (_LIQUID, 'decode(frozen["codec"], codes, grid)',
+     'decode(frozen["codec"], codes)',
+     f"{SIZED}::test_images_are_drawn_in_the_size_that_prompts_name"),
+    ("codecs/inputs.py", "images[:, :height, :width]",
+     "images[:, -height:, -width:]", SIZED_FILES),
+    ("codecs/inputs.py", "jnp.asarray([height, width])",
+     "jnp.asarray([width, height])", SIZED_FILES),
+    ("data/fields.py", "row[: cached.size] = cached.ravel()",
+     "row[-cached.size :] = cached.ravel()", SIZED_TEXT),
+    ("data/fields.py", "np.int32(cached.shape) * self.cell}",
+     "np.int32(cached.shape[::-1]) * self.cell}", SIZED_TEXT),
+    ("data/sized_prompt.py", "ending = size + self.text.ending(rng)",
+     "ending = self.text.ending(rng) + size", SIZED_TEXT),
+    ("data/sized_prompt.py", 'self.null.row(tokenizer, "", size)',
+     'self.null.row(tokenizer, "", "")', SIZED_TEXT),
+    ("data/transforms.py", "return math.log(shape[1] / shape[0])",
+     "return shape[1] / shape[0]",
+     "data/test_transforms.py::test_images_go_to_the_nearest_aspect_ratio"),
+    ("encode.py", "and x.shape[:2] == size]", "]", SIZED_FILES),
+    ("codecs/cache.py", '{**note, "sizes": ()}', "note",
+     f"{SIZED}::test_caches_of_other_sizes_are_refused"),
     # --------------------------------------------------------------- losses
     (_EMBED, "fed = suffix[:, :-1]", "fed = suffix[:, 1:]", PLAIN),
     (_PACKING, "hidden[i][:, end - target.shape[1] : end]",
@@ -410,12 +479,11 @@ MUTATIONS = tuple(
     (_VQ, "return w.commitment * codes + encoder",
      "return codes + w.commitment * encoder", f"{VQ}::test_the_orders_differ_"
      "in_gradients_alone"),
-    (_VQ, "jnp.square(_sg(found.nearest) - found.z)",
-     "jnp.square(found.nearest - _sg(found.z))",
+    (_VQ, "jnp.square(_sg(nearest) - z)", "jnp.square(nearest - _sg(z))",
      f"{VQ}::test_the_encoder_is_committed_to_its_codes"),
     (_VQ, "(step + 1) % w.revive_every == 0", "step % w.revive_every == 0",
      f"{VQ}::test_codes_that_hardly_occur_are_replaced_when_it_is_due"),
-    (_VQ, "jnp.where(rows, used.mean(), used)", "used",
+    (_VQ, "jnp.where(rows, mean, used)", "used",
      f"{VQ}::test_codes_that_hardly_occur_are_replaced_when_it_is_due"),
     (_VQ, "replaced |= step == 0", "replaced |= step >= 0",
      f"{VQ}::test_codes_begin_as_outputs_of_the_encoder"),
@@ -432,6 +500,23 @@ MUTATIONS = tuple(
     ("codecs/vq.py", "codes.reshape(len(images), -1)",
      "codes.mT.reshape(len(images), -1)",
      f"{VQ}::test_four_images_are_learned_and_read_back_by_the_codec"),
+    # ------------------------------------------------------ text alignment
+    ("ops/contrastive.py", "same & ~pair", "same", PAIRS),
+    ("ops/contrastive.py", "same & ~pair", "pair & ~pair", PAIRS),
+    ("ops/contrastive.py", "for axis in (0, 1)", "for axis in (1, 1)", PAIRS),
+    ("models/alignment.py", "np.tril(", "np.triu(", TOWERS),
+    ("models/alignment.py", "(ids >= 0).sum(1) - 1", "(ids >= -1).sum(1) - 1",
+     TOWERS),
+    ("models/alignment.py", "x.astype(self.dtype) + self.position.astype("
+     "self.dtype)", "x.astype(self.dtype)", TOWERS),
+    ("models/alignment.py", "jnp.minimum(self.log_scale, math.log(_MAX_SCALE))",
+     "self.log_scale", TOWERS),
+    (_VQ, "total += w.align * term", "total += term", ALIGNED),
+    (_VQ, 'params["alignment"], z, batch', 'params["alignment"], found.nearest,'
+     " batch", ALIGNED),
+    ("systems/common/alignment.py", "(captions[:, None] == captions[None])",
+     "(captions[:, None] == 0 * captions[None])", ALIGNED),
+    ("systems/common/alignment.py", 'after=("eos",)', "after=()", ALIGNED),
     # ------------------------------------------------------------- decoding
     (_UNIFLUID, "here[:, jnp.maximum(i - 1, 0)]", "here[:, i]", DRAW),
     (_UNIFLUID, "next_rows[:, i]", "next_rows[:, jnp.maximum(i - 1, 0)]", DRAW),
@@ -493,21 +578,85 @@ MUTATIONS = tuple(
     # ------------------------------------------------- dialogues, in context
     (_ROWS, '[*[_CODE] * self.tokens, special["eoi"]]',
      "[_CODE] * self.tokens", TURNS),
-    (_ROWS, "turn.target or (before is not None and before.target)",
-     "turn.target", TURNS),
+    (_ROWS, "turn.target or (follows and before.target)", "turn.target", TURNS),
     (_ROWS, "[turns[-1].target])", "[True])", TURNS),
-    (_ROWS, "if self.prompt else turns[:count]", "", TURNS),
-    (_ROWS, "order = lengths[::-1] if self.prompt else lengths",
-     "order = lengths", TURNS),
+    (_ROWS, "    if not self.prompt:\n", "    if True:\n", TURNS),
+    (_ROWS, "kept = (*turns[:head], *turns[first:])", "kept = turns[first:]",
+     CHATS),
+    (_ROWS, "fit = int((np.cumsum(lengths) <= room).sum())", "fit = 1",
+     TURNS),
     (_ROWS, "start = self.length - count if self.prompt else 0", "start = 0",
      TURNS),
     (_ROWS, "and len(tokens.ids) < room", "and len(tokens.ids) <= room", TURNS),
-    (_ROWS, "whole = len(turns) == len(example.turns) and", "whole =", TURNS),
+    (_ROWS, "whole = len(turns) == len(given) and", "whole =", TURNS),
     (_ROWS, "if whole and not self.prompt", "if whole", TURNS),
-    (_ROWS, "before is not None and before.image is None", "False", TURNS),
+    (_ROWS, "follows and before.image is None", "False", TURNS),
+    (_ROWS, "follows = not ended and not marker", "follows = not ended", CHATS),
+    (_ROWS, "follows = not ended and not marker", "follows = not marker",
+     CHATS),
+    (_ROWS, 'body += [special["eos"]] if ended else []', "pass", CHATS),
+    (_ROWS, "and not (self.prompt and not after)", "", CHATS),
+    (_ROWS, "room = self.length - 1 - len(reply)", "room = self.length - 1",
+     CHATS),
+    (_ROWS, 'and given[-1].role == "user"', "", CHATS),
+    (_ROWS, "and not _ends_message(turns[-1], None)", "", CHATS),
+    (_ROWS, "if turn.role and (before is None or before.role != turn.role)",
+     "if turn.role", CHATS),
+    (_ROWS, "return _Tokens(list(ids), [False] * len(ids))",
+     "return _Tokens(list(ids), [True] * len(ids))", CHATS),
+    (_ROWS, 'and chat.system:', "and True:", CHATS),
+    (_SAID, "turns.append(Turn(\"\", left.pop(0), role == ASSISTANT, role))",
+     "turns.append(Turn(\"\", left.pop(), role == ASSISTANT, role))", CHATS),
+    (_SAID, "turns.append(Turn(text, None, role == ASSISTANT, role))",
+     "turns.append(Turn(text, None, True, role))", CHATS),
+    (_SAID, "if role != _HOLDS[part]:", "if False:", CHATS),
+    (_SAID, "if asked != len(left):", "if asked > len(left):",
+     f"{CHATS} data/test_instructions.py"),
+    ("data/sources/conversations.py",
+     "offset += len(text[place:start].encode())",
+     "offset += len(text[place:start])", CHATS),
+    ("data/sources/conversations.py", "data = text[start:end].encode()\n",
+     "data = text[start:end].encode(errors='ignore')[:-1]\n", CHATS),
+    ("data/instructions/templates.py",
+     "dealt.setdefault(key(text), str(text))", "dealt[text] = str(text)",
+     ASKING),
+    ("data/instructions/templates.py",
+     "for hand in itertools.zip_longest(*piles):",
+     "for hand in [[t for pile in piles for t in pile]]:", ASKING),
+    ("data/instructions/templates.py",
+     "tuple(p for i, p in enumerate(prompts) if i not in apart),",
+     "prompts,", ASKING),
+    (_FEW, "prompt, answer = _pick(used.prompts, rng)",
+     "prompt, answer = _pick(used.prompts + used.held_out, rng)", ASKING),
+    (_FEW, "images[k + (k >= i)]", "images[k]",
+     ASKING),
+    (_FEW, '"held_out": asked >= len(used.prompts)',
+     '"held_out": False', ASKING),
+    (_FEW, "if share < overlap:", "if False:",
+     ASKING),
+    ("data/instructions/builder.py", "if asked < len(used.prompts) else",
+     "if True else", ASKING),
+    ("data/worlds/chats.py", "exchange(world, rng, kind, before, split)",
+     "exchange(world, rng, kind, None, split)", WORLD_CHATS),
+    ("data/worlds/chats.py", "_pick(_PLAIN, rng), edit.target, shown)",
+     "_pick(_PLAIN, rng), before, shown)", WORLD_CHATS),
+    ("data/worlds/chats.py",
+     "WORDINGS.held_out if unseen else WORDINGS.prompts",
+     "WORDINGS.prompts + WORDINGS.held_out", WORLD_CHATS),
+    (_ASKED, "r.draws == a.exchange.draws", "r.draws", DRAWS),
+    (_ASKED, "if i % 2 else ()", "if i % 3 else ()", DRAWS),
+    (_ASKED, "bool(s) and not r.draws", "bool(s)", DRAWS),
+    (_ASKED, "right, values, shown = dict.fromkeys(due, False), {}, []",
+     "right, values, shown = {}, {}, []", DRAWS),
+    (_ASKED, "not (r.text or r.draws)", "True", DRAWS),
+    (_ASKED, "said = [Turn(text, role=conversation.ASSISTANT)] if text else []",
+     "said = []", DRAWS),
+    (_ASKED, "return geneval.judge(asked.task, detections)[0]", "return True",
+     DRAWS),
+    (_ASKED, "scenes = scenes[:-1]", "scenes = scenes[:]", DRAWS),
     (_ROWS, "np.cumsum(is_code) - 1", "np.cumsum(is_code)", TURNS),
-    (_ROWS, "turns = self._kept(example.turns, tokenizer)",
-     "turns = example.turns", TURNS),
+    (_ROWS, "turns, made = self._kept(given, example, room)",
+     "turns, made = given, self._tokens(given, example)", TURNS),
     (_ROWS, "target[slots] = tokens.counts", "target[slots] = True", TURNS),
     ("data/tasks.py", "if not any(t.target for t in turns):", "if not turns:",
      TURNS),

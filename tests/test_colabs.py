@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 REPO = Path(__file__).parent.parent
+# Compiles fast, as tests/conftest.py does.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 COLABS = REPO / "colabs"
 NAMES = sorted(path.name for path in COLABS.glob("*.ipynb"))
 SMALL = "--config.steps=2 --config.checkpoint.every=2 --config.log.every=1 "
@@ -54,7 +56,7 @@ def run(notebook, where, home, **values):
   env = {
     "PATH": path, "HOME": str(home), "PYTHONPATH": str(REPO),
     "JAX_PLATFORMS": "cpu", "IPYTHONDIR": f"{home}/ipython",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": FLAGS,
   }  # fmt: skip
   client = nbclient.NotebookClient(
     notebook, timeout=300, kernel_name="python3",

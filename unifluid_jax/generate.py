@@ -35,6 +35,9 @@ _CFG = flags.DEFINE_float(
   "cfg", None, "Guidance scale; 1 turns it off (0 where it grows over scales)."
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the sampling noise.")
+_SIZE = flags.DEFINE_list(
+  "size", None, "Height,width in pixels, of runs on images of several sizes."
+)
 _STEPS = flags.DEFINE_integer("steps", None, "Of the diffusion head.")
 _ORDER = flags.DEFINE_enum("order", None, ["raster", "random"], "Of tokens.")
 _CODEC = flags.DEFINE_string(
@@ -60,6 +63,7 @@ def main(_: list[str]) -> None:
         "temperature": _TEMPERATURE.value,
         "steps": _STEPS.value,
         "order": _ORDER.value,
+        "size": requests.size(_SIZE.value),
       },
     ),
     lambda: api.spec_of(_WORKDIR.value, _STEP.value),

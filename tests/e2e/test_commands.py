@@ -21,7 +21,10 @@ from unifluid_jax.core import checkpoint, files, telemetry
 from unifluid_jax.evals.report import run_results
 
 REPO = Path(__file__).parent.parent.parent
-FLAGS = "--xla_backend_optimization_level=0 "
+# As in tests/conftest.py: what both compute is compared bit by bit.
+FLAGS = (
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+)
 ENV = dict(
   os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=FLAGS, PYTHONPATH=str(REPO)
 )

@@ -450,9 +450,11 @@ def test_overfit_regenerates_tokens_and_captions_exactly():
   state = optimizer.init(params)
 
   # Runs a thousand times: worth compiling well.
-  @functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 2}
-  )
+  options = {
+    "xla_backend_optimization_level": 2, "xla_cpu_use_fusion_emitters": True
+  }  # fmt: skip
+
+  @functools.partial(jax.jit, compiler_options=options)
   def update(params, state, key):
     def objective(p):
       return m.whole_loss(p, m.frozen, batch, key, 0)

@@ -1,4 +1,4 @@
-"""Attacks by directories: of Orbax, and of a Gemma; see attacks.py."""
+"""Attacks by directories: of Orbax, of a Gemma and a LLaVA; see attacks.py."""
 
 import json
 import os
@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.weights import helpers
+from tests.weights import helpers, test_llava_weights
 from tests.weights.attacks import DEEP, huge
+from unifluid_jax.weights import safetensors_file
 
 
 def orbax(change, ours=False):
@@ -132,4 +133,43 @@ GEMMA = {
   ),
   "a_tensor_below_a_tensor": tensor_named("model.norm.weight.weight"),
   "a_name_of_slashes": tensor_named("model/../../norm"),
+}
+
+
+def llava(renamed=("", ""), top=(), text=(), vision=()):
+  """A tiny LLaVA with other settings or a tensor of another name."""
+
+  def make(at):
+    tensors = test_llava_weights.tensors("released")
+    old, new = renamed
+    tensors = {new if n == old else n: x for n, x in tensors.items()}
+    layout = {n: (x.shape, x.dtype) for n, x in tensors.items()}
+    file = str(at / "model.safetensors")
+    safetensors_file.write(file, layout, tensors.items())
+    tree = test_llava_weights.settings()
+    for part, changes in (("text_config", text), ("vision_config", vision)):
+      tree[part] |= dict(changes)
+    (at / "config.json").write_text(json.dumps(tree | dict(top)))
+    return at
+
+  return make
+
+
+_TEXT, _EYES = "language_model.model.", "vision_tower.vision_model."
+# Read as a LLaVA: each part has settings of its own.
+LLAVA = {
+  "text_config_is_a_list": llava(top={"text_config": [1]}),
+  "text_config_is_empty": llava(top={"text_config": {}}),
+  "layer_that_is_a_table": llava(top={"vision_feature_layer": {"a": [1]}}),
+  "10^400_heads": llava(text={"num_attention_heads": 10**400}),
+  "nan": llava(text={"rms_norm_eps": float("nan")}),
+  "2^63_layers_of_clip": llava(vision={"num_hidden_layers": 2**63}),
+  "epsilon_is_a_list": llava(vision={"layer_norm_eps": [1e-5]}),
+  "layer_10^11": llava((f"{_TEXT}norm.weight", f"{_TEXT}layers.{10**11}.x")),
+  "layer_10^11_of_clip": llava(
+    (f"{_EYES}post_layernorm.bias", f"{_EYES}encoder.layers.{10**11}.x")
+  ),
+  "clip_below_itself": llava(
+    (f"{_EYES}pre_layrnorm.bias", f"{_EYES}{_EYES}pre_layrnorm.bias")
+  ),
 }

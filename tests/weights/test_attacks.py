@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.weights import attacks, attacks_torch, attacks_trees, helpers
-from unifluid_jax.weights import engine, gemma, readers, torch_pickle
+from unifluid_jax.weights import engine, gemma, llava, readers, torch_pickle
 from unifluid_jax.weights.rows import WeightsError
 
 MOST = 512 * 2**20  # bytes of memory that one file may add to the peak
@@ -24,7 +24,9 @@ TABLES = {
   "torch": attacks_torch.TORCH,
   "orbax": attacks_trees.ORBAX,
   "gemma": attacks_trees.GEMMA,
+  "llava": attacks_trees.LLAVA,
 }
+RECIPES = {"gemma": gemma.recipe, "llava": llava.recipe}
 # Where another error would come later, and too late.
 REASONS = {
   ("torch", "dicts"): "too many copies",
@@ -38,6 +40,8 @@ REASONS = {
   ("index", "8_gib"): "too many for JSON",
   ("gemma", "8_gib"): "too many for JSON",
   ("gemma", "layer_10^11"): "layers are missing",
+  ("llava", "layer_10^11"): "layers are missing",
+  ("llava", "layer_10^11_of_clip"): "layers are missing",
 }
 
 
@@ -66,8 +70,8 @@ def peak():
 def read_all(path, kind=""):
   """What a conversion does with a file."""
   source = readers.open_source(str(path))
-  if kind == "gemma":
-    engine.make_plan(source, gemma.recipe(source))
+  if kind in RECIPES:
+    engine.make_plan(source, RECIPES[kind](source))
   for name in source.names():
     x = source.read(name)
     assert x.shape == source.shape(name) and x.dtype == source.dtype(name)

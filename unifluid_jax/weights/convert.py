@@ -16,6 +16,7 @@ from unifluid_jax.weights import (
   kl_vae,
   llama,
   llama_settings,
+  llava,
   multiscale_vq,
   orbax_files,
   paligemma,
@@ -33,8 +34,8 @@ from unifluid_jax.weights.rows import (
 )
 
 KINDS = (
-  "gemma", *llama_settings.KINDS, "gguf", "paligemma", "siglip", "kl_vae",
-  "vq", "var_vq", "var", "inception",
+  "gemma", *llama_settings.KINDS, "gguf", "paligemma", "llava", "siglip",
+  "kl_vae", "vq", "var_vq", "var", "inception",
 )  # fmt: skip
 _DTYPES = {
   "float32": np.dtype(np.float32),
@@ -107,7 +108,7 @@ def to_hugging_face(
   if kind not in back:
     raise WeightsError(
       f"--to-hf writes {', '.join(back)}, not {kind}; the parts of a "
-      "paligemma are written as gemma and siglip"
+      "paligemma are written as gemma and siglip, a llava's decoder as llama"
     )
   source: Source = to_hf.Params(readers.open_source(path))
   if kind == "var_vq":
@@ -135,6 +136,7 @@ def _recipe(kind: str, source: Source, image_size: int | None) -> Recipe:
     kind = "clip"
   sized = {
     "paligemma": paligemma.recipe,
+    "llava": llava.recipe,
     "siglip": siglip.recipe,
     "clip": clip.recipe,
   }

@@ -6,6 +6,8 @@ Rotations pair channels (i, i + H/2) there as here.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -40,30 +42,58 @@ def recipe(source: Source, kind: str) -> Recipe:
   Raises:
     WeightsError: not a decoder of this kind, or config.json is missing.
   """
-  prefix, _ = find(source, f"{_NAMES[kind]} decoder", _EMBED)
-  depth = count_layers(source, f"{prefix}layers.", ".")
-  config = llama_settings.read(source.path, kind, depth)
-  head = next((n for n in source.names() if n.endswith("lm_head.weight")), "")
-  _check_heads(source, f"{prefix}layers.0.self_attn.q_proj.weight", config)
-  drops = list(_DROPS)
-  if head and config.tied:
-    drops.append(Drop(head, "tied", same_as=f"{prefix}{_EMBED}"))
+  rows, config, drops, sizes = decoder(source, kind)
   preset = llama_settings.published(config)
-  settings = dataclasses.asdict(config)
-  del settings["dropout"]  # of a run, not of weights
   return Recipe(
     kind,
     f"{_NAMES[kind]} ({preset or 'unpublished size'}: "
     f"{gemma.in_words(config)}), Hugging Face names",
-    [
-      *hf_rows(config, prefix, head or "lm_head.weight"),
-      *_stored_norm_rows(source, config, prefix),
-    ],
+    rows,
     gemma.like(config),
-    sizes=_sizes(config) | {"m": _shards(source, config, prefix)},
-    drops=drops,
-    meta={"preset": preset, "decoder": settings},
+    sizes=sizes,
+    drops=(*_DROPS, *drops),
+    meta={"preset": preset, "decoder": describe(config)},
   )
+
+
+def decoder(
+  source: Source,
+  kind: str,
+  part: str = "",
+  silent: Mapping[str, Any] | None = None,
+) -> tuple[list[Row], DecoderConfig, list[Drop], dict[str, int]]:
+  """Rows, shape, copies that may be dropped, sizes of merged axes.
+
+  Args:
+    source: the tensors.
+    kind: one of `llama_settings.KINDS`.
+    part: see `llama_settings.read`.
+    silent: likewise.
+
+  Raises:
+    WeightsError: see `recipe`.
+  """
+  prefix, _ = find(source, f"{_NAMES[kind]} decoder", _EMBED)
+  depth = count_layers(source, f"{prefix}layers.", ".")
+  config = llama_settings.read(source.path, kind, depth, part, silent)
+  head = next((n for n in source.names() if n.endswith("lm_head.weight")), "")
+  _check_heads(source, f"{prefix}layers.0.self_attn.q_proj.weight", config)
+  drops = []
+  if head and config.tied:
+    drops.append(Drop(head, "tied", same_as=f"{prefix}{_EMBED}"))
+  rows = [
+    *hf_rows(config, prefix, head or "lm_head.weight"),
+    *_stored_norm_rows(source, config, prefix),
+  ]
+  sizes = _sizes(config) | {"m": _shards(source, config, prefix)}
+  return rows, config, drops, sizes
+
+
+def describe(config: DecoderConfig) -> dict[str, Any]:
+  """The settings that are written beside a decoder's weights."""
+  settings = dataclasses.asdict(config)
+  del settings["dropout"]  # of a run, not of weights
+  return settings
 
 
 def hf_recipe(source: Source, kind: str) -> Recipe:

@@ -38,7 +38,13 @@ _CHAMELEON_EPSILON = 1e-5
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
-def read(path: str, kind: str, depth: int) -> DecoderConfig:
+def read(
+  path: str,
+  kind: str,
+  depth: int,
+  part: str = "",
+  silent: Mapping[str, Any] | None = None,
+) -> DecoderConfig:
   """The decoder that config.json beside the weights describes.
 
   Tensors tell neither the size of a head nor the rotations, and models of one
@@ -48,25 +54,30 @@ def read(path: str, kind: str, depth: int) -> DecoderConfig:
     path: of the weights.
     kind: one of `KINDS`.
     depth: layers that the weights hold.
+    part: key of the decoder's settings in that of a larger model.
+    silent: settings that files of this kind leave out; None: they do not.
 
   Raises:
     WeightsError: there is no config.json, it is of another kind, or it asks
       for what this decoder does not compute.
   """
-  tree = config_beside(path)
+  tree = config_beside(path, part)
   if not tree:
     raise WeightsError(
       f"{path}: expected config.json beside it, which tells heads, rotations "
       "and epsilon: copy it there"
     )
-  content = Settings(str(config_file(path)), tree)
+  tree = {**(silent or {}), **tree}
+  where = f"{config_file(path)}{f': {part}' if part else ''}"
   found = str(tree.get("model_type"))[:80]
   if found != kind:
-    fix = f"name it --from={found}:..." if found in KINDS else "correct --from"
+    alone = found in KINDS and not part
+    fix = f"name it --from={found}:..." if alone else "correct --from"
     raise WeightsError(
-      f"{config_file(path)}: model_type: expected {kind}, found {found}: {fix}"
+      f"{where}: model_type: expected {kind}, found {found}: {fix}"
     )
-  check_depth(path, depth, "")
+  content = Settings(where, tree)
+  check_depth(path, depth, part, (silent or {}).get("num_hidden_layers", 0))
   _check_fixed(kind, content)
   width = content.whole("hidden_size")
   heads = content.whole("num_attention_heads")

@@ -60,18 +60,19 @@ def number_beside(path: str, key: str, part: str = "") -> int:
   return number
 
 
-def check_depth(path: str, found: int, part: str) -> None:
+def check_depth(path: str, found: int, part: str, silent: int = 0) -> None:
   """The last layers of a network are not missing unseen.
 
   Args:
     path: of the weights.
     found: layers that they hold.
     part: of config.json that may say how many there should be.
+    silent: how many there are if it does not; 0: unknown.
 
   Raises:
     WeightsError: another number.
   """
-  wanted = number_beside(path, "num_hidden_layers", part) or found
+  wanted = number_beside(path, "num_hidden_layers", part) or silent or found
   if found != wanted:
     raise WeightsError(
       f"{path}: expected {wanted} layers, as {config_file(path)} says, found "

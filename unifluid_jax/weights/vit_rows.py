@@ -76,11 +76,16 @@ def hf_sizes(source: Source, prefix: str) -> Sizes:
   return Sizes(width, depth, mlp, patch, tokens, heads)
 
 
-def hf_block_rows(prefix: str) -> list[Row]:
-  """Rows of all blocks under transformers' names; `prefix` as `hf_sizes`."""
+def hf_block_rows(prefix: str, root: str = "vit") -> list[Row]:
+  """Rows of all blocks under transformers' names.
+
+  Args:
+    prefix: up to "encoder".
+    root: of our paths.
+  """
   rows = []
   for ours, name, weight, bias, *_ in _BLOCK:
-    theirs, to = f"{prefix}encoder.layers.{{i}}.{name}", f"vit/layers/{ours}"
+    theirs, to = f"{prefix}encoder.layers.{{i}}.{name}", f"{root}/layers/{ours}"
     rows.append(Row(f"{theirs}.weight", f"{to}/{_leaf(ours)}", weight))
     rows.append(Row(f"{theirs}.bias", f"{to}/bias", bias))
   return rows
