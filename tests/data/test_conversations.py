@@ -108,6 +108,7 @@ def spoken(*messages, images=()):
 BAD = [
   (changed(images=["a.png"]), "2 placeholders .* but 1 images: list one image"),
   (changed(images=None), "2 placeholders .* but 0 images"),
+  (changed(images=["a.png"] * 3), "2 placeholders .* but 3 images"),
   (changed(images=["a.png", 7]), r"images\[1\] is int, not a text"),
   (changed(images=["a.png", "/b.png"]), "is absolute: write it relative"),
   (changed(images=["a.png", "../../b.png"]), "outside of data.root"),

@@ -256,7 +256,7 @@ def _list_entries(path: str) -> Iterator[tuple[int, int, bytes]]:
     while more:
       _, end = decoder.raw_decode(text, start)
       data = text[start:end].encode()
-      offset += len(text[place:start].encode())
+      offset += start - place  # blanks and a comma: characters are bytes
       yield number, offset, data
       place, offset, number = end, offset + len(data), number + 1
       more = text.startswith(",", _BLANK.match(text, end).end())
