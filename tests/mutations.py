@@ -121,8 +121,8 @@ MUTATIONS = tuple(
     ("data/worlds/signs_builder.py", "[seed, shapes.SPLITS.index(_SPLIT), "
      "index, _STREAM]", "[0, shapes.SPLITS.index(_SPLIT), index, _STREAM]",
      SIGNS),
-    ("data/worlds/written.py", "source.path.endswith(_SUFFIXES)",
-     "source.path.endswith(_SUFFIXES[:1])", SIGNS),
+    ("data/worlds/written.py", "tuple(kind.SUFFIX for kind in BESIDE.values())",
+     "in_context.SUFFIX", SIGNS),
     (_READING, "max(len(read), len(word))", "len(word)", READS),
     (_READING, "zip(read, word, strict=False)", "zip(word, word)", READS),
     (_READING, "text.lower().split()", "text.split()", READS),
