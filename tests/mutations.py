@@ -103,8 +103,8 @@ SEES = f"{UNI}::test_understanding_rows_are_those_of_the_released_code"
 UNILOSS = f"{UNI}::test_the_loss_is_a_plain_cross_entropy_with_z_loss"
 UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
 DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
-_SCALES, _SUMS = "models/multiscale_vq.py", "codecs/multiscale_vq.py"
-SCALES, SCALED = "models/test_multiscale_vq.py", "systems/test_multiscale_vq.py"
+_CODES, _SUMS = "models/multiscale_vq.py", "codecs/multiscale_vq.py"
+CODES, SCALED = "models/test_multiscale_vq.py", "systems/test_multiscale_vq.py"
 
 _SCALES, SCALES = "models/scale_decoder.py", "models/test_scale_decoder.py"
 _VAR, VAR = "systems/var.py", "systems/test_var.py"
@@ -120,20 +120,20 @@ MUTATIONS = tuple(
   Mutation(*row)
   for row in (
     # ---------------------------------------------------- multi-scale codes
-    (_SCALES, "_A = -0.75", "_A = -0.5", SCALES),
-    (_SCALES, "np.clip(tap, 0, inputs - 1)", "tap % inputs", SCALES),
-    (_SCALES, "-(-(i + 1) * inputs // outputs)", "(i + 1) * inputs // outputs",
-     SCALES),
-    (_SCALES, "3 * count if count == 4 else 2 * count", "2 * count", SCALES),
-    (_SCALES, "self.ratio * (y + biases[which])", "self.ratio * y + "
-     "biases[which]", SCALES),
-    (_SCALES, "residual - _sg(h)", "residual - 0.9 * h", SCALES),
-    (_SCALES, "f_hat, residual = f_hat + h", "f_hat, residual = _sg(f_hat) + h",
-     SCALES),
-    (_SCALES, "self.sums(codes)[:-1]", "self.sums(codes)[1:]", SCALES),
-    (_SCALES, "self.z + _sg(self.nearest - self.z)", "self.nearest", SCALES),
-    (_SCALES, "batch_axis=0", "batch_axis=()", SCALES),
-    (_SCALES, "return self.z[:, None]", "return 0.99 * self.z[:, None]",
+    (_CODES, "_A = -0.75", "_A = -0.5", CODES),
+    (_CODES, "np.clip(tap, 0, inputs - 1)", "tap % inputs", CODES),
+    (_CODES, "-(-(i + 1) * inputs // outputs)", "(i + 1) * inputs // outputs",
+     CODES),
+    (_CODES, "3 * count if count == 4 else 2 * count", "2 * count", CODES),
+    (_CODES, "self.ratio * (y + biases[which])", "self.ratio * y + "
+     "biases[which]", CODES),
+    (_CODES, "residual - _sg(h)", "residual - 0.9 * h", CODES),
+    (_CODES, "f_hat, residual = f_hat + h", "f_hat, residual = _sg(f_hat) + h",
+     CODES),
+    (_CODES, "self.sums(codes)[:-1]", "self.sums(codes)[1:]", CODES),
+    (_CODES, "self.z + _sg(self.nearest - self.z)", "self.nearest", CODES),
+    (_CODES, "batch_axis=0", "batch_axis=()", CODES),
+    (_CODES, "return self.z[:, None]", "return 0.99 * self.z[:, None]",
      SCALED),
     (_SUMS, "return f_hat + self._vq", "return self._vq", SCALED),
     (_SUMS, "down(f_hat, self.config", "down(0.9 * f_hat, self.config",
@@ -150,11 +150,13 @@ MUTATIONS = tuple(
     (_SIGNS, "top + _FIRST_ROW, left", "top, left", SIGNS),
     (_SIGNS, "height, width, 3), np.uint8", "width, height, 3), np.uint8",
      SIGNS),
+    (_SIGNS, "default_rng(sign.grain)", "default_rng(0)", SIGNS),
+    (_SIGNS, "np.clip(image, 0, 255)", "image", SIGNS),
     ("data/worlds/signs_builder.py", "[seed, shapes.SPLITS.index(_SPLIT), "
      "index, _STREAM]", "[0, shapes.SPLITS.index(_SPLIT), index, _STREAM]",
      SIGNS),
-    ("data/worlds/written.py", "folder.endswith(suffixes)",
-     "folder.endswith(suffixes[:1])", SIGNS),
+    ("data/worlds/written.py", "tuple(kind.SUFFIX for kind in BESIDE.values())",
+     "in_context.SUFFIX", SIGNS),
     (_READING, "max(len(read), len(word))", "len(word)", READS),
     (_READING, "zip(read, word, strict=False)", "zip(word, word)", READS),
     (_READING, "text.lower().split()", "text.split()", READS),
