@@ -187,8 +187,7 @@ class Model:
       prompt: a text, or several.
       seed: of the first prompt; the next has seed + 1, and so on. An image
         depends on its prompt, its seed and the sampling options alone.
-      **sampling: options of the system, e.g. cfg, temperature; size as
-        (height, width), of runs on images of several sizes.
+      **sampling: options of the system, e.g. cfg, size=(height, width).
 
     Returns:
       A PIL image; a list for a list.
@@ -284,11 +283,9 @@ class Model:
     seen = [{}] * len(prompts)
     if sources is not None:
       seen = [{"seen": _picture(x)} for x in sources]
-    rows = self._rows(
-      task,
-      [({"prompt": p}, s) for p, s in zip(prompts, seen, strict=True)],
-      systems.drawn_size(self.config, sampling),
-    )
+    asked = [({"prompt": p}, s) for p, s in zip(prompts, seen, strict=True)]
+    size = systems.drawn_size(self.config, sampling)
+    rows = self._rows(task, asked, size)
     call = self._drawing(task, tuple(rows), sampling)
     return to_uint8(call(np.asarray(seeds, np.uint32), *rows.values()))
 

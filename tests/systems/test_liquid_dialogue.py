@@ -205,7 +205,10 @@ def test_an_image_is_drawn_after_boi(model):
   keys = jax.vmap(jax.random.key)(jnp.arange(3))
   system = systems.build(model.config)
   system.codec = SimpleNamespace(  # an image shows its codes
-    decode=lambda _, x: jnp.float32(x).reshape(-1, 4, 4, 1).repeat(3, axis=-1)
+    grid=lambda size: (size[0] // 8, size[1] // 8),
+    decode=lambda _, x, grid: (
+      jnp.float32(x).reshape(-1, *grid, 1).repeat(3, axis=-1)
+    ),
   )
   images = jax.jit(lambda p: system.generate(
     p, CODEC, {"dialogue": arrays}, keys, how))(model.params)  # fmt: skip
