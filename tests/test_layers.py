@@ -29,7 +29,7 @@ CONFIGS = ROOT.parent / "configs"
 FILES = sorted(ROOT.rglob("*.py"))
 SYSTEMS = ("unifluid", "liquid", "unitoken", "tokenizer_training",
            "vq_training")  # fmt: skip
-CODECS = ("kl_vae", "vq")
+CODECS = ("kl_vae", "vq", "multiscale_vq")
 # What every system shares names none of them, and no codec.
 SHARED = ("train", "data", "evals", "aot", "api", "encode", "evaluation",
           "identity", "scores", "core/parallel")  # fmt: skip

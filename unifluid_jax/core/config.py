@@ -194,6 +194,8 @@ PRESETS = {
   presets.HeadConfig: presets.HEAD,
   presets.VaeConfig: presets.VAE,
   presets.VqConfig: presets.VQ,
+  presets.MultiscaleVqConfig: presets.MULTISCALE_VQ,
+  presets.ScaleDecoderConfig: presets.SCALE_DECODER,
 }
 
 

@@ -3,7 +3,7 @@
 Sources: Gemma 1-3, Llama 2 and 3.2, SmolLM2, Qwen2.5 and Chameleon (technical
 reports and released configurations), SigLIP So400m/14, CLIP ViT-L/14, the
 autoencoders of Stable Diffusion (f8) and MAR (KL-16), the VQ autoencoders of
-VQGAN, Chameleon and LlamaGen, MAR's diffusion head.
+VQGAN, Chameleon, LlamaGen and VAR, MAR's diffusion head, VAR's transformer.
 """
 
 import dataclasses
@@ -106,6 +106,44 @@ class VqConfig(AutoencoderConfig):
   codes: int  # K
   code_channels: int  # e
   normalised: bool  # l2-normalised vectors and codebook, as LlamaGen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiscaleVqConfig(VqConfig):
+  """VAR's VQ autoencoder: an image as residual codes of growing grids."""
+
+  scales: tuple[int, ...]  # P_k, cells a side; the last is the latent's side
+  phi: int = 4  # convolutions that the scales share; 0: one per scale
+  phi_ratio: float = 0.5  # of the convolution's output in its sum with h
+  normalised: bool = False  # VAR compares vectors as they are
+
+  @property
+  def tokens(self) -> int:
+    """N, codes of all scales."""
+    return sum(side**2 for side in self.scales)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleDecoderConfig:
+  """VAR's transformer over the scales of an image."""
+
+  width: int  # W
+  depth: int  # L
+  heads: int
+  mlp: int  # hidden size
+  codes: int  # V, of the tokenizer's codebook
+  code_channels: int  # Z, of its vectors
+  scales: tuple[int, ...]  # P_k, sides of the scales; K of them
+  classes: int  # rows of the class table without the null class's, the last
+  shared_adaln: bool = False  # one modulation for all layers, plus an offset
+  l2_norm: bool = True  # unit queries and keys, with a learned temperature
+  drop_path: float = 0.0  # of the last layer; linear from 0 at the first
+  gate_init: float = 1e-5  # initial scale of the rows that make gates
+
+  @property
+  def tokens(self) -> int:
+    """N, codes of all scales."""
+    return sum(side**2 for side in self.scales)
 
 
 _GEMMA2 = dict(
@@ -229,4 +267,32 @@ VQ = {
   "taming_f16": _vq(_F16, True, 16_384, 256, normalised=False),
   "llamagen_vq16": _vq(_F16, True, 16_384, 8, normalised=True),
   "llamagen_vq8": _vq((1, 2, 2, 4), True, 16_384, 8, normalised=True),
+}
+
+MULTISCALE_VQ = {
+  "var_f16": MultiscaleVqConfig(
+    160, _F16, 2, 32, encoder_attention=True, decoder_attention=True,
+    codes=4096, code_channels=32, scales=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+  ),
+}  # fmt: skip
+# The same weights on images of 512 x 512.
+MULTISCALE_VQ["var_f16_512"] = dataclasses.replace(
+  MULTISCALE_VQ["var_f16"], scales=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+)
+
+
+def _var(depth, gate_init, vq="var_f16", shared_adaln=False):
+  return ScaleDecoderConfig(
+    64 * depth, depth, depth, 256 * depth, 4096, 32,
+    MULTISCALE_VQ[vq].scales, 1000, shared_adaln,
+    drop_path=0.1 * depth / 24, gate_init=gate_init,
+  )  # fmt: skip
+
+
+SCALE_DECODER = {
+  "d16": _var(16, 1e-3),
+  "d20": _var(20, 1e-3),
+  "d24": _var(24, 1e-4),
+  "d30": _var(30, 1e-5),
+  "d36": _var(36, 5e-6, "var_f16_512", shared_adaln=True),
 }

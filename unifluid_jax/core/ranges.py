@@ -138,6 +138,12 @@ VQ = (
     COUNT,
   ),
 )
+MULTISCALE_VQ = (
+  *VQ,
+  Row("model.vq.scales", COUNT),
+  Row("model.vq.phi", AMOUNT),
+  Row("model.vq.phi_ratio", SHARE),
+)
 # Of answers, as `systems/common/text_decode` draws them.
 ANSWERS = (
   Row("sampling.text_temperature", POSITIVE),
@@ -148,7 +154,7 @@ ANSWERS = (
 )
 
 # Tuples that something is divided into, or that are gone through in turn.
-_NEVER_EMPTY = ("pattern", "multipliers")
+_NEVER_EMPTY = ("pattern", "multipliers", "scales")
 
 
 def check(config: Any, rows: tuple[Row, ...] = ()) -> None:

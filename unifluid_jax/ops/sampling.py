@@ -97,6 +97,24 @@ def pick_token(
   Raises:
     ValueError: a value outside its range.
   """
+  logits = filtered(logits, temperature, top_k, top_p)
+  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def filtered(
+  logits: Float[Array, "B V"], temperature: float, top_k: int, top_p: float
+) -> Float[Array, "B V"]:
+  """Logits over the temperature, -inf where a token cannot be drawn.
+
+  Args:
+    logits: before temperature.
+    temperature: as `pick_token` takes it, and likewise the others.
+    top_k: static.
+    top_p: static.
+
+  Raises:
+    ValueError: a value outside its range.
+  """
   if temperature <= 0:
     raise ValueError(f"temperature={temperature}: must be > 0, or use greedy")
   if top_k < 0 or not 0 < top_p <= 1:
@@ -104,7 +122,7 @@ def pick_token(
   logits = logits.astype(jnp.float32) / temperature
   if top_k or top_p < 1:
     logits = jnp.where(_kept(logits, top_k, top_p), logits, -jnp.inf)
-  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+  return logits
 
 
 def _kept(
