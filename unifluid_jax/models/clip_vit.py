@@ -89,6 +89,11 @@ class ClipVit(nn.Module):
     return x[:, 1:]
 
 
+def normalised(images: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+  """Images in [-1, 1] as the encoder expects them."""
+  return ((images + 1) / 2 - jnp.asarray(MEAN)) / jnp.asarray(STD)
+
+
 def quick_gelu(x: Float[Array, "*dims F"]) -> Float[Array, "*dims F"]:
   """x sigmoid(1.702 x), CLIP's approximation of GELU."""
   return x * jax.nn.sigmoid(1.702 * x)

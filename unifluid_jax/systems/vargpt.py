@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from unifluid_jax.codecs.multiscale_vq import MultiscaleVqCodec
 from unifluid_jax.core import parallel
@@ -54,6 +54,7 @@ from unifluid_jax.models import clip_vit, decoder
 from unifluid_jax.models.adapter import Adapter
 from unifluid_jax.models.scale_decoder import ScaleDecoder
 from unifluid_jax.ops import scales
+from unifluid_jax.ops.cross_entropy import TokenLosses
 from unifluid_jax.systems import vargpt_config
 from unifluid_jax.systems.common import (
   cost,
@@ -119,9 +120,7 @@ class VarGpt:
     self.projector = Adapter(m.decoder.width, dtype)
     self.in_projector = Adapter(m.decoder.width, dtype, hidden=width)
     self.out_projector = Adapter(width, dtype, hidden=m.decoder.width)
-    self.visual_decoder = ScaleDecoder(
-      m.visual_decoder, dtype, m.remat, m.scan
-    )
+    self.visual_decoder = ScaleDecoder(m.visual_decoder, dtype, m.remat, m.scan)
     self.codec = MultiscaleVqCodec(m.vq, m.vq_path, m.image_size)
     self.ids = networks.special_ids(config.text.special, m.decoder.vocab)
     self.parts = vargpt_config.parts(m)
@@ -274,8 +273,7 @@ class VarGpt:
     ids = [fields["prefix"], *([] if fed is None else [fed])]
     if "seen" not in fields:
       ids = jnp.concatenate(ids, axis=1)
-      x = embed.text(self.decoder, params, ids)
-      return self._sequence(x, packing.text_valid(ids))
+      return self._texts(params, ids)
     begin = self._constant(len(ids[0]), "bos", *self.config.model.user)
     ids = jnp.concatenate([begin, *ids], axis=1)
     x, valid = embed.text(self.decoder, params, ids), packing.text_valid(ids)
@@ -315,9 +313,7 @@ class VarGpt:
     valid = packing.text_valid(row) | (cell >= 0) | (feature >= 0)
     return self._sequence(x, valid, before)
 
-  def interleaved(
-    self, params: Params, frozen: Params, fields: Fields
-  ) -> Rows:
+  def interleaved(self, params: Params, frozen: Params, fields: Fields) -> Rows:
     """Whole dialogues; PAD where a token is only given."""
     row, cell, target, codes = (
       fields[f"{interleaved.FIELD}.{name}"]
@@ -347,6 +343,10 @@ class VarGpt:
     """
     packed = packing.causal_sequence(x, valid)
     return packed._replace(block=packed.block - before)
+
+  def _texts(self, params: Params, ids: Int[Array, "B T"]) -> packing.Packed:
+    x = embed.text(self.decoder, params, ids)
+    return self._sequence(x, packing.text_valid(ids))
 
   def _constant(self, rows: int, *names: str) -> Int[Array, "B n"]:
     ids = jnp.asarray([self.ids[name] for name in names], jnp.int32)
@@ -511,14 +511,152 @@ class VarGpt:
     ((task, fields),) = prompts.items()
     params = embed.cast_for_decoding(params, self.decoder.dtype)
     if task == _TURNS:
+      fields = interleaved.extended(fields, self.ids["boi"])
       packed = self.turns(params, frozen, fields)
-      boi = self._constant(len(packed.x), "boi")
-      x = embed.text(self.decoder, params, boi)
-      packed = packing.join([packed, packing.causal_sequence(x, boi != PAD)])
-      last = packed.block[:, -2:-1] + 1
-      packed = packed._replace(block=packed.block.at[:, -1:].set(last))
     else:
-      packed = self._text(params, fields["prompt"])
+      packed = self._texts(params, fields["prompt"])
     keys = keys if keys.ndim else jax.random.split(keys, len(packed.x))
     drawn = self.draw(params, frozen, packed, keys, sampling)
     return self.codec.image(frozen["codec"], drawn.latent)
+
+  def draw(
+    self,
+    params: Params,
+    frozen: Params,
+    prompt: packing.Packed,
+    keys: Key[Array, "B"],
+    sampling: Any,
+  ) -> scale_decode.Drawn:
+    """An image after each prompt, which ends with boi.
+
+    Each scale is a call of the decoder on its slots and one of the scale
+    decoder, both with a cache. The null condition is the null prompt with the
+    same codes, or noise in the place of the decoder's states, new at each
+    scale, which sees no code either.
+    """
+    m, b = self.config.model, len(keys)
+    count = scale_decode.conditions(sampling.cfg)
+    noisy, given = m.null == "noise" and count == 2, [prompt]
+    if count == 2 and not noisy:
+      null = jnp.zeros(prompt.valid.shape, jnp.int32)
+      given.append(self._texts(params, self.null(null)))
+    packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *given)
+    cache, _ = text_decode.prefill(self.decoder, params, packed, m.image_tokens)
+    offset = packed.valid.sum(axis=1, dtype=jnp.int32)
+
+    def step(
+      state: _Caches, inputs: Float[Array, "B n Z"], k: int
+    ) -> tuple[list[Float[Array, "B n V"]], _Caches]:
+      where = scales.slots(m.vq.scales, k)
+      x = self.slots(params, inputs, range(k, k + 1))
+      states, text = self._apply(
+        params,
+        "decoder",
+        jnp.concatenate([x] * len(given)),
+        offset[:, None] + jnp.arange(where.start, where.stop),
+        self._slot_mask(packed.valid, where),
+        state.text,
+        packed.x.shape[1] + where.start,
+      )
+      if noisy:
+        noise = self._noise(keys, k, states.shape[1:], states.dtype)
+        states = jnp.concatenate([states, noise])
+      logits, image = self.code_logits(params, states, state.image, k)
+      return jnp.split(logits, count), _Caches(text, image)
+
+    image = self._apply(
+      params, "visual_decoder", b * count, method="empty_cache"
+    )
+    return scale_decode.draw(
+      self.codec, frozen["codec"], step, _Caches(cache, image), keys, sampling
+    )
+
+  def _slot_mask(
+    self, prompt: Bool[Array, "R P"], where: slice
+  ) -> Bool[Array, "R n S"]:
+    """What the slots of a scale see in the decoder's cache."""
+    block = np.arange(len(self._before)) - self._before
+    seen = jnp.asarray(block <= block[where, None])
+    rows, (n, slots) = len(prompt), seen.shape
+    return jnp.concatenate(
+      [
+        jnp.broadcast_to(prompt[:, None], (rows, n, prompt.shape[1])),
+        jnp.broadcast_to(seen, (rows, n, slots)),
+      ],
+      axis=2,
+    )
+
+  def _noise(
+    self, keys: Key[Array, "B"], k: int, shape: tuple[int, ...], dtype: Any
+  ) -> Float[Array, "B n D"]:
+    """What stands for states of a null condition; codes draw from other keys."""
+    number = k + len(self.codec.config.scales)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+
+  def answer(
+    self,
+    params: Params,
+    frozen: Params,
+    prompts: Batch,
+    keys: Key[Array, "B"],
+    sampling: Any,
+  ) -> Int[Array, "B A"]:
+    """Token ids of "i2t" or "text" prompts; see `text_decode.answer`.
+
+    Where an image continues a dialogue, BOI is the last of them.
+    """
+    ((task, fields),) = prompts.items()
+    params = embed.cast_for_decoding(params, self.decoder.dtype)
+    packed = (
+      self.turns(params, frozen, fields)
+      if task == _TURNS
+      else self.asked(params, fields)
+    )
+    ids = text_decode.answer(
+      self.decoder, params, packed, self.config.text.suffix, sampling, keys,
+      self.ids["eos"],
+    )  # fmt: skip
+    if task == _TURNS:
+      return interleaved.before_image(ids, self.ids["boi"])
+    return ids
+
+  def score(
+    self, params: Params, frozen: Params, prompts: Batch
+  ) -> Float[Array, "B"]:
+    """Log-likelihoods of the suffixes of "i2t" or "text"; see `types.Scorer`."""
+    del frozen
+    ((_, fields),) = prompts.items()
+    params = embed.cast_embedding(params, self.decoder.dtype)
+    rows = self.said(params, fields, None)
+    (states,) = packing.hidden_states(self.decoder, params, [rows.packed])
+    return -self._text_losses(params, rows, states).nll.sum(axis=1)
+
+  def reconstruct(
+    self, params: Params, frozen: Params, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B H W 3"]:
+    """Images through the frozen tokenizer: an upper bound for generation."""
+    del params
+    return self.codec.reconstruct(frozen["codec"], images)
+
+
+def _positive(count: Any) -> Any:
+  """A count to divide by: a batch may have no token of a kind."""
+  return max(count, 1) if isinstance(count, int) else jnp.maximum(count, 1)
+
+
+SPEC = SystemSpec(
+  model=vargpt_config.ModelConfig,
+  loss=vargpt_config.LossConfig,
+  sampling=vargpt_config.SamplingConfig,
+  ranges=vargpt_config.RANGES,
+  tasks=("t2i", "i2t", "text", "dialogue"),
+  check=vargpt_config.check,
+  check_sampling=vargpt_config.check_guidance,
+  migrate=dict,
+  summary=vargpt_config.summary,
+  losses={"loss_image": "L_image (nats)", "loss_text": "L_text (nats)"},
+  build=VarGpt,
+  codec_path="vq_path",
+  text_rows=vargpt_config.text_rows,
+)

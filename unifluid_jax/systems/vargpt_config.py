@@ -92,7 +92,7 @@ class LossConfig:
   vocab_chunk: int  # positions whose logits exist at once
   image_weight: float = 1.0  # of a code's mean loss; that of texts has 1
   # How codes weigh: alike, or in inverse proportion to their scale's side.
-  scale_weights: Literal["equal", "inverse"] = "equal"
+  scale_weights: Literal["equal", "inverse_side"] = "equal"
   word_dropout: float = 0.0  # of answers' words, as input
 
 
@@ -171,7 +171,7 @@ def before_in_block(m: ModelConfig) -> Int32[np.ndarray, "N"]:
 def slot_weights(m: ModelConfig, kind: str) -> Float[np.ndarray, "N"]:
   """What each code weighs in the loss, 1 on average."""
   sides = np.asarray(m.vq.scales)[scales.levels(m.vq.scales)]
-  weights = {"equal": np.ones(len(sides)), "inverse": 1 / sides}[kind]
+  weights = {"equal": np.ones(len(sides)), "inverse_side": 1 / sides}[kind]
   return np.float32(weights / weights.mean())
 
 
