@@ -14,14 +14,10 @@ and what is in <> is predicted:
          bos boi s_1 ... s_N <eoi eos>              the null prompt
   i2t    bos F question <answer eos>
   text   bos question <answer eos>, or bos <text eos>
-  dialogue  bos, texts and images (F; or boi s_1 ... s_N eoi) in their order, eos
+  dialogue  bos, texts and images (F or boi s_1 ... s_N eoi) in their order, eos
 
-A slot is fed what the image looks like after the scales before its own, and
-its code is predicted at that slot, by the scale decoder:
-
-  slot → embedding → in_projector → decoder → out_projector → scale decoder
-
-Of dialogues what their turns are to teach is predicted (data/dialogue.py).
+Codes are predicted at their slots, not before them: see vargpt_images.py. Of
+dialogues what their turns are to teach is predicted (data/dialogue.py).
 
 Differs: answers alone are learned, where the released code learns prompts and
 pads too in batches that hold an image; BOS begins every row; the slots of one
@@ -40,7 +36,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from unifluid_jax.codecs.multiscale_vq import MultiscaleVqCodec
-from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config
 from unifluid_jax.core.types import (
   PAD,
@@ -52,10 +47,8 @@ from unifluid_jax.core.types import (
 )
 from unifluid_jax.models import clip_vit, decoder
 from unifluid_jax.models.adapter import Adapter
-from unifluid_jax.models.scale_decoder import ScaleDecoder
-from unifluid_jax.ops import scales
 from unifluid_jax.ops.cross_entropy import TokenLosses
-from unifluid_jax.systems import vargpt_config
+from unifluid_jax.systems import vargpt_config, vargpt_images
 from unifluid_jax.systems.common import (
   cost,
   embed,
@@ -71,21 +64,13 @@ Fields = Mapping[str, Any]  # name → array [B, ...] of one task
 _DRAWN, _SAID, _TURNS = "t2i", ("i2t", "text"), "dialogue"
 
 
-class Images(NamedTuple):
-  """Images that a task draws, M a row."""
-
-  codes: Any  # i32[B, M, N]
-  places: Any  # i32[B, M * N], where their slots stand
-  learned: Any  # bool[B, M]
-
-
 class Rows(NamedTuple):
   """The rows of a task."""
 
   packed: packing.Packed
   targets: Any  # i32[B, n], PAD where no token is predicted
   reads: Any  # the places, static, whose states predict the targets
-  images: Images | None = None
+  images: vargpt_images.Images | None = None
 
 
 class Sums(NamedTuple):
@@ -94,13 +79,6 @@ class Sums(NamedTuple):
   nll: Any
   hits: Any
   weighted: Any  # nll times the weights of scales
-
-
-class _Caches(NamedTuple):
-  """Of the decoder, and of the scale decoder."""
-
-  text: Any
-  image: Any
 
 
 class VarGpt:
@@ -112,21 +90,18 @@ class VarGpt:
     """Builds the networks; no arrays are made here."""
     m = config.model
     self.config = config
-    dtype, width = jnp.dtype(m.dtype), m.visual_decoder.width
+    dtype = jnp.dtype(m.dtype)
     self.decoder = decoder.Decoder(
       m.decoder, dtype, m.remat, m.scan, m.attention
     )
     self.encoder = vargpt_config.encoder(m)
     self.projector = Adapter(m.decoder.width, dtype)
-    self.in_projector = Adapter(m.decoder.width, dtype, hidden=width)
-    self.out_projector = Adapter(width, dtype, hidden=m.decoder.width)
-    self.visual_decoder = ScaleDecoder(m.visual_decoder, dtype, m.remat, m.scan)
     self.codec = MultiscaleVqCodec(m.vq, m.vq_path, m.image_size)
+    self.drawing = vargpt_images.Drawing(config, self.codec)
     self.ids = networks.special_ids(config.text.special, m.decoder.vocab)
     self.parts = vargpt_config.parts(m)
     self.inputs = vargpt_config.inputs(config, self.codec)
     self._ends = self.ids["boi"], self.ids["eoi"]
-    self._before = vargpt_config.before_in_block(m)
     # Runs on text alone need no codec. Exact: a code that flips is another.
     codec = Part(self.codec.shapes, self.codec.load, exact=True)
     images = any(config.batch.get(t) for t in (_DRAWN, "i2t", _TURNS))
@@ -135,33 +110,27 @@ class VarGpt:
   def init(self, key: PRNGKeyArray) -> Params:
     """Fresh float32 parameters; see the System protocol."""
     m = self.config.model
-    token, visual = m.decoder.width, m.visual_decoder
     one, side = jnp.zeros((1, 1), jnp.int32), m.vit.image_size
+    x, mask = jnp.zeros((1, 1, m.decoder.width)), jnp.ones((1, 1, 1), bool)
+    nets = {"decoder": self.decoder, "encoder": self.encoder}
+    nets |= {"projector": self.projector, **self.drawing.networks}
     inputs = {
-      "decoder": (jnp.zeros((1, 1, token)), one, jnp.ones((1, 1, 1), bool)),
+      "decoder": (x, one, mask),
       "encoder": (jnp.zeros((1, side, side, 3)),),
       "projector": (jnp.zeros((1, 1, m.vit.width)),),
-      "in_projector": (jnp.zeros((1, 1, visual.width)),),
-      "out_projector": (jnp.zeros((1, 1, token)),),
-      "visual_decoder": (
-        jnp.zeros((1, m.image_tokens, visual.code_channels)),
-        jnp.zeros((1, visual.width)),
-      ),
+      **self.drawing.init_inputs(),
     }
     keys = jax.random.split(key, len(inputs))
     return {
-      name: getattr(self, name).init(k, *x)["params"]
-      for k, (name, x) in zip(keys, inputs.items(), strict=True)
+      name: nets[name].init(k, *given)["params"]
+      for k, (name, given) in zip(keys, inputs.items(), strict=True)
     }
 
   def cost(self) -> cost.StepCost:
     """Tokens and FLOPs of one step; the frozen tokenizer is not counted."""
     return vargpt_config.step_cost(self.config)
 
-  def _apply(self, params: Params, name: str, *inputs: Any, **rest: Any) -> Any:
-    return getattr(self, name).apply({"params": params[name]}, *inputs, **rest)
-
-  # ----------------------------------------------------------------- networks
+  # ------------------------------------------------------------------- rows
 
   def features(
     self, params: Params, images: Float[Array, "B *F H W 3"]
@@ -170,63 +139,9 @@ class VarGpt:
     frames = images.reshape(-1, *images.shape[-3:])
     if self.config.model.encoder == "clip":
       frames = clip_vit.normalised(frames)
-    x = self._apply(params, "encoder", frames)
-    x = self._apply(params, "projector", x)
+    x = self.encoder.apply({"params": params["encoder"]}, frames)
+    x = self.projector.apply({"params": params["projector"]}, x)
     return x.reshape(len(images), -1, x.shape[-1])
-
-  def slots(
-    self, params: Params, inputs: Float[Array, "B n Z"], span: range
-  ) -> Float[Array, "B n D"]:
-    """The slots of some scales, as the decoder reads them.
-
-    Positions and levels are added here, before the decoder, as the released
-    code has it; the scale decoder adds none.
-    """
-    start = self._class_row(params, len(inputs), vargpt_config.START)
-    x = self._apply(
-      params, "visual_decoder", inputs, start, span, method="embed"
-    )
-    return self._apply(params, "in_projector", x)
-
-  def whole(
-    self, params: Params, frozen: Params, codes: Int[Array, "B N"]
-  ) -> Float[Array, "B N D"]:
-    """All slots of images whose codes are known."""
-    inputs = self.codec.inputs(frozen["codec"], codes)
-    return self.slots(params, inputs, range(len(self.codec.config.scales)))
-
-  def code_logits(
-    self,
-    params: Params,
-    states: Float[Array, "B n D"],
-    cache: Any = None,
-    k: int | None = None,
-    key: PRNGKeyArray | None = None,
-  ) -> tuple[Float[Array, "B n V"], Any]:
-    """Logits of the codes at their slots.
-
-    Args:
-      params: all parameters.
-      states: of the decoder at the slots: all, or those of scale k.
-      cache: of the scale decoder, before scale k.
-      k: the scale.
-      key: of the scale decoder's drop path.
-    """
-    x = self._apply(params, "out_projector", states)
-    condition = self._class_row(params, len(x), vargpt_config.CONDITION)
-    x, cache = self._apply(
-      params, "visual_decoder", x, condition, cache, k, key, method="blocks"
-    )
-    logits = self._apply(params, "visual_decoder", x, condition, method="head")
-    return logits, cache
-
-  def _class_row(
-    self, params: Params, rows: int, number: int
-  ) -> Float[Array, "B W"]:
-    labels = jnp.full((rows,), number, jnp.int32)
-    return self._apply(params, "visual_decoder", labels, method="cond")
-
-  # ------------------------------------------------------------------- rows
 
   def null(self, prompt: Int[Array, "B P"]) -> Int[Array, "B P"]:
     """The null prompt: an image of which nothing is said."""
@@ -250,13 +165,13 @@ class VarGpt:
     targets = jnp.where(drop & (jnp.arange(3) == 0), PAD, end)
     ids = jnp.where(drop, self.null(prompt), prompt)
     ids = jnp.concatenate([ids, end[:, 1:2]], axis=1)
-    x, valid = embed.text(self.decoder, params, ids), packing.text_valid(ids)
-    slots = self.whole(params, frozen, codes).astype(x.dtype)
-    x = jnp.concatenate([x[:, :p], slots, x[:, p:]], axis=1)
-    valid = jnp.insert(valid, [p] * n, True, axis=1)
-    before = np.pad(self._before, (p, 1))
+    slots = self.drawing.whole(params, frozen, codes)
+    x, valid = self._with_image(params, ids, p, slots)
+    before = np.pad(self.drawing.before, (p, 1))
     places = jnp.broadcast_to(jnp.arange(p, p + n), (b, n))
-    images = Images(codes[:, None], places, jnp.ones((b, 1), bool))
+    images = vargpt_images.Images(
+      codes[:, None], places, jnp.ones((b, 1), bool)
+    )
     reads = np.array([p - 2, p + n - 1, p + n])
     return Rows(self._sequence(x, valid, before), targets, reads, images)
 
@@ -272,15 +187,11 @@ class VarGpt:
     """
     ids = [fields["prefix"], *([] if fed is None else [fed])]
     if "seen" not in fields:
-      ids = jnp.concatenate(ids, axis=1)
-      return self._texts(params, ids)
+      return self._texts(params, jnp.concatenate(ids, axis=1))
     begin = self._constant(len(ids[0]), "bos", *self.config.model.user)
     ids = jnp.concatenate([begin, *ids], axis=1)
-    x, valid = embed.text(self.decoder, params, ids), packing.text_valid(ids)
-    seen, n = self.features(params, fields["seen"]), begin.shape[1]
-    x = jnp.concatenate([x[:, :n], seen.astype(x.dtype), x[:, n:]], axis=1)
-    valid = jnp.insert(valid, [n] * seen.shape[1], True, axis=1)
-    return self._sequence(x, valid)
+    seen = self.features(params, fields["seen"])
+    return self._sequence(*self._with_image(params, ids, begin.shape[1], seen))
 
   def said(
     self, params: Params, fields: Fields, key: PRNGKeyArray | None
@@ -304,12 +215,12 @@ class VarGpt:
       for name in ("ids", "cell", "feature", "codes", "views")
     )
     b, m, n = codes.shape
-    slots = self.whole(params, frozen, codes.reshape(b * m, n))
+    slots = self.drawing.whole(params, frozen, codes.reshape(b * m, n))
     slots = slots.reshape(b, m * n, -1)
     x = embed.text(self.decoder, params, row)
     x = interleaved.placed(x, cell, slots)
     x = interleaved.placed(x, feature, self.features(params, views))
-    before = jnp.where(cell >= 0, jnp.asarray(self._before)[cell % n], 0)
+    before = jnp.where(cell >= 0, jnp.asarray(self.drawing.before)[cell % n], 0)
     valid = packing.text_valid(row) | (cell >= 0) | (feature >= 0)
     return self._sequence(x, valid, before)
 
@@ -325,7 +236,7 @@ class VarGpt:
     first = jnp.maximum(places[:, ::n], 0)
     learned = jnp.take_along_axis(target, first, axis=1)
     learned &= places[:, ::n] >= 0
-    images = Images(codes, jnp.maximum(places, 0), learned)
+    images = vargpt_images.Images(codes, jnp.maximum(places, 0), learned)
     targets = jnp.where(target, row, PAD)[:, 1:]
     packed = self.turns(params, frozen, fields)
     reads = slice(0, targets.shape[1])
@@ -343,6 +254,21 @@ class VarGpt:
     """
     packed = packing.causal_sequence(x, valid)
     return packed._replace(block=packed.block - before)
+
+  def _with_image(
+    self,
+    params: Params,
+    ids: Int[Array, "B t"],
+    at: int,
+    image: Float[Array, "B n D"],
+  ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
+    """Embedded ids with an image's slots or features before number `at`."""
+    x, valid = embed.text(self.decoder, params, ids), packing.text_valid(ids)
+    image, there = image.astype(x.dtype), packing.all_valid(image)
+    return tuple(
+      jnp.concatenate([array[:, :at], middle, array[:, at:]], axis=1)
+      for array, middle in ((x, image), (valid, there))
+    )
 
   def _texts(self, params: Params, ids: Int[Array, "B T"]) -> packing.Packed:
     x = embed.text(self.decoder, params, ids)
@@ -402,7 +328,8 @@ class VarGpt:
       found = self._text_sums(params, task, r, states[i])
       if r.images is not None:
         k = jax.random.fold_in(k_paths, i)
-        found["image"] = self._image_sums(params, r.images, states[i], k)
+        codes = self.drawing.losses(params, r.images, states[i], k)
+        found["image"] = Sums(*(x.sum() for x in codes))
       for kind, part in found.items():
         before = sums.get(kind)
         sums[kind] = jax.tree.map(jnp.add, before, part) if before else part
@@ -436,30 +363,6 @@ class VarGpt:
       ))
       for kind, mask in masks.items()
     }  # fmt: skip
-
-  def _image_sums(
-    self,
-    params: Params,
-    images: Images,
-    states: Float[Array, "B T D"],
-    key: PRNGKeyArray,
-  ) -> Sums:
-    """Of the codes of images to be learned."""
-    b, m, n = images.codes.shape
-    states = jnp.take_along_axis(states, images.places[..., None], axis=1)
-    states = parallel.constrain(states.reshape(b * m, n, -1), "BTD")
-    logits, _ = self.code_logits(params, states, key=key)
-    codes = images.codes.reshape(b * m, n)
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    nll = -jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
-    hits = (logits.argmax(axis=-1) == codes).astype(jnp.float32)
-    weights = vargpt_config.slot_weights(
-      self.config.model, self.config.loss.scale_weights
-    )
-    learned = images.learned.reshape(b * m, 1)
-    return Sums(
-      *(jnp.where(learned, x, 0).sum() for x in (nll, hits, nll * weights))
-    )
 
   def _objective(
     self, sums: Mapping[str, Sums], counts: Mapping[str, Any]
@@ -527,72 +430,14 @@ class VarGpt:
     keys: Key[Array, "B"],
     sampling: Any,
   ) -> scale_decode.Drawn:
-    """An image after each prompt, which ends with boi.
-
-    Each scale is a call of the decoder on its slots and one of the scale
-    decoder, both with a cache. The null condition is the null prompt with the
-    same codes, or noise in the place of the decoder's states, new at each
-    scale, which sees no code either.
-    """
-    m, b = self.config.model, len(keys)
-    count = scale_decode.conditions(sampling.cfg)
-    noisy, given = m.null == "noise" and count == 2, [prompt]
-    if count == 2 and not noisy:
+    """An image after each prompt, which ends with boi."""
+    given = [prompt]
+    if sampling.cfg and self.config.model.null == "prompt":
       null = jnp.zeros(prompt.valid.shape, jnp.int32)
       given.append(self._texts(params, self.null(null)))
-    packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *given)
-    cache, _ = text_decode.prefill(self.decoder, params, packed, m.image_tokens)
-    offset = packed.valid.sum(axis=1, dtype=jnp.int32)
-
-    def step(
-      state: _Caches, inputs: Float[Array, "B n Z"], k: int
-    ) -> tuple[list[Float[Array, "B n V"]], _Caches]:
-      where = scales.slots(m.vq.scales, k)
-      x = self.slots(params, inputs, range(k, k + 1))
-      states, text = self._apply(
-        params,
-        "decoder",
-        jnp.concatenate([x] * len(given)),
-        offset[:, None] + jnp.arange(where.start, where.stop),
-        self._slot_mask(packed.valid, where),
-        state.text,
-        packed.x.shape[1] + where.start,
-      )
-      if noisy:
-        noise = self._noise(keys, k, states.shape[1:], states.dtype)
-        states = jnp.concatenate([states, noise])
-      logits, image = self.code_logits(params, states, state.image, k)
-      return jnp.split(logits, count), _Caches(text, image)
-
-    image = self._apply(
-      params, "visual_decoder", b * count, method="empty_cache"
+    return self.drawing.draw(
+      self.decoder, params, frozen, given, keys, sampling
     )
-    return scale_decode.draw(
-      self.codec, frozen["codec"], step, _Caches(cache, image), keys, sampling
-    )
-
-  def _slot_mask(
-    self, prompt: Bool[Array, "R P"], where: slice
-  ) -> Bool[Array, "R n S"]:
-    """What the slots of a scale see in the decoder's cache."""
-    block = np.arange(len(self._before)) - self._before
-    seen = jnp.asarray(block <= block[where, None])
-    rows, (n, slots) = len(prompt), seen.shape
-    return jnp.concatenate(
-      [
-        jnp.broadcast_to(prompt[:, None], (rows, n, prompt.shape[1])),
-        jnp.broadcast_to(seen, (rows, n, slots)),
-      ],
-      axis=2,
-    )
-
-  def _noise(
-    self, keys: Key[Array, "B"], k: int, shape: tuple[int, ...], dtype: Any
-  ) -> Float[Array, "B n D"]:
-    """What stands for states of a null condition; codes draw from other keys."""
-    number = k + len(self.codec.config.scales)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
   def answer(
     self,
@@ -608,11 +453,10 @@ class VarGpt:
     """
     ((task, fields),) = prompts.items()
     params = embed.cast_for_decoding(params, self.decoder.dtype)
-    packed = (
-      self.turns(params, frozen, fields)
-      if task == _TURNS
-      else self.asked(params, fields)
-    )
+    if task == _TURNS:
+      packed = self.turns(params, frozen, fields)
+    else:
+      packed = self.asked(params, fields)
     ids = text_decode.answer(
       self.decoder, params, packed, self.config.text.suffix, sampling, keys,
       self.ids["eos"],
@@ -624,7 +468,7 @@ class VarGpt:
   def score(
     self, params: Params, frozen: Params, prompts: Batch
   ) -> Float[Array, "B"]:
-    """Log-likelihoods of the suffixes of "i2t" or "text"; see `types.Scorer`."""
+    """Log-likelihoods of suffixes of "i2t" or "text"; see `types.Scorer`."""
     del frozen
     ((_, fields),) = prompts.items()
     params = embed.cast_embedding(params, self.decoder.dtype)
