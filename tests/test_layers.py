@@ -27,7 +27,7 @@ LAYER = {
 }  # fmt: skip
 CONFIGS = ROOT.parent / "configs"
 FILES = sorted(ROOT.rglob("*.py"))
-SYSTEMS = ("unifluid", "liquid", "unitoken", "tokenizer_training",
+SYSTEMS = ("unifluid", "liquid", "unitoken", "var", "tokenizer_training",
            "vq_training")  # fmt: skip
 CODECS = ("kl_vae", "vq", "multiscale_vq")
 # What every system shares names none of them, and no codec.

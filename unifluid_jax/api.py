@@ -115,12 +115,14 @@ def read_params(
   return checkpoint.restore_part(workdir, step, name, like)
 
 
-def read_tokenizer(config: Config, workdir: str) -> text.Tokenizer:
-  """The run's own copy of its tokenizer.
+def read_tokenizer(config: Config, workdir: str) -> text.Tokenizer | None:
+  """The run's own copy of its tokenizer; None: its system reads no text.
 
   Raises:
     ValueError: missing or unusable.
   """
+  if not identity.needs_text(systems.build(config).inputs):
+    return None
   copy = epath.Path(workdir) / TOKENIZER
   return text.Tokenizer.load(str(copy), config.text.special)
 
@@ -215,7 +217,7 @@ class Model:
 
   def unknown_words(self, text: str) -> list[str]:
     """Words of a text that the run's tokenizer was not trained on."""
-    return self.tokenizer.unknown_words(text)
+    return self.tokenizer.unknown_words(text) if self.tokenizer else []
 
   def edit(
     self, image: Any, instruction: str, seed: int = 0, **sampling: Any
@@ -321,7 +323,7 @@ class Model:
     """
     seen = Picture((record.image, *record.more), record.marks)
     limit = self.config.data.max_pixels
-    inputs = self._system.inputs[tasks.I2T].values()
+    inputs = self._inputs(tasks.I2T).values()
     field = next(f for f in inputs if getattr(f, "role", None) == "seen")
     return field.view(Example({}, {"seen": seen}, None, limit))
 
@@ -340,13 +342,22 @@ class Model:
         f"this run was not trained on {task!r} (config.batch.{task}=0)"
       )
 
+  def _inputs(self, task: str) -> Mapping[str, Any]:
+    """The fields of a task that the system can do."""
+    if task not in self._system.inputs:
+      raise ValueError(
+        f"system {self.config.system!r} cannot do {task!r}, only "
+        f"{', '.join(self._system.inputs)}"
+      )
+    return self._system.inputs[task]
+
   def _rows(
     self,
     task: str,
     asked: Sequence[tuple[Mapping[str, str], Mapping[str, Picture]]],
   ) -> dict[str, np.ndarray]:
     """Texts and images as a batch of the task's fields without targets."""
-    inputs, limit = self._system.inputs[task], self.config.data.max_pixels
+    inputs, limit = self._inputs(task), self.config.data.max_pixels
     rows = [
       fields.arrays(
         fields.prompts(inputs, images),

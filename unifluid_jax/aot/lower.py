@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from unifluid_jax import api, systems, train
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import Config, ConfigError
-from unifluid_jax.core.types import Generator, System
+from unifluid_jax.core.types import Answerer, Generator, System
 from unifluid_jax.data import fields
 
 WHAT = ("train", "generate", "answer", "eval")
@@ -60,7 +60,13 @@ def programs(
     raise ConfigError(
       f"--what={what}: config.system={config.system!r} only trains"
     )
+  if what == "answer" and not isinstance(system, Answerer):
+    raise ConfigError(
+      f"--what=answer: config.system={config.system!r} draws images only"
+    )
   names = ["generate", "answer", "reconstruct"] if what == "eval" else [what]
+  if not isinstance(system, Answerer):
+    names = [n for n in names if n != "answer"]
   dtype = jnp.bfloat16 if what == "eval" else jnp.float32
   rows = rows or (config.eval.batch if what == "eval" else _MOST_ROWS)
   if not system.frozen:  # nothing is drawn

@@ -144,6 +144,18 @@ MULTISCALE_VQ = (
   Row("model.vq.phi", AMOUNT),
   Row("model.vq.phi_ratio", SHARE),
 )
+
+
+def scale_decoder(node: str) -> tuple[Row, ...]:
+  """Of a `presets.ScaleDecoderConfig`, by its key."""
+  sizes = "width depth heads mlp codes code_channels scales"
+  return (
+    Row(below(node, sizes), COUNT),
+    Row(below(node, "classes gate_init"), AMOUNT),
+    Row(f"{node}.drop_path", DECAY),
+  )
+
+
 # Of answers, as `systems/common/text_decode` draws them.
 ANSWERS = (
   Row("sampling.text_temperature", POSITIVE),

@@ -202,7 +202,7 @@ class System(Protocol):
 
 @runtime_checkable
 class Generator(System, Protocol):
-  """A system that also draws images and answers questions.
+  """A system that also draws images.
 
   Prompts are batches without targets.
   """
@@ -213,6 +213,14 @@ class Generator(System, Protocol):
   ) -> Any:  # fmt: skip
     """Images in [-1, 1], f32[B, H, W, 3]; row i depends on keys[i] only."""
 
+  def reconstruct(self, params: Params, frozen: Params, images: Any) -> Any:
+    """Images [B, H, W, 3] through its tokens and back."""
+
+
+@runtime_checkable
+class Answerer(Protocol):
+  """A system that answers in text; most Generators are one."""
+
   def answer(
     self, params: Params, frozen: Params, prompts: Batch, keys: Any,
     sampling: Any,
@@ -221,9 +229,6 @@ class Generator(System, Protocol):
 
     Of dialogues BOI, where an image is to follow, ends an answer as EOS does.
     """
-
-  def reconstruct(self, params: Params, frozen: Params, images: Any) -> Any:
-    """Images [B, H, W, 3] through its tokens and back."""
 
 
 @runtime_checkable

@@ -196,10 +196,7 @@ class VarGpt:
   def said(
     self, params: Params, fields: Fields, key: PRNGKeyArray | None
   ) -> Rows:
-    """A question and its answer; with a key some input words are lost.
-
-    See `embed.fed_words`.
-    """
+    """A question and its answer; a key loses words, see `embed.fed_words`."""
     p, unk = self.config.loss.word_dropout, self.ids["unk"]
     fed = embed.fed_words(fields["suffix"], p, unk, key)
     packed = self.asked(params, fields, fed)
@@ -239,8 +236,7 @@ class VarGpt:
     images = vargpt_images.Images(codes, jnp.maximum(places, 0), learned)
     targets = jnp.where(target, row, PAD)[:, 1:]
     packed = self.turns(params, frozen, fields)
-    reads = slice(0, targets.shape[1])
-    return Rows(packed, targets, reads, images)
+    return Rows(packed, targets, slice(0, targets.shape[1]), images)
 
   def _sequence(
     self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], before: Any = 0

@@ -7,6 +7,7 @@ the image looks like after the scales before its own; its code is predicted at
 that slot. Scales draw as in VAR (arXiv 2404.02905).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from unifluid_jax.models.adapter import Adapter
 from unifluid_jax.models.scale_decoder import ScaleDecoder
 from unifluid_jax.ops import scales
 from unifluid_jax.systems import vargpt_config
+from unifluid_jax.systems.common import packing, scale_decode, text_decode
 
 
 class Images(NamedTuple):
@@ -127,10 +129,6 @@ class Drawing:
     logits = self._apply(params, "visual_decoder", x, condition, method="head")
     return logits, cache
 
-  def empty_cache(self, params: Params, rows: int) -> Any:
-    """A cache of the scale decoder, of no scale yet."""
-    return self._apply(params, "visual_decoder", rows, method="empty_cache")
-
   # ---------------------------------------------------------------- objective
 
   def losses(
@@ -166,31 +164,89 @@ class Drawing:
 
   # -------------------------------------------------------------------- decode
 
-  def mask(self, prompt: Bool[Array, "R P"], k: int) -> Bool[Array, "R n S"]:
-    """What the slots of scale k see in the language model's cache.
+  def draw(
+    self,
+    decoder: Any,
+    params: Params,
+    frozen: Params,
+    given: Sequence[packing.Packed],
+    keys: Key[Array, "B"],
+    sampling: Any,
+  ) -> scale_decode.Drawn:
+    """Draws an image after each prompt.
+
+    Each scale is one call of the language model on its slots and one of the
+    scale decoder, both with a cache.
+
+    Args:
+      decoder: the language model.
+      params: all parameters.
+      frozen: the tokenizer.
+      given: prompts of one length that end with boi; then, where guidance
+        leads away from null prompts, these, which are fed the same codes. With
+        prompts alone it leads away from noise, new at each scale, in the place
+        of the language model's states: from what has seen no code.
+      keys: one per row; see `scale_decode.draw`.
+      sampling: cfg, temperature, image_top_k, image_top_p, smooth.
+    """
+    packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *given)
+    count = scale_decode.conditions(sampling.cfg)
+    start, n = packed.x.shape[1], len(self.before)
+    text, _ = text_decode.prefill(decoder, params, packed, n)
+    offset = packed.valid.sum(axis=1, dtype=jnp.int32)
+
+    def step(
+      caches: tuple[Any, Any], inputs: Float[Array, "B n Z"], k: int
+    ) -> tuple[list[Float[Array, "B n V"]], tuple[Any, Any]]:
+      text, image = caches
+      where = scales.slots(self.codec.config.scales, k)
+      x = self.slots(params, inputs, range(k, k + 1))
+      states, text = decoder.apply(
+        {"params": params["decoder"]},
+        jnp.concatenate([x] * len(given)),
+        offset[:, None] + jnp.arange(where.start, where.stop),
+        self._mask(packed.valid, where),
+        text,
+        start + where.start,
+      )
+      if count > len(given):
+        noise = self._noise(keys, k, states)
+        states = jnp.concatenate([states, noise])
+      logits, image = self.logits(params, states, image, k)
+      return jnp.split(logits, count), (text, image)
+
+    caches = (
+      text,
+      self._apply(
+        params, "visual_decoder", len(keys) * count, method="empty_cache"
+      ),
+    )
+    return scale_decode.draw(
+      self.codec, frozen["codec"], step, caches, keys, sampling
+    )
+
+  def _mask(
+    self, prompt: Bool[Array, "R P"], where: slice
+  ) -> Bool[Array, "R n S"]:
+    """What slots see in the language model's cache.
 
     Args:
       prompt: which slots before the image are valid.
-      k: the scale.
+      where: the slots of the image that look.
 
     Returns:
       S are the prompt's slots and all of the image.
     """
-    where = scales.slots(self.codec.config.scales, k)
     block = np.arange(len(self.before)) - self.before
     seen = jnp.asarray(block <= block[where, None])
-    rows, n = len(prompt), len(seen)
-    parts = prompt[:, None], seen[None]
-    parts = [jnp.broadcast_to(x, (rows, n, x.shape[2])) for x in parts]
+    parts, rows = (prompt[:, None], seen[None]), (len(prompt), len(seen))
+    parts = [jnp.broadcast_to(x, (*rows, x.shape[2])) for x in parts]
     return jnp.concatenate(parts, axis=2)
 
-  def noise(
+  def _noise(
     self, keys: Key[Array, "B"], k: int, like: Float[Array, "B n D"]
   ) -> Float[Array, "B n D"]:
-    """What stands for states of a null condition that is no prompt.
-
-    It is new at each scale. No code draws from its keys.
-    """
+    """Gaussian states of scale k; no code draws from their keys."""
     number = k + len(self.codec.config.scales)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
     return jax.vmap(

@@ -8,7 +8,12 @@ defines it.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from unifluid_jax.core.presets import DecoderConfig, HeadConfig, VitConfig
+from unifluid_jax.core.presets import (
+  DecoderConfig,
+  HeadConfig,
+  ScaleDecoderConfig,
+  VitConfig,
+)
 
 
 class Sequences(NamedTuple):
@@ -109,6 +114,18 @@ def decoder_flops(c: DecoderConfig, length: int) -> float:
   attention = 2 * c.heads * c.head_dim * length
   layer = projections + 3 * c.width * c.mlp + attention
   return 2.0 * c.depth * length * layer
+
+
+def scale_decoder_flops(c: ScaleDecoderConfig) -> float:
+  """Forward FLOPs of one image's N slots, embedding and logits included.
+
+  Attention is counted over all pairs of slots.
+  """
+  n, w = c.tokens, c.width
+  layer = 4 * w**2 + 2 * w * c.mlp + 2 * w * n
+  modulations = w**2 * (6 * (1 if c.shared_adaln else c.depth) + 2)
+  ends = w * (c.code_channels + c.codes)
+  return 2.0 * (n * (c.depth * layer + ends) + modulations)
 
 
 def vit_tokens(c: VitConfig) -> int:

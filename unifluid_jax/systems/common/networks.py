@@ -73,3 +73,22 @@ def check_vit(c: presets.VitConfig) -> None:
     f"model.vit.width={c.width} must be a multiple of "
     f"model.vit.heads={c.heads}",
   )
+
+
+def check_scale_decoder(
+  c: presets.ScaleDecoderConfig, vq: presets.MultiscaleVqConfig, key: str
+) -> None:
+  """Of a scale decoder under `key`, and whether it predicts config.model.vq."""
+  need(
+    c.width % c.heads == 0,
+    f"{key}.width={c.width} must be a multiple of {key}.heads={c.heads}",
+  )
+  need(
+    c.scales[0] == 1,
+    f"{key}.scales={c.scales} must begin with 1: the condition is one slot",
+  )
+  for name in ("scales", "codes", "code_channels"):
+    ours, theirs = getattr(c, name), getattr(vq, name)
+    need(
+      ours == theirs, f"{key}.{name}={ours} must be model.vq.{name}={theirs}"
+    )
