@@ -21,11 +21,8 @@ SYSTEMS = {
   "unifluid": "unifluid_jax.systems.unifluid:SPEC",
   "liquid": "unifluid_jax.systems.liquid:SPEC",
   "unitoken": "unifluid_jax.systems.unitoken:SPEC",
-<<<<<<< HEAD
   "vargpt": "unifluid_jax.systems.vargpt:SPEC",
-=======
   "var": "unifluid_jax.systems.var:SPEC",
->>>>>>> var
   "vae": "unifluid_jax.systems.tokenizer_training:SPEC",
   "vq": "unifluid_jax.systems.vq_training:SPEC",
 }
