@@ -104,13 +104,14 @@ class SamplingConfig:
   temperature: float = option("images")
   image_top_k: int = option("images")  # 0: off
   image_top_p: float = option("images")  # 1: off
-  smooth: bool = option("images")  # means of likely codes; see scale_decode
   text: Literal["greedy", "sample", "beam"] = option("text")
   text_temperature: float = option("text")
   top_k: int = option("text")  # 0: off
   top_p: float = option("text")  # 1: off
   beams: int = option("text")
   seed: int
+  # Means of codes instead of codes: smoother images, not for scores.
+  smooth: bool = option("images", default=False)
 
 
 RANGES = (
@@ -118,20 +119,12 @@ RANGES = (
   *ranges.VIT,
   *ranges.MULTISCALE_VQ,
   *ranges.ANSWERS,
-  Row(
-    below(
-      "model.visual_decoder",
-      "width depth heads mlp codes code_channels scales classes",
-    ),
-    COUNT,
-  ),
+  *ranges.scale_decoder("model.visual_decoder"),
   Row(below("text", "prompt prefix suffix"), COUNT),
   Row("model.image_size model.dialogue_images", COUNT),
   Row("model.text_suffix", AMOUNT),
   Row("loss.vocab_chunk", COUNT),
   Row("loss.prompt_dropout loss.word_dropout", DECAY),
-  Row("model.visual_decoder.drop_path", DECAY),
-  Row("model.visual_decoder.gate_init", AMOUNT),
   Row("loss.image_weight", POSITIVE),
   Row("sampling.cfg sampling.image_top_k", AMOUNT),
   Row("sampling.temperature", POSITIVE),
@@ -192,7 +185,13 @@ def check(config: Any, mesh: Any = None) -> None:
   networks.check_decoder(m.decoder)
   networks.check_vit(m.vit)
   check_shape(m.vq, m.image_size)
-  _check_visual_decoder(m)
+  key = "model.visual_decoder"
+  networks.check_scale_decoder(m.visual_decoder, m.vq, key)
+  need(
+    m.visual_decoder.classes == CONDITION,
+    f"{key}.classes={m.visual_decoder.classes}: an image has one condition; "
+    f"use {CONDITION}, which with the null class makes the rows it reads",
+  )
   _check_vocabulary(config)
   least = m.image_tokens + 4  # BOS, BOI, EOI, EOS
   need(
@@ -222,28 +221,6 @@ def check(config: Any, mesh: Any = None) -> None:
     or not config.batch.get("t2i"),
     "sampling.cfg != 0 needs a null condition: set loss.prompt_dropout > 0, "
     "model.null='noise' or sampling.cfg=0",
-  )
-
-
-def _check_visual_decoder(m: ModelConfig) -> None:
-  """It predicts the tokenizer's codes, and has the rows it reads."""
-  c = m.visual_decoder
-  for name in ("scales", "codes", "code_channels"):
-    ours, theirs = getattr(c, name), getattr(m.vq, name)
-    need(
-      ours == theirs,
-      f"model.visual_decoder.{name}={ours} must be that of the image "
-      f"tokenizer, model.vq.{name}={theirs}",
-    )
-  need(
-    c.width % c.heads == 0,
-    f"model.visual_decoder.width={c.width} must be a multiple of "
-    f"model.visual_decoder.heads={c.heads}",
-  )
-  need(
-    c.classes == CONDITION,
-    f"model.visual_decoder.classes={c.classes}: an image has one condition; "
-    f"use {CONDITION}, which with the null class makes the two rows it reads",
   )
 
 
@@ -376,10 +353,6 @@ def step_cost(config: Any) -> cost.StepCost:
 
 def _image_flops(m: ModelConfig) -> float:
   """Forward FLOPs of an image: the scale decoder and both projectors."""
-  c, n, d = m.visual_decoder, m.image_tokens, m.decoder.width
-  # Four products of attention, the MLP, scores and sums over N keys.
-  layer = 4 * c.width**2 + 2 * c.width * c.mlp + 2 * c.width * n
-  ends = c.width * (c.code_channels + c.codes)
-  projectors = c.width * (c.width + d) + d * (d + c.width)
-  modulation = c.width**2 * ((6 if c.shared_adaln else 6 * c.depth) + 2)
-  return 2.0 * (n * (c.depth * layer + ends + projectors) + modulation)
+  width, d = m.visual_decoder.width, m.decoder.width
+  projectors = 2.0 * m.image_tokens * (width + d) ** 2
+  return cost.scale_decoder_flops(m.visual_decoder) + projectors
