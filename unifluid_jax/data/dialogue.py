@@ -79,6 +79,7 @@ class Dialogue:
   prompt: bool = False  # to be continued: aligned right, without EOS
   target: bool = False  # given as far as it goes
   seen: Features | None = None  # of images given; None: codes as all are
+  most: int = 0  # images with codes; 0: as many as ever fit
 
   def __post_init__(self):
     """Refuses rows without room for an image.
@@ -95,8 +96,9 @@ class Dialogue:
 
   @property
   def images(self) -> int:
-    """M, as many as ever fit."""
-    return (self.length - 1) // (self.tokens + 2)
+    """M, as many as ever fit, or at most `most`."""
+    fit = (self.length - 1) // (self.tokens + 2)
+    return min(fit, self.most) if self.most else fit
 
   def as_prompt(self) -> "Dialogue":
     """See `fields.Continued`."""
@@ -155,9 +157,14 @@ class Dialogue:
     """
     room = self.length - 1
     lengths = np.array([len(t.ids) for t in self._tokens(turns, tokenizer)])
-    given = np.array([self._given(turn) for turn in turns])
-    most = self.seen.images if self.seen else 0
-    if lengths.sum() <= room and given.sum() <= most:
+    given = np.array([self._given(turn) for turn in turns], bool)
+    coded = np.array([t.image is not None for t in turns], bool) & ~given
+    limits = (
+      (lengths, room),
+      (given, self.seen.images if self.seen else 0),
+      (coded, self.images),
+    )
+    if all(counts.sum() <= most for counts, most in limits):
       return turns
     logging.log_first_n(
       logging.WARNING,
@@ -166,9 +173,8 @@ class Dialogue:
       1, lengths.sum(), room,
     )  # fmt: skip
     order = slice(None, None, -1) if self.prompt else slice(None)
-    fits = np.cumsum(lengths[order]) <= room
-    fits &= np.cumsum(given[order]) <= most
-    count = max(1, int(fits.sum()))
+    fits = [np.cumsum(counts[order]) <= most for counts, most in limits]
+    count = max(1, int(np.all(fits, axis=0).sum()))
     return turns[-count:] if self.prompt else turns[:count]
 
   def _tokens(self, turns: Sequence[Turn], tokenizer: Any) -> list[_Tokens]:

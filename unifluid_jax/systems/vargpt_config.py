@@ -71,7 +71,9 @@ class ModelConfig:
   # Sentences after a prompt: training draws one, generation takes the first.
   endings: tuple[str, ...] = ()
   text_suffix: int = 0  # slot of "text" rows' targets; 0: text.suffix
-  dialogue_images: int = 2  # at most, that are given in a dialogue
+  # Images in a dialogue at most: given, and drawn. All rows cost that many.
+  dialogue_seen: int = 1
+  dialogue_drawn: int = 1
 
   @property
   def image_tokens(self) -> int:
@@ -121,7 +123,7 @@ RANGES = (
   *ranges.ANSWERS,
   *ranges.scale_decoder("model.visual_decoder"),
   Row(below("text", "prompt prefix suffix"), COUNT),
-  Row("model.image_size model.dialogue_images", COUNT),
+  Row("model.image_size model.dialogue_seen model.dialogue_drawn", COUNT),
   Row("model.text_suffix", AMOUNT),
   Row("loss.vocab_chunk", COUNT),
   Row("loss.prompt_dropout loss.word_dropout", DECAY),
@@ -310,10 +312,11 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
   longer = dataclasses.replace(suffix, length=m.text_suffix or text.suffix)
   turns = {}
   if text.dialogue:
-    given = Features(m.features, m.dialogue_images, seen.size, seen.fit)
+    given = Features(m.features, m.dialogue_seen, seen.size, seen.fit)
     row = Dialogue(
-      text.dialogue, m.image_tokens, codec.size, codec.fit, seen=given
-    )
+      text.dialogue, m.image_tokens, codec.size, codec.fit, seen=given,
+      most=m.dialogue_drawn,
+    )  # fmt: skip
     turns = {"dialogue": {interleaved.FIELD: row}}
   return {
     "t2i": {"prompt": prompt, "image": drawn},
@@ -330,7 +333,7 @@ def step_cost(config: Any) -> cost.StepCost:
   d, longer = m.decoder.width, m.text_suffix or text.suffix
   seen = 2.0 * m.features * d * (m.vit.width + d)  # the projector
   image, long = _image_flops(m), max(text.dialogue - 1, 0)
-  several = long // (n + 2)
+  several = min(long // (n + 2), m.dialogue_drawn)
 
   def of(task: str, length: int, images: int, words: int, others: float) -> Any:
     count = rows.get(task, 0)
@@ -342,8 +345,8 @@ def step_cost(config: Any) -> cost.StepCost:
     "i2t": of("i2t", shown + said + text.suffix, 1, text.suffix, seen),
     "text": of("text", said + longer, 0, longer, 0.0),
     "dialogue": of(
-      "dialogue", long, m.dialogue_images, long,
-      m.dialogue_images * seen + several * image,
+      "dialogue", long, m.dialogue_seen, long,
+      m.dialogue_seen * seen + several * image,
     ),
   }  # fmt: skip
   return cost.step_cost(
