@@ -10,7 +10,13 @@ minutes; docs/results.md), `:folder` one for your own images.
 256 images; its code rather than its flags: Adam without weight decay, constant
 weight of the adversarial loss), `:chameleon` and `:taming` VQGAN's (arXiv
 2012.09841); how Chameleon's own was trained is not published. Not yet run by
-us. As in configs/vae.py the perceptual and adversarial terms are off until
+us. `:var16` is VAR's multi-scale tokenizer (arXiv 2404.02905), codes of ten
+grids from 1 x 1 to 16 x 16, for VAR and VARGPT; no recipe of it is published,
+the one here is an image tokenizer's usual one with VAR's quantisation loss. Not
+yet run by us either. `:multiscale_shapes` is the tokenizer of the embedded
+next-scale systems: grids of 1 x 1 to 4 x 4, 30 codes an image.
+
+As in configs/vae.py the perceptual and adversarial terms are off until
 they are set, since LPIPS needs weights that you have to name:
 
   --config.loss.perceptual=1 --config.loss.perceptual_weights=lpips.npz
@@ -20,11 +26,12 @@ they are set, since LPIPS needs weights that you have to name:
 from configs import folder, shapes
 from configs.base import base, source, unset
 
-_ARGS = ("shapes", "folder", "vq16", "vq8", "chameleon", "taming")
+_ARGS = ("shapes", "folder", "vq16", "vq8", "chameleon", "taming",
+         "multiscale_shapes", "var16")  # fmt: skip
 
 
 def get_config(arg: str = ""):
-  """`arg`: shapes, folder, vq16 (or nothing), vq8, chameleon or taming."""
+  """`arg`: one of `_ARGS`; nothing is vq16."""
   arg = arg or "vq16"
   if arg not in _ARGS:
     raise ValueError(f"unknown config argument {arg!r}: {', '.join(_ARGS)}")
@@ -32,6 +39,10 @@ def get_config(arg: str = ""):
     c = {"shapes": shapes, "folder": folder}[arg].get_config()
     vq_tokenizer(c, "")
     tiny(c)
+  elif arg == "multiscale_shapes":
+    c = shapes.get_config()
+    multiscale_tokenizer(c, "")
+    tiny_multiscale(c)
   else:
     c = base()
     c.data.train = dict(images=source("pairs"))
@@ -39,6 +50,9 @@ def get_config(arg: str = ""):
     if arg in ("vq16", "vq8"):
       vq_tokenizer(c, f"llamagen_{arg}")
       _llamagen(c)
+    elif arg == "var16":
+      multiscale_tokenizer(c, "var_f16")
+      _var(c)
     else:
       vq_tokenizer(c, "taming_f16" if arg == "taming" else arg)
       _vqgan(c)
@@ -76,6 +90,23 @@ def vq_tokenizer(c, preset: str) -> None:
   c.sampling = {}
 
 
+def multiscale_tokenizer(c, preset: str) -> None:
+  """Makes `c` the training of a multi-scale one: system "multiscale_vq"."""
+  vq_tokenizer(c, "")
+  c.system = "multiscale_vq"
+  c.model.vq = multiscale_vq(preset)
+
+
+def multiscale_vq(preset: str = "") -> dict:
+  """`model.vq` of systems that predict scale after scale."""
+  return dict(
+    **vq(preset),
+    **unset(int, "phi"),
+    **unset(float, "phi_ratio"),
+    **unset(tuple, "scales"),
+  )
+
+
 def vq(preset: str = "") -> dict:
   """`model.vq` of any system; without preset its sizes have to be set."""
   return dict(
@@ -103,6 +134,30 @@ def tiny_vq(vq) -> None:
     normalised=True,
   )
   vq.preset = ""
+
+
+def tiny_multiscale_vq(vq) -> None:
+  """The small multi-scale tokenizer: f8, 30 codes for a 32 x 32 image."""
+  vq.update(
+    base=96,
+    multipliers=(1,),
+    blocks=1,
+    latent=96,
+    attention=False,
+    stem=8,
+    codes=512,
+    code_channels=16,
+    scales=(1, 2, 3, 4),
+  )
+  vq.preset = ""
+
+
+def tiny_multiscale(c) -> None:
+  """`tiny` for them."""
+  tiny(c)
+  c.model.vq = multiscale_vq()
+  tiny_multiscale_vq(c.model.vq)
+  c.steps = 2500
 
 
 def tiny(c) -> None:
@@ -133,6 +188,16 @@ def _llamagen(c) -> None:
   c.data.flip = True
   c.optim.update(lr=1e-4, warmup=1, b1=0.9, b2=0.95, weight_decay=0.0,
                  clip=1.0, ema=0.0)  # fmt: skip
+
+
+def _var(c) -> None:
+  """Rate, betas, decay and clipping of the authors' single-scale tokenizers."""
+  c.batch.image = 768
+  c.steps = 400_000
+  c.data.flip = True
+  c.loss.update(l1=0.2, data_init=True, revive_every=100, adaptive=True)
+  c.optim.update(lr=3e-4, warmup=2000, schedule="cosine", b1=0.5, b2=0.9,
+                 weight_decay=0.005, clip=10.0, ema=0.9999)  # fmt: skip
 
 
 def _vqgan(c) -> None:

@@ -145,7 +145,7 @@ def test_there_and_back_bit_by_bit(tmp_path, normalised, attends):
   safetensors_file.write(path, layout, tensors.items())
   to = str(tmp_path / "ours")
   convert.to_checkpoint(f"vq:{path}", to, lambda _: None)
-  assert vq._saved_config(to) == config
+  assert vq.saved_config(to, presets.VqConfig) == config
   convert.to_hugging_face(f"vq:{to}", str(tmp_path / "back"), lambda _: None)
   back = readers.open_source(str(tmp_path / "back"))
   assert sorted(back.names()) == sorted(tensors)
@@ -204,7 +204,7 @@ def test_other_files_are_refused(tmp_path):
 
 def test_networks_that_they_cannot_hold(monkeypatch):
   config = dataclasses.replace(tiny(False), stem=2)
-  monkeypatch.setattr(vq, "_saved_config", lambda _: config)
+  monkeypatch.setattr(vq, "saved_config", lambda *_: config)
   source = helpers.Shapes({"vq/codebook/table": (7, 5)})
   with pytest.raises(WeightsError, match="stem=2 and groups=32; .*stem=1"):
     vq.hf_recipe(source)

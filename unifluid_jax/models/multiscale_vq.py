@@ -126,7 +126,7 @@ def join(parts: list[Array]) -> Array:
 
 
 class MultiscaleQuantised(NamedTuple):
-  """A latent and its approximations, in float32."""
+  """A latent and its approximations, in float32; trained as `vq.Quantised`."""
 
   codes: Any  # i32[B, N]
   z: Any  # f32[B, g, g, e], the latent f

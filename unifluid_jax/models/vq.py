@@ -40,6 +40,25 @@ class Quantised(NamedTuple):
     """`nearest`, with the gradient of `z`: what the decoder reads."""
     return self.z + _sg(self.nearest - self.z)
 
+  @property
+  def targets(self) -> Float[Array, "B h w e"]:
+    """What `approximations` are drawn to."""
+    return self.z
+
+  @property
+  def approximations(self) -> Float[Array, "B h w e"]:
+    """Vectors of which each has a share in the quantisation loss."""
+    return self.nearest
+
+  @property
+  def compared(self) -> Float[Array, "B h w e"]:
+    """Vectors that the codebook was searched for."""
+    return self.z
+
+  def uses(self, config: presets.VqConfig) -> Float[Array, "K"]:
+    """How often each code was chosen."""
+    return jnp.zeros(config.codes).at[self.codes.reshape(-1)].add(1)
+
 
 class Codebook(nn.Module):
   """K vectors, drawn from U(-1/K, 1/K)."""

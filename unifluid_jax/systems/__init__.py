@@ -25,6 +25,7 @@ SYSTEMS = {
   "var": "unifluid_jax.systems.var:SPEC",
   "vae": "unifluid_jax.systems.tokenizer_training:SPEC",
   "vq": "unifluid_jax.systems.vq_training:SPEC",
+  "multiscale_vq": "unifluid_jax.systems.vq_training:MULTISCALE_SPEC",
 }
 
 

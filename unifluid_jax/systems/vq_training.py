@@ -1,8 +1,10 @@
-"""Training of a discrete image tokenizer: VQGAN, LlamaGen and between.
+"""Training of a discrete image tokenizer: VQGAN, LlamaGen, VAR and between.
 
 Sources: VQGAN (arXiv 2012.09841; CompVis/taming-transformers), LlamaGen
-(arXiv 2406.06525; FoundationVision/LlamaGen). Codes that hardly occur are
-replaced by the encoder's outputs, which neither of them does.
+(arXiv 2406.06525; FoundationVision/LlamaGen), VAR (arXiv 2404.02905;
+FoundationVision/VAR, which has the quantiser's loss and no trainer). Codes that
+hardly occur are replaced by vectors that were to be coded, which none of them
+does.
 """
 
 import dataclasses
@@ -14,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from unifluid_jax.codecs.vq import check_shape
+from unifluid_jax.codecs import multiscale_vq as multiscale_codec
+from unifluid_jax.codecs import vq as codec
 from unifluid_jax.core import presets, ranges
 from unifluid_jax.core.config import Config
 from unifluid_jax.core.freeze import need
@@ -22,7 +25,7 @@ from unifluid_jax.core.parameter_rows import Row as ParameterRow
 from unifluid_jax.core.ranges import AMOUNT, COUNT, DECAY, SHARE, Row, below
 from unifluid_jax.core.types import Batch, Metrics, Params, SystemSpec
 from unifluid_jax.data.fields import Pixels
-from unifluid_jax.models import convolutions, patch_gan, vq
+from unifluid_jax.models import convolutions, multiscale_vq, patch_gan, vq
 from unifluid_jax.systems.common import reconstruction
 from unifluid_jax.systems.common.reconstruction import batch_mean
 
@@ -36,6 +39,15 @@ class ModelConfig:
   """The tokenizer."""
 
   vq: presets.VqConfig
+  image_size: int
+  dtype: Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiscaleModelConfig:
+  """The multi-scale tokenizer."""
+
+  vq: presets.MultiscaleVqConfig
   image_size: int
   dtype: Literal["float32", "bfloat16"]
 
@@ -71,22 +83,26 @@ class SamplingConfig:
   """Nothing is sampled."""
 
 
+Quantised = vq.Quantised | multiscale_vq.MultiscaleQuantised
+
+
 def quantisation_loss(
-  weights: Any, found: vq.Quantised, count: int
+  weights: Any, found: Quantised, count: int
 ) -> Float[Array, ""]:
   """Codes drawn to vectors, and vectors to codes: means over elements.
 
   Both orders have the same value and differ in gradients. An averaged
-  codebook follows its vectors by itself.
+  codebook follows its vectors by itself. Of several scales the sums after
+  each of them count alike (VAR).
 
   Args:
     weights: `commitment`, `order` and `average` of a LossConfig.
     found: of a micro-batch.
     count: images of the whole batch.
   """
-  w = weights
-  codes = batch_mean(jnp.square(found.nearest - _sg(found.z)), count)
-  encoder = batch_mean(jnp.square(_sg(found.nearest) - found.z), count)
+  w, z, nearest = weights, found.targets, found.approximations
+  codes = batch_mean(jnp.square(nearest - _sg(z)), count)
+  encoder = batch_mean(jnp.square(_sg(nearest) - z), count)
   if w.average:
     return w.commitment * encoder
   if w.order == "legacy":
@@ -101,7 +117,9 @@ class VqSystem:
   micro-batches. Entropy, adversarial terms, and the encoder outputs that
   replace codes, need a batch in one piece.
 
-  `usage/count` averages how often a step uses each code. An averaged codebook
+  `usage/count` averages how often a step uses each code, in each scale if
+  there are several; a code is replaced if no scale has use for it, and its
+  successor is a vector of any scale. An averaged codebook
   (`loss.average`; VQ-VAE, arXiv 1711.00937, appendix A.1) is held, and
   `averages` keeps what it is a quotient of.
 
@@ -116,7 +134,9 @@ class VqSystem:
     model, self._weights = config.model, config.loss
     self._config, self._image_size = model.vq, model.image_size
     dtype = jnp.dtype(model.dtype)
-    self._vq = vq.VqVae(model.vq, dtype)
+    self._scales = getattr(model.vq, "scales", ())
+    network = multiscale_vq.MultiscaleVqVae if self._scales else vq.VqVae
+    self._vq = network(model.vq, dtype)
     self._discriminator = patch_gan.PatchGan(
       self._weights.discriminator_width,
       self._weights.discriminator_layers,
@@ -128,9 +148,10 @@ class VqSystem:
     self.frozen = reconstruction.perceptual_part(self._weights)
     counts = (ParameterRow("count", (None,)),)
     sums = (ParameterRow("sum", (None, None)),)
+    by_scale = (ParameterRow("count", (None, None)),)
     self.parts = {
-      "vq": vq.ROWS,
-      "usage": counts,
+      "vq": multiscale_vq.ROWS if self._scales else vq.ROWS,
+      "usage": by_scale if self._scales else counts,
       "averages": counts + sums,
       "discriminator": patch_gan.ROWS,
     }
@@ -144,9 +165,10 @@ class VqSystem:
     """Parameters of "vq", "usage" and what the objective needs besides."""
     vq_key, discriminator_key = jax.random.split(key)
     images = jnp.zeros((1, self._image_size, self._image_size, 3))
+    scales = (len(self._scales),) if self._scales else ()
     params = {
       "vq": self._vq.init(vq_key, images)["params"],
-      "usage": {"count": jnp.zeros(self._config.codes)},
+      "usage": {"count": jnp.zeros((*scales, self._config.codes))},
     }
     if self._weights.average:
       table = vq.vectors(self._table(params), self._config.normalised)
@@ -160,7 +182,7 @@ class VqSystem:
 
   def encode(
     self, params: Params, images: Float[Array, "B H W 3"]
-  ) -> Int[Array, "B h w"]:
+  ) -> Int[Array, "B *cells"]:
     """Codes of images."""
     return self._apply(params["vq"], images, "encode")
 
@@ -199,9 +221,10 @@ class VqSystem:
     Returns:
       The scalar to minimise; metrics: `commitment` is the squared distance
       per element of vectors and codes, `usage` and `perplexity` are of the
-      average counts before this step; and for `revise` the uses "count"
-      f32[K], the "sum" f32[K, e] of each code's vectors, and "candidates"
-      f32[K, e].
+      average counts before this step, over all scales and, as `usage_2x2`,
+      in each; and for `revise` the uses "count" f32[V], of several scales
+      f32[K, V], the "sum" f32[V, e] of each code's vectors, and "candidates"
+      f32[V, e].
     """
     images = batch["image"]["image"]
     w, count = self._weights, counts["images"]
@@ -217,9 +240,12 @@ class VqSystem:
     used = params["usage"]["count"]
     metrics |= dict(
       commitment=batch_mean(jnp.square(found.z - found.nearest), count),
-      usage=share * self._is_used(used).mean(),
-      perplexity=share * vq.perplexity(used),
+      usage=share * self._is_used(_over_scales(used)).mean(),
+      perplexity=share * vq.perplexity(_over_scales(used)),
     )
+    for side, own in zip(self._scales, used if self._scales else (),
+                         strict=True):  # fmt: skip
+      metrics[f"usage_{side}x{side}"] = share * self._is_used(own).mean()
     if w.entropy:
       table = vq.vectors(self._table(params), self._config.normalised)
       metrics["entropy"] = vq.entropy_loss(found.z, table)
@@ -265,12 +291,12 @@ class VqSystem:
 
   # --------------------------------------------------------------- codebook
 
-  def _seen(self, found: vq.Quantised, key: PRNGKeyArray) -> Params:
+  def _seen(self, found: Quantised, key: PRNGKeyArray) -> Params:
     """What `revise` needs of a batch; nothing of it has a gradient."""
     w, k = self._weights, self._config.codes
     codes = found.codes.reshape(-1)
-    z = _sg(found.z).reshape(len(codes), -1)
-    seen = {"count": jnp.zeros(k).at[codes].add(1)}
+    z = _sg(found.compared).reshape(len(codes), -1)
+    seen = {"count": found.uses(self._config)}
     if w.average:
       seen["sum"] = jnp.zeros((k, z.shape[1])).at[codes].add(z)
     if w.data_init or w.revive_every:
@@ -288,10 +314,11 @@ class VqSystem:
     params = {**params, "usage": {"count": used}}
     if w.average:
       params = self._averaged(params, seen)
-    replaced = jnp.zeros(len(used), bool)
+    total = _over_scales(used)
+    replaced = jnp.zeros(len(total), bool)
     if w.revive_every:
       due = (step + 1) % w.revive_every == 0
-      replaced = due & (used < w.revive_below * used.mean())
+      replaced = due & (total < w.revive_below * total.mean())
     if w.data_init:
       replaced |= step == 0
     if "candidates" not in seen:
@@ -319,7 +346,11 @@ class VqSystem:
     table = jnp.where(rows[:, None], candidates, self._table(params))
     params = self._with_table(params, table)
     used = params["usage"]["count"]
-    params["usage"] = {"count": jnp.where(rows, used.mean(), used)}
+    mean = _over_scales(used).mean()
+    if self._scales:  # which scale will use them is not known: not the coarse
+      last = jnp.arange(len(used)) == len(used) - 1
+      mean = mean * last[:, None]
+    params["usage"] = {"count": jnp.where(rows, mean, used)}
     if self._weights.average:
       old = params["averages"]
       params["averages"] = {
@@ -328,7 +359,7 @@ class VqSystem:
       }
     return params
 
-  def _is_used(self, used: Float[Array, "K"]) -> Array:
+  def _is_used(self, used: Float[Array, "V"]) -> Array:
     """Codes that occurred within about the last 1 / (1 - decay) steps."""
     once = 1 - self._weights.usage_decay
     return used >= once * math.exp(-1)
@@ -343,12 +374,31 @@ class VqSystem:
     return self._vq.apply({"params": net}, x, method=method)
 
 
+def _over_scales(used: Float[Array, "*K V"]) -> Float[Array, "V"]:
+  return used.sum(0) if used.ndim > 1 else used
+
+
+def _check_multiscale(config: Config, mesh: Any) -> None:
+  """The same of a multi-scale tokenizer; see `types.SystemSpec`."""
+  if mesh is not None:
+    return
+  multiscale_codec.check_shape(config.model.vq, config.model.image_size)
+  for key in ("average", "entropy"):
+    value = getattr(config.loss, key)
+    need(
+      not value,
+      f"loss.{key}={value} is of one vector per cell, a multi-scale tokenizer "
+      f"has sums: set loss.{key}=0",
+    )
+  _check(config, mesh)
+
+
 def _check(config: Config, mesh: Any) -> None:
   """Refuses combinations that cannot work; see `types.SystemSpec`."""
   if mesh is not None:
     return
   loss, cut = config.loss, config.accumulate > 1
-  check_shape(config.model.vq, config.model.image_size)
+  codec.check_shape(config.model.vq, config.model.image_size)
   reconstruction.check(config)
   for key, off in (("entropy", 0), ("data_init", False), ("revive_every", 0)):
     value = getattr(loss, key)
@@ -373,26 +423,35 @@ def _check(config: Config, mesh: Any) -> None:
 
 def _summary(config: Config) -> dict[str, str]:
   m = config.model
-  n = (m.image_size // m.vq.factor) ** 2
+  scales = getattr(m.vq, "scales", (m.image_size // m.vq.factor,))
+  n = sum(side**2 for side in scales)
   return {"image": f"{m.image_size} pixels: {n} tokens of {m.vq.codes} codes"}
 
+
+_LOSS_RANGES = (
+  Row("model.image_size", COUNT),
+  Row(below("loss", "l1 l2 codebook commitment entropy perceptual"), AMOUNT),
+  Row(below("loss", "adversarial adversarial_start revive_every"), AMOUNT),
+  Row(below("loss", "average usage_decay"), DECAY),
+  Row("loss.revive_below", SHARE),
+  Row(below("loss", "discriminator_width discriminator_layers"), COUNT),
+)
 
 SPEC = SystemSpec(
   model=ModelConfig,
   loss=LossConfig,
   sampling=SamplingConfig,
-  ranges=(
-    *ranges.VQ,
-    Row("model.image_size", COUNT),
-    Row(below("loss", "l1 l2 codebook commitment entropy perceptual"), AMOUNT),
-    Row(below("loss", "adversarial adversarial_start revive_every"), AMOUNT),
-    Row(below("loss", "average usage_decay"), DECAY),
-    Row("loss.revive_below", SHARE),
-    Row(below("loss", "discriminator_width discriminator_layers"), COUNT),
-  ),
+  ranges=(*ranges.VQ, *_LOSS_RANGES),
   tasks=("image",),
   check=_check,
   migrate=dict,
   summary=_summary,
   build=VqSystem,
-)  # fmt: skip
+)
+
+MULTISCALE_SPEC = dataclasses.replace(
+  SPEC,
+  model=MultiscaleModelConfig,
+  ranges=(*ranges.MULTISCALE_VQ, *_LOSS_RANGES),
+  check=_check_multiscale,
+)

@@ -16,6 +16,7 @@ from unifluid_jax.weights import (
   kl_vae,
   llama,
   llama_settings,
+  multiscale_vq,
   orbax_files,
   paligemma,
   readers,
@@ -32,7 +33,7 @@ from unifluid_jax.weights.rows import (
 
 KINDS = (
   "gemma", *llama_settings.KINDS, "gguf", "paligemma", "siglip", "kl_vae",
-  "vq", "inception",
+  "vq", "var_vq", "inception",
 )  # fmt: skip
 _DTYPES = {
   "float32": np.dtype(np.float32),
@@ -62,6 +63,8 @@ def to_checkpoint(
   kind, path = _parse(spec)
   check_absent(directory)
   source = readers.open_source(path)
+  if kind == "var_vq":
+    source = multiscale_vq.Separate(source)
   recipe = _recipe(kind, source, image_size)
   say(f"{path}: {recipe.found}")
   plan = engine.make_plan(source, recipe, _DTYPES[dtype] if dtype else None)
@@ -96,6 +99,7 @@ def to_hugging_face(
     "siglip": siglip.hf_recipe,
     "kl_vae": kl_vae.hf_recipe,
     "vq": vq.hf_recipe,
+    "var_vq": multiscale_vq.hf_recipe,
     **_of_llamas(llama.hf_recipe),
   }
   if kind not in back:
@@ -103,7 +107,9 @@ def to_hugging_face(
       f"--to-hf writes {', '.join(back)}, not {kind}; the parts of a "
       "paligemma are written as gemma and siglip"
     )
-  source = to_hf.Params(readers.open_source(path))
+  source: Source = to_hf.Params(readers.open_source(path))
+  if kind == "var_vq":
+    source = multiscale_vq.Merged(source)
   recipe = back[kind](source)
   name = "diffusion_pytorch_model" if kind == "kl_vae" else "model"
   count = to_hf.write(directory, name, source, recipe)
@@ -139,6 +145,7 @@ def _recipe(kind: str, source: Source, image_size: int | None) -> Recipe:
     "gguf": gguf_llama.recipe,
     "kl_vae": kl_vae.recipe,
     "vq": vq.recipe,
+    "var_vq": multiscale_vq.recipe,
     "inception": inception.recipe,
     **_of_llamas(llama.recipe),
   }

@@ -49,6 +49,11 @@ def recipe(source: Source) -> Recipe:
       "tokenizer and no decoder, as all of transformers' Chameleons do: name "
       "the release's tokenizer/vqgan.ckpt"
     )
+  if any(name.startswith("quantize.quant_resi.") for name in source.names()):
+    raise WeightsError(
+      f"{source.path} holds VAR's multi-scale VQ autoencoder: name it var_vq in "
+      "--from"
+    )
   if format_ not in (autoencoder.COMPVIS, autoencoder.LLAMAGEN):
     expected = (
       "encoder.conv_in.weight with encoder.mid.block_1 (VQGAN, Chameleon) or "
@@ -86,7 +91,12 @@ def hf_recipe(source: Source) -> Recipe:
   Raises:
     WeightsError: not a VQ autoencoder, or one that neither can hold.
   """
-  config = _saved_config(source.path)
+  if f"{_ROOT}/phi/kernels" in source.names():
+    raise WeightsError(
+      f"{source.path} holds a multi-scale VQ autoencoder: name it var_vq in "
+      "--from"
+    )
+  config = saved_config(source.path, presets.VqConfig)
   if config is None or _TABLE not in source.names():
     raise WeightsError(
       f"{source.path} holds no VQ autoencoder: expected params/{_TABLE} and "
@@ -126,17 +136,20 @@ def _like(config: presets.VqConfig) -> dict[str, tuple[int, ...]]:
   return parameter_shapes(VqVae(config), _ROOT, images)
 
 
-def _saved_config(path: str) -> presets.VqConfig | None:
-  """The network that an import, a run or a run's copy wrote down."""
+def saved_config(path: str, kind: type) -> Any:
+  """The network that an import, a run or a run's copy wrote down.
+
+  Args:
+    path: of a checkpoint.
+    kind: `presets.VqConfig` or one like it; what is returned, or None.
+  """
   steps = checkpoint.steps(path)
   meta: dict[str, Any] = checkpoint.read_meta(path, steps[-1]) if steps else {}
   if "config" in meta:
     node = meta["config"]["model"].get("vq")
-    return node and freeze.build(
-      presets.VqConfig, node, "config.model.vq", PRESETS
-    )
+    return node and freeze.build(kind, node, "config.model.vq", PRESETS)
   values = dict(meta.get("weights", meta).get("vq", {}))
   if not values:
     return None
-  values["multipliers"] = tuple(values["multipliers"])
-  return presets.VqConfig(**values)
+  tuples = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+  return kind(**values | tuples)
