@@ -15,7 +15,7 @@ EOS ends whatever the model says; only its messages count.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from absl import logging

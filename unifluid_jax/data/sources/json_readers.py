@@ -120,6 +120,12 @@ class JsonlReader:
       return Record(name, data, questions=((found.question, found.suffix),))
     return Record(name, data, captions=(found.suffix,))
 
+  def image_path(self, i: int) -> str:
+    """Of a line that was read before."""
+    with self._file.open("rb") as stream:
+      stream.seek(int(self._lines[i, 0]))
+      return self._parse(stream.readline(LONGEST + 1)).image
+
   def _parse(self, line: bytes) -> _Line:
     """A line's content.
 
@@ -274,6 +280,10 @@ class CocoReader:
   def __getitem__(self, i: int) -> Record:
     key, path, captions = self._records[i]
     return Record(key, images.read_file(path), captions=captions)
+
+  def image_path(self, i: int) -> str:
+    """Of an entry."""
+    return self._records[i][1]
 
 
 def _image_of(entry: Any) -> tuple[int | str, str]:

@@ -70,6 +70,11 @@ class Source:
       return record
     return record._replace(moments=self.moments[i])
 
+  def image_path(self, i: int) -> str:
+    """The file of record i's image; empty where none of its own holds it."""
+    path = getattr(self._reader, "image_path", None)
+    return path(i) if path else ""
+
   def draw(self, i: int, turn: int, rng: np.random.Generator) -> Record:
     """Record i as training shows it for the `turn`-th time, from 0.
 
