@@ -40,6 +40,7 @@ def base() -> ml_collections.ConfigDict:
     suffix=64,
     dialogue=0,
     special={},
+    chat=dict(system="", user="", assistant=""),
   )
 
   c.model = _model()

@@ -22,7 +22,7 @@ LAYER = {
   "stages": 5, "dialogues": 5,
   "aot": 6,
   "main": 7, "evaluate": 7, "generate": 7, "prepare": 7, "encode": 7,
-  "compile": 7, "experiments": 7, "demo": 7,
+  "compile": 7, "experiments": 7, "demo": 7, "instruct": 7,
   "configs": 7,
 }  # fmt: skip
 CONFIGS = ROOT.parent / "configs"

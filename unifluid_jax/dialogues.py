@@ -92,10 +92,10 @@ class Dialogues:
         f"config.text.dialogue={self._config.text.dialogue}"
       )
     inputs = fields.prompts(self._system.inputs[tasks.DIALOGUE], {})
-    limit = self._config.data.max_pixels
+    limit, chat = self._config.data.max_pixels, self._config.text.chat
     rows = [
       fields.arrays(
-        inputs, Example({}, {}, self._tokenizer, limit, tuple(turns))
+        inputs, Example({}, {}, self._tokenizer, limit, tuple(turns), chat)
       )
       for turns in dialogues
     ]

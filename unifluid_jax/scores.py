@@ -92,7 +92,10 @@ class Scores:
     """
     c = self._config
     options = tasks.Options(
-      self._tokenizer, c.data.caption_prefix, max_pixels=c.data.max_pixels
+      self._tokenizer,
+      c.data.caption_prefix,
+      max_pixels=c.data.max_pixels,
+      chat=c.text.chat,
     )
     found = []
     for i, record in enumerate(records):

@@ -115,13 +115,13 @@ def test_lines_without_a_number_to_keep_them_by_are_bad(tmp_path):
 
 @pytest.mark.parametrize("cut", [0, 1, 2])
 def test_very_long_lines_are_bounded(tmp_path, monkeypatch, cut):
-  monkeypatch.setattr(json_readers, "_LONGEST", 100)
+  monkeypatch.setattr(json_readers, "LONGEST", 100)
   (tmp_path / "a.png").write_bytes(png())
   long = line(suffix="a" * (400 + cut))
   (tmp_path / "t.jsonl").write_text(f"{line()}\n{long}\n{line()}\n{long}")
   stream = open(tmp_path / "t.jsonl", "rb")
   with stream:
-    assert max(len(x) for _, x in json_readers._lines(stream)) == 101
+    assert max(len(x) for _, x in json_readers.lines(stream)) == 101
   source = open_(tmp_path, "jsonl", "t.jsonl")
   assert [b.partition("jsonl:")[2] for b in source.bad] == [
     "2: longer than 100 bytes", "4: longer than 100 bytes"

@@ -22,6 +22,7 @@ class SourceConfig:
   format: Literal[
     "array_record", "jsonl", "coco", "transfer",
     "hq_edit", "ultra_edit", "parquet", "big_vision",
+    "sharegpt", "llava",
   ]  # fmt: skip
   path: str  # joined with data.root; of "transfer" the task's name
   split: str = "train"
@@ -58,6 +59,23 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChatConfig:
+  """What stands around the messages of a conversation, as texts.
+
+  `data/dialogue.py` lays it out, for training and for prompts alike; all of it
+  is given, none learned.
+  """
+
+  system: str = ""  # before the first message, unless it is the system's own
+  user: str = ""  # begins a message of the user
+  assistant: str = ""  # begins a message of the model
+
+  def begins(self, role: str) -> str:
+    """What begins a message of a role."""
+    return {"user": self.user, "assistant": self.assistant}.get(role, "")
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
   """The tokenizer and the static slots of text."""
 
@@ -70,6 +88,7 @@ class TextConfig:
   # Name (bos, eos, unk, newline, boi, ...) → a piece of the tokenizer, or an
   # id; what is not named is as core/types.py has it.
   special: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  chat: ChatConfig = ChatConfig()  # of conversations in rows of dialogues
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ def make_tokenizer(config: Config, rows: int) -> str:
 
 def _note(config: Config) -> dict[str, Any]:
   """What the trained tokenizer depends on."""
-  return {
+  note = {
     "data": {
       name: found["digest"]
       for name, found in identity.of_data(_read(config.data)).items()
@@ -60,6 +60,13 @@ def _note(config: Config) -> dict[str, Any]:
     "vocab": config.text.train_vocab,
     "caption_prefix": config.data.caption_prefix,
   }
+  chat = _chat(config)
+  return note | ({"chat": chat} if chat else {})
+
+
+def _chat(config: Config) -> list[str]:
+  """The texts around messages, where there are any."""
+  return [t for t in dataclasses.astuple(config.text.chat) if t.strip()]
 
 
 def _read(data: DataConfig) -> DataConfig:
@@ -121,7 +128,7 @@ def _sentences(config: Config) -> list[str]:
       f"{where or 'data.train, which is empty'}; bad records: {len(bad)}"
       + (f", the first: {bad[0]}" if bad else "")
     )
-  return [config.data.caption_prefix, *found]
+  return [config.data.caption_prefix, *_chat(config), *found]
 
 
 def _texts(

@@ -4,18 +4,27 @@ The order of a row is Liquid's (arXiv 2412.04332 §4.4; its collator for the
 tokens around an image): BOS, the turns, EOS. An image is BOI, its N codes,
 EOI; texts that follow one another are separated by the newline.
 
+Turns with roles are a conversation. As LLaVA's Vicuna rows (arXiv 2310.03744;
+VARGPT, arXiv 2501.12327 §4.2, trains on them) they are
+
+  BOS system USER: question ASSISTANT: answer EOS USER: ...
+
+where the texts around messages are config.text.chat, each encoded on its own.
+EOS ends whatever the model says; only its messages count.
+
 Systems that see images otherwise than they draw them have `Features`: an image
 that is given stands as its features alone, between newlines.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float32, Int32
 
+from unifluid_jax.core.config import ChatConfig
 from unifluid_jax.core.types import PAD
 from unifluid_jax.data import transforms
 from unifluid_jax.data.fields import (
@@ -67,9 +76,10 @@ class Dialogue:
   (BOI, or the newline between two texts), and what begins the next turn or
   ends the row, which is how a text ends.
 
-  Rows that are too long, or are given too many images, lose whole turns, their
-  last in training, their first in a prompt, and then have no EOS. A text is cut
-  only where it alone is too long.
+  Rows that are too long, or have too many images, lose whole turns, their last
+  in training, their first in a prompt, and then have no EOS. A text is cut only
+  where it alone is too long. A prompt that the user ends is followed by what
+  begins an answer.
   """
 
   length: int  # T
@@ -123,79 +133,110 @@ class Dialogue:
   ) -> dict[str, np.ndarray]:
     """See `fields.Field`."""
     del rng
-    tokenizer, room = example.tokenizer, self.length - 1
-    turns = self._kept(example.turns, tokenizer)
-    tokens = _joined(self._tokens(turns, tokenizer))
+    tokenizer = example.tokenizer
+    given = _with_system(example.turns, example.chat)
+    reply = []
+    if self.prompt and given and given[-1].role == "user":
+      reply = tokenizer.encode(example.chat.assistant)
+    room = self.length - 1 - len(reply)
+    turns, made = self._kept(given, example, room)
+    tokens = _joined(made)
     if len(tokens.ids) > room:  # one text alone
       ids = tokenizer.fit(tokens.ids, room)
       tokens = _Tokens(list(ids), tokens.counts[:room])
-    whole = len(turns) == len(example.turns) and len(tokens.ids) < room
-    if whole and not self.prompt:
+    whole = len(turns) == len(given) and len(tokens.ids) < room
+    if whole and not self.prompt and not _ends_message(turns[-1], None):
       end = _Tokens([tokenizer.special["eos"]], [turns[-1].target])
       tokens = _joined([tokens, end])
-    tokens = _joined([_Tokens([tokenizer.special["bos"]], [False]), tokens])
-    made = self._arrays(tokens)
-    drawn = [t for t in turns if t.image is not None and not self._given(t)]
+    start = _Tokens([tokenizer.special["bos"]], [False])
+    made = self._arrays(_joined([start, tokens, _given(reply)]))
+    drawn = [t for t in turns if t.image is not None and not self._seen(t)]
     shapes = {k: shape.shape for k, shape in self.shapes().items()}
     name = f"codes.{PIXELS}"
     field = Pixels("turn", self.size, self.fit)
     made[name] = _pixels(field, drawn, shapes[name], example)
     if self.seen:
-      given = [t for t in turns if self._given(t)]
+      seen = [t for t in turns if self._seen(t)]
       field = Pixels("turn", self.seen.size, self.seen.fit)
-      made["views"] = _pixels(field, given, shapes["views"], example)
+      made["views"] = _pixels(field, seen, shapes["views"], example)
     return made
 
-  def _given(self, turn: Turn) -> bool:
-    """Whether it is an image that is seen as features."""
-    return bool(self.seen) and turn.image is not None and not turn.target
+  def _seen(self, turn: Turn) -> bool:
+    """Whether it is an image that stands as its features."""
+    drawn = turn.role == "assistant" if turn.role else turn.target
+    return bool(self.seen) and turn.image is not None and not drawn
 
-  def _kept(self, turns: Sequence[Turn], tokenizer: Any) -> Sequence[Turn]:
-    """The whole turns that fit a row; one at least, if there is any.
+  def _kept(
+    self, turns: Sequence[Turn], example: Example, room: int
+  ) -> tuple[Sequence[Turn], list[_Tokens]]:
+    """The whole turns that fit a row, and their tokens.
 
-    The first time that some are left out is logged.
+    The system's message always, of others one at least, if there is any. The
+    first time that some are left out is logged.
     """
-    room = self.length - 1
-    lengths = np.array([len(t.ids) for t in self._tokens(turns, tokenizer)])
-    given = np.array([self._given(turn) for turn in turns], bool)
-    coded = np.array([t.image is not None for t in turns], bool) & ~given
-    limits = (
-      (lengths, room),
-      (given, self.seen.images if self.seen else 0),
-      (coded, self.images),
-    )
-    if all(counts.sum() <= most for counts, most in limits):
-      return turns
+    made = self._tokens(turns, example)
+    if self._fit(turns, made, room):
+      return turns, made
     logging.log_first_n(
       logging.WARNING,
       "a dialogue of %d tokens was cut to whole texts and images of %d; raise "
       "text.dialogue if that is not rare (logged once)",
-      1, lengths.sum(), room,
+      1, sum(len(t.ids) for t in made), room,
     )  # fmt: skip
-    order = slice(None, None, -1) if self.prompt else slice(None)
-    fits = [np.cumsum(counts[order]) <= most for counts, most in limits]
-    count = max(1, int(np.all(fits, axis=0).sum()))
-    return turns[-count:] if self.prompt else turns[:count]
+    head = int(turns[0].role == "system")
+    if not self.prompt:
+      count = max(len(turns) - 1, min(head + 1, len(turns)))
+      while count > head + 1 and not self._fit(
+        turns[:count], made[:count], room
+      ):
+        count -= 1
+      return turns[:count], made[:count]
+    kept = turns
+    for first in range(head + 1, len(turns)):
+      kept = (*turns[:head], *turns[first:])
+      made = self._tokens(kept, example)
+      if self._fit(kept, made, room):
+        break
+    return kept, made
 
-  def _tokens(self, turns: Sequence[Turn], tokenizer: Any) -> list[_Tokens]:
-    """The tokens of each turn, with what begins it."""
+  def _fit(
+    self, turns: Sequence[Turn], made: Sequence[_Tokens], room: int
+  ) -> bool:
+    """Whether a row has room for their tokens and for their images."""
+    seen = sum(map(self._seen, turns))
+    coded = sum(turn.image is not None for turn in turns) - seen
+    return (
+      sum(len(t.ids) for t in made) <= room
+      and coded <= self.images
+      and seen <= (self.seen.images if self.seen else 0)
+    )
+
+  def _tokens(self, turns: Sequence[Turn], example: Example) -> list[_Tokens]:
+    """The tokens of each turn, with what begins it and what ends it."""
+    tokenizer = example.tokenizer
     special, made = tokenizer.special, []
-    before = None
-    for turn in turns:
-      after_text = before is not None and before.image is None
-      if self._given(turn):
+    before, ended = None, True  # `ended`: nothing is left open before
+    for turn, after in zip(turns, (*turns[1:], None), strict=False):
+      marker = []
+      if turn.role and (before is None or before.role != turn.role):
+        marker = tokenizer.encode(example.chat.begins(turn.role))
+      follows = not ended and not marker
+      after_text = follows and before.image is None
+      if self._seen(turn):
         start = [special["newline"]] if after_text else []
         body = [_FEATURE] * self.seen.count
       elif turn.image is not None:
         start = [special["boi"]]
         body = [*[_CODE] * self.tokens, special["eoi"]]
       else:
-        apart = after_text or (before is not None and self._given(before))
+        apart = after_text or (follows and self._seen(before))
         start = [special["newline"]] if apart else []
         body = list(tokenizer.encode(turn.text))
-      begins = turn.target or (before is not None and before.target)
+      begins = turn.target or (follows and before.target)
+      ended = _ends_message(turn, after) and not (self.prompt and not after)
+      body += [special["eos"]] if ended else []
       counts = [*[begins] * len(start), *[turn.target] * len(body)]
-      made.append(_Tokens([*start, *body], counts))
+      made.append(_joined([_given(marker), _Tokens([*start, *body], counts)]))
       before = turn
     return made
 
@@ -244,4 +285,23 @@ def _joined(tokens: Sequence[_Tokens]) -> _Tokens:
   """One after the other."""
   return _Tokens(
     [i for t in tokens for i in t.ids], [c for t in tokens for c in t.counts]
+  )
+
+
+def _given(ids: Sequence[int]) -> _Tokens:
+  """Tokens that the loss does not count."""
+  return _Tokens(list(ids), [False] * len(ids))
+
+
+def _with_system(turns: Sequence[Turn], chat: ChatConfig) -> tuple[Turn, ...]:
+  """The turns after the system's message, where a conversation has none."""
+  if turns and turns[0].role in ("user", "assistant") and chat.system:
+    return (Turn(chat.system, target=False, role="system"), *turns)
+  return tuple(turns)
+
+
+def _ends_message(turn: Turn, after: Turn | None) -> bool:
+  """Whether a turn ends what the model says, which EOS then ends."""
+  return turn.role == "assistant" and (
+    after is None or after.role != "assistant"
   )

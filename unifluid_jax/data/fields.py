@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from unifluid_jax.core.config import MAX_PIXELS
+from unifluid_jax.core.config import MAX_PIXELS, ChatConfig
 from unifluid_jax.core.types import PAD
 from unifluid_jax.data import any_resolution, paint, transforms
 from unifluid_jax.data.images import decode_image
@@ -38,6 +38,7 @@ class Example(NamedTuple):
   tokenizer: Any = None  # needed by text fields only
   max_pixels: int = MAX_PIXELS  # of an encoded image
   turns: tuple[Turn, ...] = ()  # texts and images in their order
+  chat: ChatConfig = ChatConfig()  # what stands around their messages
 
 
 class Shape(NamedTuple):

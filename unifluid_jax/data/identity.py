@@ -35,6 +35,7 @@ from etils import epath
 
 from unifluid_jax.core import files
 from unifluid_jax.core.config import DataConfig, SourceConfig
+from unifluid_jax.data.sources import conversations
 from unifluid_jax.data.sources import source as sources
 from unifluid_jax.data.transfers import tasks
 
@@ -87,6 +88,12 @@ def of_source(
     file = _path(root, path, key)
     digest.shards([file])
     digest.images(file.parent, _jsonl_images(file))
+  elif config.format in conversations.LAYOUTS:
+    name, folder = conversations.split_path(path)
+    file = _path(root, name, key)
+    digest.shards([file])
+    names = conversations.named_images(os.fspath(file), config.format)
+    digest.images(file.parent / folder, names)
   elif config.format == "coco":
     stem, colon, folder = path.partition(".json:")
     file = _path(root, stem + ".json" if colon else path, key)

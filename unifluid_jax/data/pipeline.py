@@ -121,6 +121,7 @@ def make_loader(
     config.data.caption_prefix,
     config.data.flip,
     config.data.max_pixels,
+    config.text.chat,
   )
   streams = []
   for task in used:

@@ -24,6 +24,7 @@ class Turn(NamedTuple):
   text: str = ""
   image: Any = None  # encoded file, or u8[H, W, 3]
   target: bool = True  # whether it is to be learned, or given
+  role: str = ""  # whose message it is a part of, in a conversation
 
 
 class Record(NamedTuple):

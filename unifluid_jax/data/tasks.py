@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unifluid_jax.core.config import MAX_PIXELS
+from unifluid_jax.core.config import MAX_PIXELS, ChatConfig
 from unifluid_jax.data import transforms
 from unifluid_jax.data.fields import Example, Picture
 from unifluid_jax.data.images import decode_image
@@ -32,6 +32,7 @@ class Options:
   caption_prefix: str  # the question that asks for a caption
   flip: bool = False
   max_pixels: int = MAX_PIXELS  # of an encoded image
+  chat: ChatConfig = ChatConfig()  # what stands around messages
 
   def example(
     self, texts: Mapping[str, str | None], images: Mapping[str, Picture]
@@ -41,7 +42,9 @@ class Options:
 
   def ordered(self, turns: Sequence[Turn]) -> Example:
     """An example of texts and images in this order."""
-    return Example({}, {}, self.tokenizer, self.max_pixels, tuple(turns))
+    return Example(
+      {}, {}, self.tokenizer, self.max_pixels, tuple(turns), self.chat
+    )
 
 
 def text_to_image(

@@ -16,7 +16,7 @@ from unifluid_jax.core import files
 from unifluid_jax.data import images, json_files, tasks
 from unifluid_jax.data.records import BadRecord, Record, Turn
 
-_LONGEST = 1 << 20  # bytes of a line
+LONGEST = 1 << 20  # bytes of a line
 _KEPT = 1000  # bad entries whose names are kept; all are counted
 _MORE = "a further one"
 
@@ -60,11 +60,11 @@ class JsonlReader:
     self._folder, self._root = os.fspath(self._file.parent), root
     self._caption_prefix = caption_prefix.strip()
     self._score, self._min_score = score, min_score
-    index, bad = array("q"), _Faults()
+    index, bad = array("q"), Faults()
     try:
       files.check_regular(path)
       with self._file.open("rb") as stream:
-        for number, (offset, line) in enumerate(_lines(stream), 1):
+        for number, (offset, line) in enumerate(lines(stream), 1):
           self._enter(index, bad, offset, number, line)
     except OSError as error:
       raise ValueError(f"{path} cannot be read: {error}") from error
@@ -78,7 +78,7 @@ class JsonlReader:
     self._images, self._captions, self._dialogues = table[:, 2:].T.astype(bool)
 
   def _enter(
-    self, index: array, bad: "_Faults", offset: int, number: int, line: bytes
+    self, index: array, bad: "Faults", offset: int, number: int, line: bytes
   ) -> None:
     """Adds a line to the index or to the bad ones."""
     if not line.strip():
@@ -110,7 +110,7 @@ class JsonlReader:
     try:
       with self._file.open("rb") as lines:
         lines.seek(offset)
-        found = self._parse(lines.readline(_LONGEST + 1))
+        found = self._parse(lines.readline(LONGEST + 1))
     except (OSError, ValueError) as error:  # changed since it was indexed
       raise BadRecord(f"{name}: {error}") from error
     if found.turns:
@@ -120,14 +120,20 @@ class JsonlReader:
       return Record(name, data, questions=((found.question, found.suffix),))
     return Record(name, data, captions=(found.suffix,))
 
+  def image_path(self, i: int) -> str:
+    """Of a line that was read before."""
+    with self._file.open("rb") as stream:
+      stream.seek(int(self._lines[i, 0]))
+      return self._parse(stream.readline(LONGEST + 1)).image
+
   def _parse(self, line: bytes) -> _Line:
     """A line's content.
 
     Raises:
       ValueError: it cannot be used.
     """
-    if len(line) > _LONGEST:
-      raise ValueError(f"longer than {_LONGEST} bytes")
+    if len(line) > LONGEST:
+      raise ValueError(f"longer than {LONGEST} bytes")
     entry = json_files.parse(line)
     if not isinstance(entry, dict):
       raise ValueError("not a JSON object")
@@ -198,7 +204,7 @@ def _read(turn: Turn) -> Turn:
   return turn._replace(image=images.read_file(turn.image))
 
 
-class _Faults(list):
+class Faults(list):
   """Names of bad entries; beyond the first thousand they are only counted."""
 
   def add(self, name: str) -> None:
@@ -206,15 +212,15 @@ class _Faults(list):
     self.append(name if len(self) < _KEPT else _MORE)
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
   """Offset and content of each line; of a very long one the beginning."""
   offset = 0
-  while line := stream.readline(_LONGEST + 1):
+  while line := stream.readline(LONGEST + 1):
     yield offset, line
     offset += len(line)
     rest = line
     while rest and not rest.endswith(b"\n"):
-      rest = stream.readline(_LONGEST)
+      rest = stream.readline(LONGEST)
       offset += len(rest)
 
 
@@ -242,7 +248,7 @@ class CocoReader:
         f"{path} is no COCO captions file: expected an object with the lists "
         "images and annotations"
       )
-    bad, places = _Faults(), {}
+    bad, places = Faults(), {}
     for i, entry in enumerate(listed):
       try:
         key, name = _image_of(entry)
@@ -274,6 +280,10 @@ class CocoReader:
   def __getitem__(self, i: int) -> Record:
     key, path, captions = self._records[i]
     return Record(key, images.read_file(path), captions=captions)
+
+  def image_path(self, i: int) -> str:
+    """Of an entry."""
+    return self._records[i][1]
 
 
 def _image_of(entry: Any) -> tuple[int | str, str]:

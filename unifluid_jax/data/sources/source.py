@@ -1,4 +1,4 @@
-"""Records by index: prepared TFDS sets, JSONL, COCO captions, transfer tasks.
+"""Records by index: prepared TFDS sets, JSON of several forms, transfer tasks.
 
 A source is random-access and picklable, so that any process can read any
 record; nothing is decoded here. Cached VAE moments are read and written too.
@@ -28,7 +28,7 @@ from unifluid_jax.core import files
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import tasks
 from unifluid_jax.data.records import BadRecord, Record, Turn
-from unifluid_jax.data.sources import json_readers
+from unifluid_jax.data.sources import conversations, json_readers
 
 _HEADER = struct.Struct("<4s3I")  # magic, then the shape
 # Moments f16[h, w, 2c]; codes u16[N], whose header has (N, 1, 1).
@@ -70,6 +70,11 @@ class Source:
       return record
     return record._replace(moments=self.moments[i])
 
+  def image_path(self, i: int) -> str:
+    """The file of record i's image; empty where none of its own holds it."""
+    path = getattr(self._reader, "image_path", None)
+    return path(i) if path else ""
+
   def draw(self, i: int, turn: int, rng: np.random.Generator) -> Record:
     """Record i as training shows it for the `turn`-th time, from 0.
 
@@ -99,9 +104,9 @@ def open_source(
   """Opens a data set; records are read later.
 
   Args:
-    config: format, path and split. `path` may hold "{split}". For "coco" it
-      is "annotations.json" or "annotations.json:imagedir", the latter
-      relative to the JSON file's folder, as file names in JSONL are. For
+    config: format, path and split. `path` may hold "{split}". For "coco",
+      "sharegpt" and "llava" it is "list.json" or "list.json:imagedir", the
+      latter relative to the JSON file's folder, as file names in JSONL are. For
       "transfer" it is the name of a task of `tasks.ROWS`, for Parquet
       formats a file or a folder of them, for "big_vision" see there.
     root: what `path` and `moments` are relative to.
@@ -132,6 +137,11 @@ def open_source(
       found(root, path, key), root, caption_prefix,
       config.score, config.min_score,
     )  # fmt: skip
+  elif config.format in conversations.LAYOUTS:
+    file, folder = conversations.split_path(path)
+    reader = conversations.ConversationReader(
+      found(root, file, key), folder, root, config.format
+    )
   elif config.format == "coco":
     stem, colon, folder = path.partition(".json:")
     file = stem + ".json" if colon else path

@@ -1,0 +1,1 @@
+"""Dialogues that ask for images, made of captioned images."""
