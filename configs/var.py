@@ -54,7 +54,9 @@ def var(c, preset: str) -> None:
   c.system = "var"
   c.model = dict(
     decoder=scale_decoder(preset),
-    vq=tokenizer.multiscale_vq({"": "", "d36": "var_f16_512"}.get(preset, "var_f16")),
+    vq=tokenizer.multiscale_vq(
+      {"": "", "d36": "var_f16_512"}.get(preset, "var_f16")
+    ),
     vq_path="",
     image_size=c.model.image_size,
     classes=(),

@@ -60,7 +60,9 @@ def get_config(arg: str = "stage3"):
   c.name = f"vargpt_7b_{stage}"
   _vicuna(c)
   c.data.train = dict(
-    conversations=source("conversations.json", tasks=("dialogue",))
+    conversations=source(
+      "conversations.json", format="sharegpt", tasks=("dialogue",)
+    )
   )
   coco = "coco/annotations/captions_val2014.json:coco/val2014"
   c.data.eval = dict(coco=source(coco, format="coco"))
@@ -166,6 +168,13 @@ def _vicuna(c) -> None:
     prompt=256, prefix=512, suffix=512,
   )  # fmt: skip
   c.text.special = _SPECIAL
+  c.text.chat.update(
+    system="A chat between a curious user and an artificial intelligence "
+    "assistant. The assistant gives helpful, detailed, and polite answers to "
+    "the user's questions.",
+    user="USER:",
+    assistant="ASSISTANT:",
+  )
   c.model.user = ("us", "er", "colon")
   c.model.ask = ("newline",)
   c.model.reply = ("a", "ss", "ist", "ant", "colon")
