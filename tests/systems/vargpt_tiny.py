@@ -33,7 +33,7 @@ def tiny_tree(**changes):
   m.vq.update(
     base=8, groups=4, latent=8, codes=CODES, code_channels=4, scales=SCALES
   )
-  m.image_size = 24
+  m.image_size, m.scan = 24, True
   c.text.update(prompt=PROMPT, prefix=PREFIX, suffix=SUFFIX, dialogue=TURNS)
   c.text.special = dict(boi=BOI, eoi=EOI, newline=NEWLINE)
   c.loss.update(prompt_dropout=0.0, word_dropout=0.0, image_weight=0.5)
@@ -50,11 +50,16 @@ def tiny(**changes):
 
 
 def filled(shapes, seed=0):
-  """Random values, none at its initial one."""
+  """Random values, none at its initial one; codes of any kind are likely."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(
+  made = jax.tree.map(
     lambda x: jnp.float32(0.3 * rng.normal(size=x.shape)), shapes
   )
+  if "visual_decoder" in made:
+    head = made["visual_decoder"]["head"]
+    head["kernel"], head["bias"] = 3 * head["kernel"], 0.1 * head["bias"]
+    made["visual_decoder"]["position"] *= 5
+  return made
 
 
 class Words:
