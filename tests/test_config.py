@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from configs import debug, liquid_7b, tokenizer, unitoken_7b
+from configs import debug, liquid_7b, tokenizer, unitoken_7b, var
 from configs.base import base, image_tokenizer
 from unifluid_jax import systems
 from unifluid_jax.core import config, presets
@@ -138,8 +138,10 @@ def test_every_dataclass_key_stands_in_base():
   check(config.Config, tree().to_dict(), "config")
   full = {
     "unifluid": tree(), "vae": debug.get_config("vae"),
-    "vq": tokenizer.get_config("vq16"), "liquid": liquid_7b.get_config(),
-    "unitoken": unitoken_7b.get_config("stage2"),
+    "vq": tokenizer.get_config("vq16"),
+    "multiscale_vq": tokenizer.get_config("var16"),
+    "liquid": liquid_7b.get_config(),
+    "unitoken": unitoken_7b.get_config("stage2"), "var": var.get_config(),
   }  # fmt: skip
   assert set(full) == set(systems.SYSTEMS)
   for name, whole in full.items():

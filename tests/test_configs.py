@@ -23,7 +23,16 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = config_files.shipped_names()
 ARGS = {
   "vae": ("", "shapes", "folder"),
-  "tokenizer": ("", "shapes", "folder", "vq8", "chameleon", "taming"),
+  "tokenizer": (
+    "",
+    "shapes",
+    "folder",
+    "vq8",
+    "chameleon",
+    "taming",
+    "multiscale_shapes",
+    "var16",
+  ),  # fmt: skip
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
   "aesthetic": ("",),
@@ -40,6 +49,7 @@ ARGS = {
   "liquid_smol": ("", "t2i_only", "apart"),
   "unitoken_7b": ("stage1", "stage2"),
   "unitoken_shapes": ("", "base", "discrete", "t2i_only", "i2t_only"),
+  "var": ("", "d20", "d24", "d30", "d36", "shapes"),
   "transfer": tuple(row.name for row in tasks.ROWS),
 }
 ABLATIONS = ("", "t2i_only", "i2t_only", "raster", "lambda=0.1")

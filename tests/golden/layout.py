@@ -22,7 +22,7 @@ assert conftest
 FOLDER = Path(__file__).parent
 CONFIGS = (
   "unified_2b", "unified_2b_gemma1", "unified_700m", "vae", "shapes",
-  "tokenizer", "liquid_7b", "unitoken_7b",
+  "tokenizer", "liquid_7b", "unitoken_7b", "var",
 )  # fmt: skip
 MESHES = ((4, 2, 1), (2, 2, 2))  # data x fsdp x tensor
 

@@ -19,7 +19,14 @@ import pytest
 
 from configs import liquid_2b
 from configs.base import base, image_tokenizer, source
-from tests.systems import test_liquid, test_vae, test_vq, unitoken_tiny
+from tests.systems import (
+  test_liquid,
+  test_multiscale_vq,
+  test_vae,
+  test_var,
+  test_vq,
+  unitoken_tiny,
+)
 from tests.systems.conftest import (
   examples,
   right_aligned,
@@ -55,7 +62,13 @@ TEXT, COLOURS, N = 199, 8, 16  # rows of the vocabulary; cells of an image
 EOI, BOI = 0, TEXT + COLOURS  # a piece that no text has; the last row
 T = 42  # two images with a word each
 WORLD = dict(train=24, validation=8, held_out=2)
-SYSTEMS = ("unifluid", "liquid", "unitoken", "vae", "vq", "toy")
+SYSTEMS = ("unifluid", "liquid", "unitoken", "var", "vae", "vq",
+           "multiscale_vq", "toy")  # fmt: skip
+TOKENIZERS = {
+  "vae": test_vae,
+  "vq": test_vq,
+  "multiscale_vq": test_multiscale_vq,
+}
 SCORERS = ("unifluid", "liquid", "unitoken", "toy")
 
 
@@ -105,8 +118,10 @@ def config_of(name, **changes):
     return test_liquid.tiny(optim__name="adamw", **changes)
   if name == "unitoken":
     return unitoken_tiny.tiny(**changes)
-  if name in ("vae", "vq"):
-    c = {"vae": test_vae, "vq": test_vq}[name].make()
+  if name == "var":
+    return test_var.tiny(**changes)
+  if name in TOKENIZERS:
+    c = TOKENIZERS[name].make()
     mesh = {k.removeprefix("mesh__"): v for k, v in changes.items()}
     return dataclasses.replace(
       c, mesh=dataclasses.replace(c.mesh, **mesh), batch={"image": 8}
@@ -234,7 +249,9 @@ def same(a, b):
 def test_a_system_says_all_that_the_package_asks(name):
   system, spec = systems.build(config_of(name)), systems.spec(name)
   assert isinstance(system, types.System)
-  assert isinstance(system, types.Generator) == (name not in ("vae", "vq"))
+  assert isinstance(system, types.Generator) == (name not in TOKENIZERS)
+  answers = name not in (*TOKENIZERS, "var")
+  assert isinstance(system, types.Answerer) == answers
   assert set(system.inputs) == set(spec.tasks)
   for declared in (f for task in system.inputs.values() for f in task.values()):
     assert isinstance(declared, fields.Field)

@@ -5,9 +5,9 @@
 
 Offline and on the CPU; tensors stream. Kinds: gemma, llama (and SmolLM2),
 qwen2, chameleon, gguf (Llamas of llama.cpp), paligemma, siglip (and CLIP),
-kl_vae, vq (VQGAN, Chameleon, LlamaGen), var_vq (VAR's multi-scale one),
-inception. Every tensor is read or named as dropped, every shape is checked, and
-nothing half-written is ever found at --to.
+kl_vae, vq (VQGAN, Chameleon, LlamaGen), var_vq (VAR's multi-scale one), var
+(its transformers), inception. Every tensor is read or named as dropped, every
+shape is checked, and nothing half-written is ever found at --to.
 """
 
 import resource

@@ -20,6 +20,7 @@ from unifluid_jax.weights import (
   orbax_files,
   paligemma,
   readers,
+  scale_decoder,
   siglip,
   to_hf,
   vq,
@@ -33,7 +34,7 @@ from unifluid_jax.weights.rows import (
 
 KINDS = (
   "gemma", *llama_settings.KINDS, "gguf", "paligemma", "siglip", "kl_vae",
-  "vq", "var_vq", "inception",
+  "vq", "var_vq", "var", "inception",
 )  # fmt: skip
 _DTYPES = {
   "float32": np.dtype(np.float32),
@@ -100,6 +101,7 @@ def to_hugging_face(
     "kl_vae": kl_vae.hf_recipe,
     "vq": vq.hf_recipe,
     "var_vq": multiscale_vq.hf_recipe,
+    "var": scale_decoder.hf_recipe,
     **_of_llamas(llama.hf_recipe),
   }
   if kind not in back:
@@ -146,6 +148,7 @@ def _recipe(kind: str, source: Source, image_size: int | None) -> Recipe:
     "kl_vae": kl_vae.recipe,
     "vq": vq.recipe,
     "var_vq": multiscale_vq.recipe,
+    "var": scale_decoder.recipe,
     "inception": inception.recipe,
     **_of_llamas(llama.recipe),
   }
