@@ -157,7 +157,9 @@ def tiny_multiscale(c) -> None:
   tiny(c)
   c.model.vq = multiscale_vq()
   tiny_multiscale_vq(c.model.vq)
+  c.batch.image = 16
   c.steps = 2500
+  c.optim.lr = 4e-3
 
 
 def tiny(c) -> None:

@@ -234,7 +234,8 @@ def _merged(separate: Sequence[Row]) -> list[Row]:
 
 
 def _like(config: presets.MultiscaleVqConfig) -> dict[str, tuple[int, ...]]:
-  """Path → shape of all our parameters."""
-  side = config.factor * config.scales[-1]
-  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  """Path → shape of all our parameters, which no schedule changes."""
+  config = dataclasses.replace(config, scales=(1,))
+  images = jax.ShapeDtypeStruct((1, config.factor, config.factor, 3),
+                                jnp.float32)  # fmt: skip
   return parameter_shapes(MultiscaleVqVae(config), _ROOT, images)
