@@ -97,7 +97,7 @@ def dialogues(c):
     "shapes_dialogues/train.json", format="sharegpt", tasks=("dialogue",)
   )
   c.batch.dialogue = 16
-  c.text.suffix = 12  # newline, "here is", a scene in eight words, boi
+  c.text.suffix = 13  # newline, "here you see", a scene in eight words, boi
   c.eval.metrics = (*c.eval.metrics, "draws_when_asked")
 
 
