@@ -115,6 +115,16 @@ def base() -> ml_collections.ConfigDict:
   return c
 
 
+# Vicuna's template (LLaVA-1.5, VARGPT): c.text.chat.update(VICUNA).
+VICUNA = dict(
+  system="A chat between a curious user and an artificial intelligence "
+  "assistant. The assistant gives helpful, detailed, and polite answers to "
+  "the user's questions.",
+  user="USER:",
+  assistant="ASSISTANT:",
+)
+
+
 def image_tokenizer(c: ml_collections.ConfigDict) -> None:
   """Makes `c` the training of its autoencoder: system "vae"."""
   c.system = "vae"

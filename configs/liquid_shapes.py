@@ -29,6 +29,8 @@ def get_config(arg: str = ""):
 
   in_context: trains dialogues too, whose rule two examples tell, and scores
     what is inferred; with --config.batch.dialogue=0 the run without them.
+  dialogues: trains conversations that ask for images, describe and change
+    them, and scores whether it draws when asked.
   """
   c = shapes.get_config()
   liquid_2b.liquid(c)
@@ -68,9 +70,10 @@ def get_config(arg: str = ""):
   # BOS, three images of 64 codes with BOI and EOI, three words, EOS.
   c.text.dialogue = 1 + 3 * 66 + 3 + 1
   items = arg.split(",")
-  if "in_context" in items:
-    in_context(c)
-  liquid_2b.vary(c, ",".join(i for i in items if i != "in_context"))
+  for name, apply in _VARIATIONS.items():
+    if name in items:
+      apply(c)
+  liquid_2b.vary(c, ",".join(i for i in items if i not in _VARIATIONS))
   return c
 
 
@@ -84,3 +87,18 @@ def in_context(c):
   )
   c.batch.dialogue = 16
   c.eval.metrics = (*c.eval.metrics, "in_context")
+
+
+def dialogues(c):
+  """Conversations, as VARGPT (arXiv 2501.12327 §4) trains on; no template."""
+  c.name = f"{c.name}_dialogues"
+  c.data.world.dialogues = 6000
+  c.data.train.shapes_dialogues = source(
+    "shapes_dialogues/train.json", format="sharegpt", tasks=("dialogue",)
+  )
+  c.batch.dialogue = 16
+  c.text.suffix = 13  # newline, "here you see", a scene in eight words, boi
+  c.eval.metrics = (*c.eval.metrics, "draws_when_asked")
+
+
+_VARIATIONS = {"in_context": in_context, "dialogues": dialogues}

@@ -96,6 +96,13 @@ WRONG = [
    "--cfg=high: not a number"),
   ("generate", ["--workdir=run", "--prompt=a", "--order=up"], "--order=up: "),
   ("generate", ["--workdir=file", "--prompt=a"], "file"),
+  ("instruct", ["--from=coco:x.json"], "--to is missing"),
+  ("instruct", ["--to=run"], "write FORMAT:PATH, FORMAT one of array_record"),
+  ("instruct", ["--to=run", "--from=coco:no.json"], "change --from.path"),
+  ("instruct", ["--to=run", "--held_out=2"], "use count >= 1, 0 <= held_out"),
+  ("instruct", ["--to=run", "--form=replies"], "reads --replies=FILE and what"),
+  ("instruct", ["--to=run", "--form=replies", "--replies=file"],
+   "no run/requests.jsonl: make it with --form=requests first"),
 ]  # fmt: skip
 FINE = [("prepare", ["--config=mine/own.py"])]
 

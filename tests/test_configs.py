@@ -45,6 +45,7 @@ ARGS = {
     "text_only",
     "apart",
     "in_context,apart",
+    "dialogues",
   ),
   "liquid_smol": ("", "t2i_only", "apart"),
   "unitoken_7b": ("stage1", "stage2"),

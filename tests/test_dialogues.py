@@ -12,8 +12,10 @@ from PIL import Image
 from configs import debug
 from tests.data.test_fields import noise
 from unifluid_jax import api, systems
+from unifluid_jax.core.config import ChatConfig
 from unifluid_jax.core.types import EOS, PAD
 from unifluid_jax.data import text, transforms
+from unifluid_jax.data.conversation import Reply
 from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.records import Turn
 
@@ -129,3 +131,24 @@ def test_other_refusals(model, tmp_path):
   other = api.Model(model.config, unifluid, model.tokenizer, lambda f: f)
   with pytest.raises(ValueError, match="no rows for dialogues.*dialogue=0"):
     other.complete(["red"])
+
+
+def test_replies_say_whether_an_image_follows(model, tokenizer):
+  """A conversation's prompt ends with what begins an answer."""
+
+  def answer(params, frozen, prompts, keys, sampling):
+    last = prompts["dialogue"]["row.ids"][:, -1]
+    draws = last == tokenizer.encode("red")[-1]
+    return jnp.stack([last, jnp.where(draws, BOI, EOS)], axis=1)
+
+  model._system.answer = answer
+  user = Turn("two", target=False, role="user")
+  chats = [[user], [Turn("red")], [user, Turn("red", role="assistant")]]
+  said = model.dialogues.replies(chats)
+  assert said == [Reply("two", False), Reply("red", True), Reply("red", True)]
+  chat = ChatConfig(user="a", assistant="red")
+  model.dialogues._config = dataclasses.replace(
+    model.config, text=dataclasses.replace(model.config.text, chat=chat)
+  )
+  said = model.dialogues.replies(chats)
+  assert [r.draws for r in said] == [True, True, True]

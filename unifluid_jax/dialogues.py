@@ -10,6 +10,7 @@ from PIL import Image
 from unifluid_jax import arguments, systems
 from unifluid_jax.core.config import Config
 from unifluid_jax.data import fields, tasks, transforms
+from unifluid_jax.data.conversation import Reply
 from unifluid_jax.data.fields import Example
 from unifluid_jax.data.records import Turn
 
@@ -44,8 +45,17 @@ class Dialogues:
     self, dialogues: Sequence[Sequence[Turn]], sampling: Any = None
   ) -> list[str]:
     """The text that continues each; empty where an image would."""
+    return [reply.text for reply in self.replies(dialogues, sampling)]
+
+  def replies(
+    self, dialogues: Sequence[Sequence[Turn]], sampling: Any = None
+  ) -> list[Reply]:
+    """The same, and whether an image follows."""
+    boi = self._tokenizer.special["boi"]
     return [
-      self._tokenizer.decode(row.tolist()).strip()
+      Reply(
+        self._tokenizer.decode(row.tolist()).strip(), bool((row == boi).any())
+      )
       for row in self.answers(dialogues, sampling)
     ]
 

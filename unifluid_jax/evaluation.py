@@ -26,6 +26,7 @@ from unifluid_jax.evals.report import run_results, samples
 from unifluid_jax.evals.worlds import (
   advanced_suite,
   choice_suite,
+  dialogue_suite,
   edit_suite,
   in_context_suite,
   text_suite,
@@ -44,6 +45,7 @@ METRICS: Mapping[str, Callable[[Any, Bench], Outcome]] = {
   "edits": edit_suite.edits,
   "paraphrases": wording_suite.paraphrases,
   "in_context": in_context_suite.in_context,
+  "draws_when_asked": dialogue_suite.draws_when_asked,
   "validation_loss": held_out.validation_loss,
   "text_choice": choice_suite.text_choice,
   "samples": samples.draw,

@@ -2,11 +2,12 @@
 
   python -m unifluid_jax.prepare --config=configs/shapes.py
 
-Writes the procedural data set of config.data.world, if any (and beside it,
-where data.world.in_context is a number, so many dialogues), and trains the
-text tokenizer on the captions, prompts and questions of config.data.train
-where config.text.tokenizer is missing. What is there already is kept; a
-tokenizer that was trained here, on other data, is trained anew.
+Writes the procedural data set of config.data.world, if any, and beside it,
+where data.world.in_context or data.world.dialogues is a number, so many
+dialogues that give a rule by examples, or that draw when asked. Then trains the
+text tokenizer on the captions, prompts and questions of config.data.train where
+config.text.tokenizer is missing. What is there already is kept; a tokenizer
+that was trained here, on other data, is trained anew.
 """
 
 from absl import flags

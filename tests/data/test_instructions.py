@@ -191,11 +191,10 @@ def test_replies_find_their_requests(asked):
   replies = [of(2), of(1, "no"), of(0), of(1)]
   replies += [of(4, of(2)["reply"]), of(5, "x")]
   found = few_shot.judge(asked[:7], replies)
-  assert [r["id"] for r, _ in found.accepted] == [asked[i]["id"]
-                                                  for i in (0, 1, 2)]  # fmt: skip
-  assert [r["id"] for r in found.unanswered] == [asked[3]["id"], asked[6]["id"]]
-  assert [r["id"] for r, _ in found.rejected] == [asked[4]["id"],
-                                                  asked[5]["id"]]  # fmt: skip
+  ids = [row["id"] for row in asked]
+  assert [r["id"] for r, _ in found.accepted] == ids[:3]
+  assert [r["id"] for r in found.unanswered] == [ids[3], ids[6]]
+  assert [r["id"] for r, _ in found.rejected] == ids[4:6]
   # Half of the words of another caption are in it, but it was asked before.
   assert [why for _, why in found.rejected][0] == (
     "the prompt is that of another caption"

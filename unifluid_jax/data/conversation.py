@@ -31,6 +31,13 @@ class Message(NamedTuple):
   content: str
 
 
+class Reply(NamedTuple):
+  """What a model answers, up to where it begins an image."""
+
+  text: str
+  draws: bool  # whether an image follows the text
+
+
 def turns_of(
   messages: Sequence[Message], images: Sequence[Any]
 ) -> tuple[Turn, ...]:

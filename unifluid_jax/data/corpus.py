@@ -12,7 +12,7 @@ from unifluid_jax.core import files
 from unifluid_jax.core.config import Config, DataConfig
 from unifluid_jax.data import identity, text
 from unifluid_jax.data.sources import source as sources
-from unifluid_jax.data.worlds import in_context
+from unifluid_jax.data.worlds import written
 
 # Sentences a tokenizer is trained on at most.
 _SENTENCES = 200_000
@@ -78,7 +78,7 @@ def _read(data: DataConfig) -> DataConfig:
   train = {
     name: source
     for name, source in data.train.items()
-    if not in_context.is_written(data, source)
+    if not written.is_dialogues(data, source)
   }
   return dataclasses.replace(data, train=train)
 

@@ -95,8 +95,8 @@ def of_source(
     names = conversations.named_images(os.fspath(file), config.format)
     digest.images(file.parent / folder, names)
   elif config.format == "coco":
-    stem, colon, folder = path.partition(".json:")
-    file = _path(root, stem + ".json" if colon else path, key)
+    name, folder = conversations.split_path(path)
+    file = _path(root, name, key)
     digest.shards([file])
     digest.images(file.parent / folder, _coco_images(file))
   else:

@@ -13,11 +13,12 @@ A file is a JSON list of such entries, or JSON lines (".jsonl"). An entry that
 cannot be used is a bad record: named, counted, skipped.
 """
 
+import functools
 import json
 import os
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,6 +166,15 @@ class ConversationReader:
       given.get(layout.content), f"{where}.{layout.content}"
     )
     return Message(layout.roles[role], content)
+
+
+LISTS: Mapping[str, Callable[[str, str, str], Any]] = {
+  "coco": json_readers.CocoReader,
+  **{
+    layout: functools.partial(ConversationReader, layout=layout)
+    for layout in LAYOUTS
+  },
+}  # format → reader of (file, folder of its images, config.data.root)
 
 
 def image_names(entry: Any, layout: _Layout) -> list[str]:

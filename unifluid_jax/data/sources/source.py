@@ -137,15 +137,10 @@ def open_source(
       found(root, path, key), root, caption_prefix,
       config.score, config.min_score,
     )  # fmt: skip
-  elif config.format in conversations.LAYOUTS:
+  elif config.format in conversations.LISTS:
     file, folder = conversations.split_path(path)
-    reader = conversations.ConversationReader(
-      found(root, file, key), folder, root, config.format
-    )
-  elif config.format == "coco":
-    stem, colon, folder = path.partition(".json:")
-    file = stem + ".json" if colon else path
-    reader = json_readers.CocoReader(found(root, file, key), folder, root)
+    open_list = conversations.LISTS[config.format]
+    reader = open_list(found(root, file, key), folder, root)
   else:
     from unifluid_jax.data.sources import parquet  # slow to load
 

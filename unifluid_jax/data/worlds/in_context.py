@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from unifluid_jax.core.config import DataConfig, SourceConfig
 from unifluid_jax.data.images import encode_image
 from unifluid_jax.data.records import Turn
 from unifluid_jax.data.worlds import shapes, shapes_builder
@@ -146,11 +145,6 @@ def _pick(rng: np.random.Generator, options: Any) -> Any:
 
 
 # ---------------------------------------------------------------- as a data set
-
-
-def is_written(data: DataConfig, source: SourceConfig) -> bool:
-  """Whether a source is what `prepare` writes of the world, if it does."""
-  return bool(data.world) and source.path.endswith(SUFFIX)
 
 
 def build(

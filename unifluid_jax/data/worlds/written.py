@@ -2,8 +2,16 @@
 
 from etils import epath
 
-from unifluid_jax.core.config import Config
-from unifluid_jax.data.worlds import in_context, shapes, shapes_builder
+from unifluid_jax.core.config import Config, DataConfig, SourceConfig
+from unifluid_jax.data.worlds import (
+  chats,
+  in_context,
+  shapes,
+  shapes_builder,
+)
+
+# Dialogues beside the scenes: key of data.world that says how many there are.
+DIALOGUES = {"in_context": in_context, "dialogues": chats}
 
 
 def write_world(config: Config) -> str:
@@ -13,24 +21,33 @@ def write_world(config: Config) -> str:
   sizes = {
     split: options.pop(split) for split in ("train", "validation", "held_out")
   }
-  dialogues = options.pop("in_context", 0)
+  counts = {key: options.pop(key, 0) for key in DIALOGUES}
   (path,) = {
     s.path
     for s in config.data.train.values()
-    if not in_context.is_written(config.data, s)
+    if not is_dialogues(config.data, s)
   }
   where = str(epath.Path(config.data.root) / path)
   done = _done(where)
   world = shapes.World(**options)
   shapes_builder.build(where, world, sizes, seed)
-  counts = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
-  said = f"{done} the data set: {counts} scenes in {where}"
-  if not dialogues:
-    return said
-  where += in_context.SUFFIX
-  done = _done(where)
-  in_context.build(where, world, dialogues, seed)
-  return f"{said}; {done} {dialogues:,} dialogues in {where}"
+  listed = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
+  said = [f"{done} the data set: {listed} scenes in {where}"]
+  for key, kind in DIALOGUES.items():
+    if counts[key]:
+      beside = where + kind.SUFFIX
+      done = _done(beside)
+      kind.build(beside, world, counts[key], seed)
+      said.append(f"{done} {counts[key]:,} dialogues in {beside}")
+  return "; ".join(said)
+
+
+def is_dialogues(data: DataConfig, source: SourceConfig) -> bool:
+  """Whether a source is dialogues that `write_world` writes, if it does."""
+  folder = source.path.partition("/")[0]
+  return bool(data.world) and any(
+    folder.endswith(kind.SUFFIX) for kind in DIALOGUES.values()
+  )
 
 
 def _done(where: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from unifluid_jax.data.worlds import shapes, shapes_text
+from unifluid_jax.data.worlds import shapes, shapes_text, written
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.metrics import fid
 from unifluid_jax.evals.metrics import geneval as rules
@@ -32,7 +32,8 @@ def world_of(bench: Bench) -> shapes.World:
     )
   for key in ("train", "validation", "held_out", "seed"):
     options.pop(key)
-  options.pop("in_context", None)
+  for key in written.DIALOGUES:
+    options.pop(key, None)
   return shapes.World(**options)
 
 
