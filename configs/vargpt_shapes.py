@@ -8,8 +8,8 @@ image tokenizer that of configs/tokenizer.py:multiscale_shapes: 30 codes out of
 
 The paper starts from LLaVA-1.5 and VAR. Their stand-ins are stage 0: `:stage0`
 learns to see, and configs/var.py:shapes to draw a class, scale by scale. Then
-`:stage1`, `:stage2` and `:stage3` train what the paper's stages train, on the
-same images. `:joint`, or nothing, trains everything at once, from scratch.
+`:stage1`, `:stage2` and `:stage3`, or nothing, train what the paper's stages
+train, on the same images. `:joint` trains everything at once, from scratch.
 """
 
 from configs import shapes, tokenizer
@@ -46,8 +46,8 @@ _RECIPES = {
 
 
 def get_config(arg: str = ""):
-  """`arg`: joint (or nothing), stage0 to stage3; then ,causal or ,noise."""
-  arg, _, variant = (arg or "joint").partition(",")
+  """`arg`: stage0 to stage3 (or nothing), joint; then ,causal or ,noise."""
+  arg, _, variant = (arg or "stage3").partition(",")
   if arg not in ("joint", *_RECIPES) or variant not in ("", "causal", "noise"):
     raise ValueError(
       f"unknown config argument {arg!r}: joint, {', '.join(_RECIPES)}; "

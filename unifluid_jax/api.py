@@ -252,7 +252,7 @@ class Model:
   def chat(
     self, messages: Sequence[Mapping[str, Any]], seed: int = 0, **sampling: Any
   ) -> list[Any]:
-    """Replies with texts and PIL images; see `Dialogues.reply`, `messages_of`."""
+    """Replies with texts and PIL images; see `dialogues.messages_of`."""
     turns = messages_of(messages, self._as_array)
     found = self.dialogues.reply(turns, seed, self._sampling(sampling))
     return [x if isinstance(x, str) else Image.fromarray(x) for x in found]

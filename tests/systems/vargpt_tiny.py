@@ -17,7 +17,7 @@ PROMPT, PREFIX, SUFFIX, TURNS = 7, 5, 4, 50
 
 
 def tiny_tree(**changes):
-  c = vargpt_shapes.get_config()
+  c = vargpt_shapes.get_config("joint")
   c.batch = dict(t2i=8, i2t=8, text=8, dialogue=8)
   tasks = ("t2i", "i2t", "text", "dialogue")
   c.data.train.shapes.update(tasks=tasks, moments="")
