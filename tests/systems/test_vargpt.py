@@ -287,10 +287,40 @@ def test_dropped_prompts_are_null_and_do_not_predict_boi(model, batch):
   assert len(set(run(jax.random.split(jax.random.key(0), 4)).tolist())) > 1
 
 
-def test_mesh_and_accumulation_change_no_objective(model):
-  whole = lopsided(vg.examples(model.system))
-  del whole["text"]
-  assert_one_objective(model.system, model, whole, [(2, (2, 2, 2))])
+def test_mesh_and_accumulation_change_no_objective():
+  """Of dialogues the sums add up: see test_the_loss_is_that_of_plain_rows."""
+  config = vg.tiny(
+    model__decoder__depth=1, model__visual_decoder__depth=1,
+    batch=dict(t2i=8, i2t=8, text=0, dialogue=0),
+  )  # fmt: skip
+  system = systems.build(config)
+  model = SimpleNamespace(
+    params=vg.filled(systems.init_shapes(system)),
+    frozen=vg.filled(systems.frozen_shapes(system), seed=1),
+  )
+  whole = vg.examples(systems.build(vg.tiny()))
+  whole = lopsided({task: whole[task] for task in ("t2i", "i2t")})
+  assert_one_objective(system, model, whole, [(2, (2, 2, 2))])
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(model, batch):
+  """However unequal what their dialogues have to teach."""
+  counts = model.system.counts({"dialogue": batch["dialogue"]})
+
+  @jax.jit
+  def loss(rows):
+    return model.system.loss(
+      model.params, model.frozen, {"dialogue": rows}, counts,
+      jax.random.key(0), 0,
+    )[:2]  # fmt: skip
+
+  halves = [jax.tree.map(lambda x, s=s: x[s], batch["dialogue"])
+            for s in (slice(0, 2), slice(2, 4))]  # fmt: skip
+  twice = jax.tree.map(lambda *x: jnp.concatenate(x), *halves[::-1])
+  jax.tree.map(
+    lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-5),
+    *map(loss, halves), loss(twice),
+  )  # fmt: skip
 
 
 # ------------------------------------------------------------------- decode

@@ -7,6 +7,7 @@ import numpy as np
 from configs import vargpt_shapes
 from tests.systems.conftest import right_aligned, suffixes
 from unifluid_jax import systems
+from unifluid_jax.core import parallel
 from unifluid_jax.core.types import PAD
 from unifluid_jax.data import fields
 from unifluid_jax.data.records import Turn
@@ -49,17 +50,22 @@ def tiny(**changes):
   return systems.resolve(tiny_tree(**changes))
 
 
+# Of random values: so that slots, and not constants, decide about codes.
+_FACTORS = (("bias", 0.1), ("temperature", 0.1), ("head/kernel", 3.0),
+            ("position", 5.0), ("in/kernel", 2.0), ("out/kernel", 2.0))  # fmt: skip
+
+
 def filled(shapes, seed=0):
-  """Random values, none at its initial one; codes of any kind are likely."""
+  """Random values, none at its initial one."""
   rng = np.random.default_rng(seed)
-  made = jax.tree.map(
-    lambda x: jnp.float32(0.3 * rng.normal(size=x.shape)), shapes
-  )
-  if "visual_decoder" in made:
-    head = made["visual_decoder"]["head"]
-    head["kernel"], head["bias"] = 3 * head["kernel"], 0.1 * head["bias"]
-    made["visual_decoder"]["position"] *= 5
-  return made
+
+  def values(path, x):
+    name = parallel.path_str(path)
+    size = [factor for end, factor in _FACTORS if name.endswith(end)]
+    scale = 0.3 * (size[0] if size else 1.0)
+    return jnp.float32(scale * rng.normal(size=x.shape))
+
+  return jax.tree_util.tree_map_with_path(values, shapes)
 
 
 class Words:
