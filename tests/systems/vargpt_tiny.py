@@ -51,8 +51,10 @@ def tiny(**changes):
 
 
 # Of random values: so that slots, and not constants, decide about codes.
-_FACTORS = (("bias", 0.1), ("temperature", 0.1), ("head/kernel", 3.0),
-            ("position", 5.0), ("in/kernel", 2.0), ("out/kernel", 2.0))  # fmt: skip
+_FACTORS = (
+  ("bias", 0.1), ("temperature", 0.1), ("head/kernel", 3.0),
+  ("position", 5.0), ("in/kernel", 2.0), ("out/kernel", 2.0),
+)  # fmt: skip
 
 
 def filled(shapes, seed=0):
