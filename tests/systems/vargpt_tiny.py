@@ -129,6 +129,7 @@ def examples(system, rows=8, seed=0):
             "prefix": about, "suffix": suffixes(rng, rows, SUFFIX)},
     "text": {"prefix": right_aligned(rng, rows, PREFIX, 3),
              "suffix": suffixes(rng, rows, SUFFIX)},
-    "dialogue": dialogue_rows(system, range(rows), seed=seed),
   }  # fmt: skip
+  if "dialogue" in system.inputs:
+    batch["dialogue"] = dialogue_rows(system, range(rows), seed=seed)
   return jax.tree.map(jnp.asarray, batch)
