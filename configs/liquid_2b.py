@@ -66,6 +66,7 @@ def liquid(c) -> None:
     reply=(),
     endings=(),
     text_suffix=0,
+    sizes=(),
   )
   c.model.decoder.vocab = 256_000 + 8192
   # Unused tokens of Gemma's, renamed.
@@ -95,6 +96,7 @@ def liquid(c) -> None:
     top_p=1.0,
     beams=2,
     seed=0,
+    size=(),
   )
 
 

@@ -6,6 +6,15 @@
 `:shapes` is the tokenizer of the embedded discrete systems (2 cores, about two
 minutes; docs/results.md), `:folder` one for your own images.
 
+`:shapes_aligned` is the same on images with captions, whose codes a contrastive
+loss draws to what captions say (UniTok, arXiv 2502.20321; Liquid's table 6).
+Any other becomes so by these, of which the first is UniTok's weight and the
+third the rows of the text tokenizer; flips are wrong where captions name sides:
+
+  --config.loss.align=1 --config.batch.t2i=128 --config.batch.image=0
+  --config.model.alignment.vocab=32000 --config.text.tokenizer=FILE
+  --config.data.flip=False
+
 `:vq16` and `:vq8` are LlamaGen's (arXiv 2406.06525; ImageNet, 40 epochs, 256 x
 256 images; its code rather than its flags: Adam without weight decay, constant
 weight of the adversarial loss), `:chameleon` and `:taming` VQGAN's (arXiv
@@ -26,8 +35,10 @@ they are set, since LPIPS needs weights that you have to name:
 from configs import folder, shapes
 from configs.base import base, source, unset
 
-_ARGS = ("shapes", "folder", "vq16", "vq8", "chameleon", "taming",
-         "multiscale_shapes", "var16")  # fmt: skip
+_ARGS = (
+  "shapes", "shapes_aligned", "folder", "vq16", "vq8", "chameleon", "taming",
+  "multiscale_shapes", "var16",
+)  # fmt: skip
 
 
 def get_config(arg: str = ""):
@@ -35,10 +46,12 @@ def get_config(arg: str = ""):
   arg = arg or "vq16"
   if arg not in _ARGS:
     raise ValueError(f"unknown config argument {arg!r}: {', '.join(_ARGS)}")
-  if arg in ("shapes", "folder"):
-    c = {"shapes": shapes, "folder": folder}[arg].get_config()
+  if arg in ("shapes", "shapes_aligned", "folder"):
+    c = (folder if arg == "folder" else shapes).get_config()
     vq_tokenizer(c, "")
     tiny(c)
+    if arg == "shapes_aligned":
+      aligned(c)
   elif arg == "multiscale_shapes":
     c = shapes.get_config()
     multiscale_tokenizer(c, "")
@@ -64,7 +77,12 @@ def vq_tokenizer(c, preset: str) -> None:
   """Makes `c` the training of a VQ autoencoder: system "vq"."""
   c.system = "vq"
   c.model = dict(
-    vq=vq(preset), image_size=c.model.image_size, dtype=c.model.dtype
+    vq=vq(preset),
+    image_size=c.model.image_size,
+    dtype=c.model.dtype,
+    alignment=dict(
+      vocab=32_768, width=512, image_depth=1, text_depth=12, heads=8
+    ),
   )
   c.loss = dict(
     l1=0.0,
@@ -85,8 +103,9 @@ def vq_tokenizer(c, preset: str) -> None:
     adaptive=False,
     discriminator_width=64,
     discriminator_layers=3,
+    align=0.0,
   )
-  c.batch = dict(image=0)
+  c.batch = dict(image=0, t2i=0)
   c.sampling = {}
 
 
@@ -181,6 +200,17 @@ def tiny(c) -> None:
     ema=0.0,
   )
   c.checkpoint = dict(every=600, keep=1, keep_every=0)
+
+
+def aligned(c) -> None:
+  """The small tokenizer's text alignment."""
+  c.model.alignment.update(
+    vocab=c.text.train_vocab, width=64, image_depth=1, text_depth=1, heads=4
+  )
+  c.batch = dict(image=0, t2i=c.batch.image)
+  c.loss.align = 1.0
+  # Transformers need a lower rate than these convolutions.
+  c.optim.parts = dict(alignment=dict(lr=1e-3))
 
 
 def _llamagen(c) -> None:

@@ -37,6 +37,11 @@ DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
 LIQUID = "systems/test_liquid.py"
 LIQUID_DECODE = "systems/test_liquid_decode.py"
 LIQUID_TURNS = "systems/test_liquid_dialogue.py"
+SIZED = "systems/test_liquid_sizes.py"
+SIZED_ROWS = f"{SIZED}::test_rows_have_the_codes_of_their_own_grid"
+SIZED_LOSS = f"{SIZED}::test_the_loss_is_that_of_each_image_alone"
+SIZED_FILES = f"{SIZED}::test_files_and_pixels_give_the_same_codes"
+SIZED_TEXT = "data/test_sized_prompt.py"
 LAID_OUT = f"{LIQUID}::test_rows_are_laid_out_and_labelled"
 CROSS = (
   f"{LIQUID}::test_the_loss_is_a_plain_cross_entropy_over_the_whole_vocabulary"
@@ -59,6 +64,9 @@ BESIDE = f"{OPTIM}::test_adam_beside_muon_has_its_own_eps_rate_and_decay"
 HELD = f"{STEP}::test_what_is_held_is_replaced_and_not_averaged"
 OWN = f"{STEP}::test_a_part_starts_late_with_an_optimizer_of_its_own"
 VQ = "systems/test_vq.py"
+PAIRS = "ops/test_contrastive.py"
+ALIGNED = "systems/test_vq_alignment.py"
+TOWERS = "models/test_alignment.py"
 MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 
 TURNS, RULE = "data/test_dialogue.py", "data/test_in_context.py"
@@ -71,6 +79,7 @@ TOY_TURNS = f"{_CONTRACT}::test_each_target_of_a_dialogue_counts_once"
 TOY_LEARNED = f"{_CONTRACT}::test_eight_examples_are_learned_by_heart"
 _ROWS, _CONTEXT = "data/dialogue.py", "evals/worlds/in_context_suite.py"
 _SAID, _ASKED = "data/conversation.py", "evals/worlds/dialogue_suite.py"
+_FEW = "data/instructions/few_shot.py"
 _INTERLEAVED = "systems/common/interleaved.py"
 _UNIFLUID = "systems/unifluid.py"
 _VQ = "systems/vq_training.py"
@@ -88,6 +97,8 @@ _ORDER = "r = order.randomness(step, c.random_until, c.raster_from)"
 _UNI, _UNICONFIG = "systems/unitoken.py", "systems/unitoken_config.py"
 _ANYRES, SEEN = "data/any_resolution.py", "data/test_any_resolution.py"
 UNI = "systems/test_unitoken.py"
+_SIGNS, SIGNS = "data/worlds/signs.py", "data/test_signs.py"
+_READING, READS = "evals/worlds/reading_suite.py", "evals/test_reading_suite.py"
 SEES = f"{UNI}::test_understanding_rows_are_those_of_the_released_code"
 UNILOSS = f"{UNI}::test_the_loss_is_a_plain_cross_entropy_with_z_loss"
 UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
@@ -96,6 +107,28 @@ DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
 MUTATIONS = tuple(
   Mutation(*row)
   for row in (
+    # ------------------------------------------------------- small words
+    (_SIGNS, "_is_held_out(word) == held", "True", SIGNS),
+    (_SIGNS, "zlib.crc32(word.encode())", "hash(word)", SIGNS),
+    (_SIGNS, "columns - LENGTH))", "columns))", SIGNS),
+    (_SIGNS, "rng.integers(1, columns", "rng.integers(0, columns", SIGNS),
+    (_SIGNS, "left + i * wide", "left + i * (wide + 1)", SIGNS),
+    (_SIGNS, "top + _FIRST_ROW, left", "top, left", SIGNS),
+    (_SIGNS, "height, width, 3), np.uint8", "width, height, 3), np.uint8",
+     SIGNS),
+    ("data/worlds/signs_builder.py", "[seed, shapes.SPLITS.index(_SPLIT), "
+     "index, _STREAM]", "[0, shapes.SPLITS.index(_SPLIT), index, _STREAM]",
+     SIGNS),
+    ("data/worlds/written.py", "source.path.endswith(_SUFFIXES)",
+     "source.path.endswith(_SUFFIXES[:1])", SIGNS),
+    (_READING, "max(len(read), len(word))", "len(word)", READS),
+    (_READING, "zip(read, word, strict=False)", "zip(word, word)", READS),
+    (_READING, "text.lower().split()", "text.split()", READS),
+    (_READING, "np.equal(shares, 1)", "np.greater(shares, 0.5)", READS),
+    (_READING, "right[kinds == kind].mean()", "right.mean()", READS),
+    (_READING, "np.random.default_rng([0, i]), split)",
+     "np.random.default_rng([0, i]), _SPLITS[0])", READS),
+    (_READING, "guess**signs.LENGTH", "guess", READS),
     # ------------------------------------------------------------ UniToken
     (_UNI, "ids = [bos, image[:, :-1], sep, line, image[:, -1:], *text]",
      "ids = [bos, sep, image[:, :-1], line, image[:, -1:], *text]", SEES),
@@ -267,10 +300,11 @@ MUTATIONS = tuple(
     (_UNIFLUID, "jnp.where(u < p, null, text)", "jnp.where(u >= p, null, text)",
      f"{LOSS}::test_dropped_prompts_are_the_null_prompt"),
     # --------------------------------------------------------------- Liquid
-    (_LIQUID, 'self._constant(len(codes), "eoi", "eos")',
-     'self._constant(len(codes), "eos", "eoi")', LAID_OUT),
-    (_LIQUID, "return self.config.model.code_offset + codes",
-     "return self.config.model.code_offset + 1 + codes", CROSS),
+    (_LIQUID, 'jnp.where(slots == n + 1, self.ids["eos"], targets)',
+     'jnp.where(slots == n + 1, self.ids["eoi"], targets)', LAID_OUT),
+    (_LIQUID, "jnp.where(codes == PAD, PAD, self.config.model.code_offset + "
+     "codes)", "jnp.where(codes == PAD, PAD, self.config.model.code_offset + 1 "
+     "+ codes)", CROSS),
     (_LIQUID, "return packing.causal_sequence(x, packing.text_valid(ids))",
      "return packing.prefix(x, packing.text_valid(ids))",
      f"{LIQUID}::test_nothing_sees_what_comes_after_it"),
@@ -301,7 +335,7 @@ MUTATIONS = tuple(
      f"{LIQUID_DECODE}::test_codes_are_masked_before_they_are_filtered"),
     (_TOKENS, "sampling.guide(*scores, cfg)",
      "sampling.guide(*scores[::-1], cfg)", DRAWN),
-    (_LIQUID, "prompts.append(self.null(prompt))", "prompts.append(prompt)",
+    (_LIQUID, "prompts.append(null)", "prompts.append(prompt)",
      DRAWN),
     (_LIQUID, 'self.ids["eos"],\n    )', "1,\n    )",
      f"{LIQUID_DECODE}::test_greedy_answers_are_teacher_forced_and_end_with_"
@@ -317,6 +351,38 @@ MUTATIONS = tuple(
      "self.endings[0]",
      "data/test_fields.py::"
      "test_endings_are_drawn_in_training_and_the_first_in_prompts"),
+    # ------------------------------------------------ images of several sizes
+    (_LIQUID, "jnp.where(codes == PAD, PAD, self.config.model.code_offset + "
+     "codes)", "self.config.model.code_offset + codes", SIZED_ROWS),
+    (_LIQUID, "(codes != PAD).sum(axis=1, keepdims=True)",
+     "jnp.full((len(codes), 1), codes.shape[1])", SIZED_ROWS),
+    (_LIQUID, "codes = size.prod(axis=1).sum()", "pass", SIZED_LOSS),
+    (_LIQUID, "self.null_of(fields), prompt)", 'self.null(fields["prompt"]), '
+     "prompt)", SIZED_LOSS),
+    (_LIQUID, "np.full(math.prod(self._grid(sampling)), PAD",
+     "np.full(self.config.model.image_tokens, PAD",
+     f"{SIZED}::test_a_size_is_drawn_code_by_code"),
+    (_LIQUID, 'decode(frozen["codec"], codes, grid)',
+     'decode(frozen["codec"], codes)',
+     f"{SIZED}::test_images_are_drawn_in_the_size_that_prompts_name"),
+    ("codecs/inputs.py", "images[:, :height, :width]",
+     "images[:, -height:, -width:]", SIZED_FILES),
+    ("codecs/inputs.py", "jnp.asarray([height, width])",
+     "jnp.asarray([width, height])", SIZED_FILES),
+    ("data/fields.py", "row[: cached.size] = cached.ravel()",
+     "row[-cached.size :] = cached.ravel()", SIZED_TEXT),
+    ("data/fields.py", "np.int32(cached.shape) * self.cell}",
+     "np.int32(cached.shape[::-1]) * self.cell}", SIZED_TEXT),
+    ("data/sized_prompt.py", "ending = size + self.text.ending(rng)",
+     "ending = self.text.ending(rng) + size", SIZED_TEXT),
+    ("data/sized_prompt.py", 'self.null.row(tokenizer, "", size)',
+     'self.null.row(tokenizer, "", "")', SIZED_TEXT),
+    ("data/transforms.py", "return math.log(shape[1] / shape[0])",
+     "return shape[1] / shape[0]",
+     "data/test_transforms.py::test_images_go_to_the_nearest_aspect_ratio"),
+    ("encode.py", "and x.shape[:2] == size]", "]", SIZED_FILES),
+    ("codecs/cache.py", '{**note, "sizes": ()}', "note",
+     f"{SIZED}::test_caches_of_other_sizes_are_refused"),
     # --------------------------------------------------------------- losses
     (_EMBED, "fed = suffix[:, :-1]", "fed = suffix[:, 1:]", PLAIN),
     (_PACKING, "hidden[i][:, end - target.shape[1] : end]",
@@ -385,6 +451,23 @@ MUTATIONS = tuple(
     ("codecs/vq.py", "codes.reshape(len(images), -1)",
      "codes.mT.reshape(len(images), -1)",
      f"{VQ}::test_four_images_are_learned_and_read_back_by_the_codec"),
+    # ------------------------------------------------------ text alignment
+    ("ops/contrastive.py", "same & ~pair", "same", PAIRS),
+    ("ops/contrastive.py", "same & ~pair", "pair & ~pair", PAIRS),
+    ("ops/contrastive.py", "for axis in (0, 1)", "for axis in (1, 1)", PAIRS),
+    ("models/alignment.py", "np.tril(", "np.triu(", TOWERS),
+    ("models/alignment.py", "(ids >= 0).sum(1) - 1", "(ids >= -1).sum(1) - 1",
+     TOWERS),
+    ("models/alignment.py", "x.astype(self.dtype) + self.position.astype("
+     "self.dtype)", "x.astype(self.dtype)", TOWERS),
+    ("models/alignment.py", "jnp.minimum(self.log_scale, math.log(_MAX_SCALE))",
+     "self.log_scale", TOWERS),
+    (_VQ, "total += w.align * term", "total += term", ALIGNED),
+    (_VQ, 'params["alignment"], z, batch', 'params["alignment"], found.nearest,'
+     " batch", ALIGNED),
+    ("systems/common/alignment.py", "(captions[:, None] == captions[None])",
+     "(captions[:, None] == 0 * captions[None])", ALIGNED),
+    ("systems/common/alignment.py", 'after=("eos",)', "after=()", ALIGNED),
     # ------------------------------------------------------------- decoding
     (_UNIFLUID, "here[:, jnp.maximum(i - 1, 0)]", "here[:, i]", DRAW),
     (_UNIFLUID, "next_rows[:, i]", "next_rows[:, jnp.maximum(i - 1, 0)]", DRAW),
@@ -494,13 +577,13 @@ MUTATIONS = tuple(
     ("data/instructions/templates.py",
      "tuple(p for i, p in enumerate(prompts) if i not in apart),",
      "prompts,", ASKING),
-    ("data/instructions/few_shot.py", "prompt, answer = _pick(used.prompts, rng)",
+    (_FEW, "prompt, answer = _pick(used.prompts, rng)",
      "prompt, answer = _pick(used.prompts + used.held_out, rng)", ASKING),
-    ("data/instructions/few_shot.py", "images[k + (k >= i)]", "images[k]",
+    (_FEW, "images[k + (k >= i)]", "images[k]",
      ASKING),
-    ("data/instructions/few_shot.py", '"held_out": asked >= len(used.prompts)',
+    (_FEW, '"held_out": asked >= len(used.prompts)',
      '"held_out": False', ASKING),
-    ("data/instructions/few_shot.py", "if share < overlap:", "if False:",
+    (_FEW, "if share < overlap:", "if False:",
      ASKING),
     ("data/instructions/builder.py", "if asked < len(used.prompts) else",
      "if True else", ASKING),

@@ -26,13 +26,14 @@ ARGS = {
   "tokenizer": (
     "",
     "shapes",
+    "shapes_aligned",
     "folder",
     "vq8",
     "chameleon",
     "taming",
     "multiscale_shapes",
     "var16",
-  ),  # fmt: skip
+  ),
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
   "aesthetic": ("",),
@@ -49,7 +50,16 @@ ARGS = {
   ),
   "liquid_smol": ("", "t2i_only", "apart"),
   "unitoken_7b": ("stage1", "stage2"),
-  "unitoken_shapes": ("", "base", "discrete", "t2i_only", "i2t_only"),
+  "unitoken_shapes": (
+    "",
+    "base",
+    "discrete",
+    "t2i_only",
+    "i2t_only",
+    "reading",
+    "base,reading,i2t_only",
+    "reading,discrete",
+  ),
   "vargpt_7b": tuple(
     stage + variant
     for stage in ("stage1", "stage2", "stage3")

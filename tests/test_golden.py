@@ -11,7 +11,7 @@ from tests.golden import layout, trace
 @pytest.mark.parametrize("name", layout.CONFIGS)
 def test_parameters_are_split_decayed_and_updated_as_pinned(name):
   """`python -m tests.golden.layout` rewrites them."""
-  pinned = (layout.FOLDER / f"{name}.txt").read_text()
+  pinned = layout.file_of(name).read_text()
   assert layout.table(name).splitlines() == pinned.splitlines()
 
 

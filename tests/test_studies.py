@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 from scipy import stats
 
 from unifluid_jax import experiments, studies, systems
-from unifluid_jax.core import checkpoint
+from unifluid_jax.core import checkpoint, config_files
+from unifluid_jax.evals.bench import Shown
 from unifluid_jax.evals.published import (
   scaling_tables,
   sibling_tables,
@@ -26,6 +28,7 @@ from unifluid_jax.evals.published import (
 from unifluid_jax.evals.published.paper_tables import Arm
 from unifluid_jax.evals.published.scaling_tables import Point
 from unifluid_jax.evals.published.sibling_tables import STUDIES
+from unifluid_jax.evals.report import samples
 
 SMALL = STUDIES["liquid1"]._replace(arms=STUDIES["liquid1"].arms[:2])
 
@@ -42,14 +45,16 @@ class Machine:
     self.commands.append((module, given))
     if self.fail:
       raise ValueError("interrupted")
-    folder = given["workdir"]
+    folder = given.get("workdir")
+    if "config.steps" not in given or module == "encode":
+      return  # an image tokenizer, and its cache
     if module == "main":
       every, steps = (int(given[f"config.{k}"])
                       for k in ("checkpoint.every", "steps"))  # fmt: skip
       for step in {*range(every, steps + 1, every), steps}:
         write(folder, f"checkpoints/{step}/_CHECKPOINT_METADATA", "")
       return
-    settings = {"cfg": float(given.get("config.sampling.cfg", 3.0))}
+    settings = {"cfg": float(given.get("config.sampling.cfg", 2.0))}
     metrics = re.findall(r"'(\w+)'", given["config.eval.metrics"])
     rows = [
       {"step": int(given["step"]), "metric": metric, "settings": settings,
@@ -59,9 +64,15 @@ class Machine:
     ]  # fmt: skip
     write(folder, "metrics_eval.jsonl", "".join(
       json.dumps(row) + "\n" for row in rows), mode="a")  # fmt: skip
+    if "geneval" in metrics:
+      step = int(given["step"])
+      image = np.full((2, 2, 3), step, np.uint8)
+      samples.write(folder, step, [Shown("generated", image, "a cat", seed=0)])
 
   def did(self):
-    return [(m, g["workdir"].rpartition("/")[2]) for m, g in self.commands]
+    return [
+      (m, g.get("workdir", "").rpartition("/")[2]) for m, g in self.commands
+    ]
 
 
 def write(folder, name, content, mode="w"):
@@ -134,7 +145,14 @@ def test_guidance_is_varied_on_one_trained_run(tmp_path):
   assert len({name for _, name in machine.did()}) == 1
   rows = re.findall(r"\| cfg ([\d.]+) \| ([\d.]+) \[–\]", text)
   assert [float(v) for _, v in rows] == [float(g) / 100 for g, _ in rows]
-  assert [float(g) for g, _ in rows][-1] == 3.0  # the report shows the last
+  # The report shows the last, and the plain run's scores are of it alone.
+  tree = config_files.load(study.config)
+  assert [float(g) for g, _ in rows][-1] == tree.sampling.cfg
+  plain = STUDIES["liquid6"].arms[0]
+  found = study_results.scores(
+    f"{tmp_path}/{plain.name}_seed0", STUDIES["liquid6"], plain
+  )
+  assert found[40]["GenEval (GenAI-Bench basic)"] == tree.sampling.cfg / 100
   assert {1.0, 15.0} < {float(g) for g, _ in rows}
 
 
@@ -155,6 +173,7 @@ def test_means_over_seeds_stand_beside_the_papers_numbers(tmp_path):
   assert "3 seeds" in text and (tmp_path / "name.md").read_text() == text
   assert study_results.mean([0.5]) == (0.5, None)
   assert study_results.cell([]) == "–"
+  assert study_results.cell([0.5], 3) == "0.5 (1 of 3 seeds)"
 
 
 def test_all_checkpoints_of_the_scaling_runs_are_scored(tmp_path, monkeypatch):
@@ -172,8 +191,27 @@ def test_all_checkpoints_of_the_scaling_runs_are_scored(tmp_path, monkeypatch):
   # No loss of images is waited for where none are trained on.
   assert study_results.wanted(some, some.arms[0]) == {"text_choice"}
   assert study_results.wanted(some, some.arms[1]) == set(study.columns)
-  carry_out(some, tmp_path, machine, 1, budget=42)
+  text = carry_out(some, tmp_path, machine, 1, budget=42)
   assert len(machine.commands) == 10
+  # Sizes that have not been run stay white; the text names the prompts.
+  assert "Figure 4: name.png" in text and "row by row: a cat.\n" in text
+  with Image.open(tmp_path / "name.png") as picture:
+    pixels = np.asarray(picture)
+  side = 64
+  first = pixels[16 + side // 2, 16 + side // 2 :: side + 16]
+  assert [x[0] for x in first[:4]] == steps_of(some)
+  height = (len(pixels) - 16) // 4
+  assert (pixels[16 + height : 16 + height + side] == 255).all()
+
+
+def steps_of(study):
+  return studies.saved_steps(study, study.arms[-1], 42)
+
+
+def test_a_budget_is_cut_into_its_checkpoints():
+  study, arm = STUDIES["liquid_scaling"], sibling_tables.scaling_arm(48, "mix")
+  for budget, saved in ((42, [11, 22, 33, 42]), (8, [2, 4, 6, 8]), (1, [1])):
+    assert studies.saved_steps(study, arm, budget) == saved
 
 
 def test_points_have_the_flops_of_their_steps(tmp_path, monkeypatch):
@@ -286,10 +324,21 @@ def test_the_command(tmp_path, monkeypatch):
     monkeypatch, "liquid6", f"--root={tmp_path}", "--budget=8", "--seeds=2",
     "--config=configs/debug.py",
   )  # fmt: skip
-  assert [m for m, _ in machine.did()] == ["main", "evaluate"] * 4
-  assert all(g["config"] == "configs/debug.py" for _, g in machine.commands)
-  assert {g["config.steps"] for _, g in machine.commands} == {"8", "16"}
-  assert said[0] == "liquid6: run 1 of 4: Plain, seed 0"
+  own = ["main", "evaluate"]
+  aligned = ["main", "encode", *own]
+  assert [m for m, _ in machine.did()] == [*own, *own, *aligned] * 2
+  tokenizer, encoded, trained = (g for _, g in machine.commands[4:7])
+  assert tokenizer == {
+    "config": "configs/tokenizer.py:shapes_aligned",
+    "workdir": "runs/shapes/vq_aligned",
+  }
+  moved = {k: v for k, v in trained.items() if k != "workdir"}
+  assert encoded == moved
+  assert moved["config.model.vq_path"] == tokenizer["workdir"]
+  others = [g for _, g in machine.commands if g != tokenizer]
+  assert all(g["config"] == "configs/debug.py" for g in others)
+  assert {g["config.steps"] for g in others} == {"8", "16"}
+  assert said[0] == "liquid6: run 1 of 6: Plain, seed 0"
   assert said[-1].endswith(f"{tmp_path}/steps_8/liquid6.md")
   assert (tmp_path / "steps_8/liquid6.md").exists()
 
@@ -328,6 +377,11 @@ def test_every_arm_is_a_configuration(name):
       tree.update_from_flattened_dict({key: value})
     config = systems.resolve(tree)
     assert config.steps == studies.length(arm, 600)
+    if arm.codec:
+      file, path = arm.codec
+      own = systems.resolve(config_files.load(file))
+      assert config.model.vq_path == path and config.model.vq == own.model.vq
+      assert config.data.train["shapes"].moments != "shapes_codes"
     trained = {task for task, rows in config.batch.items() if rows}
     for metric, task in (("geneval", "t2i"), ("vqa", "i2t"),
                          ("text_choice", "text")):  # fmt: skip

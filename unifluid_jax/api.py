@@ -187,7 +187,8 @@ class Model:
       prompt: a text, or several.
       seed: of the first prompt; the next has seed + 1, and so on. An image
         depends on its prompt, its seed and the sampling options alone.
-      **sampling: options of the system, e.g. cfg, temperature.
+      **sampling: options of the system, e.g. cfg, temperature; size as
+        (height, width), of runs on images of several sizes.
 
     Returns:
       A PIL image; a list for a list.
@@ -285,7 +286,9 @@ class Model:
     if sources is not None:
       seen = [{"seen": _picture(x)} for x in sources]
     rows = self._rows(
-      task, [({"prompt": p}, s) for p, s in zip(prompts, seen, strict=True)]
+      task,
+      [({"prompt": p}, s) for p, s in zip(prompts, seen, strict=True)],
+      systems.drawn_size(self.config, sampling),
     )
     call = self._drawing(task, tuple(rows), sampling)
     return to_uint8(call(np.asarray(seeds, np.uint32), *rows.values()))
@@ -356,13 +359,14 @@ class Model:
     self,
     task: str,
     asked: Sequence[tuple[Mapping[str, str], Mapping[str, Picture]]],
+    size: transforms.Size | None = None,
   ) -> dict[str, np.ndarray]:
     """Texts and images as a batch of the task's fields without targets."""
     inputs, limit = self._inputs(task), self.config.data.max_pixels
     rows = [
       fields.arrays(
         fields.prompts(inputs, images),
-        Example(texts, images, self.tokenizer, limit),
+        Example(texts, images, self.tokenizer, limit, size=size),
       )
       for texts, images in asked
     ]

@@ -61,8 +61,13 @@ def check_sampling(
       raise ValueError(
         f"unknown sampling option {name!r}; known: {', '.join(hints)}"
       )
+    if value is None:
+      continue
+    if typing.get_origin(hints[name]) is tuple:
+      _check_size(name, value)
+      continue
     choices = typing.get_args(hints[name])
-    if value is None or value in choices:
+    if value in choices:
       continue
     if choices:
       raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
@@ -74,3 +79,14 @@ def check_sampling(
     allowed = ranges.row_of(f"sampling.{name}", rows).range
     if not allowed.holds(int(value) if whole else float(value)):
       raise ValueError(f"{name}={value} must be {allowed}")
+
+
+def _check_size(name: str, value: Any) -> None:
+  """Refuses what is no (height, width).
+
+  Raises:
+    ValueError: names the option.
+  """
+  whole = isinstance(value, tuple) and len(value) == 2
+  if not whole or not all(type(x) is int and x > 0 for x in value):
+    raise ValueError(f"{name}={value!r}: (height, width) in pixels")

@@ -134,7 +134,7 @@ class Dialogues:
     limit, chat = self._config.data.max_pixels, self._config.text.chat
     rows = [
       fields.arrays(
-        inputs, Example({}, {}, self._tokenizer, limit, tuple(turns), chat)
+        inputs, Example({}, {}, self._tokenizer, limit, tuple(turns), chat=chat)
       )
       for turns in dialogues
     ]

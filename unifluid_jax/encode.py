@@ -12,7 +12,7 @@ there already is kept, and made anew when either has changed. MAR does the same
 subtracted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,9 +25,10 @@ from unifluid_jax.core import cli, telemetry
 from unifluid_jax.core.config import Config, SourceConfig
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.core.types import ImageCodec, Params
-from unifluid_jax.data import fields
+from unifluid_jax.data import fields, transforms
 from unifluid_jax.data import identity as data_identity
 from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.sources.cached import CachedReader
 
 _CONFIG = cli.define_config()
 _BATCH = flags.DEFINE_integer("batch", 64, "Images encoded at once.")
@@ -97,18 +98,46 @@ def _encode(
   )
   total = min(len(source), limit or len(source))
   progress = telemetry.Progress("encode", 0, total)
-  field = fields.Pixels("drawn", codec.size, codec.fit)
-  width = _BATCH.value
-  for start in range(0, total, width):
-    batch = [_pixels(source, i, field, config.data.max_pixels)
-             for i in range(start, min(start + width, total))]  # fmt: skip
-    padded = np.zeros((width, codec.size, codec.size, 3), np.float32)
-    for row, image in zip(padded, batch, strict=False):
-      row[:] = 0 if image is None else image
-    for image, m in zip(batch, np.asarray(encode(padded)), strict=False):
-      yield None if image is None else m
-    if (start // width) % 32 == 31:
-      say(progress.line(start + len(batch))[0])
+  field = fields.Pixels("drawn", codec.size, codec.fit, sizes=codec.sizes)
+  # So many that images of one size fill batches.
+  window = _BATCH.value * max(1, len(codec.sizes))
+  for start in range(0, total, window):
+    images = [_pixels(source, i, field, config.data.max_pixels)
+              for i in range(start, min(start + window, total))]  # fmt: skip
+    yield from encoded(codec, encode, images, _BATCH.value)
+    if (start // window) % 32 == 31:
+      say(progress.line(start + len(images))[0])
+
+
+def encoded(
+  codec: ImageCodec,
+  encode: Encoder,
+  images: Sequence[np.ndarray | None],
+  width: int,
+) -> list[np.ndarray | None]:
+  """Images encoded `width` at a time, those of one size together.
+
+  Args:
+    codec: says what sizes there are.
+    encode: of `make_encoder`.
+    images: f32[H, W, 3] each; None stays None.
+    width: rows of a batch.
+
+  Returns:
+    In the order of the images, [*cache] each; codes of images of several
+    sizes in rows and columns.
+  """
+  made: list[np.ndarray | None] = [None] * len(images)
+  for size in codec.sizes or ((codec.size, codec.size),):
+    places = [i for i, x in enumerate(images) if x is not None
+              and x.shape[:2] == size]  # fmt: skip
+    for start in range(0, len(places), width):
+      batch = places[start : start + width]
+      padded = np.zeros((width, *size, 3), np.float32)
+      padded[: len(batch)] = [images[i] for i in batch]
+      for i, m in zip(batch, np.asarray(encode(padded)), strict=False):
+        made[i] = m.reshape(codec.grid(size)) if codec.sizes else m
+  return made
 
 
 def _pixels(
@@ -118,14 +147,14 @@ def _pixels(
   try:
     drawn = fields.Picture((source[i].image,))
     example = fields.Example({}, {"drawn": drawn}, None, max_pixels)
-    return field.rows(example, None)[""]
+    return transforms.to_float(field.view(example))
   except sources.BadRecord as error:
     logging.warning("record %d: %s", i, error)
     return None
 
 
 def _read(path: str) -> Iterator[np.ndarray | None]:
-  reader = sources.CachedReader(path)
+  reader = CachedReader(path)
   for i in range(len(reader)):
     try:
       yield reader[i]

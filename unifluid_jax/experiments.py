@@ -19,10 +19,14 @@ command is shown that writes it. Runs that a pod has trained are only scored.
   python -m unifluid_jax.experiments liquid1 --budget=600 --seeds=3
 
 liquid1: more data of either kind; liquid_scaling: sizes on texts, images and
-both, with power laws; liquid6: longer training; liquid10: guidance; unitoken5:
-continuous features; unitoken6: shares of data. These vary
-configs/liquid_shapes.py and configs/unitoken_shapes.py, and need the image
-tokenizer that `make demo-liquid` or `make demo-unitoken` trains first.
+both, with power laws and a picture of samples; liquid6: longer training, and a
+tokenizer that is aligned with captions, which it trains itself; liquid10:
+guidance; unitoken5: continuous features; unitoken6: shares of data;
+unitoken_reading: small words, with and without the grid, the encoder tuned or
+frozen. These vary configs/liquid_shapes.py and configs/unitoken_shapes.py, and
+need the image tokenizer that `make demo-liquid` or `make demo-unitoken` trains
+first; unitoken_reading also the signs that `prepare` and `encode` make with
+--config=configs/unitoken_shapes.py:reading.
 """
 
 import sys

@@ -33,6 +33,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the first image.")
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Images per prompt.")
 _CFG = flags.DEFINE_float("cfg", None, "Guidance scale; 1 turns it off.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the sampling noise.")
+_SIZE = flags.DEFINE_list(
+  "size", None, "Height,width in pixels, of runs on images of several sizes."
+)
 _STEPS = flags.DEFINE_integer("steps", None, "Of the diffusion head.")
 _ORDER = flags.DEFINE_enum("order", None, ["raster", "random"], "Of tokens.")
 _CODEC = flags.DEFINE_string(
@@ -58,6 +61,7 @@ def main(_: list[str]) -> None:
         "temperature": _TEMPERATURE.value,
         "steps": _STEPS.value,
         "order": _ORDER.value,
+        "size": requests.size(_SIZE.value),
       },
     ),
     lambda: api.spec_of(_WORKDIR.value, _STEP.value),

@@ -2,12 +2,12 @@
 
   python -m unifluid_jax.prepare --config=configs/shapes.py
 
-Writes the procedural data set of config.data.world, if any, and beside it,
-where data.world.in_context or data.world.dialogues is a number, so many
-dialogues that give a rule by examples, or that draw when asked. Then trains the
-text tokenizer on the captions, prompts and questions of config.data.train where
-config.text.tokenizer is missing. What is there already is kept; a tokenizer
-that was trained here, on other data, is trained anew.
+Writes the procedural data set of config.data.world, if any, and beside it so
+many of other kinds as data.world says: in_context, dialogues that give a rule
+by examples; dialogues, that draw when asked; signs, with small words. Then
+trains the text tokenizer on the captions, prompts and questions of
+config.data.train where config.text.tokenizer is missing. What is there already
+is kept; a tokenizer that was trained here, on other data, is trained anew.
 """
 
 from absl import flags
@@ -28,7 +28,8 @@ def main(_: list[str]) -> None:
   if config.data.world:
     say(written.write_world(config))
   if pipeline.needs_text(systems.build(config).inputs):
-    say(corpus.make_tokenizer(config, systems.text_rows(config)))
+    rows, added = systems.text_rows(config), systems.sentences(config)
+    say(corpus.make_tokenizer(config, rows, added))
 
 
 if __name__ == "__main__":

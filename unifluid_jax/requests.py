@@ -102,6 +102,22 @@ def _check_sampling(given: Flags, spec: Callable[[], SystemSpec]) -> None:
     raise ValueError(f"--{error}") from error
 
 
+def size(given: Sequence[str] | None) -> tuple[int, ...] | None:
+  """What --size names: height and width.
+
+  Raises:
+    ValueError: anything else.
+  """
+  if given is None:
+    return None
+  try:
+    return tuple(int(side) for side in given)
+  except ValueError as error:
+    raise ValueError(
+      f"--size={','.join(given)}: give height,width in pixels"
+    ) from error
+
+
 def _given(sampling: Mapping[str, Any]) -> dict[str, Any]:
   return {k: v for k, v in sampling.items() if v is not None}
 

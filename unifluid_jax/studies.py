@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 
 from unifluid_jax import systems
 from unifluid_jax.core import checkpoint, files, telemetry
+from unifluid_jax.data.images import encode_image
 from unifluid_jax.evals.published import (
   paper_tables,
+  scaling_figure,
   scaling_tables,
   study_results,
 )
@@ -20,6 +22,7 @@ from unifluid_jax.evals.published.sibling_tables import (
   Study,
   scaling_arm,
 )
+from unifluid_jax.evals.report import samples
 
 Call = Callable[[Sequence[str]], None]
 
@@ -32,6 +35,13 @@ def workdir(root: str, name: str, seed: int) -> str:
 def length(arm: Arm, budget: int) -> int:
   """Steps of an arm's runs."""
   return max(1, round(budget * arm.share))
+
+
+def saved_steps(study: Study, arm: Arm, budget: int) -> list[int]:
+  """Steps of the checkpoints that an arm's runs save; the last is whole."""
+  steps = length(arm, budget)
+  every = -(-steps // study.checkpoints)
+  return sorted({*range(every, steps, every), steps})
 
 
 def arguments(
@@ -48,11 +58,11 @@ def arguments(
     config: file that the arms vary; default the study's.
   """
   argument = f":{arm.argument}" if arm.argument else ""
-  steps = length(arm, budget)
+  saved = saved_steps(study, arm, budget)
   out = [
     f"--config={config or study.config}{argument}",
-    f"--config.steps={steps}",
-    f"--config.checkpoint.every={-(-steps // study.checkpoints)}",
+    f"--config.steps={saved[-1]}",
+    f"--config.checkpoint.every={saved[0]}",
     f"--config.checkpoint.keep={study.checkpoints}",
     f"--config.seed={seed}",
     f"--config.eval.metrics={arm.metrics!r}",
@@ -94,11 +104,26 @@ def run(
   # A run that is scored may have lost its checkpoints since.
   known = steps in scored() if wanted else False
   if not known and steps not in checkpoint.steps(own):
+    if arm.codec:
+      _make_codec(arm.codec, flags, call)
     call(["main", f"--workdir={own}", *flags])
   if not wanted:
     return
   for step in sorted(set(checkpoint.steps(own)) - scored()):
     call(["evaluate", f"--workdir={own}", f"--step={step}", *flags])
+
+
+def _make_codec(codec: tuple[str, str], flags: list[str], call: Call) -> None:
+  """Trains an arm's image tokenizer and encodes with it, where that is missing.
+
+  Args:
+    codec: configuration and workdir of the tokenizer.
+    flags: of the arm; they name the workdir and a cache of its own.
+    call: runs a module of this package with arguments.
+  """
+  config, workdir = codec
+  call(["main", f"--workdir={workdir}", f"--config={config}"])
+  call(["encode", *flags])
 
 
 def carry_out(
@@ -153,7 +178,7 @@ def carry_out(
     points = scaling_points(study, root, seeds)
     files.write(f"{root}/{name}.csv", scaling_tables.as_csv(points))
     parts = (scaling_tables.fits(points), scaling_tables.gaps(points))
-    text = "\n".join([text, *parts])
+    text = "\n".join([text, *parts, _draw_figure(name, study, root, budget)])
   files.write(f"{root}/{name}.md", text)
   return text
 
@@ -170,6 +195,25 @@ def _basis(study: Study, root: str, budget: int) -> list[str]:
     for steps, runs in titles.items()
     for line in paper_tables.basis(runs, steps)
   ]
+
+
+def _draw_figure(name: str, study: Study, root: str, budget: int) -> str:
+  """Writes the samples of seed 0's mixtures as one picture; says what it is."""
+  shown = {}
+  for width in WIDTHS:
+    arm = scaling_arm(width, "mix")
+    own = workdir(root, arm.name, 0)
+    for step in saved_steps(study, arm, budget):
+      shown[width, step] = samples.read(own, step)
+  figure = scaling_figure.grid(shown)
+  if figure is None:
+    return "No samples of the mixtures yet: no figure 4.\n"
+  files.write(f"{root}/{name}.png", encode_image(figure.picture))
+  return (
+    f"Figure 4: {name}.png, samples of the mixtures, seed 0: sizes downwards, "
+    "checkpoints to the right; in each cell, row by row: "
+    f"{'; '.join(figure.prompts)}.\n"
+  )
 
 
 def scaling_points(

@@ -25,8 +25,14 @@ def test_a_text_is_the_name_of_its_class():
 
 
 def test_the_first_class_that_a_text_mentions_counts():
-  for text, want in (("two dogs left of a cat", 1), ("a catfish", 2),
-                     ("the red dog and the cat", 3), ("cat", 0)):  # fmt: skip
+  cases = (
+    ("two dogs left of a cat", 1),
+    ("a catfish", 2),
+    ("the red dog and the cat", 3),
+    ("cat", 0),
+    ("A CAT", 0),
+  )
+  for text, want in cases:
     assert number(text, by="mention") == want
 
 

@@ -145,3 +145,41 @@ def test_to_float():
 def test_mirrored():
   image = noise(2, 3)
   np.testing.assert_array_equal(transforms.mirrored(image), image[:, ::-1])
+
+
+@pytest.mark.parametrize("shape, size", [
+  ((100, 100), (32, 32)),
+  ((100, 140), (32, 32)),  # 1.4 is nearer to 1 than to 2: below the root of 2
+  ((100, 145), (24, 48)),
+  ((10, 900), (24, 48)),
+  ((130, 100), (40, 30)),
+  ((700, 100), (40, 10)),
+])  # fmt: skip
+def test_images_go_to_the_nearest_aspect_ratio(shape, size):
+  sizes = ((32, 32), (24, 48), (40, 30), (40, 10))
+  assert transforms.nearest_size((*shape, 3), sizes) == size
+  # By the logarithm: turned by 90 degrees, the same choice.
+  turned = transforms.nearest_size(shape[::-1], [s[::-1] for s in sizes])
+  assert turned == size[::-1]
+
+
+@pytest.mark.parametrize("shape, size, halved", [
+  # 64 x 96 halves to 32 x 48, where 16 x 48 are the middle rows.
+  ((64, 96), (16, 48), np.s_[8:24]),
+  ((96, 64), (48, 16), np.s_[:, 8:24]),
+])  # fmt: skip
+def test_rectangles_are_the_middle_of_halved_images(shape, size, halved):
+  image = noise(*shape)
+  means = image.reshape(shape[0] // 2, 2, shape[1] // 2, 2, 3).mean((1, 3))
+  got = transforms.crop_resize(image, size)
+  assert np.abs(got - means[halved]).max() <= 1.0
+  assert transforms.crop_resize(got, size) is got
+
+
+def test_rectangles_keep_the_aspect_ratio():
+  """A disc stays one, at a size that halving alone does not reach."""
+  y, x = np.mgrid[:90, :150]
+  disc = np.hypot(y - 44.5, x - 74.5) < 30
+  image = np.repeat(255 * disc[..., None], 3, axis=2).astype(np.uint8)
+  got = transforms.crop_resize(image, (24, 36))[..., 0] > 127  # by 36 / 135
+  assert abs(got.any(0).sum() - 16) <= 1 and abs(got.any(1).sum() - 16) <= 1

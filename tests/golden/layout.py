@@ -22,9 +22,14 @@ assert conftest
 FOLDER = Path(__file__).parent
 CONFIGS = (
   "unified_2b", "unified_2b_gemma1", "unified_700m", "vae", "shapes",
-  "tokenizer", "liquid_7b", "unitoken_7b", "var",
+  "tokenizer", "tokenizer:var16", "liquid_7b", "unitoken_7b", "var",
 )  # fmt: skip
 MESHES = ((4, 2, 1), (2, 2, 2))  # data x fsdp x tensor
+
+
+def file_of(name: str) -> Path:
+  """Where the table of a configuration is kept."""
+  return FOLDER / f"{name.replace(':', '_')}.txt"
 
 
 def table(name: str) -> str:
@@ -34,7 +39,9 @@ def table(name: str) -> str:
   MESHES ("whole": replicated), whether weight decay touches it, and which
   optimizer updates it where optim.name is "muon".
   """
-  tree = importlib.import_module(f"configs.{name}").get_config()
+  module, _, arg = name.partition(":")
+  experiment = importlib.import_module(f"configs.{module}")
+  tree = experiment.get_config(*([arg] if arg else []))
   c = systems.resolve(tree)
   system = systems.build(c)
   optimizer = optim.make_optimizer(c.optim, c.steps, system.parts)
@@ -82,4 +89,4 @@ def _by(sizes: tuple[int, ...]) -> str:
 
 if __name__ == "__main__":
   for each in CONFIGS:
-    (FOLDER / f"{each}.txt").write_text(table(each))
+    file_of(each).write_text(table(each))

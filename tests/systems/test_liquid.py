@@ -436,7 +436,7 @@ def test_tokenizers_have_the_rows_before_the_control_tokens():
 def test_guidance_needs_a_null_prompt_that_was_trained():
   config = tiny()
   with pytest.raises(ValueError, match="use cfg=1"):
-    liquid_config.check_guidance(
+    liquid_config.check_sampling(
       config, dataclasses.replace(config.sampling, cfg=2.0), "t2i"
     )
 

@@ -39,7 +39,7 @@ def test_drawing_with_a_cache_is_teacher_forcing(model):
   prompt = examples(rows=3)["t2i"]["prompt"]
   options = how(model, cfg=2.0, temperature=0.7, image_top_k=5)
   draw = jax.jit(lambda p: model.system.draw(
-    p, prompt, keys(3), options))  # fmt: skip
+    p, prompt, model.system.null(prompt), keys(3), options))  # fmt: skip
   codes = np.asarray(draw(model.params))
   assert len(np.unique(codes, axis=0)) == 3
   image = slice(FIRST, FIRST + K)
@@ -95,7 +95,8 @@ def test_guidance_of_1_is_none_and_null_prompts_lead_nowhere(model):
 
   def draw(cfg):
     return jax.jit(lambda prompt: model.system.draw(
-      model.params, prompt, keys(8), how(model, cfg=cfg)))  # fmt: skip
+      model.params, prompt, model.system.null(prompt), keys(8),
+      how(model, cfg=cfg)))  # fmt: skip
 
   plain, guided = draw(1.0), draw(4.0)
   one, null = plain(prompt), model.system.null(prompt)

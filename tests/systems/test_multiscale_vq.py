@@ -112,6 +112,17 @@ def test_the_loss_is_a_mean_over_scales(made):
   assert (used >= once).mean() < of_any
 
 
+def test_the_adversarial_loss_reads_the_last_sum():
+  """Shapes alone: its terms are those of system "vq"."""
+  system, params = build(adversarial=0.5, adaptive=True)
+  batch, counts = {"image": {"image": images()}}, {"images": 4}
+  _, metrics, seen = jax.eval_shape(
+    lambda p: system.loss(p, {}, batch, counts, KEY, 0), params
+  )
+  assert {"generator", "discriminator", "adaptive_weight"} < set(metrics)
+  assert seen["count"].shape == (2, 8) and set(seen) == {"count"}
+
+
 def test_the_quantisation_loss_has_vars_gradients():
   """Commitment moves the latent; the rest moves codes and phi."""
   params = build()[1]["vq"]

@@ -443,7 +443,7 @@ def test_cached_codes_are_those_that_were_encoded(tmp_path):
     ({"model.vq.groups": 48}, "model.vq.groups=48 does not divide 64"),
     ({"model.vq.codes": 65_537}, "at most 65536"),
     ({"loss.revive_below": 1.5}, "loss.revive_below=1.5 must be in"),
-    ({"batch": {"t2i": 8}}, "system 'vq' trains on image"),
+    ({"batch": {"i2t": 8}}, "system 'vq' trains on image, t2i"),
   ],
 )
 def test_unusable_configs_are_refused_with_the_fix(changes, message):

@@ -97,6 +97,7 @@ class ColourCodec:
     self.path, self.size, self._cell = m.codec_path, m.image_size, m.cell
     self._colours, self._side = m.colours, m.image_size // m.cell
     self.cache = jax.ShapeDtypeStruct((m.image_tokens,), np.int32)
+    self.sizes = ()
 
   def shapes(self) -> Params:
     """See `types.ImageCodec`, as all that follow."""

@@ -16,7 +16,7 @@ from unifluid_jax.core import files
 from unifluid_jax.core.config import Config, ConfigError, SourceConfig
 from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data import identity as data_identity
-from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.sources import cached
 
 _FITS = {"crop": "centre_crop_resize", "squash": "squash_resize"}
 
@@ -32,13 +32,16 @@ def note_of(
     weights: digest of the codec.
     data: digest of the source.
   """
-  return {
+  note = {
     "weights": weights,
     "data": data,
     "size": codec.size,
     "fit": _FITS[codec.fit],
     "limit": source.limit,
   }
+  # Notes of squares are those of versions that knew no other shapes.
+  sizes = {"sizes": [list(size) for size in codec.sizes]} if codec.sizes else {}
+  return note | sizes
 
 
 def path_of(config: Config, source: SourceConfig) -> str:
@@ -69,7 +72,7 @@ def check_cached(
     want = note_of(codec, source, made_by["weights"], data[name]["digest"])
     there = data_identity.read_note(path)
     # Whether another limit fits is seen from the number of records.
-    wrong = [k for k in want if there.get(k) != want[k] and k != "limit"]
+    wrong = [k for k in _changed(there, want) if k != "limit"]
     if wrong:
       raise ConfigError(
         f"data.train.{name}.moments={path} were made from other "
@@ -123,12 +126,16 @@ def write(
     return "kept"
   # First, so that no interruption leaves a note beside other images.
   epath.Path(path + ".json").unlink(missing_ok=True)
-  sources.write_cached(path, encoded(), dtype)
+  cached.write_cached(path, encoded(), dtype)
   files.write(path + ".json", json.dumps(note))
   if not there:
     return "written"
-  changed = " and ".join(k for k in note if old.get(k) != note[k])
-  return f"made anew, as {changed} changed"
+  return f"made anew, as {' and '.join(_changed(old, note))} changed"
+
+
+def _changed(old: Mapping[str, Any], note: Mapping[str, Any]) -> list[str]:
+  """What a cache's note says otherwise; "sizes" are absent of squares."""
+  return [k for k in {**note, "sizes": ()} if old.get(k) != note.get(k)]
 
 
 def write_stats(

@@ -36,6 +36,7 @@ class KlVaeCodec:
   """
 
   fit = "crop"
+  sizes = ()
   path_key = "config.model.vae_path"
   file_dtype = np.float16
 

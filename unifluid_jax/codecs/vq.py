@@ -1,6 +1,7 @@
 """A VQ autoencoder as an image codec: one code per latent cell."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ class VqCodec:
 
   Attributes:
     config: of the network.
-    cache: codes of one image in raster order, i32[N]; files keep uint16.
+    cache: codes of one image in raster order, i32[N]; files keep uint16, in
+      rows and columns where images have several sizes.
     path_key: the configuration key of `path`.
   """
 
@@ -32,7 +34,12 @@ class VqCodec:
   measured = False
 
   def __init__(
-    self, config: VqConfig, path: str, size: int, dtype: Any = jnp.float32
+    self,
+    config: VqConfig,
+    path: str,
+    size: int,
+    dtype: Any = jnp.float32,
+    sizes: tuple[tuple[int, int], ...] = (),
   ):
     """Builds the network; reads nothing.
 
@@ -41,11 +48,18 @@ class VqCodec:
       path: workdir of the tokenizer's run, or an imported one.
       size: of the images, in pixels.
       dtype: of the network's convolutions.
+      sizes: (height, width) that images may have; (): squares alone.
     """
-    self.config, self.path, self.size = config, path, size
+    self.config, self.path, self.size, self.sizes = config, path, size, sizes
     self._vq = vq.VqVae(config, jnp.dtype(dtype))
     self._side = size // config.factor
-    self.cache = jax.ShapeDtypeStruct((self._side**2,), np.int32)
+    most = max(math.prod(self.grid(s)) for s in (*sizes, (size, size)))
+    self.cache = jax.ShapeDtypeStruct((most,), np.int32)
+
+  def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the codes of an image of (height, width)."""
+    height, width = size
+    return height // self.config.factor, width // self.config.factor
 
   # --------------------------------------------------------------- weights
 

@@ -108,6 +108,17 @@ class VqConfig(AutoencoderConfig):
   normalised: bool  # l2-normalised vectors and codebook, as LlamaGen
 
 
+@dataclasses.dataclass(frozen=True)
+class AlignmentConfig:
+  """Two towers that compare images' codes with captions."""
+
+  vocab: int = 32_768  # rows of the captions' table
+  width: int = 512
+  image_depth: int = 1
+  text_depth: int = 12
+  heads: int = 8
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiscaleVqConfig(VqConfig):
   """VAR's VQ autoencoder: an image as residual codes of growing grids."""

@@ -80,7 +80,9 @@ ROWS = (
   Row("data.train.*.min_score data.eval.*.min_score", ANY),
   Row("data.threads data.images", COUNT),
   Row(below("data.world", "train validation held_out"), COUNT),
-  Row(f"{below('data.world', 'in_context dialogues')} text.dialogue", AMOUNT),
+  Row(
+    f"{below('data.world', 'in_context dialogues signs')} text.dialogue", AMOUNT
+  ),
   Row("data.world.*", ANY),
   Row("data.max_bad_share", SHARE),
   Row("data.max_pixels", Range(1, 178_956_970)),  # what Pillow opens at most

@@ -63,6 +63,10 @@ class SystemSpec:
   # more rows fit, see weights/warm_start.
   tables: tuple[str, ...] = ("decoder/embedder/table", "decoder/lm_head/table")
   codec_path: str = ""  # field of `model` that is its codec's path
+  # (config, sampling) → (height, width) that prompts are to name, or None.
+  drawn_size: Callable[..., Any] = lambda config, sampling: None
+  # config → sentences that its fields add to texts, for trained tokenizers.
+  sentences: Callable[[Any], tuple[str, ...]] = lambda config: ()
   # config → rows of the vocabulary that the tokenizer may use.
   text_rows: Callable[[Any], int] = lambda config: config.model.decoder.vocab
 
@@ -88,6 +92,9 @@ class ImageCodec(Protocol):
     cache: one encoded image, the largest there is, as batches hold it.
     file_dtype: of cached images in files: float16 moments, uint16 codes.
     size: of the images, in pixels.
+    sizes: (height, width) that images may have, the square one among them;
+      (): squares alone. A codec that has some encodes and decodes each, and
+      has `grid(size)`, the rows and columns of its codes.
     fit: how an image becomes a square of that size, see `data/transforms`.
     path: of its weights.
     path_key: the key of the configuration that names it, for messages.
@@ -98,6 +105,7 @@ class ImageCodec(Protocol):
   cache: Any  # ShapeDtypeStruct
   file_dtype: Any
   size: int
+  sizes: tuple[tuple[int, int], ...]
   fit: str
   path: str
   path_key: str

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -18,7 +18,7 @@ from unifluid_jax.data.worlds import written
 _SENTENCES = 200_000
 
 
-def make_tokenizer(config: Config, rows: int) -> str:
+def make_tokenizer(config: Config, rows: int, added: Sequence[str] = ()) -> str:
   """Loads the tokenizer, or trains it if the configuration allows.
 
   A note beside the model says what it was trained on. A run that has used the
@@ -27,6 +27,7 @@ def make_tokenizer(config: Config, rows: int) -> str:
   Args:
     config: its `text` and `data` count.
     rows: of the model's vocabulary, those of texts.
+    added: sentences that the system adds to texts.
 
   Raises:
     ValueError: it is missing and config.text.train_vocab is 0; it has more
@@ -34,10 +35,14 @@ def make_tokenizer(config: Config, rows: int) -> str:
   """
   path, done = config.text.tokenizer, "kept"
   if config.text.train_vocab:
-    note = _note(config)
+    note = _note(config) | ({"added": list(added)} if added else {})
     done, fit = _judge(path, note)
     if not fit:
-      text.train(_sentences(config), path, config.text.train_vocab)
+      corpus = _sentences(config)
+      # Every prompt has one of them: their words are to be pieces.
+      each = len(corpus) // max(1, len(added))
+      corpus += [sentence for sentence in added for _ in range(each)]
+      text.train(corpus, path, config.text.train_vocab)
       made = files.digest(epath.Path(path).read_bytes())
       files.write(f"{path}.json", json.dumps(note | {"model": made}))
   tokenizer = text.Tokenizer.load(path, config.text.special)
@@ -72,13 +77,14 @@ def _chat(config: Config) -> list[str]:
 def _read(data: DataConfig) -> DataConfig:
   """The data whose texts a tokenizer learns.
 
-  Dialogues of the procedural world say nothing that its scenes do not: runs
-  with and without them have one tokenizer.
+  Dialogues and signs of the procedural world are left out, as its scenes'
+  texts have pieces for all they say: runs with and without them have one
+  tokenizer.
   """
   train = {
     name: source
     for name, source in data.train.items()
-    if not written.is_dialogues(data, source)
+    if not written.is_beside(data, source)
   }
   return dataclasses.replace(data, train=train)
 
@@ -95,7 +101,7 @@ def _judge(path: str, note: dict[str, Any]) -> tuple[str, bool]:
   old = identity.read_note(path)
   if old.get("model") != files.digest(epath.Path(path).read_bytes()):
     return "kept, not knowing its data (delete it to train it anew),", True
-  changed = [k for k in note if old.get(k) != note[k]]
+  changed = [k for k in {**note, "added": ()} if old.get(k) != note.get(k)]
   if changed:
     return f"trained anew, as {' and '.join(changed)} changed,", False
   return "kept", True

@@ -19,6 +19,7 @@ from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import BadRecord, Marks, Turn
 
 PIXELS = "pixels"  # part of a `Cached` field without a file
+SIZE = "size"  # part of images of several sizes: height, width in pixels
 
 
 class Picture(NamedTuple):
@@ -38,6 +39,7 @@ class Example(NamedTuple):
   tokenizer: Any = None  # needed by text fields only
   max_pixels: int = MAX_PIXELS  # of an encoded image
   turns: tuple[Turn, ...] = ()  # texts and images in their order
+  size: transforms.Size | None = None  # of an image that is yet to be drawn
   chat: ChatConfig = ChatConfig()  # what stands around their messages
 
 
@@ -79,16 +81,26 @@ class Continued(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-  """An image in [-1, 1], f32[*F, S, S, 3]."""
+  """An image in [-1, 1], f32[*F, S, S, 3].
+
+  With `sizes` an image is cropped to the one that is nearest in aspect ratio
+  and stands in the upper left of f32[H, W, 3], which has room for all of them;
+  part `size` i32[2] says which.
+  """
 
   role: str
   size: int  # S
   fit: Literal["crop", "squash"]
   frames: int = 1  # F, an axis of its own if there are several
   target: bool = False
+  sizes: tuple[transforms.Size, ...] = ()  # of single, cropped images
 
   def shapes(self) -> dict[str, Shape]:
     """See `Field`."""
+    if self.sizes:
+      height, width = np.max(self.sizes, axis=0).tolist()
+      largest = Shape((height, width, 3), np.float32)
+      return {"": largest, SIZE: Shape((2,), np.int32)}
     several = (self.frames,) if self.frames > 1 else ()
     return {"": Shape((*several, self.size, self.size, 3), np.float32)}
 
@@ -100,10 +112,16 @@ class Pixels:
     count = len(example.images[self.role].frames)
     if count != self.frames:
       raise BadRecord(f"{count} images, but data.images={self.frames}")
-    return {"": transforms.to_float(self.view(example))}
+    pixels = transforms.to_float(self.view(example))
+    if not self.sizes:
+      return {"": pixels}
+    height, width = pixels.shape[:2]
+    row = np.zeros(self.shapes()[""].shape, np.float32)
+    row[:height, :width] = pixels
+    return {"": row, SIZE: np.int32([height, width])}
 
-  def view(self, example: Example) -> UInt8[np.ndarray, "*F S S 3"]:
-    """The image at this size; several, of any number, in a stack.
+  def view(self, example: Example) -> UInt8[np.ndarray, "*F h w 3"]:
+    """The image at its size; several, of any number, in a stack.
 
     Raises:
       BadRecord: a corrupt image.
@@ -114,14 +132,17 @@ class Pixels:
 
   def _frame(
     self, frame: Any, picture: Picture, example: Example
-  ) -> UInt8[np.ndarray, "S S 3"]:
+  ) -> UInt8[np.ndarray, "h w 3"]:
     if not isinstance(frame, np.ndarray):
       frame = decode_image(frame, example.max_pixels)
-    if self.fit == "crop":
-      square = transforms.centre_crop_resize(frame, self.size)
+    if self.sizes:
+      size = transforms.nearest_size(frame.shape, self.sizes)
+      fitted = transforms.crop_resize(frame, size)
+    elif self.fit == "crop":
+      fitted = transforms.centre_crop_resize(frame, self.size)
     else:
-      square = transforms.marked(frame, picture.marks, self.size)
-    return transforms.mirrored(square) if picture.flip else square
+      fitted = transforms.marked(frame, picture.marks, self.size)
+    return transforms.mirrored(fitted) if picture.flip else fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +150,8 @@ class Cached:
   """An image as a frozen codec encodes it, in the step or from a file.
 
   Without a file the rows are pixels, which the step encodes before the loss
-  sees them.
+  sees them. With `sizes` the rows are i32[N] codes of the largest image, PAD
+  behind those of a smaller one, and part `size` i32[2] says how large it is.
   """
 
   role: str
@@ -139,21 +161,30 @@ class Cached:
   fit: Literal["crop", "squash"]
   file: bool = False  # read from the record
   target: bool = False
+  sizes: tuple[transforms.Size, ...] = ()  # see `Pixels`
+  cell: int = 1  # pixels per side of a code
 
   @property
   def pixels(self) -> Pixels:
     """The image that is encoded."""
-    return Pixels(self.role, self.size, self.fit)
+    return Pixels(self.role, self.size, self.fit, sizes=self.sizes)
 
-  def view(self, example: Example) -> UInt8[np.ndarray, "S S 3"]:
+  @property
+  def in_files(self) -> tuple[tuple[int, ...], ...]:
+    """Shapes that one encoded image may have in a file."""
+    grids = [(h // self.cell, w // self.cell) for h, w in self.sizes]
+    return tuple(grids) or (self.shape,)
+
+  def view(self, example: Example) -> UInt8[np.ndarray, "h w 3"]:
     """The image that is encoded; see `Pixels.view`."""
     return self.pixels.view(example)
 
   def shapes(self) -> dict[str, Shape]:
     """See `Field`."""
-    if self.file:
-      return {"": Shape(self.shape, self.dtype)}
-    return {PIXELS: self.pixels.shapes()[""]}
+    pixels = self.pixels.shapes()
+    encoded = {"": Shape(self.shape, self.dtype)}
+    size = {SIZE: pixels[SIZE]} if self.sizes else {}
+    return (encoded if self.file else {PIXELS: pixels[""]}) | size
 
   def rows(
     self, example: Example, rng: np.random.Generator | None
@@ -163,8 +194,20 @@ class Cached:
       picture = example.images[self.role]
       if len(picture.frames) != 1:
         raise BadRecord(f"{len(picture.frames)} images, a file has one encoded")
-      return {"": np.asarray(picture.cached, self.dtype)}
-    return {PIXELS: self.pixels.rows(example, rng)[""]}
+      return self._from_file(np.asarray(picture.cached, self.dtype))
+    rows = self.pixels.rows(example, rng)
+    return {PIXELS: rows.pop("")} | rows
+
+  def _from_file(self, cached: np.ndarray) -> dict[str, np.ndarray]:
+    if not self.sizes:
+      return {"": cached}
+    if cached.shape not in self.in_files:
+      raise BadRecord(
+        f"its codes are {cached.shape}, those of model.sizes {self.in_files}"
+      )
+    row = np.full(self.shape, PAD, self.dtype)
+    row[: cached.size] = cached.ravel()
+    return {"": row, SIZE: np.int32(cached.shape) * self.cell}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,11 +309,14 @@ class Text:
     self, example: Example, rng: np.random.Generator | None
   ) -> dict[str, np.ndarray]:
     """See `Field`."""
-    ending = "".join(self.endings[:1])
-    if rng is not None and len(self.endings) > 1:
-      ending = self.endings[int(rng.integers(len(self.endings)))]
     text = example.texts[self.slot]
-    return {"": self.row(example.tokenizer, text, ending)}
+    return {"": self.row(example.tokenizer, text, self.ending(rng))}
+
+  def ending(self, rng: np.random.Generator | None) -> str:
+    """One of `endings`: any, or without `rng` the first."""
+    if rng is not None and len(self.endings) > 1:
+      return self.endings[int(rng.integers(len(self.endings)))]
+    return "".join(self.endings[:1])
 
   def row(
     self, tokenizer: Any, text: str | None, ending: str = ""

@@ -21,8 +21,8 @@ class Label:
 
   slot: str  # key of `Example.texts`
   names: tuple[str, ...]
-  # Whether a text is a class's name, or mentions one: that which begins first
-  # counts, of several there the longest.
+  # Whether a text is a class's name, or mentions one, in whatever case: that
+  # which begins first counts, of several there the longest.
   by: Literal["name", "mention"] = "name"
   target: bool = False
 
@@ -49,7 +49,8 @@ class Label:
     if text in self.names:
       return self.names.index(text)
     if self.by == "mention":
-      found = [(text.find(name), -len(name)) for name in self.names]
+      said, names = text.casefold(), [n.casefold() for n in self.names]
+      found = [(said.find(name), -len(name)) for name in names]
       places = [place for place in found if place[0] >= 0]
       if places:
         return found.index(min(places))

@@ -19,6 +19,7 @@ from unifluid_jax.core.types import Batch
 from unifluid_jax.data import fields
 from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.records import BadRecord
+from unifluid_jax.data.sized_prompt import SizedPrompt
 from unifluid_jax.data.sources.source import Source, open_source
 from unifluid_jax.data.tasks import (
   EVERY_SOURCE,
@@ -115,6 +116,9 @@ def make_loader(
   used = {t: inputs[t] for t in TASKS if config.batch.get(t)}
   if tokenizer is None and needs_text(used):
     raise ValueError("text needs a tokenizer: load config.text.tokenizer")
+  for field in (f for task in used.values() for f in task.values()):
+    if isinstance(field, SizedPrompt):
+      field.check(tokenizer)
   sources = _open_all(config, used)
   options = Options(
     tokenizer,
@@ -143,7 +147,7 @@ def make_loader(
 def needs_text(inputs: Inputs) -> bool:
   """Whether any field of the tasks is text."""
   every = [f for task in inputs.values() for f in task.values()]
-  return any(isinstance(f, (fields.Text, Dialogue)) for f in every)
+  return any(isinstance(f, (fields.Text, SizedPrompt, Dialogue)) for f in every)
 
 
 def _cached(inputs: Mapping[str, fields.Field]) -> dict[str, fields.Cached]:
@@ -177,10 +181,11 @@ def _open_all(config: Config, inputs: Inputs) -> dict[str, Source]:
     ):
       raise DataError(_complaint(bad, total, source.bad, data.max_bad_share))
     for field in files if source.moments is not None else ():
-      if source.moments.shape != field.shape:
+      if source.moments.shape not in field.in_files:
+        needed = " or ".join(map(str, field.in_files))
         raise ValueError(
           f"{key}.moments are {source.moments.shape}, the model needs "
-          f"{field.shape}: cache them with its codec at this size"
+          f"{needed}: cache them with its codec at this size"
         )
     sources[name] = source
   return sources

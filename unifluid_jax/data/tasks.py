@@ -43,7 +43,7 @@ class Options:
   def ordered(self, turns: Sequence[Turn]) -> Example:
     """An example of texts and images in this order."""
     return Example(
-      {}, {}, self.tokenizer, self.max_pixels, tuple(turns), self.chat
+      {}, {}, self.tokenizer, self.max_pixels, tuple(turns), chat=self.chat
     )
 
 

@@ -4,6 +4,8 @@ Sources: ADM's centre crop for the generated image (as MAR trains), PaliGemma's
 plain resize for the vision encoder (big_vision pp).
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from PIL import Image
 
 from unifluid_jax.data import paint
 from unifluid_jax.data.records import Marks
+
+Size = tuple[int, int]  # height, width in pixels
 
 _LONGEST = 32  # times the shorter side: what is cropped beyond is never seen
 _ROOM = 1 << 24  # pixels between the two passes of a resize
@@ -33,17 +37,49 @@ def centre_crop_resize(
     image: RGB.
     size: side of the result.
   """
-  if image.shape[:2] == (size, size):
+  return crop_resize(image, (size, size))
+
+
+def crop_resize(
+  image: UInt8[np.ndarray, "H W 3"], size: Size
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The same for a rectangle: the largest central one of its aspect ratio.
+
+  Args:
+    image: RGB.
+    size: of the result.
+  """
+  if image.shape[:2] == tuple(size):
     return image
+  wanted = size[1], size[0]  # Pillow's order
   picture = Image.fromarray(shortened(image))
-  while min(picture.size) >= 2 * size:
+  while all(
+    side >= 2 * least for side, least in zip(picture.size, wanted, strict=True)
+  ):
     width, height = picture.size
     picture = picture.resize((width // 2, height // 2), Image.Resampling.BOX)
-  scale = size / min(picture.size)
-  width, height = (max(size, round(side * scale)) for side in picture.size)
+  sides = list(zip(picture.size, wanted, strict=True))
+  scale = max(least / side for side, least in sides)
+  width, height = (max(least, round(side * scale)) for side, least in sides)
   picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-  left, top = (width - size) // 2, (height - size) // 2
-  return np.array(picture.crop((left, top, left + size, top + size)))
+  left, top = (width - wanted[0]) // 2, (height - wanted[1]) // 2
+  box = left, top, left + wanted[0], top + wanted[1]
+  return np.array(picture.crop(box))
+
+
+def nearest_size(image: Sequence[int], sizes: Sequence[Size]) -> Size:
+  """The size whose aspect ratio is nearest an image's, by its logarithm.
+
+  Args:
+    image: its shape, height and width first.
+    sizes: to choose from; of two that are equally near, the first is taken.
+  """
+
+  def log_ratio(shape):
+    return math.log(shape[1] / shape[0])
+
+  ratio = log_ratio(image)
+  return min(sizes, key=lambda size: abs(log_ratio(size) - ratio))
 
 
 def shortened(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from unifluid_jax.core import parallel
 from unifluid_jax.core.parameter_rows import KERNEL, MATRIX, Row
@@ -95,9 +95,9 @@ class Vit(nn.Module):
     x = patches(images.astype(self.dtype), self.patch["kernel"])
     x = x + self.patch["bias"].astype(self.dtype)
     x = x + self.position.astype(self.dtype)
-    block = functools.partial(_block, kernel)
+    layer = functools.partial(block, kernel=kernel)
     layers = narrow(self.layers, self.dtype)
-    x = fold_layers(block, x, layers, remat=self.remat, scan=self.scan)
+    x = fold_layers(layer, x, layers, remat=self.remat, scan=self.scan)
     return layer_norm(x, self.norm)
 
 
@@ -159,12 +159,22 @@ def layer_specs(config: VitConfig) -> dict[str, Any]:
 
 
 def self_attention(
-  x: Float[Array, "B T D"], params: Any, kernel: str = "plain"
+  x: Float[Array, "B T D"],
+  params: Any,
+  kernel: str = "plain",
+  mask: Bool[Array, "B T T"] | None = None,
 ) -> Float[Array, "B T D"]:
-  """Every token attends to every token; biases on all four products."""
+  """Tokens attend to one another; biases on all four products.
+
+  Args:
+    x: tokens.
+    params: of one layer.
+    kernel: see `attention.attend`.
+    mask: True where a key is visible; None: everywhere.
+  """
   q, k, v = (_heads(x, params[name]) for name in "qkv")
   scale = q.shape[-1] ** -0.5
-  y = attention.attend(q, k, v, None, softcap=0.0, scale=scale, kernel=kernel)
+  y = attention.attend(q, k, v, mask, softcap=0.0, scale=scale, kernel=kernel)
   return _dense(keep(y.reshape(*x.shape[:2], -1)), params["out"], "ND")
 
 
@@ -190,13 +200,17 @@ def _dense(
   return out + params["bias"].astype(x.dtype).reshape(-1)
 
 
-def _block(
-  kernel: str, x: Float[Array, "B T D"], params: Any
+def block(
+  x: Float[Array, "B T D"],
+  params: Any,
+  kernel: str = "plain",
+  mask: Bool[Array, "B T T"] | None = None,
 ) -> Float[Array, "B T D"]:
+  """One layer; see `self_attention`."""
   x = parallel.constrain(x, "BTD")
   with jax.named_scope("attn"):
     y = layer_norm(x, params["norm1"])
-    x = x + self_attention(y, params["attn"], kernel)
+    x = x + self_attention(y, params["attn"], kernel, mask)
   with jax.named_scope("mlp"):
     x = x + mlp(layer_norm(x, params["norm2"]), params["mlp"], jax.nn.gelu)
   return parallel.constrain(x, "BTD")

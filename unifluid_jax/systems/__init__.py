@@ -168,3 +168,13 @@ def summary(config: Config) -> dict[str, str]:
 def text_rows(config: Config) -> int:
   """Rows of the vocabulary that the tokenizer may use."""
   return spec(config.system).text_rows(config)
+
+
+def sentences(config: Config) -> tuple[str, ...]:
+  """What the system's fields add to texts."""
+  return spec(config.system).sentences(config)
+
+
+def drawn_size(config: Config, sampling: Any) -> tuple[int, int] | None:
+  """Height and width that prompts are to name; None where they name none."""
+  return spec(config.system).drawn_size(config, sampling)

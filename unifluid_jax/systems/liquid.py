@@ -13,12 +13,15 @@ Rows of the tasks, one causal sequence of ids each; what is in <> is predicted:
   text   bos question <answer eos>, or bos <text eos>
   dialogue  bos, texts and images (boi codes eoi) in their order, eos
 
-Of dialogues what their turns are to teach is predicted (data/dialogue.py).
+Of dialogues what their turns are to teach is predicted (data/dialogue.py). In a
+run on images of several sizes each has the codes of its own grid, row by row,
+and prompts say how large it is, the null prompt too (data/sized_prompt.py).
 
 Differs: eos ends texts too, where the released code trains none; what is too
 long loses words of its text, where the released code loses boi, eoi and eos.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -37,6 +40,8 @@ from unifluid_jax.core.types import (
   Part,
   SystemSpec,
 )
+from unifluid_jax.data import sized_prompt
+from unifluid_jax.data.fields import SIZE
 from unifluid_jax.models import decoder
 from unifluid_jax.ops import sampling as sampling_ops
 from unifluid_jax.ops.cross_entropy import TokenLosses
@@ -84,7 +89,7 @@ class Liquid:
     self.decoder = decoder.Decoder(
       m.decoder, dtype, m.remat, m.scan, m.attention
     )
-    self.codec = VqCodec(m.vq, m.vq_path, m.image_size)
+    self.codec = VqCodec(m.vq, m.vq_path, m.image_size, sizes=m.sizes)
     self.ids = networks.special_ids(config.text.special, m.decoder.vocab)
     self._ends = self.ids["boi"], self.ids["eoi"]
     self.inputs = liquid_config.inputs(config, self.codec)
@@ -106,13 +111,18 @@ class Liquid:
   # ------------------------------------------------------------------- rows
 
   def image_ids(self, codes: Int[Array, "*rows"]) -> Int[Array, "*rows"]:
-    """Ids of image codes."""
-    return self.config.model.code_offset + codes
+    """Ids of image codes; PAD behind those of smaller images stays."""
+    return jnp.where(codes == PAD, PAD, self.config.model.code_offset + codes)
 
   def is_image(self, ids: Int[Array, "*rows"]) -> Bool[Array, "*rows"]:
     """Which ids are image codes."""
     first = self.config.model.code_offset
     return (ids >= first) & (ids < first + self.config.model.vq.codes)
+
+  def null_of(self, fields: Fields) -> Int[Array, "B P"]:
+    """The null prompts of "t2i" rows; of several sizes, each of its own."""
+    given = fields.get(f"prompt.{sized_prompt.NULL}")
+    return self.null(fields["prompt"]) if given is None else given
 
   def null(self, prompt: Int[Array, "B P"]) -> Int[Array, "B P"]:
     """The null prompt: what guidance leads away from."""
@@ -120,9 +130,15 @@ class Liquid:
     return packing.null_prompt(prompt, [self.ids[name] for name in names])
 
   def drawn(self, prompt: Int[Array, "B P"], codes: Int[Array, "B N"]) -> Rows:
-    """A prompt, which ends with boi, and the image that follows."""
-    end = self._constant(len(codes), "eoi", "eos")
-    targets = jnp.concatenate([self.image_ids(codes), end], axis=1)
+    """A prompt, which ends with boi, and the image that follows.
+
+    eoi and eos stand directly behind the last code, PAD behind them.
+    """
+    ids, n = self.image_ids(codes), (codes != PAD).sum(axis=1, keepdims=True)
+    targets = jnp.pad(ids, ((0, 0), (0, 2)), constant_values=PAD)
+    slots = jnp.arange(targets.shape[1])
+    targets = jnp.where(slots == n, self.ids["eoi"], targets)
+    targets = jnp.where(slots == n + 1, self.ids["eos"], targets)
     return Rows(jnp.concatenate([prompt, targets[:, :-1]], axis=1), targets)
 
   def asked(self, fields: Fields) -> Int[Array, "B T"]:
@@ -170,10 +186,14 @@ class Liquid:
   def counts(self, batch: Batch) -> dict[str, Any]:
     """Predicted tokens by kind: codes, what ends images, and texts'."""
     drawn = len(batch[_DRAWN]["prompt"]) if _DRAWN in batch else 0
+    codes = drawn * self.config.model.image_tokens
+    if drawn and self.codec.sizes:
+      size = batch[_DRAWN][f"image.{SIZE}"] // self.config.model.vq.factor
+      codes = size.prod(axis=1).sum()
     texts = [batch[task]["suffix"] for task in _SAID if task in batch]
     words = sum((suffix != PAD).sum() for suffix in texts)
     found = {
-      "image": drawn * self.config.model.image_tokens,
+      "image": codes,
       "end": drawn * 2,
       "text": jnp.maximum(words, 1) if texts else 0,
     }
@@ -201,7 +221,7 @@ class Liquid:
       codes = self.codec.tokens(frozen["codec"], fields["image"], None)
       drop = jax.random.uniform(k_drop, (len(codes), 1))
       drop, prompt = drop < self.config.loss.prompt_dropout, fields["prompt"]
-      prompt = jnp.where(drop, self.null(prompt), prompt)
+      prompt = jnp.where(drop, self.null_of(fields), prompt)
       rows[_DRAWN] = self.drawn(prompt, codes)
     for i, task in enumerate(_SAID):
       if task in batch:
@@ -303,36 +323,46 @@ class Liquid:
       frozen: the tokenizer.
       prompts: B rows.
       keys: one key, split by row, or one key per row.
-      sampling: cfg, temperature, image_top_k, image_top_p.
+      sampling: cfg, temperature, image_top_k, image_top_p, size.
     """
     ((task, fields),) = prompts.items()
     if task == _TURNS:
       prompt = self.turns(fields)
       boi = self._constant(len(prompt), "boi")
       prompt = jnp.concatenate([prompt, boi], axis=1)
+      null = self.null(prompt)
     else:
-      prompt = fields["prompt"]
+      prompt, null = fields["prompt"], self.null_of(fields)
     keys = keys if keys.ndim else jax.random.split(keys, len(prompt))
     params = embed.cast_for_decoding(params, self.decoder.dtype)
-    codes = self.draw(params, prompt, keys, sampling)
-    return self.codec.decode(frozen["codec"], codes)
+    codes = self.draw(params, prompt, null, keys, sampling)
+    grid = self._grid(sampling)
+    return self.codec.decode(frozen["codec"], codes, grid)
+
+  def _grid(self, sampling: Any) -> tuple[int, int]:
+    """Rows and columns of the codes that are drawn."""
+    return self.codec.grid(liquid_config.drawn_size(self.config, sampling))
 
   def draw(
     self,
     params: Params,
     prompt: Int[Array, "B P"],
+    null: Int[Array, "B P"],
     keys: Key[Array, "B"],
     sampling: Any,
   ) -> Int[Array, "B N"]:
-    """N codes after each prompt; neither eoi nor text is ever drawn."""
+    """The codes of `sampling.size` after each prompt, and nothing else.
+
+    Neither eoi nor text is ever drawn: the size says how many codes there are.
+    """
     prompts = [prompt]
     if sampling.cfg != 1:
-      prompts.append(self.null(prompt))
+      prompts.append(null)
     ids = token_decode.draw(
       self.decoder,
       params,
       [self._sequence(params, p) for p in prompts],
-      np.full(self.config.model.image_tokens, PAD, np.int32),
+      np.full(math.prod(self._grid(sampling)), PAD, np.int32),
       lambda keys, states: self.image_ids(
         self.pick(params, states, keys, sampling)
       ),
@@ -426,11 +456,13 @@ SPEC = SystemSpec(
   ranges=liquid_config.RANGES,
   tasks=("t2i", "i2t", "text", "dialogue"),
   check=liquid_config.check,
-  check_sampling=liquid_config.check_guidance,
+  check_sampling=liquid_config.check_sampling,
   migrate=dict,
   summary=liquid_config.summary,
   losses={"loss_image": "L_image (nats)", "loss_text": "L_text (nats)"},
   build=Liquid,
   codec_path="vq_path",
+  drawn_size=liquid_config.drawn_size,
+  sentences=liquid_config.sentences,
   text_rows=liquid_config.text_rows,
 )

@@ -17,6 +17,7 @@ from unifluid_jax.core.ranges import (
   below,
 )
 from unifluid_jax.core.types import ImageCodec
+from unifluid_jax.data import sized_prompt
 from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.fields import Cached, Field, Text
 from unifluid_jax.models import decoder
@@ -50,11 +51,16 @@ class ModelConfig:
   # Sentences after a prompt: training draws one, generation takes the first.
   endings: tuple[str, ...] = ()
   text_suffix: int = 0  # slot of "text" rows' targets; 0: text.suffix
+  # (height, width) of images, image_size squared among them: each is cropped
+  # to the nearest aspect ratio, and prompts name it. Empty: squares alone.
+  sizes: tuple[tuple[int, ...], ...] = ()
 
   @property
   def image_tokens(self) -> int:
-    """N."""
-    return (self.image_size // self.vq.factor) ** 2
+    """N, of the largest image."""
+    square = self.image_size, self.image_size
+    cell = self.vq.factor
+    return max((h // cell) * (w // cell) for h, w in (*self.sizes, square))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +92,8 @@ class SamplingConfig:
   top_p: float = option("text")  # 1: off
   beams: int = option("text")
   seed: int
+  # (height, width), one of model.sizes; (): image_size squared.
+  size: tuple[int, ...] = option("images", default=())
 
 
 RANGES = (
@@ -93,7 +101,7 @@ RANGES = (
   *ranges.VQ,
   *ranges.ANSWERS,
   Row(below("text", "prompt prefix suffix"), COUNT),
-  Row("model.image_size model.code_offset", COUNT),
+  Row("model.image_size model.code_offset model.sizes", COUNT),
   Row("model.text_suffix", AMOUNT),
   Row("loss.vocab_chunk", COUNT),
   Row("loss.prompt_dropout loss.word_dropout", DECAY),
@@ -101,6 +109,7 @@ RANGES = (
   Row("sampling.cfg sampling.image_top_k", AMOUNT),
   Row("sampling.temperature", POSITIVE),
   Row("sampling.image_top_p", Range(0, 1, opens_low=True)),
+  Row("sampling.size", COUNT),
 )
 
 
@@ -120,6 +129,7 @@ def check(config: Any, mesh: Any = None) -> None:
     return
   networks.check_decoder(m.decoder)
   check_shape(m.vq, m.image_size)
+  _check_sizes(config)
   _check_vocabulary(config)
   least = m.image_tokens + 4  # BOS, BOI, EOI, EOS
   need(
@@ -148,6 +158,47 @@ def check(config: Any, mesh: Any = None) -> None:
     or not config.batch.get("t2i"),
     "sampling.cfg != 1 needs a null condition: set loss.prompt_dropout > 0 "
     "or sampling.cfg=1",
+  )
+
+
+def _check_sizes(config: Any) -> None:
+  """Sizes of images that can be trained and drawn."""
+  m, size = config.model, config.sampling.size
+  square, cell = (m.image_size, m.image_size), m.vq.factor
+  for each in m.sizes:
+    need(
+      len(each) == 2 and not any(side % cell for side in each),
+      f"model.sizes has {each}: each must be (height, width), multiples of "
+      f"{cell}, the factor of model.vq",
+    )
+  need(
+    not m.sizes or square in m.sizes,
+    f"model.sizes={m.sizes} lacks {square}: add it, the size of prompts that "
+    "ask for none",
+  )
+  ratios = {}
+  for h, w in m.sizes:
+    first = ratios.setdefault(h / w, (h, w))
+    need(
+      first == (h, w) and m.sizes.count((h, w)) == 1,
+      f"model.sizes has {first} and {h, w} of one aspect ratio, by which "
+      "images are cropped: keep one",
+    )
+  need(
+    not (m.sizes and config.text.dialogue),
+    f"model.sizes and text.dialogue={config.text.dialogue}: dialogues name no "
+    "sizes; set text.dialogue=0, or model.sizes=()",
+  )
+  known = m.sizes or (square,)
+  need(
+    not size or size in known,
+    f"sampling.size={size} is none of model.sizes={known}: choose one of "
+    "them, or () for the square",
+  )
+  need(
+    size in ((), square) or not config.eval.metrics,
+    f"sampling.size={size}, but eval.metrics compare squares: set "
+    "sampling.size=() and name the size when you generate",
   )
 
 
@@ -184,13 +235,25 @@ def _check_vocabulary(config: Any) -> None:
     taken.add(ids[name])
 
 
-def check_guidance(config: Any, sampling: SamplingConfig, task: str) -> None:
-  """Refuses guidance by a null condition that the run never saw.
+def drawn_size(config: Any, sampling: SamplingConfig) -> tuple[int, int]:
+  """Height and width of the images that are drawn."""
+  square = config.model.image_size, config.model.image_size
+  return sampling.size or square
+
+
+def check_sampling(config: Any, sampling: SamplingConfig, task: str) -> None:
+  """Refuses sizes, and guidance by a null condition, that no run saw.
 
   Raises:
     ValueError: names the option and the fix.
   """
   del task
+  known = config.model.sizes or (drawn_size(config, config.sampling),)
+  if sampling.size and sampling.size not in known:
+    raise ValueError(
+      f"size={sampling.size}: this run knows {', '.join(map(str, known))} "
+      "(height, width; config.model.sizes)"
+    )
   if sampling.cfg != 1 and not config.loss.prompt_dropout:
     raise ValueError(
       f"cfg={sampling.cfg} guides away from images without a prompt, which "
@@ -211,10 +274,11 @@ def summary(config: Any) -> dict[str, str]:
   """Label → value of a run's configuration, for its report."""
   d, m, loss = config.model.decoder, config.model, config.loss
   batch = ", ".join(f"{k} {v}" for k, v in config.batch.items() if v)
+  most = "up to " if m.sizes else ""
   mean = {"tokens": "over all tokens", "apart": "images and texts apart"}
   return {
     "decoder": f"{d.depth} layers x {d.width}",
-    "image tokens": f"{m.image_tokens} of {m.vq.codes} codes",
+    "image tokens": f"{most}{m.image_tokens} of {m.vq.codes} codes",
     "batch": batch,
     "loss": f"mean {mean[loss.weighting]}",
     "optimizer": f"{config.optim.name}, lr {config.optim.lr:g}",
@@ -231,7 +295,7 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
   m, text, data = config.model, config.text, config.data
   drawn = Cached(
     "drawn", codec.cache.shape, codec.cache.dtype, codec.size, codec.fit,
-    file=data.has_cache("t2i"), target=True,
+    file=data.has_cache("t2i"), target=True, sizes=m.sizes, cell=m.vq.factor,
   )  # fmt: skip
   seen = dataclasses.replace(
     drawn, role="seen", file=data.has_cache("i2t"), target=False
@@ -239,6 +303,9 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
   prompt = Text(
     "prompt", text.prompt, ("bos",), ("boi",), endings=m.endings
   )  # fmt: skip
+  if m.sizes:
+    null = Text("prompt", text.prompt, ("bos",), ("unconditional", "boi"))
+    prompt = sized_prompt.SizedPrompt(prompt, null, drawn.pixels, drawn.cell)
   about = Text("prefix", text.prefix, ("eoi", *m.ask), m.reply)
   plain = Text("prefix", text.prefix, ("bos",), m.reply, opening=m.user)
   suffix = Text(
@@ -255,6 +322,11 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
     "text": {"prefix": plain, "suffix": longer},
     **turns,
   }
+
+
+def sentences(config: Any) -> tuple[str, ...]:
+  """What prompts say of the sizes of images."""
+  return tuple(map(sized_prompt.sentence, config.model.sizes))
 
 
 def step_cost(config: Any) -> cost.StepCost:

@@ -4,83 +4,32 @@ Sources: VQGAN (arXiv 2012.09841; CompVis/taming-transformers), LlamaGen
 (arXiv 2406.06525; FoundationVision/LlamaGen), VAR (arXiv 2404.02905;
 FoundationVision/VAR, which has the quantiser's loss and no trainer). Codes that
 hardly occur are replaced by vectors that were to be coded, which none of them
-does.
+does. Codes may be aligned with captions, as UniTok's (arXiv 2502.20321), whose
+several codebooks are not built.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from unifluid_jax.codecs import multiscale_vq as multiscale_codec
-from unifluid_jax.codecs import vq as codec
-from unifluid_jax.core import presets, ranges
 from unifluid_jax.core.config import Config
-from unifluid_jax.core.freeze import need
 from unifluid_jax.core.parameter_rows import Row as ParameterRow
-from unifluid_jax.core.ranges import AMOUNT, COUNT, DECAY, SHARE, Row, below
 from unifluid_jax.core.types import Batch, Metrics, Params, SystemSpec
 from unifluid_jax.data.fields import Pixels
+from unifluid_jax.models import alignment as towers
 from unifluid_jax.models import convolutions, multiscale_vq, patch_gan, vq
-from unifluid_jax.systems.common import reconstruction
+from unifluid_jax.systems import vq_config
+from unifluid_jax.systems.common import alignment, reconstruction
 from unifluid_jax.systems.common.reconstruction import batch_mean
 
 _SMOOTHING = 1e-5  # of the counts that divide an averaged codebook
 
 _sg = jax.lax.stop_gradient
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """The tokenizer."""
-
-  vq: presets.VqConfig
-  image_size: int
-  dtype: Literal["float32", "bfloat16"]
-
-
-@dataclasses.dataclass(frozen=True)
-class MultiscaleModelConfig:
-  """The multi-scale tokenizer."""
-
-  vq: presets.MultiscaleVqConfig
-  image_size: int
-  dtype: Literal["float32", "bfloat16"]
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-  """The tokenizer's objective, and how its codebook is kept in use."""
-
-  l1: float
-  l2: float
-  # codebook * (1 * codebook's error + commitment * encoder's error); "legacy",
-  # the default of taming, has the two factors the other way round.
-  codebook: float
-  commitment: float
-  order: Literal["standard", "legacy"]
-  entropy: float
-  average: float  # decay of an averaged codebook; 0: gradients train it
-  data_init: bool  # codes begin as encoder outputs of the first batch
-  revive_every: int  # steps; 0: never
-  revive_below: float  # codes used less than this share of the mean
-  usage_decay: float  # of the average counts that this is measured by
-  perceptual: float
-  perceptual_weights: str  # npz of LPIPS VGG; needed when perceptual > 0
-  adversarial: float
-  adversarial_start: int
-  adaptive: bool  # weight by the ratio of gradient norms, as VQGAN
-  discriminator_width: int
-  discriminator_layers: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-  """Nothing is sampled."""
 
 
 Quantised = vq.Quantised | multiscale_vq.MultiscaleQuantised
@@ -114,8 +63,8 @@ class VqSystem:
   """The tokenizer's networks and objective; a `types.System`.
 
   Means over the cells, pixels and channels of the whole batch add up over its
-  micro-batches. Entropy, adversarial terms, and the encoder outputs that
-  replace codes, need a batch in one piece.
+  micro-batches. Entropy, adversarial and alignment terms, and the encoder
+  outputs that replace codes, need a batch in one piece.
 
   `usage/count` averages how often a step uses each code, in each scale if
   there are several; a code is replaced if no scale has use for it, and its
@@ -143,7 +92,8 @@ class VqSystem:
       dtype,
     )
     image = Pixels("drawn", model.image_size, "crop", target=True)
-    self.inputs = {"image": {"image": image}}
+    self.inputs = alignment.inputs(config, image)
+    self._task = next(iter(self.inputs))
     self.codec = None
     self.frozen = reconstruction.perceptual_part(self._weights)
     counts = (ParameterRow("count", (None,)),)
@@ -154,7 +104,11 @@ class VqSystem:
       "usage": by_scale if self._scales else counts,
       "averages": counts + sums,
       "discriminator": patch_gan.ROWS,
+      "alignment": towers.ROWS,
     }
+    self._alignment = None
+    if self._weights.align:
+      self._alignment = alignment.TextAlignment(config, dtype)
     averaged = ("averages", "vq/codebook") if self._weights.average else ()
     self.held = ("usage", *averaged)
 
@@ -178,6 +132,8 @@ class VqSystem:
       params["discriminator"] = self._discriminator.init(
         discriminator_key, images
       )["params"]
+    if self._alignment is not None:
+      params["alignment"] = self._alignment.init(jax.random.fold_in(key, 2))
     return params
 
   def encode(
@@ -195,7 +151,7 @@ class VqSystem:
 
   def counts(self, batch: Batch) -> dict[str, int]:
     """Images of the batch; see `System.counts`."""
-    return {"images": len(batch["image"]["image"])}
+    return {"images": len(batch[self._task]["image"])}
 
   # -------------------------------------------------------------- objective
 
@@ -213,7 +169,8 @@ class VqSystem:
     Args:
       params: as `init` returns them.
       frozen: "lpips" where the perceptual distance takes part.
-      batch: "image" of task "image", f32[B, H, W, 3] in [-1, 1].
+      batch: "image" of task "image", f32[B, H, W, 3] in [-1, 1]; with
+        alignment, of task "t2i", and its "caption", i32[B, P].
       counts: of the whole batch.
       key: picks the vectors that may replace codes.
       step: number of the training step, from 0.
@@ -226,7 +183,7 @@ class VqSystem:
       f32[K, V], the "sum" f32[V, e] of each code's vectors, and "candidates"
       f32[V, e].
     """
-    images = batch["image"]["image"]
+    images = batch[self._task]["image"]
     w, count = self._weights, counts["images"]
     found = self._apply(params["vq"], images, "quantise")
     z = found.straight_through
@@ -250,6 +207,12 @@ class VqSystem:
       table = vq.vectors(self._table(params), self._config.normalised)
       metrics["entropy"] = vq.entropy_loss(found.z, table)
       total += w.entropy * metrics["entropy"]
+    if self._alignment is not None:
+      term, found_pairs = self._alignment.loss(
+        params["alignment"], z, batch[self._task]["caption"]
+      )
+      total += w.align * term
+      metrics |= found_pairs
     if w.adversarial:
       terms = self._adversarial(params, frozen, images, features, output, step)
       total += terms[0]
@@ -378,80 +341,22 @@ def _over_scales(used: Float[Array, "*K V"]) -> Float[Array, "V"]:
   return used.sum(0) if used.ndim > 1 else used
 
 
-def _check_multiscale(config: Config, mesh: Any) -> None:
-  """The same of a multi-scale tokenizer; see `types.SystemSpec`."""
-  if mesh is not None:
-    return
-  multiscale_codec.check_shape(config.model.vq, config.model.image_size)
-  for key in ("average", "entropy"):
-    value = getattr(config.loss, key)
-    need(
-      not value,
-      f"loss.{key}={value} is of one vector per cell, a multi-scale tokenizer "
-      f"has sums: set loss.{key}=0",
-    )
-  _check(config, mesh)
-
-
-def _check(config: Config, mesh: Any) -> None:
-  """Refuses combinations that cannot work; see `types.SystemSpec`."""
-  if mesh is not None:
-    return
-  loss, cut = config.loss, config.accumulate > 1
-  codec.check_shape(config.model.vq, config.model.image_size)
-  reconstruction.check(config)
-  for key, off in (("entropy", 0), ("data_init", False), ("revive_every", 0)):
-    value = getattr(loss, key)
-    need(
-      not (cut and value),
-      f"loss.{key}={value} looks at a whole batch, "
-      f"accumulate={config.accumulate} cuts it: set accumulate=1 or "
-      f"loss.{key}={off}",
-    )
-  started = [p for p in ("all", "vq", "vq/codebook") if config.init.get(p)]
-  need(
-    not (loss.data_init and [p for p in started if config.init[p] != "new"]),
-    "loss.data_init=True would replace the codebook that config.init loads: "
-    "set loss.data_init=False",
-  )
-  need(
-    not loss.average or loss.order == "standard",
-    f"loss.order={loss.order!r} weighs the codebook's gradient, of which an "
-    "averaged one has none: set loss.order='standard' or loss.average=0",
-  )
-
-
-def _summary(config: Config) -> dict[str, str]:
-  m = config.model
-  scales = getattr(m.vq, "scales", (m.image_size // m.vq.factor,))
-  n = sum(side**2 for side in scales)
-  return {"image": f"{m.image_size} pixels: {n} tokens of {m.vq.codes} codes"}
-
-
-_LOSS_RANGES = (
-  Row("model.image_size", COUNT),
-  Row(below("loss", "l1 l2 codebook commitment entropy perceptual"), AMOUNT),
-  Row(below("loss", "adversarial adversarial_start revive_every"), AMOUNT),
-  Row(below("loss", "average usage_decay"), DECAY),
-  Row("loss.revive_below", SHARE),
-  Row(below("loss", "discriminator_width discriminator_layers"), COUNT),
-)
-
 SPEC = SystemSpec(
-  model=ModelConfig,
-  loss=LossConfig,
-  sampling=SamplingConfig,
-  ranges=(*ranges.VQ, *_LOSS_RANGES),
-  tasks=("image",),
-  check=_check,
+  model=vq_config.ModelConfig,
+  loss=vq_config.LossConfig,
+  sampling=vq_config.SamplingConfig,
+  ranges=vq_config.RANGES,
+  tasks=("image", "t2i"),
+  check=vq_config.check,
   migrate=dict,
-  summary=_summary,
+  summary=vq_config.summary,
   build=VqSystem,
+  text_rows=lambda config: config.model.alignment.vocab,
 )
 
 MULTISCALE_SPEC = dataclasses.replace(
   SPEC,
-  model=MultiscaleModelConfig,
-  ranges=(*ranges.MULTISCALE_VQ, *_LOSS_RANGES),
-  check=_check_multiscale,
+  model=vq_config.MultiscaleModelConfig,
+  ranges=vq_config.MULTISCALE_RANGES,
+  check=vq_config.check_multiscale,
 )

@@ -51,8 +51,8 @@ def recipe(source: Source) -> Recipe:
     )
   if any(name.startswith("quantize.quant_resi.") for name in source.names()):
     raise WeightsError(
-      f"{source.path} holds VAR's multi-scale VQ autoencoder: name it var_vq in "
-      "--from"
+      f"{source.path} holds a multi-scale VQ autoencoder of VAR: name it "
+      "var_vq in --from"
     )
   if format_ not in (autoencoder.COMPVIS, autoencoder.LLAMAGEN):
     expected = (

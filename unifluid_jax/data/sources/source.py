@@ -1,24 +1,19 @@
 """Records by index: prepared TFDS sets, JSON of several forms, transfer tasks.
 
 A source is random-access and picklable, so that any process can read any
-record; nothing is decoded here. Cached VAE moments are read and written too.
+record; nothing is decoded here.
 """
 
 import contextlib
 import os
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import (
-  ArrayRecordReader,
-  ArrayRecordWriter,
-)
+from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from google.protobuf.message import DecodeError
 from jaxtyping import Int64
@@ -29,11 +24,9 @@ from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import tasks
 from unifluid_jax.data.records import BadRecord, Record, Turn
 from unifluid_jax.data.sources import conversations, json_readers
+from unifluid_jax.data.sources.cached import CachedReader
+from unifluid_jax.data.sources.cached import write_cached as write_cached
 
-_HEADER = struct.Struct("<4s3I")  # magic, then the shape
-# Moments f16[h, w, 2c]; codes u16[N], whose header has (N, 1, 1).
-_MAGIC = {np.dtype(np.float16): b"UFM1", np.dtype(np.uint16): b"UFC1"}
-_UNREADABLE = (IndexError, RuntimeError, ValueError, struct.error)
 _THREADS = 16  # that look at shards
 _LOGGED = 10  # bad lines named in the log, per source
 
@@ -314,107 +307,3 @@ def version_dir(path: str) -> str:
       "name the folder of one dataset_info.json"
     )
   return found[0]
-
-
-def write_cached(
-  path: str | os.PathLike[str],
-  arrays: Iterable[np.ndarray | None],
-  dtype: Any = np.float16,
-) -> int:
-  """Writes what a codec makes of images, in the order of the source's records.
-
-  Args:
-    path: a local ArrayRecord file; replaced atomically.
-    arrays: moments [h, w, 2c] or codes [N]; None for a record whose image
-      cannot be decoded, which is then a bad one.
-    dtype: of the file: float16 for moments, uint16 for codes.
-
-  Returns:
-    How many were written.
-
-  Raises:
-    ValueError: arrays of unequal shape, or values that the type cannot hold.
-  """
-  shape, count, dtype = None, 0, np.dtype(dtype)
-  path = files.local(path, "cached moments", "config.data.root")
-  with files.replaced(path) as partial:
-    writer = ArrayRecordWriter(partial, "group_size:1")
-    try:
-      for count, array in enumerate(arrays, 1):
-        if array is None:
-          writer.write(_HEADER.pack(_MAGIC[dtype], 0, 0, 0))
-          continue
-        stored = _stored(np.asarray(array), dtype, count - 1)
-        shape = shape or stored.shape
-        rank = 3 if dtype == np.float16 else 1
-        if stored.ndim != rank or stored.shape != shape:
-          raise ValueError(
-            f"image {count - 1} is encoded as {stored.shape}: need "
-            f"{'[h, w, 2c]' if rank == 3 else '[N]'} like the first, {shape}"
-          )
-        head = _HEADER.pack(_MAGIC[dtype], *(*shape, 1, 1)[:3])
-        writer.write(head + stored.tobytes())
-    finally:
-      writer.close()
-  return count
-
-
-def _stored(array: np.ndarray, dtype: np.dtype, image: int) -> np.ndarray:
-  """As the file keeps it.
-
-  Raises:
-    ValueError: the type cannot hold a value.
-  """
-  with np.errstate(over="ignore"):  # checked below
-    stored = array.astype(dtype)
-  rounded = dtype == np.float16
-  if not (np.isfinite(stored).all() if rounded else (stored == array).all()):
-    raise ValueError(f"image {image} is encoded as values beyond {dtype}")
-  return stored
-
-
-class CachedReader:
-  """Encoded images by index."""
-
-  def __init__(self, path: str):
-    """Opens a file that `write_cached` made.
-
-    Raises:
-      ValueError: another kind of file, or one without any image.
-    """
-    path = files.local(path, "cached moments", "config.data.root")
-    try:
-      self._data = ArrayRecordDataSource([path])
-      shapes = (self._header(self._data[i])[1] for i in range(len(self)))
-      self.shape = next(shape for shape in shapes if all(shape))
-    except (*_UNREADABLE, StopIteration) as error:
-      raise ValueError(
-        f"{path} holds no cached moments; write_cached makes them"
-      ) from error
-
-  def __len__(self) -> int:
-    return len(self._data)
-
-  def __getitem__(self, i: int) -> np.ndarray:
-    """f16[h, w, 2c] or u16[N]."""
-    try:
-      data = self._data[i]
-      dtype, shape = self._header(data)
-      values = np.frombuffer(data, dtype, offset=_HEADER.size)
-      array = values.reshape(shape)
-    except _UNREADABLE as error:
-      raise BadRecord(f"cached moments {i}: {error}") from error
-    if not all(shape):
-      raise BadRecord("its image could not be decoded for the cached moments")
-    if shape != self.shape:
-      raise BadRecord(f"cached moments {i} are {shape}, others {self.shape}")
-    return array
-
-  @staticmethod
-  def _header(data: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """Type and shape; raises ValueError where there is none."""
-    for dtype, magic in _MAGIC.items():
-      if data[:4] == magic:
-        shape = _HEADER.unpack_from(data)[1:]
-        return dtype, shape if dtype == np.float16 else shape[:1]
-    raise ValueError("not a record of moments")

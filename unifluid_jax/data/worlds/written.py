@@ -8,10 +8,21 @@ from unifluid_jax.data.worlds import (
   in_context,
   shapes,
   shapes_builder,
+  signs_builder,
 )
 
-# Dialogues beside the scenes: key of data.world that says how many there are.
-DIALOGUES = {"in_context": in_context, "dialogues": chats}
+# Beside the scenes: key of data.world that says how many there are.
+BESIDE = {"in_context": in_context, "dialogues": chats, "signs": signs_builder}
+
+
+def is_beside(data: DataConfig, source: SourceConfig) -> bool:
+  """Whether a source is written beside the world's scenes.
+
+  Its words are among those of the scenes' texts, letters of signs apart.
+  """
+  folder = source.path.partition("/")[0]
+  suffixes = tuple(kind.SUFFIX for kind in BESIDE.values())
+  return bool(data.world) and folder.endswith(suffixes)
 
 
 def write_world(config: Config) -> str:
@@ -21,11 +32,9 @@ def write_world(config: Config) -> str:
   sizes = {
     split: options.pop(split) for split in ("train", "validation", "held_out")
   }
-  counts = {key: options.pop(key, 0) for key in DIALOGUES}
+  counts = {key: options.pop(key, 0) for key in BESIDE}
   (path,) = {
-    s.path
-    for s in config.data.train.values()
-    if not is_dialogues(config.data, s)
+    s.path for s in config.data.train.values() if not is_beside(config.data, s)
   }
   where = str(epath.Path(config.data.root) / path)
   done = _done(where)
@@ -33,21 +42,15 @@ def write_world(config: Config) -> str:
   shapes_builder.build(where, world, sizes, seed)
   listed = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
   said = [f"{done} the data set: {listed} scenes in {where}"]
-  for key, kind in DIALOGUES.items():
+  for key, kind in BESIDE.items():
     if counts[key]:
       beside = where + kind.SUFFIX
       done = _done(beside)
-      kind.build(beside, world, counts[key], seed)
-      said.append(f"{done} {counts[key]:,} dialogues in {beside}")
+      signs = kind is signs_builder  # which show no scenes
+      kind.build(beside, *(() if signs else (world,)), counts[key], seed)
+      noun = "signs" if signs else "dialogues"
+      said.append(f"{done} {counts[key]:,} {noun} in {beside}")
   return "; ".join(said)
-
-
-def is_dialogues(data: DataConfig, source: SourceConfig) -> bool:
-  """Whether a source is dialogues that `write_world` writes, if it does."""
-  folder = source.path.partition("/")[0]
-  return bool(data.world) and any(
-    folder.endswith(kind.SUFFIX) for kind in DIALOGUES.values()
-  )
 
 
 def _done(where: str) -> str:

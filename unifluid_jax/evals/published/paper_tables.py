@@ -53,6 +53,8 @@ class Arm(NamedTuple):
   follows: str = ""  # name of the arm whose weights it starts from
   share: float = 1.0  # of the budget's steps
   where: Mapping[str, float] = {}  # settings that its scores were found with
+  # Configuration and workdir of an image tokenizer of its own, trained first.
+  codec: tuple[str, str] | None = None
 
 
 class Table(NamedTuple):

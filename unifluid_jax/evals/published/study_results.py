@@ -18,13 +18,14 @@ def scores(workdir: str, study: Study, arm: Arm) -> dict[int, dict[str, float]]:
   Args:
     workdir: of the run.
     study: whose columns are read.
-    arm: rows of other settings than its `where` are left out.
+    arm: rows of other settings than its `where` are left out; what a setting
+      does not touch does not name it.
   """
   columns = {metric: column for column, metric in study.columns.items()}
   found: dict[int, dict[str, float]] = {}
   for row in run_results.read(workdir):
     settings = row.get("settings") or {}
-    other = any(settings.get(k) != v for k, v in arm.where.items())
+    other = any(settings.get(k, v) != v for k, v in arm.where.items())
     if "value" in row and row["metric"] in columns and not other:
       column = columns[row["metric"]]
       found.setdefault(row["step"], {})[column] = row["value"]
@@ -62,12 +63,15 @@ def mean(values: Sequence[float]) -> tuple[float, float | None]:
   return float(x.mean()), float(error * quantile)
 
 
-def cell(values: Sequence[float]) -> str:
-  """Mean and interval as tables print them."""
+def cell(values: Sequence[float], seeds: int = 0) -> str:
+  """Mean and interval as tables print them; says where seeds are missing."""
   if not values:
     return "–"
   middle, half = mean(values)
-  return number(middle) + ("" if half is None else f" ± {number(half)}")
+  missing = f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else ""
+  return (
+    number(middle) + ("" if half is None else f" ± {number(half)}") + missing
+  )
 
 
 def render(
@@ -88,7 +92,7 @@ def render(
     if not arm.metrics:
       continue  # the first of two stages
     cells = [
-      f"{cell([r[c] for r in found if c in r])} "
+      f"{cell([r[c] for r in found if c in r], len(found))} "
       f"[{number(arm.published.get(c))}]"
       for c in study.columns
     ]

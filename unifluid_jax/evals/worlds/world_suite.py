@@ -32,7 +32,7 @@ def world_of(bench: Bench) -> shapes.World:
     )
   for key in ("train", "validation", "held_out", "seed"):
     options.pop(key)
-  for key in written.DIALOGUES:
+  for key in written.BESIDE:
     options.pop(key, None)
   return shapes.World(**options)
 

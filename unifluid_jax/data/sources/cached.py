@@ -1,0 +1,139 @@
+"""Encoded images in files: written once, read by index.
+
+An ArrayRecord file has one record per record of its source, in their order.
+"""
+
+import os
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from unifluid_jax.core import files
+from unifluid_jax.data.records import BadRecord
+
+_HEADER = struct.Struct("<4s3I")  # magic, then the shape
+# Moments f16[h, w, 2c]; codes u16[N], whose header has (N, 1, 1); codes
+# u16[rows, columns] of images of several sizes.
+_MAGIC = {
+  b"UFM1": (np.dtype(np.float16), 3),
+  b"UFC1": (np.dtype(np.uint16), 1),
+  b"UFC2": (np.dtype(np.uint16), 2),
+}
+_SHAPES = {1: "[N]", 2: "[rows, columns]", 3: "[h, w, 2c]"}
+_UNREADABLE = (IndexError, RuntimeError, ValueError, struct.error)
+
+
+def write_cached(
+  path: str | os.PathLike[str],
+  arrays: Iterable[np.ndarray | None],
+  dtype: Any = np.float16,
+) -> int:
+  """Writes what a codec makes of images, in the order of the source's records.
+
+  Args:
+    path: a local ArrayRecord file; replaced atomically.
+    arrays: moments [h, w, 2c], codes [N], or codes [rows, columns] of any
+      grid each; None for a record whose image cannot be decoded, which is
+      then a bad one.
+    dtype: of the file: float16 for moments, uint16 for codes.
+
+  Returns:
+    How many were written.
+
+  Raises:
+    ValueError: arrays of unequal shape, or values that the type cannot hold.
+  """
+  shape, count, dtype = None, 0, np.dtype(dtype)
+  magics = {rank: magic for magic, (t, rank) in _MAGIC.items() if t == dtype}
+  first = min(magics)
+  path = files.local(path, "cached moments", "config.data.root")
+  with files.replaced(path) as partial:
+    writer = ArrayRecordWriter(partial, "group_size:1")
+    try:
+      for count, array in enumerate(arrays, 1):
+        if array is None:
+          writer.write(_HEADER.pack(magics[first], 0, 0, 0))
+          continue
+        stored = _stored(np.asarray(array), dtype, count - 1)
+        shape = shape or stored.shape
+        rank = len(shape) if len(shape) in magics else first
+        alike = stored.ndim == rank and (rank == 2 or stored.shape == shape)
+        if not alike:
+          raise ValueError(
+            f"image {count - 1} is encoded as {stored.shape}: need "
+            f"{_SHAPES[rank]} like the first, {shape}"
+          )
+        head = _HEADER.pack(magics[rank], *(*stored.shape, 1, 1)[:3])
+        writer.write(head + stored.tobytes())
+    finally:
+      writer.close()
+  return count
+
+
+def _stored(array: np.ndarray, dtype: np.dtype, image: int) -> np.ndarray:
+  """As the file keeps it.
+
+  Raises:
+    ValueError: the type cannot hold a value.
+  """
+  with np.errstate(over="ignore"):  # checked below
+    stored = array.astype(dtype)
+  rounded = dtype == np.float16
+  if not (np.isfinite(stored).all() if rounded else (stored == array).all()):
+    raise ValueError(f"image {image} is encoded as values beyond {dtype}")
+  return stored
+
+
+class CachedReader:
+  """Encoded images by index.
+
+  Attributes:
+    shape: of the first; codes in rows and columns may have others each.
+  """
+
+  def __init__(self, path: str):
+    """Opens a file that `write_cached` made.
+
+    Raises:
+      ValueError: another kind of file, or one without any image.
+    """
+    path = files.local(path, "cached moments", "config.data.root")
+    try:
+      self._data = ArrayRecordDataSource([path])
+      shapes = (self._header(self._data[i])[1] for i in range(len(self)))
+      self.shape = next(shape for shape in shapes if all(shape))
+    except (*_UNREADABLE, StopIteration) as error:
+      raise ValueError(
+        f"{path} holds no cached moments; write_cached makes them"
+      ) from error
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, i: int) -> np.ndarray:
+    """f16[h, w, 2c], u16[N] or u16[rows, columns]."""
+    try:
+      data = self._data[i]
+      dtype, shape = self._header(data)
+      values = np.frombuffer(data, dtype, offset=_HEADER.size)
+      array = values.reshape(shape)
+    except _UNREADABLE as error:
+      raise BadRecord(f"cached moments {i}: {error}") from error
+    if not all(shape):
+      raise BadRecord("its image could not be decoded for the cached moments")
+    grids = len(shape) == len(self.shape) == 2
+    if shape != self.shape and not grids:
+      raise BadRecord(f"cached moments {i} are {shape}, others {self.shape}")
+    return array
+
+  @staticmethod
+  def _header(data: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """Type and shape; raises ValueError where there is none."""
+    if data[:4] not in _MAGIC:
+      raise ValueError("not a record of moments")
+    dtype, rank = _MAGIC[data[:4]]
+    return dtype, _HEADER.unpack_from(data)[1 : 1 + rank]
