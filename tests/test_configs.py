@@ -271,9 +271,12 @@ def test_vargpt_is_llava_with_var():
     "out_projector": d * d + d * w + d + w,
     "visual_decoder": 2_010_020_356 - 999 * w,
   }
-  trained = {"stage1": {"in_projector", "out_projector"},
-             "stage2": {"decoder", "projector"},
-             "stage3": {"in_projector", "out_projector", "visual_decoder"}}  # fmt: skip
+  gen = {"in_projector", "out_projector"}
+  trained = {
+    "stage1": gen,
+    "stage2": {"decoder", "projector"},
+    "stage3": {*gen, "visual_decoder"},
+  }
   for stage, names in trained.items():
     rates = systems.resolve(load("vargpt_7b", stage)[0]).optim.rates
     assert {name for name, rate in rates.items() if rate} == names
