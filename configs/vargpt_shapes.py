@@ -33,15 +33,18 @@ TARGETS = {
   "geneval/overall": (">=", 0.60),
   "captions/exact": (">=", 0.90),
   "vqa/all": (">=", 0.80),
+  "dialogue/draws_when_asked": (">=", 0.98),
 }
 
 _GEN = ("in_projector", "out_projector")
-# Stage → what it trains, rows of each task, steps, learning rate.
+# Stage → what it trains, rows of t2i, i2t and dialogue, steps, learning rate.
+# Dialogues ask for some of their images: the language model learns in stage 2
+# when to draw, and stage 3 leaves it as it is.
 _RECIPES = {
-  "stage0": (("decoder", "encoder", "projector"), (0, 32), 900, 3e-3),
-  "stage1": (_GEN, (32, 0), 200, 3e-3),
-  "stage2": (("decoder", "projector"), (8, 24), 500, 2e-3),
-  "stage3": (("visual_decoder", *_GEN), (32, 0), 900, 2e-3),
+  "stage0": (("decoder", "encoder", "projector"), (0, 32, 0), 900, 3e-3),
+  "stage1": (_GEN, (32, 0, 0), 200, 3e-3),
+  "stage2": (("decoder", "projector"), (0, 24, 16), 500, 2e-3),
+  "stage3": (("visual_decoder", *_GEN), (32, 0, 0), 900, 2e-3),
 }
 
 
@@ -57,12 +60,17 @@ def get_config(arg: str = ""):
   vargpt(c)
   c.name = f"vargpt_shapes_{arg}"
   c.steps = 2000
-  c.batch = dict(t2i=24, i2t=24, text=0, dialogue=0)
+  c.batch = dict(t2i=24, i2t=24, text=0, dialogue=8)
+  c.data.world.dialogues = 6000
   c.data.train = dict(
     shapes=source(
       "shapes", tasks=("t2i", "i2t", "text"), moments="shapes_scales"
-    )
+    ),
+    shapes_dialogues=source(
+      "shapes_dialogues/train.json", format="sharegpt", tasks=("dialogue",)
+    ),
   )
+  c.eval.metrics = (*c.eval.metrics, "draws_when_asked")
   _rows(c)
   _networks(c.model)
   c.loss.update(prompt_dropout=0.1, vocab_chunk=128)  # all positions at once
@@ -80,8 +88,9 @@ def _rows(c) -> None:
   # Two pieces more than UniFluid's prompt: newline and boi.
   c.text.prompt = 16
   c.text.special = dict(boi=320, eoi=321)
-  # BOS, two images of 30 codes with BOI and EOI, two of four features, words.
-  c.text.dialogue = 112
+  c.text.suffix = 13  # newline, "here you see", a scene in eight words, boi
+  # BOS, two images of 30 codes with BOI and EOI, and words.
+  c.text.dialogue = 1 + 2 * 32 + 71
   c.model.update(reply=("newline",), dialogue_seen=2, dialogue_drawn=2)
 
 
@@ -109,9 +118,9 @@ def _networks(m) -> None:
 
 def _stage(c, stage: str) -> None:
   """One of the paper's, or what stands in for its pretrained parts."""
-  trained, (t2i, i2t), c.steps, rate = _RECIPES[stage]
+  trained, (t2i, i2t, dialogue), c.steps, rate = _RECIPES[stage]
   freeze_all_but(c, trained)
-  c.batch.update(t2i=t2i, i2t=i2t)
+  c.batch.update(t2i=t2i, i2t=i2t, dialogue=dialogue)
   c.optim.update(adam_lr=rate, lr=2.5 * rate, warmup=c.steps // 20)
   c.checkpoint.every = c.steps
   if stage == "stage1":

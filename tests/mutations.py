@@ -102,11 +102,41 @@ _READING, READS = "evals/worlds/reading_suite.py", "evals/test_reading_suite.py"
 SEES = f"{UNI}::test_understanding_rows_are_those_of_the_released_code"
 UNILOSS = f"{UNI}::test_the_loss_is_a_plain_cross_entropy_with_z_loss"
 UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
+_VARGPT, _DRAWING = "systems/vargpt.py", "systems/vargpt_images.py"
+VARGPT = "systems/test_vargpt.py"
+VARGPT_LOSS = f"{VARGPT}::test_the_loss_is_that_of_plain_rows"
+VARGPT_DRAW = f"{VARGPT}::test_drawing_with_caches_is_full_recomputation"
 DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
 
 MUTATIONS = tuple(
   Mutation(*row)
   for row in (
+    # ------------------------------------------------------------- VARGPT
+    (_VARGPT, "np.array([p - 2, p + n - 1, p + n])",
+     "np.array([p - 1, p + n - 1, p + n])", VARGPT_LOSS),
+    (_VARGPT, "packed._replace(block=packed.block - before)", "packed",
+     VARGPT_LOSS),
+    (_VARGPT, "jnp.where(drop & (jnp.arange(3) == 0), PAD, end)", "end",
+     VARGPT_LOSS),
+    (_VARGPT, "ids = jnp.where(drop, self.null(prompt), prompt)",
+     "ids = prompt", VARGPT_LOSS),
+    (_VARGPT, "learned &= places[:, ::n] >= 0", "pass", VARGPT_LOSS),
+    (_VARGPT, 'weight * sums["image"].weighted / count',
+     'weight * sums["image"].nll / count', VARGPT_LOSS),
+    (_DRAWING, "jnp.asarray(block <= block[where, None])",
+     "jnp.asarray(block < block[where, None] + 9)", VARGPT_DRAW),
+    (_DRAWING, "offset[:, None] + jnp.arange(where.start, where.stop)",
+     "offset[:, None] + jnp.arange(where.stop - where.start)", VARGPT_DRAW),
+    (_DRAWING, "number = k + len(self.codec.config.scales)", "number = k",
+     VARGPT_DRAW),
+    (_INTERLEAVED, "index = jnp.where(cell >= 0, cell, count)",
+     "index = jnp.where(cell > 0, cell, count)", VARGPT_LOSS),
+    (_ROWS, 'drawn = turn.role == "assistant" if turn.role else turn.target',
+     "drawn = turn.target", TURNS),
+    (_ROWS, "apart = after_text or (follows and self._seen(before))",
+     "apart = after_text", TURNS),
+    ("dialogues.py", "[seed + drawn], sampling)", "[seed], sampling)",
+     "test_dialogues.py"),
     # ------------------------------------------------------- small words
     (_SIGNS, "_is_held_out(word) == held", "True", SIGNS),
     (_SIGNS, "zlib.crc32(word.encode())", "hash(word)", SIGNS),

@@ -167,7 +167,13 @@ def test_a_chat_is_answered_with_texts_and_images(model, tokenizer):
     ids = [w if isinstance(w, int) else tokenizer.encode(w)[0] for w in words]
     return np.array([ids + [PAD] * (3 - len(ids))])
 
-  model.dialogues.answers = answers
+  seeds, draw = [], model.dialogues.images
+
+  def images_of(dialogues, given, sampling):
+    seeds.extend(given)
+    return draw(dialogues, given, sampling)
+
+  model.dialogues.answers, model.dialogues.images = answers, images_of
   shown = noise(S, S, 1)
   said = model.chat([
     {"role": "user", "content": ["two", shown]},
@@ -179,7 +185,7 @@ def test_a_chat_is_answered_with_texts_and_images(model, tokenizer):
   # The toy draws the last image it sees, in negative: its own the second time.
   first = negative(shown)
   np.testing.assert_array_equal(np.asarray(images[0]), first)
-  assert len(images) == 2 and len(rows) == 3
+  assert len(images) == 2 and len(rows) == 3 and seeds == [3, 4]
   assert [t.role for t in rows[0]] == ["user", "user", "assistant", "user"]
   assert [t.target for t in rows[0]] == [False, False, True, False]
   assert [t.text for t in rows[2][4:]] == ["a red", "", ""]

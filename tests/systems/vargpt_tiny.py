@@ -20,8 +20,7 @@ PROMPT, PREFIX, SUFFIX, TURNS = 7, 5, 4, 50
 def tiny_tree(**changes):
   c = vargpt_shapes.get_config("joint")
   c.batch = dict(t2i=8, i2t=8, text=8, dialogue=8)
-  tasks = ("t2i", "i2t", "text", "dialogue")
-  c.data.train.shapes.update(tasks=tasks, moments="")
+  c.data.train.shapes.moments = ""
   m = c.model
   m.decoder.update(
     vocab=26, width=32, depth=2, mlp=48, heads=2, kv_heads=1, head_dim=16
