@@ -5,12 +5,13 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 RUN := runs/shapes
 
-.PHONY: help setup demo demo-liquid demo-unitoken smoke test test-parity lint clean
+.PHONY: help setup demo demo-liquid demo-unitoken demo-vargpt smoke test test-parity lint clean
 
 help:
 	@echo "make demo   set up, train and evaluate the embedded default (11 to 20 min)"
 	@echo "make demo-liquid    the same data with image tokens from a vocabulary"
 	@echo "make demo-unitoken  the same data, seen as discrete and continuous tokens"
+	@echo "make demo-vargpt    the same data, drawn scale by scale; in the stages of its paper"
 	@echo "make test   set up and run the tests"
 	@echo "make smoke  every stage at its smallest"
 	@echo "make test-parity  against PyTorch, transformers and diffusers"
@@ -35,6 +36,10 @@ demo-liquid: setup
 demo-unitoken: setup
 	$(PY) -m unifluid_jax.demo --config=configs/unitoken_shapes.py \
 	  --vae_config=configs/tokenizer.py:shapes --workdir=$(RUN)/unitoken
+
+demo-vargpt: setup
+	$(PY) -m unifluid_jax.demo --config=configs/vargpt_shapes.py \
+	  --vae_config=configs/tokenizer.py:multiscale_shapes --workdir=$(RUN)/vargpt
 
 smoke: setup
 	rm -rf runs/debug

@@ -102,6 +102,10 @@ _READING, READS = "evals/worlds/reading_suite.py", "evals/test_reading_suite.py"
 SEES = f"{UNI}::test_understanding_rows_are_those_of_the_released_code"
 UNILOSS = f"{UNI}::test_the_loss_is_a_plain_cross_entropy_with_z_loss"
 UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
+_VARGPT, _DRAWING = "systems/vargpt.py", "systems/vargpt_images.py"
+VARGPT = "systems/test_vargpt.py"
+VARGPT_LOSS = f"{VARGPT}::test_the_loss_is_that_of_plain_rows"
+VARGPT_DRAW = f"{VARGPT}::test_drawing_with_caches_is_full_recomputation"
 DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
 _CODES, _SUMS = "models/multiscale_vq.py", "codecs/multiscale_vq.py"
 CODES, SCALED = "models/test_multiscale_vq.py", "systems/test_multiscale_vq.py"
@@ -141,6 +145,32 @@ MUTATIONS = tuple(
     (_VQ, "mean * last[:, None]", "mean * (last >= 0)[:, None]", SCALED),
     (_VQ, "_sg(found.compared)", "1.1 * _sg(found.compared)", SCALED),
     (_VQ, "_sg(nearest) - z", "nearest - z", SCALED),
+    # ------------------------------------------------------------- VARGPT
+    (_VARGPT, "np.array([p - 2, p + n - 1, p + n])",
+     "np.array([p - 1, p + n - 1, p + n])", VARGPT_LOSS),
+    (_VARGPT, "packed._replace(block=packed.block - before)", "packed",
+     VARGPT_LOSS),
+    (_VARGPT, "jnp.where(drop & (jnp.arange(3) == 0), PAD, end)", "end",
+     VARGPT_LOSS),
+    (_VARGPT, "ids = jnp.where(drop, self.null(prompt), prompt)",
+     "ids = prompt", VARGPT_LOSS),
+    (_VARGPT, "learned &= places[:, ::n] >= 0", "pass", VARGPT_LOSS),
+    (_VARGPT, 'weight * sums["image"].weighted / count',
+     'weight * sums["image"].nll / count', VARGPT_LOSS),
+    (_DRAWING, "jnp.asarray(block <= block[where, None])",
+     "jnp.asarray(block < block[where, None] + 9)", VARGPT_DRAW),
+    (_DRAWING, "offset[:, None] + jnp.arange(where.start, where.stop)",
+     "offset[:, None] + jnp.arange(where.stop - where.start)", VARGPT_DRAW),
+    (_DRAWING, "number = k + len(self.codec.config.scales)", "number = k",
+     VARGPT_DRAW),
+    (_INTERLEAVED, "index = jnp.where(cell >= 0, cell, count)",
+     "index = jnp.where(cell > 0, cell, count)", VARGPT_LOSS),
+    (_ROWS, 'drawn = turn.role == "assistant" if turn.role else turn.target',
+     "drawn = turn.target", TURNS),
+    (_ROWS, "apart = after_text or (follows and self._seen(before))",
+     "apart = after_text", TURNS),
+    ("dialogues.py", "[seed + drawn], sampling)", "[seed], sampling)",
+     "test_dialogues.py"),
     # ------------------------------------------------------- small words
     (_SIGNS, "_is_held_out(word) == held", "True", SIGNS),
     (_SIGNS, "zlib.crc32(word.encode())", "hash(word)", SIGNS),
@@ -609,8 +639,7 @@ MUTATIONS = tuple(
     (_ROWS, "    if not self.prompt:\n", "    if True:\n", TURNS),
     (_ROWS, "kept = (*turns[:head], *turns[first:])", "kept = turns[first:]",
      CHATS),
-    (_ROWS, "fit = int((np.cumsum(lengths) <= room).sum())", "fit = 1",
-     TURNS),
+    (_ROWS, "count -= 1", "count = head + 1", TURNS),
     (_ROWS, "start = self.length - count if self.prompt else 0", "start = 0",
      TURNS),
     (_ROWS, "and len(tokens.ids) < room", "and len(tokens.ids) <= room", TURNS),
@@ -679,7 +708,7 @@ MUTATIONS = tuple(
     (_ASKED, "return geneval.judge(asked.task, detections)[0]", "return True",
      DRAWS),
     (_ASKED, "scenes = scenes[:-1]", "scenes = scenes[:]", DRAWS),
-    (_ROWS, "np.cumsum(is_code) - 1", "np.cumsum(is_code)", TURNS),
+    (_ROWS, "np.cumsum(here) - 1", "np.cumsum(here)", TURNS),
     (_ROWS, "turns, made = self._kept(given, example, room)",
      "turns, made = given, self._tokens(given, example)", TURNS),
     (_ROWS, "target[slots] = tokens.counts", "target[slots] = True", TURNS),

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from configs import debug, liquid_7b, tokenizer, unitoken_7b, var
+from configs import debug, liquid_7b, tokenizer, unitoken_7b, var, vargpt_7b
 from configs.base import base, image_tokenizer
 from unifluid_jax import systems
 from unifluid_jax.core import config, presets
@@ -142,6 +142,7 @@ def test_every_dataclass_key_stands_in_base():
     "multiscale_vq": tokenizer.get_config("var16"),
     "liquid": liquid_7b.get_config(),
     "unitoken": unitoken_7b.get_config("stage2"), "var": var.get_config(),
+    "vargpt": vargpt_7b.get_config(),
   }  # fmt: skip
   assert set(full) == set(systems.SYSTEMS)
   for name, whole in full.items():

@@ -60,6 +60,20 @@ ARGS = {
     "base,reading,i2t_only",
     "reading,discrete",
   ),
+  "vargpt_7b": tuple(
+    stage + variant
+    for stage in ("stage1", "stage2", "stage3")
+    for variant in ("", ",released")
+  ),
+  "vargpt_shapes": (
+    "",
+    "stage0",
+    "stage1",
+    "stage2",
+    "stage3",
+    "joint,causal",
+    "stage3,noise",
+  ),
   "var": ("", "d20", "d24", "d30", "d36", "shapes"),
   "transfer": tuple(row.name for row in tasks.ROWS),
 }
@@ -134,7 +148,7 @@ def batch_of(c):
   def spec(rows, shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
-  if c.system == "liquid":
+  if c.system in ("liquid", "vargpt"):
     inputs = systems.build(c).inputs
     return {
       task: {
@@ -142,6 +156,7 @@ def batch_of(c):
         for name, shape in fields.shapes(inputs[task]).items()
       }
       for task, rows in c.batch.items()
+      if rows
     }
   m, t, n = c.model, c.text, c.batch
   drawn = (m.image_size, m.image_size, 3)
@@ -197,6 +212,7 @@ def frozen_of(c):
     "edit",
     "liquid_2b",
     "liquid_7b",
+    "vargpt_7b",
   ],
 )
 def test_full_size_loss_has_a_shape(name):
@@ -236,6 +252,37 @@ def test_full_size_parameters(name, decoder, tolerance):
   assert count(params["vit"]) == 412_442_352
   if name == "unified_2b":
     assert abs(count(params["head"]) - 37.3e6) < 0.05e6
+
+
+def test_vargpt_is_llava_with_var():
+  """Published sizes but for the classes of VAR, of which two rows are left.
+
+  Its projectors: 1920 → 1920 → 4096 and 4096 → 4096 → 1920.
+  """
+  c = systems.resolve(load("vargpt_7b", "stage1")[0])
+  params = systems.init_shapes(systems.build(c))
+  sizes = {name: count(part) for name, part in params.items()}
+  w, d = c.model.visual_decoder.width, c.model.decoder.width
+  assert sizes == {
+    "decoder": 6_738_415_616 + 2 * 64 * d,
+    "encoder": 290_909_184,
+    "projector": 1024 * d + d * d + 2 * d,
+    "in_projector": w * w + w * d + w + d,
+    "out_projector": d * d + d * w + d + w,
+    "visual_decoder": 2_010_020_356 - 999 * w,
+  }
+  gen = {"in_projector", "out_projector"}
+  trained = {
+    "stage1": gen,
+    "stage2": {"decoder", "projector"},
+    "stage3": {*gen, "visual_decoder"},
+  }
+  for stage, names in trained.items():
+    rates = systems.resolve(load("vargpt_7b", stage)[0]).optim.rates
+    assert {name for name, rate in rates.items() if rate} == names
+  released = systems.resolve(load("vargpt_7b", "stage2,released")[0])
+  assert {k for k, v in released.optim.rates.items() if v} == {"decoder"}
+  assert (released.model.slots, released.model.null) == ("causal", "noise")
 
 
 @pytest.mark.parametrize("name, arg, published", [

@@ -129,8 +129,10 @@ def test_other_refusals(model, tmp_path):
     model.complete(["red"], colour=1)
   unifluid = systems.build(systems.resolve(debug.get_config()))
   other = api.Model(model.config, unifluid, model.tokenizer, lambda f: f)
-  with pytest.raises(ValueError, match="no rows for dialogues.*dialogue=0"):
-    other.complete(["red"])
+  asked = [{"role": "user", "content": "red"}]
+  for ask in (lambda: other.complete(["red"]), lambda: other.chat(asked)):
+    with pytest.raises(ValueError, match="no rows for dialogues.*dialogue=0"):
+      ask()
 
 
 def test_replies_say_whether_an_image_follows(model, tokenizer):
@@ -152,3 +154,52 @@ def test_replies_say_whether_an_image_follows(model, tokenizer):
   )
   said = model.dialogues.replies(chats)
   assert [r.draws for r in said] == [True, True, True]
+
+
+def test_a_chat_is_answered_with_texts_and_images(model, tokenizer):
+  """Each reply goes on from what it has said, until it ends."""
+  rows = []
+  script = [["a", "red", BOI], [BOI], ["two", EOS]]
+
+  def answers(dialogues, sampling=None):
+    rows.append(list(dialogues[0]))
+    words = script[len(rows) - 1]
+    ids = [w if isinstance(w, int) else tokenizer.encode(w)[0] for w in words]
+    return np.array([ids + [PAD] * (3 - len(ids))])
+
+  seeds, draw = [], model.dialogues.images
+
+  def images_of(dialogues, given, sampling):
+    seeds.extend(given)
+    return draw(dialogues, given, sampling)
+
+  model.dialogues.answers, model.dialogues.images = answers, images_of
+  shown = noise(S, S, 1)
+  said = model.chat([
+    {"role": "user", "content": ["two", shown]},
+    {"role": "assistant", "content": "red"},
+    {"role": "user", "content": "a red circle"},
+  ], seed=3)  # fmt: skip
+  text_, *images, last = said
+  assert (text_, last) == ("a red", "two")
+  # The toy draws the last image it sees, in negative: its own the second time.
+  first = negative(shown)
+  np.testing.assert_array_equal(np.asarray(images[0]), first)
+  assert len(images) == 2 and len(rows) == 3 and seeds == [3, 4]
+  assert [t.role for t in rows[0]] == ["user", "user", "assistant", "user"]
+  assert [t.target for t in rows[0]] == [False, False, True, False]
+  assert [t.text for t in rows[2][4:]] == ["a red", "", ""]
+  np.testing.assert_array_equal(rows[2][5].image, first)
+
+
+@pytest.mark.parametrize("messages, message", [
+  ([], "at least one"),
+  ([{"role": "user"}], "must be a dict of 'role' and 'content'"),
+  ([{"role": "assistant", "content": "red"}], "where the user's is due"),
+  ([{"role": "user", "content": "red"},
+    {"role": "assistant", "content": "two"}], "not the user's"),
+  ([{"role": "user", "content": " "}], "the text is empty"),
+])  # fmt: skip
+def test_what_is_no_chat_is_refused(model, messages, message):
+  with pytest.raises(ValueError, match=message):
+    model.chat(messages)

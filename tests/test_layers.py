@@ -27,8 +27,8 @@ LAYER = {
 }  # fmt: skip
 CONFIGS = ROOT.parent / "configs"
 FILES = sorted(ROOT.rglob("*.py"))
-SYSTEMS = ("unifluid", "liquid", "unitoken", "var", "tokenizer_training",
-           "vq_training")  # fmt: skip
+SYSTEMS = ("unifluid", "liquid", "unitoken", "vargpt", "var",
+           "tokenizer_training", "vq_training")  # fmt: skip
 CODECS = ("kl_vae", "vq", "multiscale_vq")
 # What every system shares names none of them, and no codec.
 SHARED = ("train", "data", "evals", "aot", "api", "encode", "evaluation",

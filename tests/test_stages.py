@@ -68,6 +68,28 @@ def test_every_stage_says_where_it_stands_and_what_it_runs():
   assert commands[4].endswith("--workdir=runs/shapes --once")
 
 
+def test_runs_that_a_run_starts_from_come_before_it(tmp_path):
+  """In a file without an argument; as their configurations are loaded."""
+  path = tmp_path / "mine.py"
+  path.write_text('STAGES = (("shapes:raster", "runs/a"), ("debug", "b"))\n')
+  assert config_files.stages(str(path)) == (
+    ("shapes:raster", "runs/a"), ("debug", "b")
+  )  # fmt: skip
+  assert config_files.stages(f"{path}:argument") == ()
+  assert config_files.stages("shapes") == ()
+  todo = stages.of_run(
+    "mine", 10, "runs/c", "vae", 5, "runs/v",
+    [("shapes:raster", "runs/a", 100), ("debug", "b", 3)],
+  )  # fmt: skip
+  assert [s.command for s in todo[3:6]] == [
+    ["main", "--config=shapes:raster", "--workdir=runs/a"],
+    ["main", "--config=debug", "--workdir=b"],
+    ["main", "--config=mine", "--workdir=runs/c"],
+  ]
+  assert todo[3].seconds > todo[5].seconds > todo[4].seconds
+  assert all(s.compiles for s in todo[3:6]) and len(todo) == 7
+
+
 def test_the_time_left_follows_what_stages_and_steps_take():
   """On a machine of half the speed every later stage is taken to last twice."""
   now = Time()

@@ -67,6 +67,35 @@ def test_part_of_a_run_needs_the_rest_listed(trained, tmp_path):
   assert not np.array_equal(a, params["decoder"]["embedder"]["table"])
 
 
+def test_a_part_may_have_another_name_there(trained, tmp_path):
+  """All of it but what starts fresh, or is too large or too small there."""
+  path, params = trained
+
+  class Named(Two):
+    def init(self, key):
+      found = super().init(key)
+      kernel = found["projector"].pop("kernel")
+      return found | {"out": {"kernel": kernel, "bias": jnp.ones((4,))}}
+
+  shapes = jax.eval_shape(Named().init, jax.random.key(0))
+  fresh = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+
+  def load(**init):
+    given = {"decoder": "new", "projector": "new"} | init
+    return warm_start.load(given, fresh, shapes, Named.parts)
+
+  part = f"{path}#projector"
+  got, notes = load(**{"out": part, "out/bias": "new"})
+  want = params["projector"]
+  np.testing.assert_array_equal(got["out"]["kernel"], want["kernel"])
+  np.testing.assert_array_equal(got["out"]["bias"], fresh["out"]["bias"])
+  assert notes[0].startswith(f"out: projector from {path} step 8")
+  got, _ = load(out=part)
+  jax.tree.map(np.testing.assert_array_equal, got["out"], want)
+  with pytest.raises(config.ConfigError, match="one part is read from a part"):
+    load(out=part, projector=part)
+
+
 @pytest.mark.parametrize("rows", [4, 9])
 def test_vocabulary_rows_are_cut_or_added(trained, tmp_path, rows):
   path, params = trained

@@ -20,7 +20,7 @@ from unifluid_jax.data.fields import Example, Picture
 from unifluid_jax.data.images import decode_image, read_file
 from unifluid_jax.data.records import BadRecord, Record
 from unifluid_jax.data.transforms import to_uint8 as to_uint8
-from unifluid_jax.dialogues import Dialogues, turns_of
+from unifluid_jax.dialogues import Dialogues, messages_of, turns_of
 
 TOKENIZER = identity.TOKENIZER
 
@@ -165,14 +165,14 @@ class Model:
   ):
     """Binds a system to weights, which the mapper holds."""
     self.config = config
-    self.tokenizer = tokenizer
-    self._system = system
+    self.tokenizer, self._system = tokenizer, system
+    limit = config.data.max_pixels
+    self._as_array = functools.partial(as_array, max_pixels=limit)
     self._drawing = functools.cache(lambda *how: mapper(self._draw(*how)))
     self._answering = functools.cache(lambda *how: mapper(self._say(*how)))
     self._reconstruction = mapper(self._through_codec)
-    self.dialogues = Dialogues(
-      config, system, tokenizer, self._drawing, self._answering
-    )
+    calls = self._drawing, self._answering
+    self.dialogues = Dialogues(config, system, tokenizer, *calls)
     numbers = scores.Scores(config, system, tokenizer, mapper)
     self.log_likelihoods, self.losses = numbers.log_likelihoods, numbers.losses
 
@@ -212,8 +212,8 @@ class Model:
 
   def answer(self, image: Any, question: str, **sampling: Any) -> str:
     """Answers a question about an image (PIL image, array or path)."""
-    images = [as_array(image, self.config.data.max_pixels)]
-    return self.answers(images, [question], self._sampling(sampling))[0]
+    options = self._sampling(sampling)
+    return self.answers([self._as_array(image)], [question], options)[0]
 
   def unknown_words(self, text: str) -> list[str]:
     """Words of a text that the run's tokenizer was not trained on."""
@@ -226,35 +226,36 @@ class Model:
     arguments.check_text(instruction)
     arguments.check_seeds(seed, 1)
     options = self._sampling(sampling)
-    source = as_array(image, self.config.data.max_pixels)
-    out = self.edits([source], [instruction], [seed], options)
+    out = self.edits([self._as_array(image)], [instruction], [seed], options)
     return Image.fromarray(out[0])
 
   def complete(
     self, parts: Sequence[Any], seed: int = 0, **sampling: Any
   ) -> Any:
-    """Goes on where texts and images, in their order, end.
+    """Goes on where texts and images end: with a str or a PIL image.
 
-    With a text, or with an image where the model begins one. Needs a system
-    that does dialogues, best a run that was trained on them (task "dialogue");
-    of long ones the last parts that fit count.
+    Needs a system that does dialogues, best a run that was trained on them
+    (task "dialogue"); of long ones the last parts that fit count.
 
     Args:
       parts: texts, and images (PIL image, array or `pathlib` path).
       seed: of an image that is drawn.
       **sampling: options of the system.
 
-    Returns:
-      A str or a PIL image.
-
     Raises:
       ValueError: no parts, or one, a seed or an option that cannot be.
     """
-    limit = self.config.data.max_pixels
-    turns = turns_of(parts, lambda image: as_array(image, limit))
-    arguments.check_seeds(seed, 1)
+    turns = turns_of(parts, self._as_array)
     found = self.dialogues.continued(turns, seed, self._sampling(sampling))
     return found if isinstance(found, str) else Image.fromarray(found)
+
+  def chat(
+    self, messages: Sequence[Mapping[str, Any]], seed: int = 0, **sampling: Any
+  ) -> list[Any]:
+    """Replies with texts and PIL images; see `dialogues.messages_of`."""
+    turns = messages_of(messages, self._as_array)
+    found = self.dialogues.reply(turns, seed, self._sampling(sampling))
+    return [x if isinstance(x, str) else Image.fromarray(x) for x in found]
 
   def _sampling(self, changes: dict[str, Any]) -> Any:
     spec = systems.spec(self.config.system)

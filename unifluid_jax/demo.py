@@ -1,4 +1,4 @@
-r"""The demo: five commands, one after another, and what came of them.
+r"""The demo: some commands, one after another, and what came of them.
 
   python -m unifluid_jax.demo
   python -m unifluid_jax.demo --config=debug --vae_config=debug:vae \
@@ -8,7 +8,8 @@ r"""The demo: five commands, one after another, and what came of them.
       --vae_config=tokenizer:shapes --workdir=runs/shapes/liquid
 
 Draws a data set, trains the image tokenizer, encodes the images, trains the
-system of --config on them and evaluates it. Each command is shown as you would
+system of --config on them and evaluates it; before it, the runs that the file
+names as its STAGES. Each command is shown as you would
 type it. Ctrl-C saves and leaves; the same command goes on, or says that all is
 done. The exit status is 1 if a stage failed.
 """
@@ -43,6 +44,10 @@ def main(_: list[str]) -> None:
     _VAE_CONFIG.value,
     codec.steps,
     systems.codec_path(resolved),
+    [
+      (name, where, config_files.load(name).steps)
+      for name, where in config_files.stages(config)
+    ],
   )
   status = stages.run(todo, stages.execute, _say)
   if status:

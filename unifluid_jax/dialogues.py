@@ -1,7 +1,7 @@
 """Texts and images in their order, continued by a text or by an image."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,12 @@ from PIL import Image
 
 from unifluid_jax import arguments, systems
 from unifluid_jax.core.config import Config
-from unifluid_jax.data import fields, tasks, transforms
+from unifluid_jax.data import conversation, fields, tasks, transforms
 from unifluid_jax.data.conversation import Reply
 from unifluid_jax.data.fields import Example
 from unifluid_jax.data.records import Turn
+
+MOST_PARTS = 8  # texts and images of one reply
 
 # (task, names of arrays, sampling options) → a function of the arrays.
 Compiled = Callable[[str, tuple[str, ...], Any], Callable[..., np.ndarray]]
@@ -89,10 +91,37 @@ class Dialogues:
     self, turns: Sequence[Turn], seed: int, sampling: Any
   ) -> str | np.ndarray:
     """A text, or an image u8[H, W, 3] where the model begins one."""
+    arguments.check_seeds(seed, 1)
     (ids,) = self.answers([turns], sampling)
     if ids[0] == self._tokenizer.special["boi"]:
       return self.images([turns], [seed], sampling)[0]
     return self._tokenizer.decode(ids.tolist()).strip()
+
+  def reply(
+    self, turns: Sequence[Turn], seed: int, sampling: Any
+  ) -> list[str | np.ndarray]:
+    """What the model says after a user's message: texts and images.
+
+    It goes on after an image until it ends its message, `MOST_PARTS` at most.
+    What it has drawn is a part of what it goes on from, encoded anew.
+
+    Args:
+      turns: messages, the user's last.
+      seed: of the first image; the next has seed + 1, and so on.
+      sampling: options of the system.
+    """
+    arguments.check_seeds(seed, MOST_PARTS)
+    said: list[Turn] = []
+    while len(said) < MOST_PARTS:
+      (reply,) = self.replies([[*turns, *said]], sampling)
+      if reply.text:
+        said.append(Turn(reply.text, role=conversation.ASSISTANT))
+      if not reply.draws or len(said) == MOST_PARTS:
+        break
+      drawn = sum(turn.image is not None for turn in said)
+      (image,) = self.images([[*turns, *said]], [seed + drawn], sampling)
+      said.append(Turn(image=image, role=conversation.ASSISTANT))
+    return [turn.text if turn.image is None else turn.image for turn in said]
 
   def _rows(self, dialogues: Sequence[Sequence[Turn]]) -> dict[str, np.ndarray]:
     """Prompts of the task; of long ones the last turns that fit."""
@@ -110,6 +139,42 @@ class Dialogues:
       for turns in dialogues
     ]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def messages_of(
+  messages: Sequence[Mapping[str, Any]], as_array: Callable[[Any], np.ndarray]
+) -> list[Turn]:
+  """Messages of a conversation as turns.
+
+  Args:
+    messages: {"role": ..., "content": ...}, the system's first, if any, then
+      the user's and the assistant's in turn, the user's last. The content is a
+      text, an image, or a list of both.
+    as_array: u8[H, W, 3] of an image.
+
+  Raises:
+    ValueError: no or another role or content, or roles out of turn.
+    FileNotFoundError: no such file.
+  """
+  turns = []
+  for i, message in enumerate(messages):
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+      raise ValueError(
+        f"message {i} must be a dict of 'role' and 'content', got {message!r}"
+      )
+    role, content = message["role"], message["content"]
+    parts = content if isinstance(content, (list, tuple)) else [content]
+    own = role == conversation.ASSISTANT
+    turns += [
+      turn._replace(role=role, target=own) for turn in turns_of(parts, as_array)
+    ]
+  if not turns:
+    raise ValueError("expected a list of messages, at least one")
+  roles = [message["role"] for message in messages]
+  conversation.check_roles(roles)
+  if roles[-1] != conversation.USER:
+    raise ValueError(f"the last message is the {roles[-1]}'s, not the user's")
+  return turns
 
 
 def turns_of(
@@ -131,7 +196,7 @@ def turns_of(
   turns = []
   for part in parts:
     if isinstance(part, (Image.Image, np.ndarray, os.PathLike)):
-      turns.append(Turn(image=as_array(part)))
+      turns.append(Turn(image=as_array(part), target=False))
       continue
     if not isinstance(part, str):
       raise ValueError(

@@ -42,8 +42,9 @@ def of_run(
   codec_config: str,
   codec_steps: int,
   codec_workdir: str,
+  before: Sequence[tuple[str, str, int]] = (),
 ) -> list[Stage]:
-  """The five commands of a run.
+  """The five commands of a run, and those of the runs that it starts from.
 
   Args:
     config: of the run, as for --config.
@@ -52,6 +53,7 @@ def of_run(
     codec_config: of its image tokenizer.
     codec_steps: that the image tokenizer trains.
     codec_workdir: of the image tokenizer: where the run looks for it.
+    before: configuration, workdir and steps of each run before it.
   """
   run_flags, here = [f"--config={config}"], f"--workdir={workdir}"
   codec_flags = [f"--config={codec_config}", f"--workdir={codec_workdir}"]
@@ -60,6 +62,10 @@ def of_run(
     Stage("image tokenizer", ["main", *codec_flags],
           _START + _CODEC_STEP * codec_steps, compiles=True),
     Stage("encoding", ["encode", *run_flags], _START),
+    *(Stage(f"training {name}",
+            ["main", f"--config={name}", f"--workdir={where}"],
+            _START + _STEP * count, compiles=True)
+      for name, where, count in before),
     Stage("training", ["main", *run_flags, here],
           _START + _STEP * steps, compiles=True),
     Stage("evaluation", ["evaluate", *run_flags, here, "--once"], 2 * _START),

@@ -1,5 +1,6 @@
 """Rows of texts and images in their order."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from tests.data.test_fields import encode, noise
 from unifluid_jax.core.types import BOS, EOS, PAD
 from unifluid_jax.data import fields, pipeline, tasks, text, transforms
-from unifluid_jax.data.dialogue import Dialogue
+from unifluid_jax.data.dialogue import Dialogue, Features
+from unifluid_jax.data.fields import Example, Picture, Pixels
 from unifluid_jax.data.records import BadRecord, Record, Turn
 
 T, N, S = 24, 4, 8
@@ -132,6 +134,62 @@ def test_one_text_that_is_too_long_is_cut(made, tokenizer):
   for prompt in (False, True):
     rows = made("two red " * 9, length=8, prompt=prompt)
     assert spelt(rows, tokenizer) == ["bos"] + ["two", "red"] * 3 + ["two"]
+
+
+def test_images_that_are_given_stand_as_their_features(tokenizer):
+  """Between newlines; those that are learned, or the model's, as codes."""
+  seen = Features(3, 2, 4, "crop")
+  field = Dialogue(40, N, S, "crop", seen=seen, most=1)
+  options = tasks.Options(tokenizer, "caption en")
+
+  def rows(*turns, **changes):
+    row = dataclasses.replace(field, **changes).rows(
+      options.ordered(turns), None
+    )
+    shapes = dataclasses.replace(field, **changes).shapes()
+    assert list(row) == list(shapes)
+    assert all((x.shape, x.dtype) == shapes[k] for k, x in row.items())
+    return row
+
+  def kinds(row):
+    shown = np.full(len(row["ids"]), " ")
+    for mark, here in (
+      ("w", row["ids"] >= 0), ("n", row["ids"] == tokenizer.special["newline"]),
+      ("b", row["ids"] == BOI), ("e", row["ids"] == EOI),
+      ("c", row["cell"] >= 0), ("f", row["feature"] >= 0),
+    ):  # fmt: skip
+      shown[here] = mark
+    return "".join(shown).replace(" ", "")
+
+  def image(i, target, role=""):
+    return Turn("", noise(S, S, i), target, role)
+
+  given = image(1, False), Turn("red", target=False), image(2, True)
+  row = rows(*given)
+  assert kinds(row) == "wfffnw" + "bcccce" + "w"
+  assert row["feature"][row["feature"] >= 0].tolist() == [0, 1, 2]
+  assert row["cell"][row["cell"] >= 0].tolist() == [0, 1, 2, 3]
+  view = Pixels("x", 4, "crop").rows(
+    Example({}, {"x": Picture((given[0].image,))}), None
+  )[""]  # fmt: skip
+  np.testing.assert_array_equal(row["views"][0], view)
+  assert (row["views"][1] == 0).all() and row["codes.pixels"].shape[0] == 1
+  want = transforms.to_float(given[2].image)
+  np.testing.assert_array_equal(row["codes.pixels"][0], want)
+  # What ends a text before an image: the newline, which counts if it does.
+  row = rows(Turn("red"), image(1, False), Turn("two"))
+  assert kinds(row) == "wwnfffnww"
+  assert row["target"][:9].tolist() == [0, 1, 1, 0, 0, 0, 1, 1, 1]
+  # More of a kind than there is room for: whole turns are lost.
+  row = rows(*(image(i, False) for i in range(3)))
+  assert kinds(row) == "w" + "fff" * 2
+  row = rows(image(1, True), Turn("red"), image(2, True))
+  assert kinds(row) == "wbccccew"
+  row = rows(image(1, True), Turn("red"), image(2, True), prompt=True)
+  assert kinds(row) == "wwbcccce"
+  # Of conversations the model's images are codes, learned or not.
+  row = rows(image(1, False, "user"), image(2, False, "assistant"))
+  assert kinds(row) == "wfffbccccew"
 
 
 def test_rows_need_room_for_an_image():

@@ -26,6 +26,7 @@ from tests.systems import (
   test_var,
   test_vq,
   unitoken_tiny,
+  vargpt_tiny,
 )
 from tests.systems.conftest import (
   examples,
@@ -62,14 +63,14 @@ TEXT, COLOURS, N = 199, 8, 16  # rows of the vocabulary; cells of an image
 EOI, BOI = 0, TEXT + COLOURS  # a piece that no text has; the last row
 T = 42  # two images with a word each
 WORLD = dict(train=24, validation=8, held_out=2)
-SYSTEMS = ("unifluid", "liquid", "unitoken", "var", "vae", "vq",
+SYSTEMS = ("unifluid", "liquid", "unitoken", "vargpt", "var", "vae", "vq",
            "multiscale_vq", "toy")  # fmt: skip
 TOKENIZERS = {
   "vae": test_vae,
   "vq": test_vq,
   "multiscale_vq": test_multiscale_vq,
 }
-SCORERS = ("unifluid", "liquid", "unitoken", "toy")
+SCORERS = ("unifluid", "liquid", "unitoken", "vargpt", "toy")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,6 +119,8 @@ def config_of(name, **changes):
     return test_liquid.tiny(optim__name="adamw", **changes)
   if name == "unitoken":
     return unitoken_tiny.tiny(**changes)
+  if name == "vargpt":
+    return vargpt_tiny.tiny(**changes)
   if name == "var":
     return test_var.tiny(**changes)
   if name in TOKENIZERS:
@@ -318,6 +321,7 @@ def test_likelihoods_are_those_of_a_distribution(name):
   made = {
     "unifluid": examples, "liquid": test_liquid.examples,
     "unitoken": unitoken_tiny.examples, "toy": hand_made,
+    "vargpt": lambda rows: vargpt_tiny.examples(system, rows),
   }  # fmt: skip
   batch = made[name](rows=1)["i2t"]
   rows = {k: jnp.repeat(x, v, axis=0) for k, x in batch.items()}

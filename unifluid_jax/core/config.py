@@ -209,7 +209,7 @@ class Config:
 
 PRESETS = {
   presets.DecoderConfig: presets.DECODER,
-  presets.VitConfig: presets.VIT,
+  presets.VitConfig: presets.VIT | presets.CLIP_VIT,
   presets.HeadConfig: presets.HEAD,
   presets.VaeConfig: presets.VAE,
   presets.VqConfig: presets.VQ,

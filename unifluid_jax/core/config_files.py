@@ -98,11 +98,29 @@ def targets(value: str) -> dict[str, tuple[str, float]]:
   Returns:
     Its TARGETS: metric → (">=" or "<=", bound); empty where it has none.
   """
-  name, _, argument = value.partition(":")
+  return dict(_constant(value, "TARGETS", {}))
+
+
+def stages(value: str) -> tuple[tuple[str, str], ...]:
+  """The runs that a configuration file's own run starts from.
+
+  Args:
+    value: of the flag; an argument makes another run, which has none.
+
+  Returns:
+    Its STAGES in their order: a configuration, as for --config, and the
+    workdir where the next one looks for it; empty where it has none.
+  """
+  return tuple(_constant(value, "STAGES", ()))
+
+
+def _constant(value: str, name: str, default: Any) -> Any:
+  """What a file without an argument sets beside its configuration."""
+  path, _, argument = value.partition(":")
   if argument:
-    return {}
+    return default
   provide_shipped()
-  return dict(getattr(_execute(find(name)), "TARGETS", {}))
+  return getattr(_execute(find(path)), name, default)
 
 
 def provide_shipped() -> None:

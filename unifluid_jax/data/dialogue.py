@@ -11,6 +11,9 @@ VARGPT, arXiv 2501.12327 §4.2, trains on them) they are
 
 where the texts around messages are config.text.chat, each encoded on its own.
 EOS ends whatever the model says; only its messages count.
+
+Systems that see images otherwise than they draw them have `Features`: an image
+that is given stands as its features alone, between newlines.
 """
 
 import dataclasses
@@ -19,7 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int32
 
 from unifluid_jax.core.config import ChatConfig
 from unifluid_jax.core.types import PAD
@@ -34,14 +37,25 @@ from unifluid_jax.data.fields import (
 from unifluid_jax.data.records import Turn
 
 SPECIAL = ("bos", "eos", "newline", "boi", "eoi")  # tokens that rows need
-_CODE = -2  # the place of a code in `_Tokens.ids`
+# Places of codes and of features in `_Tokens.ids`.
+_CODE, _FEATURE = -2, -3
 
 
 class _Tokens(NamedTuple):
   """A stretch of a row."""
 
-  ids: list[int]  # _CODE where an image's code goes
+  ids: list[int]  # _CODE, _FEATURE where those of an image go
   counts: list[bool]  # whether the loss counts it
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """How images that are given, not learned, are seen."""
+
+  count: int  # F, features of an image
+  images: int  # at most, in a row
+  size: int  # of their pixels
+  fit: Literal["crop", "squash"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +63,23 @@ class Dialogue:
   """One row of T tokens, with the images whose codes it has places for.
 
   Parts of the row:
-    ids: i32[T], PAD where a code goes or nothing stands.
+    ids: i32[T], PAD where a code or a feature goes or nothing stands.
     cell: i32[T], which of the row's M * N codes stands there; -1: none.
     target: bool[T], tokens that the loss counts.
     codes: i32[M, N] of its images in their order, encoded in the step from
       `codes.pixels`, f32[M, S, S, 3]; those that the row lacks are black.
+    feature: i32[T], which of the features of the images given stands there;
+      -1: none. With `seen` alone, as the next.
+    views: f32[images, size, size, 3], the images given, in their order.
 
   What belongs to a turn that is a target counts: its tokens, what begins it
   (BOI, or the newline between two texts), and what begins the next turn or
   ends the row, which is how a text ends.
 
-  Rows that are too long lose whole turns, their last in training, their first
-  in a prompt, and then have no EOS. A text is cut only where it alone is too
-  long. A prompt that the user ends is followed by what begins an answer.
+  Rows that are too long, or have too many images, lose whole turns, their last
+  in training, their first in a prompt, and then have no EOS. A text is cut only
+  where it alone is too long. A prompt that the user ends is followed by what
+  begins an answer.
   """
 
   length: int  # T
@@ -70,6 +88,8 @@ class Dialogue:
   fit: Literal["crop", "squash"]
   prompt: bool = False  # to be continued: aligned right, without EOS
   target: bool = False  # given as far as it goes
+  seen: Features | None = None  # of images given; None: codes as all are
+  most: int = 0  # images with codes; 0: as many as ever fit
 
   def __post_init__(self):
     """Refuses rows without room for an image.
@@ -86,8 +106,9 @@ class Dialogue:
 
   @property
   def images(self) -> int:
-    """M, as many as ever fit."""
-    return (self.length - 1) // (self.tokens + 2)
+    """M, as many as ever fit, or at most `most`."""
+    fit = (self.length - 1) // (self.tokens + 2)
+    return min(fit, self.most) if self.most else fit
 
   def as_prompt(self) -> "Dialogue":
     """See `fields.Continued`."""
@@ -95,13 +116,17 @@ class Dialogue:
 
   def shapes(self) -> dict[str, Shape]:
     """See `fields.Field`."""
+    row, seen = Shape((self.length,), np.int32), self.seen
     pixels = (self.images, self.size, self.size, 3)
-    return {
-      "ids": Shape((self.length,), np.int32),
-      "cell": Shape((self.length,), np.int32),
-      "target": Shape((self.length,), np.bool_),
-      f"codes.{PIXELS}": Shape(pixels, np.float32),
-    }
+    parts = {"ids": row, "cell": row}
+    parts["target"] = Shape((self.length,), np.bool_)
+    if seen:
+      parts["feature"] = row
+    parts[f"codes.{PIXELS}"] = Shape(pixels, np.float32)
+    if seen:
+      views = (seen.images, seen.size, seen.size, 3)
+      parts["views"] = Shape(views, np.float32)
+    return parts
 
   def rows(
     self, example: Example, rng: np.random.Generator | None
@@ -124,9 +149,22 @@ class Dialogue:
       end = _Tokens([tokenizer.special["eos"]], [turns[-1].target])
       tokens = _joined([tokens, end])
     start = _Tokens([tokenizer.special["bos"]], [False])
-    tokens = _joined([start, tokens, _given(reply)])
-    pixels = self._pixels(turns, example)
-    return self._arrays(tokens) | {f"codes.{PIXELS}": pixels}
+    made = self._arrays(_joined([start, tokens, _given(reply)]))
+    drawn = [t for t in turns if t.image is not None and not self._seen(t)]
+    shapes = {k: shape.shape for k, shape in self.shapes().items()}
+    name = f"codes.{PIXELS}"
+    field = Pixels("turn", self.size, self.fit)
+    made[name] = _pixels(field, drawn, shapes[name], example)
+    if self.seen:
+      seen = [t for t in turns if self._seen(t)]
+      field = Pixels("turn", self.seen.size, self.seen.fit)
+      made["views"] = _pixels(field, seen, shapes["views"], example)
+    return made
+
+  def _seen(self, turn: Turn) -> bool:
+    """Whether it is an image that stands as its features."""
+    drawn = turn.role == "assistant" if turn.role else turn.target
+    return bool(self.seen) and turn.image is not None and not drawn
 
   def _kept(
     self, turns: Sequence[Turn], example: Example, room: int
@@ -137,27 +175,41 @@ class Dialogue:
     first time that some are left out is logged.
     """
     made = self._tokens(turns, example)
-    lengths = [len(t.ids) for t in made]
-    if sum(lengths) <= room:
+    if self._fit(turns, made, room):
       return turns, made
     logging.log_first_n(
       logging.WARNING,
       "a dialogue of %d tokens was cut to whole texts and images of %d; raise "
       "text.dialogue if that is not rare (logged once)",
-      1, sum(lengths), room,
+      1, sum(len(t.ids) for t in made), room,
     )  # fmt: skip
     head = int(turns[0].role == "system")
     if not self.prompt:
-      fit = int((np.cumsum(lengths) <= room).sum())
-      count = min(max(head + 1, fit), len(turns))
+      count = max(len(turns) - 1, min(head + 1, len(turns)))
+      while count > head + 1 and not self._fit(
+        turns[:count], made[:count], room
+      ):
+        count -= 1
       return turns[:count], made[:count]
     kept = turns
     for first in range(head + 1, len(turns)):
       kept = (*turns[:head], *turns[first:])
       made = self._tokens(kept, example)
-      if sum(len(t.ids) for t in made) <= room:
+      if self._fit(kept, made, room):
         break
     return kept, made
+
+  def _fit(
+    self, turns: Sequence[Turn], made: Sequence[_Tokens], room: int
+  ) -> bool:
+    """Whether a row has room for their tokens and for their images."""
+    seen = sum(map(self._seen, turns))
+    coded = sum(turn.image is not None for turn in turns) - seen
+    return (
+      sum(len(t.ids) for t in made) <= room
+      and coded <= self.images
+      and seen <= (self.seen.images if self.seen else 0)
+    )
 
   def _tokens(self, turns: Sequence[Turn], example: Example) -> list[_Tokens]:
     """The tokens of each turn, with what begins it and what ends it."""
@@ -169,12 +221,16 @@ class Dialogue:
       if turn.role and (before is None or before.role != turn.role):
         marker = tokenizer.encode(example.chat.begins(turn.role))
       follows = not ended and not marker
-      if turn.image is not None:
+      after_text = follows and before.image is None
+      if self._seen(turn):
+        start = [special["newline"]] if after_text else []
+        body = [_FEATURE] * self.seen.count
+      elif turn.image is not None:
         start = [special["boi"]]
         body = [*[_CODE] * self.tokens, special["eoi"]]
       else:
-        after_text = follows and before.image is None
-        start = [special["newline"]] if after_text else []
+        apart = after_text or (follows and self._seen(before))
+        start = [special["newline"]] if apart else []
         body = list(tokenizer.encode(turn.text))
       begins = turn.target or (follows and before.target)
       ended = _ends_message(turn, after) and not (self.prompt and not after)
@@ -190,31 +246,39 @@ class Dialogue:
     start = self.length - count if self.prompt else 0
     slots = slice(start, start + count)
     found = np.asarray(tokens.ids, np.int32)
-    is_code = found == _CODE
     ids = np.full(self.length, PAD, np.int32)
-    cell = np.full(self.length, -1, np.int32)
+    ids[slots] = np.where(found < 0, PAD, found)
     target = np.zeros(self.length, bool)
-    ids[slots] = np.where(is_code, PAD, found)
-    cell[slots] = np.where(is_code, np.cumsum(is_code) - 1, -1)
     target[slots] = tokens.counts
-    return {"ids": ids, "cell": cell, "target": target}
+    made = {"ids": ids, "cell": self._places(found == _CODE, slots)}
+    made["target"] = target
+    if self.seen:
+      made["feature"] = self._places(found == _FEATURE, slots)
+    return made
 
-  def _pixels(
-    self, turns: Sequence[Turn], example: Example
-  ) -> Float32[np.ndarray, "M S S 3"]:
-    """The images of the row, then zeros.
+  def _places(
+    self, here: Bool[np.ndarray, "n"], slots: slice
+  ) -> Int32[np.ndarray, "T"]:
+    """0, 1, ... where something goes, -1 elsewhere."""
+    places = np.full(self.length, -1, np.int32)
+    places[slots] = np.where(here, np.cumsum(here) - 1, -1)
+    return places
 
-    Raises:
-      BadRecord: a corrupt image.
-    """
-    shape = (self.images, self.size, self.size, 3)
-    pixels = np.zeros(shape, np.float32)
-    field = Pixels("turn", self.size, self.fit)
-    images = [t.image for t in turns if t.image is not None]
-    for row, image in zip(pixels, images, strict=False):
-      seen = example._replace(images={"turn": Picture((image,))})
-      row[:] = transforms.to_float(field.view(seen))
-    return pixels
+
+def _pixels(
+  field: Pixels, turns: Sequence[Turn], shape: tuple[int, ...],
+  example: Example,
+) -> Float32[np.ndarray, "M S S 3"]:  # fmt: skip
+  """The images of turns, then zeros.
+
+  Raises:
+    BadRecord: a corrupt image.
+  """
+  pixels = np.zeros(shape, np.float32)
+  for row, turn in zip(pixels, turns, strict=False):
+    seen = example._replace(images={"turn": Picture((turn.image,))})
+    row[:] = transforms.to_float(field.view(seen))
+  return pixels
 
 
 def _joined(tokens: Sequence[_Tokens]) -> _Tokens:

@@ -1,6 +1,7 @@
-"""Vision features as inputs of a decoder, by two layers (LLaVA-1.5).
+"""Features of one network as inputs of another, by two layers (LLaVA-1.5).
 
-Sources: LLaVA-1.5 (arXiv 2310.03744) §3.2, UniToken (arXiv 2504.04423) §3.1.
+Sources: LLaVA-1.5 (arXiv 2310.03744) §3.2, UniToken (arXiv 2504.04423) §3.1,
+VARGPT (arXiv 2501.12327) §3.2.
 """
 
 from typing import Any
@@ -19,19 +20,21 @@ ROWS = (
 
 
 class Adapter(nn.Module):
-  """Dense, exact GELU, Dense; both layers have the decoder's width.
+  """Dense, exact GELU, Dense.
 
   Attributes:
-    width: D.
+    width: D, of the outputs.
     dtype: of the products; parameters are float32.
+    hidden: width between the layers; 0: D as well.
   """
 
   width: int
   dtype: Any
+  hidden: int = 0
 
   @nn.compact
   def __call__(self, x: Float[Array, "B n C"]) -> Float[Array, "B n D"]:
     """Projects every feature."""
-    x = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
+    x = nn.Dense(self.hidden or self.width, dtype=self.dtype, name="in")(x)
     x = jax.nn.gelu(x, approximate=False)
     return nn.Dense(self.width, dtype=self.dtype, name="out")(x)

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from unifluid_jax.core import parallel
+from unifluid_jax.core.parameter_rows import Row
 from unifluid_jax.core.presets import VitConfig
 from unifluid_jax.models import vit
 from unifluid_jax.models.stack import fold_layers, init_tree
@@ -25,6 +26,8 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 _EPSILON = 1e-5
+
+ROWS = (*vit.ROWS, Row(r"class_token|pre_norm/(scale|bias)", (None,)))
 
 
 class ClipVit(nn.Module):
@@ -84,6 +87,11 @@ class ClipVit(nn.Module):
     x = vit.layer_norm(x, self.pre_norm, _EPSILON)
     x = fold_layers(_block, x, self.layers, remat=self.remat, scan=self.scan)
     return x[:, 1:]
+
+
+def normalised(images: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+  """Images in [-1, 1] as the encoder expects them."""
+  return ((images + 1) / 2 - jnp.asarray(MEAN)) / jnp.asarray(STD)
 
 
 def quick_gelu(x: Float[Array, "*dims F"]) -> Float[Array, "*dims F"]:

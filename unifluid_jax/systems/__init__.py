@@ -21,6 +21,7 @@ SYSTEMS = {
   "unifluid": "unifluid_jax.systems.unifluid:SPEC",
   "liquid": "unifluid_jax.systems.liquid:SPEC",
   "unitoken": "unifluid_jax.systems.unitoken:SPEC",
+  "vargpt": "unifluid_jax.systems.vargpt:SPEC",
   "var": "unifluid_jax.systems.var:SPEC",
   "vae": "unifluid_jax.systems.tokenizer_training:SPEC",
   "vq": "unifluid_jax.systems.vq_training:SPEC",

@@ -71,9 +71,12 @@ def load(
   fit = functools.partial(new_rows.fit, rule=rule, seed=seed)
   for path in dict.fromkeys(wanted.values()):
     names = [n for n, p in wanted.items() if p == path]
-    got, note = _read(
-      path, names, _flat(shapes), _new(init), parts, tables, fit
-    )
+    if "#" in path:
+      got, note = _read_renamed(path, names, init, _flat(shapes), parts, fit)
+    else:
+      got, note = _read(
+        path, names, _flat(shapes), _new(init), parts, tables, fit
+      )
     out |= got
     notes.append(note)
   notes += [f"fresh: {prefix}" for prefix in _new(init)]
@@ -122,7 +125,7 @@ def other_settings(init: Init, model: Any) -> list[str]:
     checkpoint.CheckpointError: no, or a damaged checkpoint.
   """
   decoder, given = getattr(model, "decoder", None), paths(init)
-  path = given.get("decoder") or given.get(_ALL)
+  path = (given.get("decoder") or given.get(_ALL) or "").partition("#")[0]
   if decoder is None or not path or init.get("decoder") == NEW:
     return []
   meta = checkpoint.read_meta(path, checkpoint.latest_step(path))
@@ -139,6 +142,42 @@ def other_settings(init: Init, model: Any) -> list[str]:
     f"warning: the decoder of {path} was trained with other settings: "
     f"{', '.join(found)}; set those that are not meant"
   ]
+
+
+def _read_renamed(
+  path: str,
+  names: list[str],
+  init: Init,
+  shapes: Mapping[str, Any],
+  parts: Parts,
+  fit: Callable[[Any, Any, str], Any],
+) -> tuple[dict[str, Any], str]:
+  """The leaves of "PATH#NAME", a part that has another name here.
+
+  Raises:
+    ConfigError: several parts, or all, are to be read from it.
+  """
+  here = [prefix for prefix, p in init.items() if p == path]
+  if len(here) != 1 or here == [_ALL]:
+    raise ConfigError(
+      f"config.init.{here[0]}={path!r}: one part is read from a part; give "
+      "each its own path"
+    )
+  (prefix,), (source, _, name) = here, path.partition("#")
+  below = {
+    name + leaf.removeprefix(prefix): leaf
+    for leaf in shapes
+    if longest_prefix([prefix], leaf)
+  }
+  new = tuple(
+    name + other.removeprefix(prefix)
+    for other in _new(init)
+    if longest_prefix([prefix], other)
+  )
+  wanted = [there for there, ours in below.items() if ours in names]
+  like = {there: shapes[ours] for there, ours in below.items()}
+  got, note = _read(source, wanted, like, new, parts, (), fit)
+  return {below[there]: x for there, x in got.items()}, f"{prefix}: {note}"
 
 
 def _read(

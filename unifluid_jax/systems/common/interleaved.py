@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from unifluid_jax.core.types import PAD
 
@@ -24,6 +24,45 @@ def ids(
   codes = codes.reshape(len(codes), -1)
   placed = jnp.take_along_axis(codes, jnp.maximum(cell, 0), axis=1)
   return jnp.where(cell >= 0, image_ids(placed), row)
+
+
+def placed(
+  x: Float[Array, "B T D"],
+  places: Int[Array, "B T"],
+  values: Float[Array, "B n D"],
+) -> Float[Array, "B T D"]:
+  """`x` with values in their places.
+
+  Args:
+    x: embedded rows.
+    places: which of the values stands there; -1: none.
+    values: of images: their codes or their features.
+  """
+  found = jnp.maximum(places, 0)[..., None]
+  values = jnp.take_along_axis(values.astype(x.dtype), found, axis=1)
+  return jnp.where(places[..., None] >= 0, values, x)
+
+
+def places(cell: Int[Array, "B T"], count: int) -> Int[Array, "B n"]:
+  """Where each of `count` codes stands, -1 where the row lacks it."""
+  at = jnp.broadcast_to(jnp.arange(cell.shape[1]), cell.shape)
+  rows = jnp.arange(len(cell))[:, None]
+  found = jnp.full((len(cell), count), -1, jnp.int32)
+  # Negative indices count from the end: no code goes beyond it.
+  index = jnp.where(cell >= 0, cell, count)
+  return found.at[rows, index].set(at, mode="drop")
+
+
+def extended(fields: Mapping[str, Any], token: int) -> dict[str, Any]:
+  """Rows to be continued, with one more token at their end."""
+  more = {"ids": token, "cell": -1, "feature": -1}
+  return dict(fields) | {
+    f"{FIELD}.{k}": jnp.pad(
+      fields[f"{FIELD}.{k}"], ((0, 0), (0, 1)), constant_values=value
+    )
+    for k, value in more.items()
+    if f"{FIELD}.{k}" in fields
+  }
 
 
 def targets(
