@@ -285,18 +285,22 @@ class Liquid:
     if c.weighting == "tokens":
       of_images = of_texts = of_images + of_texts
     if "image" in sums:
-      total = (sums["image"].nll + sums["end"].nll) / _positive(of_images)
+      total = (sums["image"].nll + sums["end"].nll) / token_loss.positive(
+        of_images
+      )
     if "text" in sums:
-      total = total + c.text_weight * sums["text"].nll / _positive(of_texts)
+      total = total + c.text_weight * sums["text"].nll / token_loss.positive(
+        of_texts
+      )
     for kind in ("image", "text"):
       if kind in sums:
-        count = _positive(counts[f"{kind}_tokens"])
+        count = token_loss.positive(counts[f"{kind}_tokens"])
         metrics[f"loss_{kind}"] = sums[kind].nll / count
         metrics[f"{kind}_accuracy"] = sums[kind].hits / count
     if c.max_z and "image" in sums:
       # Keeps logits small (Baichuan 2, arXiv 2309.10305 §3.4): through the
       # largest of each position, as UniTok's code has it.
-      count = _positive(counts["image_tokens"])
+      count = token_loss.positive(counts["image_tokens"])
       metrics["max_z"] = sums["image"].max_z / count
       total = total + c.max_z * metrics["max_z"]
     return total, metrics
@@ -442,11 +446,6 @@ class Liquid:
     """Images through the frozen tokenizer: an upper bound for generation."""
     del params
     return self.codec.reconstruct(frozen["codec"], images)
-
-
-def _positive(count: Any) -> Any:
-  """A count to divide by: a batch of dialogues may have none of a kind."""
-  return count if isinstance(count, int) else jnp.maximum(count, 1)
 
 
 SPEC = SystemSpec(

@@ -368,17 +368,17 @@ class VarGpt:
     What begins and ends images are tokens of texts.
     """
     metrics, total = {}, jnp.float32(0)
-    of_texts = _positive(counts["text_tokens"] + counts["end_tokens"])
+    of_texts = token_loss.positive(counts["text_tokens"] + counts["end_tokens"])
     for kind in ("text", "end"):
       if kind in sums:
         total = total + sums[kind].nll / of_texts
     if "image" in sums:
-      count = _positive(counts["image_tokens"])
+      count = token_loss.positive(counts["image_tokens"])
       weight = self.config.loss.image_weight
       total = total + weight * sums["image"].weighted / count
     for kind in ("image", "text"):
       if kind in sums:
-        count = _positive(counts[f"{kind}_tokens"])
+        count = token_loss.positive(counts[f"{kind}_tokens"])
         metrics[f"loss_{kind}"] = sums[kind].nll / count
         metrics[f"{kind}_accuracy"] = sums[kind].hits / count
     return total, metrics
@@ -478,11 +478,6 @@ class VarGpt:
     """Images through the frozen tokenizer: an upper bound for generation."""
     del params
     return self.codec.reconstruct(frozen["codec"], images)
-
-
-def _positive(count: Any) -> Any:
-  """A count to divide by: a batch may have no token of a kind."""
-  return max(count, 1) if isinstance(count, int) else jnp.maximum(count, 1)
 
 
 SPEC = SystemSpec(

@@ -38,3 +38,8 @@ def token_losses(
   counted = ids != PAD
   # No product with 0: a state that counts nowhere may be infinite.
   return jax.tree.map(lambda x: jnp.where(counted, x, 0.0), losses)
+
+
+def positive(count: Any) -> Any:
+  """A count to divide by: a batch may have no token of a kind."""
+  return max(count, 1) if isinstance(count, int) else jnp.maximum(count, 1)
