@@ -285,13 +285,11 @@ class Liquid:
     if c.weighting == "tokens":
       of_images = of_texts = of_images + of_texts
     if "image" in sums:
-      total = (sums["image"].nll + sums["end"].nll) / token_loss.positive(
-        of_images
-      )
+      drawn = sums["image"].nll + sums["end"].nll
+      total = drawn / token_loss.positive(of_images)
     if "text" in sums:
-      total = total + c.text_weight * sums["text"].nll / token_loss.positive(
-        of_texts
-      )
+      said = c.text_weight * sums["text"].nll
+      total = total + said / token_loss.positive(of_texts)
     for kind in ("image", "text"):
       if kind in sums:
         count = token_loss.positive(counts[f"{kind}_tokens"])
