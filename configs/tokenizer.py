@@ -156,14 +156,19 @@ def tiny_vq(vq) -> None:
 
 
 def tiny_multiscale_vq(vq) -> None:
-  """The small multi-scale tokenizer: f8, 30 codes for a 32 x 32 image."""
+  """The small multi-scale tokenizer: f8, 30 codes for a 32 x 32 image.
+
+  A level at f4 beside the latent's own: pairs of colour and shape that it has
+  not seen then survive better (docs/results.md).
+  """
   vq.update(
-    base=96,
-    multipliers=(1,),
+    base=48,
+    multipliers=(1, 2),
     blocks=1,
     latent=96,
     attention=False,
-    stem=8,
+    groups=16,
+    stem=4,
     codes=512,
     code_channels=16,
     scales=(1, 2, 3, 4),

@@ -224,7 +224,7 @@ class VqSystem:
     params: Params,
     frozen: Params,
     images: Float[Array, "B H W 3"],
-    features: Float[Array, "B H W d"],
+    features: Float[Array, "B i j d"],
     output: Float[Array, "B H W 3"],
     step: int | Int[Array, ""],
   ) -> tuple[Float[Array, ""], dict[str, Array]]:
