@@ -1,4 +1,4 @@
-"""VAR: class-conditional images, scale by scale (arXiv 2404.02905).
+r"""VAR: class-conditional images, scale by scale (arXiv 2404.02905).
 
   python -m unifluid_jax.main --config=configs/var.py:d16 --workdir=runs/var
 
@@ -16,7 +16,15 @@ images, 50 of a class; `smooth` and a cfg of 4 are for pictures.
 
 `:shapes` is a miniature: the first shape that a prompt names is the class.
 
-  make demo's data; configs/tokenizer.py:multiscale_shapes; then this
+  python -m unifluid_jax.prepare --config=configs/shapes.py
+  python -m unifluid_jax.main --config=configs/tokenizer.py:multiscale_shapes \
+      --workdir=runs/shapes/multiscale_vq
+  python -m unifluid_jax.encode --config=configs/var.py:shapes
+  python -m unifluid_jax.main --config=configs/var.py:shapes \
+      --workdir=runs/shapes/var
+
+Its commands ran, its numbers are not measured. Of GenEval-shapes only single
+objects say something: a class has neither colour nor place.
 """
 
 from configs import shapes, tokenizer
