@@ -72,7 +72,9 @@ class Subject:
         out.append(Reply("", not self.stops))
         continue
       draws = self.draws(a)
-      out.append(Reply(a.exchange.said.upper() if not draws else "x", draws))
+      # Where no image is due, the text is right, with an image or without.
+      due = draws and a.exchange.draws
+      out.append(Reply("x" if due else a.exchange.said.upper(), draws))
     return out
 
   def images(self, dialogues, seeds):
