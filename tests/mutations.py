@@ -126,6 +126,8 @@ MUTATIONS = tuple(
     (_SIGNS, "top + _FIRST_ROW, left", "top, left", SIGNS),
     (_SIGNS, "height, width, 3), np.uint8", "width, height, 3), np.uint8",
      SIGNS),
+    (_SIGNS, "default_rng(sign.grain)", "default_rng(0)", SIGNS),
+    (_SIGNS, "np.clip(image, 0, 255)", "image", SIGNS),
     ("data/worlds/signs_builder.py", "[seed, shapes.SPLITS.index(_SPLIT), "
      "index, _STREAM]", "[0, shapes.SPLITS.index(_SPLIT), index, _STREAM]",
      SIGNS),

@@ -46,8 +46,8 @@ def ink(image):
 
 
 def test_a_sign_pixel_by_pixel():
-  sign = signs.Sign("bis", (64, 32), 3, 2, "yellow", "light")
-  image = signs.draw(sign)
+  sign = signs.Sign("bis", (64, 32), 3, 2, "yellow", "light", 0)
+  image = signs.plain(sign)
   assert image.shape == (32, 64, 3) and image.dtype == np.uint8
   board = np.zeros((32, 64), bool)
   board[16:24, 10:25] = True  # rows 2 of 8 pixels, columns 3 to 6 of 4
@@ -59,19 +59,32 @@ def test_a_sign_pixel_by_pixel():
   assert (image[~board] == shapes.BACKGROUNDS["light"]).all()
 
 
+def test_the_grain_makes_every_pixel_lighter_or_darker():
+  for sign in sample(8):
+    image, plain = (f(sign).astype(int) for f in (signs.draw, signs.plain))
+    lighter = image.sum(-1) > plain.sum(-1)
+    np.testing.assert_array_equal(
+      image,
+      np.clip(plain + np.where(lighter, 30, -30)[..., None], 0, 255),
+    )
+    assert 0.4 < lighter.mean() < 0.6
+    other = signs.draw(sign._replace(grain=sign.grain + 1))
+    assert 0.4 < (other != image).any(-1).mean() < 0.6
+
+
 def test_letters_differ_and_stand_out():
   glyphs = {signs.glyph(letter).tobytes() for letter in signs.LETTERS}
   assert len(glyphs) == len(signs.LETTERS) == 16
   assert {signs.glyph(letter).shape for letter in signs.LETTERS} == {(5, 3)}
   colours = [shapes.COLOURS.get(b, (236,) * 3) for b in signs.BOARDS]
-  assert min(np.mean(c) for c in colours) > np.mean(signs.INK) + 40
+  assert min(np.mean(c) for c in colours) > np.mean(signs.INK) + 3 * signs.GRAIN
 
 
 def test_whole_words_are_drawn_everywhere_in_scenes_of_every_size():
   drawn = sample(400)
   for sign in drawn:
     count = sum(signs.glyph(letter).sum() for letter in sign.word)
-    image = signs.draw(sign)
+    image = signs.plain(sign)
     assert image.shape == (*sign.size[::-1], 3)
     assert ink(image).sum() == count, sign
     # The board has a margin on all sides of the word.
@@ -115,12 +128,12 @@ def test_records_depend_on_seed_and_index_alone():
 # --------------------------------------------------------------- in the views
 
 
-def views_of(sign):
-  """Base view, and the crops put together again; u8."""
+def views_of(sign, image):
+  """Base view, and the crops put together again; u8. Their features."""
   m = CONFIG.model
   side = m.vit.image_size // m.vit.patch
   field = Crops("seen", m.vit.image_size, side, tuple(m.pinpoints))
-  example = Example({}, {"seen": Picture((signs.draw(sign),))})
+  example = Example({}, {"seen": Picture((image,))})
   made = field.rows(example, None)
   views = np.round((made["views"] + 1) * 127.5).astype(np.uint8)
   columns, rows = (n // m.vit.image_size for n in sign.size)
@@ -133,12 +146,13 @@ def views_of(sign):
 def test_the_grid_shows_letters_unshrunk_and_the_base_view_does_not(size):
   signs_of_size = [s for s in sample(60) if s.size == size][:6]
   for sign in signs_of_size:
-    base, grid, length = views_of(sign)
+    _, grid, length = views_of(sign, signs.draw(sign))
     np.testing.assert_array_equal(grid, signs.draw(sign))
     # 4 x 4 features of each view; a new line ends each row of the grid.
     width, height = (n // 8 for n in size)
     assert length == 16 + height * (width + 1)
-    # No letter is as it was drawn.
+    # Without the grain, too, no letter is as it was drawn.
+    base, grid, _ = views_of(sign, signs.plain(sign))
     windows = np.lib.stride_tricks.sliding_window_view(ink(base), (5, 3))
     for letter in sign.word:
       assert not (windows == signs.glyph(letter)).all((-2, -1)).any()

@@ -12,6 +12,11 @@ COUNT = 40
 GLYPHS = {signs.glyph(x).tobytes(): x for x in signs.LETTERS}
 
 
+@pytest.fixture(autouse=True)
+def no_grain(monkeypatch):
+  monkeypatch.setattr(signs, "draw", signs.plain)
+
+
 def read_off(image):
   """The word, from its pixels alone."""
   ink = (image == signs.INK).all(-1)
