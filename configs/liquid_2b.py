@@ -7,9 +7,10 @@ Liquid §2: 60M rows, half of them texts, batch 1024, context 2048, learning
 rate 2e-5, cosine. `:gemma2_9b`, `:qwen2_5_0_5b` and so on are the other sizes
 of the scaling experiments (§3.1, at a constant rate: `,constant`), which train
 each on texts alone, on text-to-image alone and on both: `,text_only`,
-`,t2i_only`. Hardware: 64 v5p chips, or 256 v5e with mesh.tensor=4; not run by
-us. Its data are JourneyDB, DCLM, SlimPajama, StarCoder and images that are not
-public: give your own as config.data.train, encoded once by
+`,t2i_only`. `:resolutions` trains on images of several shapes (§4.2).
+Hardware: 64 v5p chips, or 256 v5e with mesh.tensor=4; not run by us. Its data
+are JourneyDB, DCLM, SlimPajama, StarCoder and images that are not public: give
+your own as config.data.train, encoded once by
 `unifluid_jax.encode`.
 """
 
@@ -25,6 +26,9 @@ _LLAMA = dict(bos=128_000, eos=128_001, boi=128_002, eoi=128_003,
 _QWEN = dict(bos=151_643, eos=151_643, boi=151_652, eoi=151_653,
              unconditional=151_654)  # fmt: skip
 _CODES = 8192
+# Height and width; open: the paper names none. 1024 codes of 16 x 16 pixels at
+# most, so that rows stay as long as those of squares.
+RESOLUTIONS = ((512, 512), (448, 576), (576, 448), (384, 672), (672, 384))
 # Preset → rows of its table, special tokens, its tokenizer.
 SIZES = {
   "qwen2_5_0_5b": (151_936, _QWEN, "qwen2_5_tokenizer.json"),
@@ -161,6 +165,7 @@ def vary(c, arg: str) -> None:
   t2i_only, i2t_only, text_only: one task, same number of rows of it.
   apart: the means of images and of texts apart (loss.weighting).
   constant: the learning rate of the scaling experiments.
+  resolutions: images of RESOLUTIONS, named in their prompts (§4.2).
   """
   for item in filter(None, arg.split(",")):
     task, _, only = item.rpartition("_")
@@ -171,9 +176,12 @@ def vary(c, arg: str) -> None:
       c.loss.weighting = "apart"
     elif item == "constant":
       c.optim.schedule = "constant"
+    elif item == "resolutions":
+      c.model.sizes = RESOLUTIONS
     else:
       raise ValueError(
         f"unknown config argument {item!r}; known: t2i_only, i2t_only, "
-        f"text_only, apart, constant, and sizes: {', '.join(SIZES)}"
+        "text_only, apart, constant, resolutions, and sizes: "
+        f"{', '.join(SIZES)}"
       )
     c.name = f"{c.name}_{item}"

@@ -37,7 +37,13 @@ ARGS = {
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
   "aesthetic": ("",),
-  "liquid_2b": (*SIZES, "gemma2_9b,constant", "t2i_only", "text_only,apart"),
+  "liquid_2b": (
+    *SIZES,
+    "gemma2_9b,constant",
+    "t2i_only",
+    "text_only,apart",
+    "resolutions",
+  ),
   "liquid_7b": ("", "pretrain", "sft", "sft,apart"),
   "liquid_shapes": (
     "",
