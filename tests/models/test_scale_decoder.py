@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from unifluid_jax.core import presets
+from unifluid_jax.models import scale_decoder_params
 from unifluid_jax.models.scale_decoder import ScaleDecoder
 from unifluid_jax.ops import scales
 
@@ -232,24 +233,22 @@ def test_dropped_paths_are_left_out_of_whole_rows_and_made_up_for():
   np.testing.assert_allclose(shares, want, atol=0.15)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_initial_values_are_those_of_the_source(shared):
+def test_initial_values_are_those_of_the_source():
   config = presets.ScaleDecoderConfig(
-    64, 2, 2, 128, 50, 40, SIDES, 70, shared_adaln=shared, gate_init=1e-3
+    64, 2, 2, 128, 50, 40, SIDES, 70, shared_adaln=True, gate_init=1e-3
   )
   inputs, cond = jnp.zeros((1, 1, 40)), jnp.zeros((1, 64))
   init = jax.jit(ScaleDecoder(config).init)
   made = init(jax.random.key(0), inputs, cond)["params"]
   std, layers = math.sqrt(1 / 64 / 3), made["layers"]
   deep = std / math.sqrt(2 * 2)
-  modulation = layers["modulation"]
-  if shared:
-    std_of = {"modulation": (made["modulation"]["kernel"], std)}
-    six = np.moveaxis(np.asarray(modulation["offset"]), 1, 0) * 8  # sqrt(W)
-  else:
-    std_of = {}
-    six = np.moveaxis(np.asarray(modulation["kernel"]), 2, 0) / std
-  std_of |= {
+  own = scale_decoder_params.layers(
+    dataclasses.replace(config, shared_adaln=False)
+  )["modulation"]["kernel"]
+  own = own[0](jax.random.key(1), own[1], jnp.float32) / std
+  offset = layers["modulation"]["offset"] * 8  # sqrt(W)
+  std_of = {
+    "modulation": (made["modulation"]["kernel"], std),
     "classes": (made["classes"]["table"], std),
     "words": (made["words"]["kernel"], std),
     "qkv": (layers["attn"]["qkv"], std),
@@ -258,9 +257,14 @@ def test_initial_values_are_those_of_the_source(shared):
     "down": (layers["mlp"]["down"]["kernel"], deep),
     "head": (made["head"]["kernel"], 0.02 * std),
     "last": (made["head"]["modulation"]["kernel"], 0.5 * std),
-    **{f"gate {i}": (six[i], 1e-3) for i in range(2)},
-    **{f"part {i}": (six[i], 0.5) for i in range(2, 6)},
   }
+  six = {
+    "own": np.moveaxis(np.asarray(own), 2, 0),
+    "offset": np.moveaxis(np.asarray(offset), 1, 0),
+  }
+  for name, parts in six.items():
+    wanted = [1e-3] * 2 + [0.5] * 4
+    std_of |= {f"{name} {i}": (parts[i], w) for i, w in enumerate(wanted)}
   for name, (x, want) in std_of.items():
     np.testing.assert_allclose(np.std(x), want, rtol=0.15, err_msg=name)
   np.testing.assert_allclose(layers["attn"]["temperature"], math.log(4))
