@@ -30,8 +30,8 @@ def tiny(**changes):
   c.batch = dict(t2i=ROWS)
   m = c.model
   m.image_size = 12
-  m.vq.update(base=8, latent=8, groups=4, stem=4, codes=K, code_channels=5,
-              scales=SIDES)  # fmt: skip
+  m.vq.update(base=8, multipliers=(1,), latent=8, groups=4, stem=4, codes=K,
+              code_channels=5, scales=SIDES)  # fmt: skip
   m.decoder.update(width=32, depth=1, heads=2, mlp=48, codes=K,
                    code_channels=5, scales=SIDES)  # fmt: skip
   c.loss.update(class_dropout=0.0, vocab_chunk=N)
