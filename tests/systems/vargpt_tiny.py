@@ -31,7 +31,14 @@ def tiny_tree(**changes):
     code_channels=4,
   )  # fmt: skip
   m.vq.update(
-    base=8, groups=4, latent=8, codes=CODES, code_channels=4, scales=SCALES
+    base=8,
+    multipliers=(1,),
+    groups=4,
+    latent=8,
+    stem=8,
+    codes=CODES,
+    code_channels=4,
+    scales=SCALES,
   )
   m.image_size, m.scan = 24, True
   c.text.update(prompt=PROMPT, prefix=PREFIX, suffix=SUFFIX, dialogue=TURNS)
