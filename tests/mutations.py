@@ -105,6 +105,9 @@ UNIDRAW = f"{UNI}::test_drawing_with_a_cache_is_teacher_forcing"
 _VARGPT, _DRAWING = "systems/vargpt.py", "systems/vargpt_images.py"
 VARGPT = "systems/test_vargpt.py"
 VARGPT_LOSS = f"{VARGPT}::test_the_loss_is_that_of_plain_rows"
+VARGPT_MASK = (
+  f"{VARGPT}::test_slots_see_the_prompt_their_scale_and_those_before"
+)
 VARGPT_DRAW = f"{VARGPT}::test_drawing_with_caches_is_full_recomputation"
 DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
 _CODES, _SUMS = "models/multiscale_vq.py", "codecs/multiscale_vq.py"
@@ -154,11 +157,12 @@ MUTATIONS = tuple(
      VARGPT_LOSS),
     (_VARGPT, "ids = jnp.where(drop, self.null(prompt), prompt)",
      "ids = prompt", VARGPT_LOSS),
-    (_VARGPT, "learned &= places[:, ::n] >= 0", "pass", VARGPT_LOSS),
+    (_VARGPT, "places[:, ::n], axis=1)", "places[:, 1::n], axis=1) | True",
+     VARGPT_LOSS),
     (_VARGPT, 'weight * sums["image"].weighted / count',
      'weight * sums["image"].nll / count', VARGPT_LOSS),
     (_DRAWING, "jnp.asarray(block <= block[where, None])",
-     "jnp.asarray(block < block[where, None] + 9)", VARGPT_DRAW),
+     "jnp.asarray(block < block[where, None] + 9)", VARGPT_MASK),
     (_DRAWING, "offset[:, None] + jnp.arange(where.start, where.stop)",
      "offset[:, None] + jnp.arange(where.stop - where.start)", VARGPT_DRAW),
     (_DRAWING, "number = k + len(self.codec.config.scales)", "number = k",

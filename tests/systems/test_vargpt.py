@@ -362,6 +362,20 @@ def test_drawing_with_caches_is_full_recomputation(
   assert (codes[0] != codes[1]).any()
 
 
+@pytest.mark.parametrize("slots", ["block_causal", "causal"])
+def test_slots_see_the_prompt_their_scale_and_those_before(model, slots):
+  """In a cache, whose later slots hold nothing yet."""
+  drawing = changed(model, slots=slots).drawing
+  prompt = jnp.asarray([[False, True], [True, True]])
+  for k in range(3):
+    where = np.flatnonzero(LEVEL == k)
+    got = drawing._mask(prompt, slice(where[0], where[-1] + 1))
+    for row, valid in zip(got, prompt, strict=True):
+      for i, seen in zip(where, row, strict=True):
+        last = where[-1] if slots == "block_causal" else i
+        assert seen.tolist() == [*valid.tolist(), *(np.arange(N) <= last)]
+
+
 def test_an_answer_ends_where_an_image_begins(model):
   """Greedy, against whole rows; BOI takes the place of a frequent answer."""
   reference = Reference(model)

@@ -229,11 +229,10 @@ class VarGpt:
     )
     n = codes.shape[2]
     places = interleaved.places(cell, codes.shape[1] * n)
-    # Of slot 0 of each image; one that the row lacks has its place nowhere.
-    first = jnp.maximum(places[:, ::n], 0)
-    learned = jnp.take_along_axis(target, first, axis=1)
-    learned &= places[:, ::n] >= 0
-    images = vargpt_images.Images(codes, jnp.maximum(places, 0), learned)
+    # An image that the row lacks stands where BOS does, which is not learned.
+    places = jnp.maximum(places, 0)
+    learned = jnp.take_along_axis(target, places[:, ::n], axis=1)
+    images = vargpt_images.Images(codes, places, learned)
     targets = jnp.where(target, row, PAD)[:, 1:]
     packed = self.turns(params, frozen, fields)
     return Rows(packed, targets, slice(0, targets.shape[1]), images)
