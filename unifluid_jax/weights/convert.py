@@ -111,7 +111,8 @@ def to_hugging_face(
   if kind not in back:
     raise WeightsError(
       f"--to-hf writes {', '.join(back)}, not {kind}; the parts of a "
-      "paligemma are written as gemma and siglip, a llava's decoder as llama"
+      "paligemma are written as gemma and siglip, the decoder of a llava or a "
+      "vargpt as llama"
     )
   source: Source = to_hf.Params(readers.open_source(path))
   if kind == "var_vq":
