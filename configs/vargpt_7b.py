@@ -21,7 +21,8 @@ results: MMBench 67.6, SEED 67.9, MMMU 36.4; FID 12.6 and CLIP score 27.4 of
 from the paper: stage 1 also trains the rows of the scale decoder's table of
 classes, stage 2 leaves the projector as it is, stage 3 has 3 epochs; slots are
 causal in the language model, no prompt is ever dropped and guidance leads away
-from noise. Released weights need it.
+from noise. Released weights need it; `weights --from=vargpt:DIR --to=PLACE`
+makes what config.init.all and config.model.vq_path name.
 
 Differs: rows begin with BOS in training too, answers alone are learned, and
 guidance leads away from a null prompt that a tenth of the images train.

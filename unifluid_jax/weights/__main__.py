@@ -4,10 +4,10 @@
   python -m unifluid_jax.weights --from=gemma:DIR --to=DIR2 --to-hf
 
 Offline and on the CPU; tensors stream. Kinds: gemma, llama (and SmolLM2),
-qwen2, chameleon, gguf (Llamas of llama.cpp), paligemma, llava, siglip (and
-CLIP), kl_vae, vq (VQGAN, Chameleon, LlamaGen), var_vq (VAR's multi-scale one),
-var (its transformers), inception. Every tensor is read or named as dropped,
-every shape is checked, and nothing half-written is ever found at --to.
+qwen2, chameleon, gguf (Llamas of llama.cpp), paligemma, llava, vargpt, siglip
+(and CLIP), kl_vae, vq (VQGAN, Chameleon, LlamaGen), var_vq (VAR's multi-scale
+one), var (its transformers), inception. Every tensor is read or named as
+dropped, every shape is checked, and nothing half-written is ever found at --to.
 """
 
 import resource

@@ -24,6 +24,7 @@ from unifluid_jax.weights import (
   scale_decoder,
   siglip,
   to_hf,
+  vargpt,
   vq,
 )
 from unifluid_jax.weights.rows import (
@@ -34,8 +35,8 @@ from unifluid_jax.weights.rows import (
 )
 
 KINDS = (
-  "gemma", *llama_settings.KINDS, "gguf", "paligemma", "llava", "siglip",
-  "kl_vae", "vq", "var_vq", "var", "inception",
+  "gemma", *llama_settings.KINDS, "gguf", "paligemma", "llava", "vargpt",
+  "siglip", "kl_vae", "vq", "var_vq", "var", "inception",
 )  # fmt: skip
 _DTYPES = {
   "float32": np.dtype(np.float32),
@@ -67,6 +68,8 @@ def to_checkpoint(
   source = readers.open_source(path)
   if kind == "var_vq":
     source = multiscale_vq.Separate(source)
+  if kind == "vargpt":
+    source = vargpt.View(source)
   recipe = _recipe(kind, source, image_size)
   say(f"{path}: {recipe.found}")
   plan = engine.make_plan(source, recipe, _DTYPES[dtype] if dtype else None)
@@ -108,7 +111,8 @@ def to_hugging_face(
   if kind not in back:
     raise WeightsError(
       f"--to-hf writes {', '.join(back)}, not {kind}; the parts of a "
-      "paligemma are written as gemma and siglip, a llava's decoder as llama"
+      "paligemma are written as gemma and siglip, the decoder of a llava or a "
+      "vargpt as llama"
     )
   source: Source = to_hf.Params(readers.open_source(path))
   if kind == "var_vq":
@@ -137,6 +141,7 @@ def _recipe(kind: str, source: Source, image_size: int | None) -> Recipe:
   sized = {
     "paligemma": paligemma.recipe,
     "llava": llava.recipe,
+    "vargpt": vargpt.recipe,
     "siglip": siglip.recipe,
     "clip": clip.recipe,
   }
