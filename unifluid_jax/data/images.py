@@ -82,9 +82,23 @@ def channels(data: bytes) -> int:
   Raises:
     BadRecord: as `decode_image`.
   """
+  return _header(data)[0]
+
+
+def file_ending(data: bytes) -> str:
+  """What the files of an encoded image's format end with: "png", "jpeg", ...
+
+  Raises:
+    BadRecord: as `decode_image`.
+  """
+  return _header(data)[1].lower()
+
+
+def _header(data: bytes) -> tuple[int, str]:
+  """Channels and format."""
   try:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-      return len(image.getbands())
+      return len(image.getbands()), image.format or ""
   except Exception as error:  # as above
     raise BadRecord(
       f"image of {len(data)} bytes cannot be decoded: "

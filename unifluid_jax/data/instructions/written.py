@@ -1,7 +1,6 @@
 """Captioned images as lists, and conversations as ShareGPT's JSON on disk."""
 
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -9,12 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from unifluid_jax.core import files
 from unifluid_jax.data import conversation
 from unifluid_jax.data.conversation import Message
-from unifluid_jax.data.images import FORMATS
+from unifluid_jax.data.images import file_ending
 from unifluid_jax.data.instructions import templates
 from unifluid_jax.data.records import BadRecord
 
@@ -76,12 +74,8 @@ def write_image(folder: pathlib.Path, number: int, data: bytes) -> str:
   Raises:
     BadRecord: no image.
   """
-  try:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-      ending = (image.format or "").lower()
-  except Exception as error:  # decoders raise whatever bytes lead them to
-    raise BadRecord(f"no image: {type(error).__name__}") from error
-  name = f"{IMAGES}/{number // _A_FOLDER:04d}/{number:07d}.{ending}"
+  name = f"{number // _A_FOLDER:04d}/{number:07d}.{file_ending(data)}"
+  name = f"{IMAGES}/{name}"
   path = folder / name
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(data)
