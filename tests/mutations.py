@@ -500,7 +500,7 @@ MUTATIONS = tuple(
     ("data/transforms.py", "return math.log(shape[1] / shape[0])",
      "return shape[1] / shape[0]",
      "data/test_transforms.py::test_images_go_to_the_nearest_aspect_ratio"),
-    ("encode.py", "and x.shape[:2] == size]", "]", SIZED_FILES),
+    ("codecs/cache.py", "and x.shape[:2] == size]", "]", SIZED_FILES),
     ("codecs/cache.py", '{**note, "sizes": ()}', "note",
      f"{SIZED}::test_caches_of_other_sizes_are_refused"),
     # --------------------------------------------------------------- losses

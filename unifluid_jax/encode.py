@@ -12,8 +12,7 @@ there already is kept, and made anew when either has changed. MAR does the same
 subtracted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -35,8 +34,6 @@ _BATCH = flags.DEFINE_integer("batch", 64, "Images encoded at once.")
 
 # Images measured for statistics where none are cached.
 _MEASURED = 2048
-
-Encoder = Callable[[Any], Any]  # images [B, H, W, 3] → encoded [B, ...]
 
 
 def main(_: list[str]) -> None:
@@ -79,7 +76,7 @@ def main(_: list[str]) -> None:
     say(cache.write_stats(codec.path, made, lambda: codec.measure(encoded())))
 
 
-def make_encoder(codec: ImageCodec, weights: Params) -> Encoder:
+def make_encoder(codec: ImageCodec, weights: Params) -> cache.Encoder:
   """`codec.encode`, jitted, weights bound."""
   return jax.jit(lambda images: codec.encode(weights, images))
 
@@ -88,7 +85,7 @@ def _encode(
   config: Config,
   codec: ImageCodec,
   source_config: SourceConfig,
-  encode: Encoder,
+  encode: cache.Encoder,
   say: Callable[[str], None],
   limit: int = 0,
 ) -> Iterator[np.ndarray | None]:
@@ -104,40 +101,9 @@ def _encode(
   for start in range(0, total, window):
     images = [_pixels(source, i, field, config.data.max_pixels)
               for i in range(start, min(start + window, total))]  # fmt: skip
-    yield from encoded(codec, encode, images, _BATCH.value)
+    yield from cache.encoded(codec, encode, images, _BATCH.value)
     if (start // window) % 32 == 31:
       say(progress.line(start + len(images))[0])
-
-
-def encoded(
-  codec: ImageCodec,
-  encode: Encoder,
-  images: Sequence[np.ndarray | None],
-  width: int,
-) -> list[np.ndarray | None]:
-  """Images encoded `width` at a time, those of one size together.
-
-  Args:
-    codec: says what sizes there are.
-    encode: of `make_encoder`.
-    images: f32[H, W, 3] each; None stays None.
-    width: rows of a batch.
-
-  Returns:
-    In the order of the images, [*cache] each; codes of images of several
-    sizes in rows and columns.
-  """
-  made: list[np.ndarray | None] = [None] * len(images)
-  for size in codec.sizes or ((codec.size, codec.size),):
-    places = [i for i, x in enumerate(images) if x is not None
-              and x.shape[:2] == size]  # fmt: skip
-    for start in range(0, len(places), width):
-      batch = places[start : start + width]
-      padded = np.zeros((width, *size, 3), np.float32)
-      padded[: len(batch)] = [images[i] for i in batch]
-      for i, m in zip(batch, np.asarray(encode(padded)), strict=False):
-        made[i] = m.reshape(codec.grid(size)) if codec.sizes else m
-  return made
 
 
 def _pixels(

@@ -22,7 +22,7 @@ from tests.systems.test_liquid import (
   K,
   full_logits,
 )
-from unifluid_jax import api, arguments, encode, systems
+from unifluid_jax import api, arguments, systems
 from unifluid_jax.codecs import cache
 from unifluid_jax.codecs.inputs import encode_pixels
 from unifluid_jax.codecs.vq import VqCodec
@@ -259,7 +259,7 @@ def test_files_and_pixels_give_the_same_codes(photos):
   fitted = [transforms.to_float(transforms.crop_resize(x, s))
             for x, s in zip(pixels, sizes, strict=True)]  # fmt: skip
   encoder = jax.jit(lambda images: codec.encode({}, images))
-  made = encode.encoded(codec, encoder, [None, *fitted], 2)
+  made = cache.encoded(codec, encoder, [None, *fitted], 2)
   assert made[0] is None
   for got, image in zip(made[1:], fitted, strict=True):
     alone = np.asarray(encoder(image[None]))[0]

@@ -5,7 +5,7 @@ both, so that they are never used with others.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from unifluid_jax.data import identity as data_identity
 from unifluid_jax.data.sources import cached
 
 _FITS = {"crop": "centre_crop_resize", "squash": "squash_resize"}
+
+Encoder = Callable[[Any], Any]  # images [B, H, W, 3] → encoded [B, ...]
 
 
 def note_of(
@@ -136,6 +138,37 @@ def write(
 def _changed(old: Mapping[str, Any], note: Mapping[str, Any]) -> list[str]:
   """What a cache's note says otherwise; "sizes" are absent of squares."""
   return [k for k in {**note, "sizes": ()} if old.get(k) != note.get(k)]
+
+
+def encoded(
+  codec: ImageCodec,
+  encode: Encoder,
+  images: Sequence[np.ndarray | None],
+  width: int,
+) -> list[np.ndarray | None]:
+  """Images encoded `width` at a time, those of one size together.
+
+  Args:
+    codec: says what sizes there are.
+    encode: `codec.encode` with its weights.
+    images: f32[H, W, 3] each; None stays None.
+    width: rows of a batch.
+
+  Returns:
+    In the order of the images, [*cache] each; codes of images of several
+    sizes in rows and columns.
+  """
+  made: list[np.ndarray | None] = [None] * len(images)
+  for size in codec.sizes or ((codec.size, codec.size),):
+    places = [i for i, x in enumerate(images) if x is not None
+              and x.shape[:2] == size]  # fmt: skip
+    for start in range(0, len(places), width):
+      batch = places[start : start + width]
+      padded = np.zeros((width, *size, 3), np.float32)
+      padded[: len(batch)] = [images[i] for i in batch]
+      for i, m in zip(batch, np.asarray(encode(padded)), strict=False):
+        made[i] = m.reshape(codec.grid(size)) if codec.sizes else m
+  return made
 
 
 def write_stats(
