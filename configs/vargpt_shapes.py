@@ -76,7 +76,8 @@ def get_config(arg: str = ""):
   c.loss.update(prompt_dropout=0.1, vocab_chunk=128)  # all positions at once
   # As in configs/shapes.py: answers are then read off the image.
   c.loss.word_dropout = 0.4
-  c.sampling.update(cfg=1.5, temperature=0.7, image_top_k=0, image_top_p=1.0)
+  # Guidance grows from none at the first scale to this at the last.
+  c.sampling.update(cfg=3.0, temperature=0.7, image_top_k=0, image_top_p=1.0)
   if arg != "joint":
     _stage(c, arg)
   _vary(c, variant)
