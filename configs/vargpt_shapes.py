@@ -10,6 +10,9 @@ The paper starts from LLaVA-1.5 and VAR. Their stand-ins are stage 0: `:stage0`
 learns to see, and configs/var.py:shapes to draw a class, scale by scale. Then
 `:stage1`, `:stage2` and `:stage3`, or nothing, train what the paper's stages
 train, on the same images. `:joint` trains everything at once, from scratch.
+
+Hardware: 2 CPU cores. Measured: captions 1.00, VQA .73, GenEval-shapes .38,
+draws when asked .88, of which the first reaches its target (docs/results.md).
 """
 
 from configs import shapes, tokenizer
