@@ -24,6 +24,7 @@ from unifluid_jax.evals.published import (
   scaling_tables,
   sibling_tables,
   study_results,
+  vargpt_tables,
 )
 from unifluid_jax.evals.published.paper_tables import Arm
 from unifluid_jax.evals.published.scaling_tables import Point
@@ -279,6 +280,12 @@ def test_curves_are_a_line_per_checkpoint():
   assert lines[5] == "48,text,0,10,1e+10,10,,,,0.9"
 
 
+def sources(arm):
+  """Names of the arms that an arm gets weights from."""
+  parts = {source.partition("#")[0] for source in arm.starts.values()}
+  return parts | ({arm.follows} if arm.follows else set())
+
+
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_arms_of_one_name_are_one_run(name):
   """Or their scores would be those of whichever was trained first."""
@@ -291,9 +298,11 @@ def test_arms_of_one_name_are_one_run(name):
       assert found.setdefault(arm.name, plain) == plain, arm.name
   names = [a.name for a in STUDIES[name].arms]
   for i, arm in enumerate(STUDIES[name].arms):
-    assert not arm.follows or arm.follows in names[:i]
+    assert sources(arm) <= set(names[:i])
     assert set(arm.published) <= set(STUDIES[name].columns)
-    assert arm.metrics or any(a.follows == arm.name for a in STUDIES[name].arms)
+    assert arm.metrics or any(
+      arm.name in sources(a) for a in STUDIES[name].arms
+    )
 
 
 def test_the_control_has_as_many_rows_as_the_arms_it_stands_beside():
@@ -361,12 +370,12 @@ def test_unusable_commands(monkeypatch, script, message):
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_every_arm_is_a_configuration(name):
   """Of the file that it varies; its mixture is the one it is named for."""
-  study = STUDIES[name]
-  file = study.config.removesuffix(".py").replace("/", ".")
-  made = importlib.import_module(file)
+  study, learned = STUDIES[name], {}
   for arm in study.arms:
     head, *rest = studies.arguments(study, arm, 0, "/runs", 600)
-    tree = made.get_config(head.partition(".py")[2].removeprefix(":"))
+    file, _, argument = head.removeprefix("--config=").partition(".py")
+    made = importlib.import_module(file.replace("/", "."))
+    tree = made.get_config(argument.removeprefix(":"))
     for flag in rest:
       key, _, value = flag.removeprefix("--config.").partition("=")
       old = functools.reduce(operator.getitem, key.split("."), tree)
@@ -383,6 +392,76 @@ def test_every_arm_is_a_configuration(name):
       assert config.model.vq_path == path and config.model.vq == own.model.vq
       assert config.data.train["shapes"].moments != "shapes_codes"
     trained = {task for task, rows in config.batch.items() if rows}
+    learned[arm.name] = trained.union(*(learned[s] for s in sources(arm)))
     for metric, task in (("geneval", "t2i"), ("vqa", "i2t"),
                          ("text_choice", "text")):  # fmt: skip
-      assert metric not in config.eval.metrics or task in trained, arm.name
+      if metric in config.eval.metrics:
+        assert task in learned[arm.name], arm.name
+
+
+def test_a_start_from_several_arms(tmp_path):
+  """VARGPT's first stage; its sources stand where the arms before it do."""
+  machine, study = Machine(), STUDIES["vargpt4"]
+  some = study._replace(arms=study.arms[:4])
+  carry_out(some, tmp_path, machine, 1, budget=90)
+  names = ("vargpt_var", "vargpt_stage0", "vargpt_stage1", "vargpt_stage2")
+  assert machine.did() == [
+    *(("main", f"{name}_seed0") for name in names),
+    ("evaluate", "vargpt_stage2_seed0"),
+  ]
+  runs = [given for _, given in machine.commands[:4]]
+  config = "configs/vargpt_shapes.py"
+  assert [g["config"] for g in runs] == [
+    "configs/var.py:shapes",
+    *(f"{config}:stage{k}" for k in range(3)),
+  ]
+  at = {name: f"{tmp_path}/{name}_seed0" for name in names}
+  given = [
+    {k: v for k, v in g.items() if k.startswith("config.init")} for g in runs
+  ]
+  assert given == [
+    {}, {},
+    {"config.init.all": at["vargpt_stage0"],
+     "config.init.visual_decoder": f"{at['vargpt_var']}#decoder"},
+    {"config.init.all": at["vargpt_stage1"]},
+  ]  # fmt: skip
+  # Another file for the arms is not one for those that name theirs.
+  given = studies.arguments(some, some.arms[0], 0, "/runs", 90, "mine.py")
+  assert given[0] == "--config=configs/var.py:shapes"
+  given = studies.arguments(some, some.arms[1], 0, "/runs", 90, "mine.py")
+  assert given[0] == "--config=mine.py:stage0"
+
+
+def test_vargpts_runs_are_as_long_as_the_demos():
+  """At a budget of the configuration's own steps, those of stage 3."""
+  files = {run: f"vargpt_shapes:{run}" for run in vargpt_tables.STEPS}
+  steps = {
+    run: config_files.load(file).steps
+    for run, file in (files | {"var": "var:shapes"}).items()
+  }
+  assert steps == vargpt_tables.STEPS
+  for study in vargpt_tables.VARGPT_STUDIES.values():
+    own = config_files.load(study.config).steps
+    for arm in study.arms:
+      run = "var" if arm.config else arm.argument.partition(",")[0]
+      assert studies.length(arm, own) == steps[run], arm.name
+
+
+def test_without_stage_1_a_run_starts_as_stage_1_does():
+  def start(name):
+    (arm,) = (a for a in STUDIES["vargpt4"].arms if a.name == name)
+    flags = studies.arguments(STUDIES["vargpt4"], arm, 0, "/runs", 90)
+    given = dict(f.removeprefix("--").split("=", 1) for f in flags)
+    tree = config_files.load(given["config"])
+    found = {k: v for k, v in tree.init.items() if v}
+    key = "config.init."
+    return found | {
+      k.removeprefix(key): v for k, v in given.items() if k.startswith(key)
+    }
+
+  first = start("vargpt_stage1")
+  assert first["visual_decoder"].endswith("vargpt_var_seed0#decoder")
+  assert first["visual_decoder/classes"] == "new" and len(first) == 3
+  assert start("vargpt_stage2_alone") == start("vargpt_stage3_alone") == first
+  then = start("vargpt_without_stage1")
+  assert then == {"all": "/runs/vargpt_stage2_alone_seed0"}

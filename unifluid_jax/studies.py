@@ -15,11 +15,10 @@ from unifluid_jax.evals.published import (
   scaling_tables,
   study_results,
 )
-from unifluid_jax.evals.published.paper_tables import Arm
+from unifluid_jax.evals.published.paper_tables import Arm, Study
 from unifluid_jax.evals.published.sibling_tables import (
   DATA,
   WIDTHS,
-  Study,
   scaling_arm,
 )
 from unifluid_jax.evals.report import samples
@@ -55,12 +54,12 @@ def arguments(
     seed: of the run.
     root: folder of all workdirs.
     budget: steps of an arm whose share is 1.
-    config: file that the arms vary; default the study's.
+    config: file that arms vary which name none; default the study's.
   """
   argument = f":{arm.argument}" if arm.argument else ""
   saved = saved_steps(study, arm, budget)
   out = [
-    f"--config={config or study.config}{argument}",
+    f"--config={arm.config or config or study.config}{argument}",
     f"--config.steps={saved[-1]}",
     f"--config.checkpoint.every={saved[0]}",
     f"--config.checkpoint.keep={study.checkpoints}",
@@ -68,8 +67,11 @@ def arguments(
     f"--config.eval.metrics={arm.metrics!r}",
     *arm.flags,
   ]
-  if arm.follows:
-    out.append(f"--config.init.all={workdir(root, arm.follows, seed)}")
+  whole = {"all": arm.follows} if arm.follows else {}
+  for prefix, source in {**whole, **arm.starts}.items():
+    name, mark, part = source.partition("#")
+    start = f"{workdir(root, name, seed)}{mark}{part}"
+    out.append(f"--config.init.{prefix}={start}")
   return out
 
 
@@ -86,7 +88,7 @@ def run(
 
   Args:
     study: of the arm.
-    arm: which; what it `follows` has been run.
+    arm: which; what it `follows` and `starts` from has been run.
     seed: of the run.
     root: folder of all workdirs.
     budget: steps of an arm whose share is 1.

@@ -139,7 +139,7 @@ class ScaleDecoderConfig:
   """VAR's transformer over the scales of an image."""
 
   width: int  # W
-  depth: int  # L
+  depth: int  # L; 0 leaves the embedding and the head
   heads: int
   mlp: int  # hidden size
   codes: int  # V, of the tokenizer's codebook

@@ -148,10 +148,11 @@ MULTISCALE_VQ = (
 )
 
 
-def scale_decoder(node: str) -> tuple[Row, ...]:
+def scale_decoder(node: str, depth: Range = COUNT) -> tuple[Row, ...]:
   """Of a `presets.ScaleDecoderConfig`, by its key."""
-  sizes = "width depth heads mlp codes code_channels scales"
+  sizes = "width heads mlp codes code_channels scales"
   return (
+    Row(f"{node}.depth", depth),
     Row(below(node, sizes), COUNT),
     Row(below(node, "classes gate_init"), AMOUNT),
     Row(f"{node}.drop_path", DECAY),

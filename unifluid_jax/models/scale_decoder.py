@@ -105,8 +105,9 @@ class ScaleDecoder(nn.Module):
     self.position = self.param("position", normal, (c.tokens, c.width))
     self.level = self.param("level", normal, (len(c.scales), c.width))
     self.words = self.param("words", init_tree, words)
-    self.layers = self.param("layers", init_tree, initial.layers(c))
-    if c.shared_adaln:
+    if c.depth:
+      self.layers = self.param("layers", init_tree, initial.layers(c))
+    if c.depth and c.shared_adaln:
       shared = initial.shared_modulation(c)
       self.modulation = self.param("modulation", init_tree, shared)
     self.output = self.param("head", init_tree, initial.head(c))
@@ -159,6 +160,9 @@ class ScaleDecoder(nn.Module):
   ) -> tuple[Float[Array, "B n W"], ScaleCache | None]:
     """Runs all layers, over the first scales or over scale k.
 
+    Without layers (a depth of 0) states are only brought to their dtype: what
+    a slot knows of others is then in `x`.
+
     Args:
       x: embedded slots: from slot 0 on without a cache, else those of scale k.
       cond: what modulates the layers.
@@ -175,6 +179,8 @@ class ScaleDecoder(nn.Module):
     if (cache is None) != (k is None):
       raise ValueError("cache and k go together: pass both or neither")
     c, mask, where = self.config, None, None
+    if not c.depth:
+      return x.astype(self.dtype), cache
     if k is None:
       level = jnp.asarray(scales.levels(c.scales)[: x.shape[1]])
       level = jnp.broadcast_to(level, x.shape[:2])

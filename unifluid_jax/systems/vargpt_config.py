@@ -121,7 +121,8 @@ RANGES = (
   *ranges.VIT,
   *ranges.MULTISCALE_VQ,
   *ranges.ANSWERS,
-  *ranges.scale_decoder("model.visual_decoder"),
+  # Without layers the language model alone predicts codes.
+  *ranges.scale_decoder("model.visual_decoder", depth=AMOUNT),
   Row(below("text", "prompt prefix suffix"), COUNT),
   Row("model.image_size model.dialogue_seen model.dialogue_drawn", COUNT),
   Row("model.text_suffix", AMOUNT),

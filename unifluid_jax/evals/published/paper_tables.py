@@ -51,6 +51,8 @@ class Arm(NamedTuple):
   config: str = ""  # file of its own
   published: Mapping[str, float] = {}  # column → the paper's number
   follows: str = ""  # name of the arm whose weights it starts from
+  # Prefix of config.init → the arm that gives this part, or its "ARM#PART".
+  starts: Mapping[str, str] = {}
   share: float = 1.0  # of the budget's steps
   where: Mapping[str, float] = {}  # settings that its scores were found with
   # Configuration and workdir of an image tokenizer of its own, trained first.
@@ -66,6 +68,18 @@ class Table(NamedTuple):
   sizes: str  # of the models that the paper's numbers belong to
   config: str  # of such a model
   coco: tuple[str, ...] = ("FID", "GenEval")  # columns on COCO
+
+
+class Study(NamedTuple):
+  """One experiment, of several seeds each."""
+
+  title: str
+  config: str  # file that its arms vary
+  columns: Mapping[str, str]  # column → metric
+  arms: tuple[Arm, ...]
+  sizes: str  # what the paper's numbers belong to
+  checkpoints: int = 1  # scored of each run, evenly spaced
+  scaling: bool = False  # arms are named as `sibling_tables.scaling_arm` does
 
 
 def _weighed(weight: float, **published: float) -> Arm:

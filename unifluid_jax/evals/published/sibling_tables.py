@@ -3,13 +3,13 @@
 Liquid (arXiv 2412.04332) tables 1, 5 and 6, figures 3 to 6 and 10; UniToken
 (arXiv 2504.04423) tables 5 and 6. Columns name our measure and, in brackets,
 the paper's of the same kind: only trends compare. `paper_tables` has
-UniFluid's.
+UniFluid's, `vargpt_tables` VARGPT's.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
-from unifluid_jax.evals.published.paper_tables import Arm
+from unifluid_jax.evals.published.paper_tables import Arm, Study
+from unifluid_jax.evals.published.vargpt_tables import VARGPT_STUDIES
 
 _LIQUID, _UNITOKEN = "configs/liquid_shapes.py", "configs/unitoken_shapes.py"
 _FID, _GENEVAL = "FID (gFID)", "GenEval (GenAI-Bench basic)"
@@ -20,18 +20,6 @@ _READS = ("captions", "vqa")
 # Of the scaling experiment, as its files call them.
 IMAGE_LOSS, IMAGE_TOP1 = "image_loss", "image_top1"
 DRAWING, LANGUAGE = "geneval", "text_choice"
-
-
-class Study(NamedTuple):
-  """One experiment, of several seeds each."""
-
-  title: str
-  config: str  # file that its arms vary
-  columns: Mapping[str, str]  # column → metric
-  arms: tuple[Arm, ...]
-  sizes: str  # what the paper's numbers belong to
-  checkpoints: int = 1  # scored of each run, evenly spaced
-  scaling: bool = False  # arms are named as `scaling_arm` does
 
 
 def _batch(**rows: int) -> tuple[str, ...]:
@@ -287,4 +275,5 @@ STUDIES: Mapping[str, Study] = {
   "unitoken5": _UNITOKEN5,
   "unitoken6": _UNITOKEN6,
   "unitoken_reading": _READING,
+  **VARGPT_STUDIES,
 }

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from unifluid_jax.evals.published.paper_tables import Arm, number
-from unifluid_jax.evals.published.sibling_tables import Study
+from unifluid_jax.evals.published.paper_tables import Arm, Study, number
 from unifluid_jax.evals.report import run_results
 
 _LEVEL = 0.95

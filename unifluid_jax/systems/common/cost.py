@@ -123,7 +123,8 @@ def scale_decoder_flops(c: ScaleDecoderConfig) -> float:
   """
   n, w = c.tokens, c.width
   layer = 4 * w**2 + 2 * w * c.mlp + 2 * w * n
-  modulations = w**2 * (6 * (1 if c.shared_adaln else c.depth) + 2)
+  shared = min(c.depth, 1)  # without layers there is nothing to modulate
+  modulations = w**2 * (6 * (shared if c.shared_adaln else c.depth) + 2)
   ends = w * (c.code_channels + c.codes)
   return 2.0 * (n * (c.depth * layer + ends) + modulations)
 
