@@ -136,9 +136,7 @@ def vargpt(c) -> None:
     word_dropout=0.0,
   )
   c.batch = dict(t2i=64, i2t=64, text=0, dialogue=0)
-  # VAR's table has a row for every class: this one has other rows.
-  parts = (*_parts(), "visual_decoder/classes")
-  c.init = dict(all="", **dict.fromkeys(parts, ""))
+  c.init = dict(all="", **dict.fromkeys(_parts(), ""))
   c.optim.rates = dict.fromkeys(_parts(), 1.0)
   c.sampling = dict(
     cfg=1.5,

@@ -10,6 +10,8 @@ The paper starts from LLaVA-1.5 and VAR. Their stand-ins are stage 0: `:stage0`
 learns to see, and configs/var.py:shapes to draw a class, scale by scale. Then
 `:stage1`, `:stage2` and `:stage3`, or nothing, train what the paper's stages
 train, on the same images. `:joint` trains everything at once, from scratch.
+`:stage2,pretrained` and `:stage3,pretrained` start where stage 1 does, without
+the stages before them.
 
 Hardware: 2 CPU cores. Measured: captions 1.00, VQA .73, GenEval-shapes .38,
 draws when asked .88, of which the first reaches its target (docs/results.md).
@@ -40,6 +42,7 @@ TARGETS = {
 }
 
 _GEN = ("in_projector", "out_projector")
+_VARIANTS = ("causal", "noise", "pretrained")
 # Stage → what it trains, rows of t2i, i2t and dialogue, steps, learning rate.
 # Dialogues ask for some of their images: the language model learns in stage 2
 # when to draw, and stage 3 leaves it as it is.
@@ -52,13 +55,15 @@ _RECIPES = {
 
 
 def get_config(arg: str = ""):
-  """`arg`: stage0 to stage3 (or nothing), joint; then ,causal or ,noise."""
+  """`arg`: stage0 to stage3 (or nothing), joint; then one of `_VARIANTS`."""
   arg, _, variant = (arg or "stage3").partition(",")
-  if arg not in ("joint", *_RECIPES) or variant not in ("", "causal", "noise"):
+  if arg not in ("joint", *_RECIPES) or variant not in ("", *_VARIANTS):
     raise ValueError(
       f"unknown config argument {arg!r}: joint, {', '.join(_RECIPES)}; "
-      "',causal' or ',noise' after it"
+      f"after it {', '.join(f',{name}' for name in _VARIANTS)}"
     )
+  if variant == "pretrained" and arg in ("joint", "stage0"):
+    raise ValueError(f"config argument {arg},pretrained: {arg} starts afresh")
   c = shapes.get_config()
   vargpt(c)
   c.name = f"vargpt_shapes_{arg}"
@@ -82,7 +87,7 @@ def get_config(arg: str = ""):
   # Guidance grows from none at the first scale to this at the last.
   c.sampling.update(cfg=3.0, temperature=0.7, image_top_k=0, image_top_p=1.0)
   if arg != "joint":
-    _stage(c, arg)
+    _stage(c, arg, variant == "pretrained")
   _vary(c, variant)
   return c
 
@@ -120,14 +125,20 @@ def _networks(m) -> None:
   m.scan = False  # a CPU runs four unrolled layers a third faster
 
 
-def _stage(c, stage: str) -> None:
-  """One of the paper's, or what stands in for its pretrained parts."""
+def _stage(c, stage: str, pretrained: bool) -> None:
+  """One of the paper's, or what stands in for its pretrained parts.
+
+  Args:
+    c: what is changed.
+    stage: which.
+    pretrained: start from these, whichever stage it is.
+  """
   trained, (t2i, i2t, dialogue), c.steps, rate = _RECIPES[stage]
   freeze_all_but(c, trained)
   c.batch.update(t2i=t2i, i2t=i2t, dialogue=dialogue)
   c.optim.update(adam_lr=rate, lr=2.5 * rate, warmup=c.steps // 20)
   c.checkpoint.every = c.steps
-  if stage == "stage1":
+  if pretrained or stage == "stage1":
     c.init.all = f"{_RUNS}/stage0"
     c.init.visual_decoder = f"{ROOT}/var#decoder"
     c.init["visual_decoder/classes"] = "new"

@@ -378,6 +378,7 @@ def test_every_arm_is_a_configuration(name):
     tree = made.get_config(argument.removeprefix(":"))
     for flag in rest:
       key, _, value = flag.removeprefix("--config.").partition("=")
+      assert re.fullmatch(r"[\w.]+", key)  # as a command line must have it
       old = functools.reduce(operator.getitem, key.split("."), tree)
       if not isinstance(old, str):
         value = ast.literal_eval(value)

@@ -27,6 +27,13 @@ frozen. These vary configs/liquid_shapes.py and configs/unitoken_shapes.py, and
 need the image tokenizer that `make demo-liquid` or `make demo-unitoken` trains
 first; unitoken_reading also the signs that `prepare` and `encode` make with
 --config=configs/unitoken_shapes.py:reading.
+
+vargpt4: stages left out, parts frozen in stage 3; vargpt5: parts frozen in
+stage 2, sets left out or added; vargpt_shared: one network or two, what slots
+see, what guidance leads away from. These vary configs/vargpt_shapes.py, and
+need the image tokenizer that `make demo-vargpt` trains first. --budget is of
+stage 3: other stages, and runs from scratch, take as much more or less as in
+the demo.
 """
 
 import sys
@@ -60,7 +67,7 @@ _BUDGET = flags.DEFINE_integer(
   "configuration's.",
 )  # fmt: skip
 _SEEDS = flags.DEFINE_integer(
-  "seeds", 1, "Runs of each arm, with intervals; of Liquid's and UniToken's."
+  "seeds", 1, "Runs of each arm, with intervals; not of table1 to 4."
 )
 
 Call = Callable[[Sequence[str]], None]

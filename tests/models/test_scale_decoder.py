@@ -159,6 +159,30 @@ def test_scale_by_scale_with_a_cache_is_all_scales_at_once(model):
   np.testing.assert_allclose(cached(model.params), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("config", [LAYERWISE, SHARED])
+def test_without_layers_the_head_reads_the_embedding(config):
+  """The network around it then mixes slots; nothing is kept for layers."""
+  config = dataclasses.replace(config, depth=0, l2_norm=False)
+  params, module = random_params(config), ScaleDecoder(config)
+  assert set(params) == {
+    "classes", "start", "position", "level", "words", "head"
+  }  # fmt: skip
+  inputs = np.random.default_rng(1).normal(size=(2, N, Z))
+  cond = params["classes"]["table"][jnp.asarray([2, 7])]
+  x = jnp.float32(inputs)
+  got = apply(module, params, x, cond)
+  for i, label in enumerate((2, 7)):
+    want = plain(config, params, inputs[i].copy(), label)
+    np.testing.assert_allclose(got[i], want, rtol=2e-4, atol=2e-4)
+  cache = apply(module, params, 2, method="empty_cache")
+  last, span = scales.slots(SIDES, 2), range(2, 3)
+  x = apply(module, params, x[:, last], cond, span, method="embed")
+  x, after = apply(module, params, x, cond, cache, 2, method="blocks")
+  assert after is cache and not jax.tree.leaves(cache)[0].size
+  logits = apply(module, params, x, cond, method="head")
+  np.testing.assert_allclose(logits, got[:, last], rtol=1e-6)
+
+
 def test_first_scales_alone_have_the_logits_that_all_have(model):
   want = model.whole(model.params, model.inputs, model.labels)
   first = model.whole(model.params, model.inputs[:, :5], model.labels)

@@ -65,6 +65,14 @@ def test_a_question_about_two_images_costs_its_tokens_and_encodings():
   assert step_cost(rest) == step_cost(alone)
 
 
+def test_a_scale_decoder_without_layers_costs_its_ends():
+  """Embedding and logits of five slots, the last norm's modulations once."""
+  for shared in (False, True):
+    c = presets.ScaleDecoderConfig(16, 0, 2, 24, 11, 3, (1, 2), 1, shared)
+    want = 2 * (5 * 16 * (3 + 11) + 2 * 16 * 16)
+    assert cost.scale_decoder_flops(c) == want
+
+
 def test_cost_scales_with_the_batch_and_the_draws():
   one, two = resolved(t2i=2, i2t=2), resolved(t2i=4, i2t=4)
   assert step_cost(two).flops == 2 * step_cost(one).flops

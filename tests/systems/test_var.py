@@ -269,6 +269,7 @@ def test_images_are_decoded_from_what_was_drawn(model, monkeypatch):
   (dict(model__decoder__heads=3), "must be a multiple of model.decoder.heads"),
   (dict(model__vq__scales=(2, 3), model__decoder__scales=(2, 3)),
    "must begin with 1"),
+  (dict(model__decoder__depth=0), "model.decoder.depth=0"),
   (dict(model__image_size=16), "must end at 4, the latent's side"),
   (dict(model__classes=("circle", "square")), "model.classes names 2"),
   (dict(model__classes=("a", "b", "b", "c")), "'b' is empty or there twice"),

@@ -362,6 +362,39 @@ def test_drawing_with_caches_is_full_recomputation(
   assert (codes[0] != codes[1]).any()
 
 
+def test_without_layers_of_its_own_the_decoder_leaves_codes_to_the_text_model():
+  """Greedy drawing is the argmax of whole rows; no code knows its own scale."""
+  system = systems.build(
+    vg.tiny(model__visual_decoder__depth=0, model__decoder__depth=1)
+  )
+  params = vg.filled(systems.init_shapes(system))
+  assert "layers" not in params["visual_decoder"]
+  frozen = vg.filled(systems.frozen_shapes(system), seed=1)
+  prompt = jnp.asarray(vg.examples(system, rows=2)["t2i"]["prompt"])
+  keys = jax.vmap(jax.random.key)(jnp.arange(2))
+  how = dataclasses.replace(system.config.sampling, cfg=0.0, image_top_k=1)
+
+  @jax.jit
+  def logits(codes):
+    drop = jnp.zeros((2, 1), bool)
+    rows = system.drawn(params, frozen, prompt, codes, drop)
+    (states,) = packing.hidden_states(system.decoder, params, [rows.packed])
+    states = states[:, vg.PROMPT : vg.PROMPT + N]
+    return system.drawing.logits(params, states)[0]
+
+  @jax.jit
+  def drawn():
+    packed = system._texts(params, prompt)
+    return system.draw(params, frozen, packed, keys, how).codes
+
+  codes = drawn()
+  whole = logits(codes)
+  np.testing.assert_array_equal(codes, whole.argmax(axis=-1))
+  moved = logits(codes.at[:, 2].set((codes[:, 2] + 1) % vg.CODES)) - whole
+  moved = np.abs(moved).max(axis=(0, 2))
+  assert (moved[LEVEL <= 1] == 0).all() and (moved[LEVEL > 1] > 1e-7).all()
+
+
 @pytest.mark.parametrize("slots", ["block_causal", "causal"])
 def test_slots_see_the_prompt_their_scale_and_those_before(model, slots):
   """In a cache, whose later slots hold nothing yet."""

@@ -56,11 +56,10 @@ _STAGE2 = Arm(
 
 def _pretrained(arm: Arm) -> Arm:
   """The arm, started as stage 1 is."""
-  # VAR's table of classes has more rows than the condition needs.
-  fresh = "--config.init.visual_decoder/classes=new"
   return arm._replace(
-    flags=(*arm.flags, fresh), follows=_STAGE1.follows, starts=_STAGE1.starts
-  )
+    argument=f"{arm.argument},pretrained", follows=_STAGE1.follows,
+    starts=_STAGE1.starts,
+  )  # fmt: skip
 
 
 # ------------------------------------------------------------------- table 4
