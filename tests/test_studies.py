@@ -438,13 +438,13 @@ def test_vargpts_runs_are_as_long_as_the_demos():
   files = {run: f"vargpt_shapes:{run}" for run in vargpt_tables.STEPS}
   steps = {
     run: config_files.load(file).steps
-    for run, file in (files | {"var": "var:shapes"}).items()
+    for run, file in (files | {"classes": "var:shapes"}).items()
   }
   assert steps == vargpt_tables.STEPS
   for study in vargpt_tables.VARGPT_STUDIES.values():
     own = config_files.load(study.config).steps
     for arm in study.arms:
-      run = "var" if arm.config else arm.argument.partition(",")[0]
+      run = "classes" if arm.config else arm.argument.partition(",")[0]
       assert studies.length(arm, own) == steps[run], arm.name
 
 

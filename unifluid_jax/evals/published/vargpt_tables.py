@@ -14,9 +14,10 @@ _CONFIG = "configs/vargpt_shapes.py"
 _DRAWS = ("geneval", "fid")
 _READS = ("vqa", "captions", "draws_when_asked")
 
-# Steps of the demo's runs, as the configurations have them.
+# Steps of the demo's runs, as the configurations have them; "classes" is the
+# class-conditional one, of configs/var.py.
 STEPS = {
-  "var": 1500, "stage0": 900, "stage1": 200, "stage2": 500, "stage3": 900,
+  "classes": 1500, "stage0": 900, "stage1": 200, "stage2": 500, "stage3": 900,
   "joint": 2000,
 }  # fmt: skip
 
@@ -38,7 +39,7 @@ def _rows(**rows: int) -> tuple[str, ...]:
 # In place of VAR and LLaVA-1.5, see configs/vargpt_shapes.py.
 _VAR = Arm(
   "vargpt_var", "Class-conditional VAR", "shapes", metrics=(),
-  config="configs/var.py", share=_share("var"),
+  config="configs/var.py", share=_share("classes"),
 )  # fmt: skip
 _LLAVA = Arm(
   "vargpt_stage0", "Understanding alone", "stage0", metrics=(),
