@@ -67,7 +67,7 @@ _BUDGET = flags.DEFINE_integer(
   "configuration's.",
 )  # fmt: skip
 _SEEDS = flags.DEFINE_integer(
-  "seeds", 1, "Runs of each arm, with intervals; not of table1 to 4."
+  "seeds", 1, "Runs of each arm, with intervals; not of table1 to table4."
 )
 
 Call = Callable[[Sequence[str]], None]
