@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parent
 CONFIGS = (
   "unified_2b", "unified_2b_gemma1", "unified_700m", "vae", "shapes",
   "tokenizer", "tokenizer:var16", "liquid_7b", "unitoken_7b", "var",
+  "vargpt_7b:stage3",
 )  # fmt: skip
 MESHES = ((4, 2, 1), (2, 2, 2))  # data x fsdp x tensor
 
