@@ -47,10 +47,10 @@ _VARIANTS = ("causal", "noise", "pretrained")
 # Dialogues ask for some of their images: the language model learns in stage 2
 # when to draw, and stage 3 leaves it as it is.
 _RECIPES = {
-  "stage0": (("decoder", "encoder", "projector"), (0, 32, 0), 900, 3e-3),
+  "stage0": (("decoder", "encoder", "projector"), (0, 32, 0), 2000, 3e-3),
   "stage1": (_GEN, (32, 0, 0), 200, 3e-3),
-  "stage2": (("decoder", "projector"), (0, 24, 16), 500, 2e-3),
-  "stage3": (("visual_decoder", *_GEN), (32, 0, 0), 900, 2e-3),
+  "stage2": (("decoder", "projector"), (0, 24, 16), 800, 2e-3),
+  "stage3": (("visual_decoder", *_GEN), (32, 0, 0), 1800, 2e-3),
 }
 
 

@@ -17,8 +17,8 @@ _READS = ("vqa", "captions", "draws_when_asked")
 # Steps of the demo's runs, as the configurations have them; "classes" is the
 # class-conditional one, of configs/var.py.
 STEPS = {
-  "classes": 1500, "stage0": 900, "stage1": 200, "stage2": 500, "stage3": 900,
-  "joint": 2000,
+  "classes": 1500, "stage0": 2000, "stage1": 200, "stage2": 800,
+  "stage3": 1800, "joint": 2000,
 }  # fmt: skip
 
 
