@@ -13,8 +13,8 @@ train, on the same images. `:joint` trains everything at once, from scratch.
 `:stage2,pretrained` and `:stage3,pretrained` start where stage 1 does, without
 the stages before them.
 
-Hardware: 2 CPU cores. Measured with stages 0, 2 and 3 half as long: captions
-1.00, VQA .73, GenEval-shapes .38, draws when asked .88 (docs/results.md).
+Hardware: 2 CPU cores, 25 minutes. Measured: captions 1.00, VQA .72,
+GenEval-shapes .47, draws when asked .89 (docs/results.md).
 """
 
 from configs import shapes, tokenizer
