@@ -11,7 +11,7 @@ import pytest
 from tests.weights import helpers
 from unifluid_jax.core import checkpoint, files
 from unifluid_jax.core.config import CheckpointConfig
-from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.sources import cached
 from unifluid_jax.data.worlds import shapes, shapes_builder
 from unifluid_jax.weights import convert, gemma, readers
 from unifluid_jax.weights.rows import WeightsError
@@ -77,8 +77,8 @@ def test_weights_are_converted_to_a_bucket(gcs):
 @pytest.mark.parametrize(
   "call",
   [
-    lambda at: sources.CachedReader(at),
-    lambda at: sources.write_cached(at, []),
+    lambda at: cached.CachedReader(at),
+    lambda at: cached.write_cached(at, []),
     lambda at: shapes_builder.build(at, shapes.World(), {"train": 1}, 0),
   ],
 )

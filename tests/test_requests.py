@@ -156,6 +156,13 @@ def test_options_that_are_not_given_are_left_out(place):
   assert made.sampling == {"cfg": 1.0, "order": "random"}
 
 
+def test_an_option_that_the_system_lacks_is_no_flag_of_it(place):
+  with pytest.raises(ValueError, match="^unknown sampling option 'size'"):
+    check(dataclasses.replace(ONE, sampling={"size": (32, 64)}))
+  with pytest.raises(ValueError, match="^--steps=0"):
+    check(dataclasses.replace(ONE, sampling={"steps": 0}))
+
+
 @pytest.mark.parametrize(
   "options, words",
   [

@@ -99,7 +99,10 @@ def _check_sampling(given: Flags, spec: Callable[[], SystemSpec]) -> None:
   try:
     arguments.check_sampling(options, found.sampling, found.ranges)
   except ValueError as error:
-    raise ValueError(f"--{error}") from error
+    # What is wrong with an option begins with its name; of one that the system
+    # lacks that is said in a sentence.
+    known = options.keys() <= found.sampling.__dataclass_fields__.keys()
+    raise ValueError(f"{'--' * known}{error}") from error
 
 
 def size(given: Sequence[str] | None) -> tuple[int, ...] | None:

@@ -15,7 +15,7 @@ from tests import text_rows
 from unifluid_jax import systems
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import pipeline, text
-from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.sources import cached
 
 SIZE, VIT = 8, 4
 NUMBERS = "zero one two three four five six seven eight nine".split()
@@ -406,7 +406,7 @@ def test_cached_moments_replace_pixels(tmp_path, tokenizer):
   config = moments_config(tmp_path, dict(a=source))
   shape = cached_shape(config)
   arrays = [np.full(shape, i, np.float32) for i in range(9)]
-  sources.write_cached(tmp_path / "m", arrays)
+  cached.write_cached(tmp_path / "m", arrays)
   batch = take(make_loader(config, tokenizer), 1)[0]
   assert set(batch["t2i"]) == {"prompt", "image"} and "seen" in batch["i2t"]
   ids = ids_of(batch["t2i"]["prompt"], tokenizer)
@@ -428,17 +428,17 @@ def test_moments_of_what_is_not_drawn_leave_pixels(tmp_path, tokenizer):
 def test_unsuitable_moments_are_refused(tmp_path, tokenizer):
   write(tmp_path, "a", range(3))
   write(tmp_path, "b", range(3))
-  cached = jsonl("a", moments="m")
-  config = moments_config(tmp_path, dict(a=cached))
+  source = jsonl("a", moments="m")
+  config = moments_config(tmp_path, dict(a=source))
   shape = cached_shape(config)
-  sources.write_cached(tmp_path / "m", [np.zeros(shape)] * 3)
-  flipping = moments_config(tmp_path, dict(a=cached), flip=True)
+  cached.write_cached(tmp_path / "m", [np.zeros(shape)] * 3)
+  flipping = moments_config(tmp_path, dict(a=source), flip=True)
   with pytest.raises(ValueError, match="cannot be flipped"):
     make_loader(flipping, tokenizer)
-  mixed = moments_config(tmp_path, dict(a=cached, b=jsonl("b")))
+  mixed = moments_config(tmp_path, dict(a=source, b=jsonl("b")))
   with pytest.raises(ValueError, match=r"\['a'\] have .*\['b'\] have not"):
     make_loader(mixed, tokenizer)
-  sources.write_cached(tmp_path / "m", [np.zeros((1, 1, shape[-1]))] * 3)
+  cached.write_cached(tmp_path / "m", [np.zeros((1, 1, shape[-1]))] * 3)
   with pytest.raises(ValueError, match="the model needs"):
     make_loader(config, tokenizer)
 

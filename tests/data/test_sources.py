@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from unifluid_jax.core.config import SourceConfig
+from unifluid_jax.data.sources import cached
 from unifluid_jax.data.sources import source as sources
 
 PREFIX = "caption en"
@@ -371,9 +372,9 @@ def moments(count):
 def test_moments_round_trip(jsonl):
   arrays = moments(6)
   path = jsonl / "cache" / "moments"
-  assert sources.write_cached(path, iter(arrays)) == 6
+  assert cached.write_cached(path, iter(arrays)) == 6
   assert [p.name for p in path.parent.iterdir()] == ["moments"]
-  reader = sources.CachedReader(str(path))
+  reader = cached.CachedReader(str(path))
   assert len(reader) == 6 and reader.shape == (2, 3, 4)
   source = open_(jsonl, "jsonl", "train.jsonl", moments="cache/moments")
   for i in (4, 0, 2):
@@ -387,8 +388,8 @@ def test_moments_round_trip(jsonl):
 def test_codes_round_trip(tmp_path):
   codes = [np.array([0, 65535, i], np.int32) for i in range(3)]
   path, unread = str(tmp_path / "codes"), None
-  assert sources.write_cached(path, [unread, *codes], np.uint16) == 4
-  reader = sources.CachedReader(path)
+  assert cached.write_cached(path, [unread, *codes], np.uint16) == 4
+  reader = cached.CachedReader(path)
   assert len(reader) == 4 and reader.shape == (3,)
   for i, row in enumerate(codes, 1):
     assert reader[i].dtype == np.uint16
@@ -409,7 +410,7 @@ def test_codes_round_trip(tmp_path):
 )
 def test_what_are_no_codes_is_refused(tmp_path, codes, words):
   with pytest.raises(ValueError, match=words):
-    sources.write_cached(tmp_path / "codes", codes, np.uint16)
+    cached.write_cached(tmp_path / "codes", codes, np.uint16)
   assert not list(tmp_path.iterdir())
 
 
@@ -423,20 +424,20 @@ def test_moments_are_opened_on_demand_only(jsonl):
 
 @pytest.mark.parametrize("count", [5, 7])
 def test_moments_of_another_count_are_refused(jsonl, count):
-  sources.write_cached(jsonl / "m", moments(count))
+  cached.write_cached(jsonl / "m", moments(count))
   with pytest.raises(ValueError, match=f"holds {count} records"):
     open_(jsonl, "jsonl", "train.jsonl", moments="m")
 
 
 def test_moments_of_a_limited_source(jsonl):
-  sources.write_cached(jsonl / "m", moments(2))
+  cached.write_cached(jsonl / "m", moments(2))
   source = open_(jsonl, "jsonl", "train.jsonl", moments="m", limit=2)
   assert source[1].moments is not None
 
 
 def test_moments_of_an_undecodable_image(jsonl):
   arrays = [None, *moments(5)]
-  sources.write_cached(jsonl / "m", arrays)
+  cached.write_cached(jsonl / "m", arrays)
   source = open_(jsonl, "jsonl", "train.jsonl", moments="m")
   assert source.moments.shape == (2, 3, 4)
   with pytest.raises(sources.BadRecord, match="decoded"):
@@ -445,7 +446,7 @@ def test_moments_of_an_undecodable_image(jsonl):
 
 
 def test_damaged_moments_are_bad_records(jsonl):
-  sources.write_cached(jsonl / "m", moments(6))
+  cached.write_cached(jsonl / "m", moments(6))
   source = open_(jsonl, "jsonl", "train.jsonl", moments="m")
   whole = source.moments._data[0]
   other = b"UFM1" + struct.pack("<3I", 3, 2, 4) + whole[16:]
@@ -457,15 +458,15 @@ def test_damaged_moments_are_bad_records(jsonl):
 
 def test_unusable_moments(tmp_path):
   with pytest.raises(ValueError, match="image 0 is .*beyond float16"):
-    sources.write_cached(tmp_path / "m", [np.full((1, 1, 2), 1e6)])
+    cached.write_cached(tmp_path / "m", [np.full((1, 1, 2), 1e6)])
   with pytest.raises(ValueError, match=r"image 0 .*need \[h, w, 2c\]"):
-    sources.write_cached(tmp_path / "m", [np.zeros((2, 2))])
+    cached.write_cached(tmp_path / "m", [np.zeros((2, 2))])
   with pytest.raises(ValueError, match=r"image 1 .*the first, \(2, 3, 4\)"):
-    sources.write_cached(tmp_path / "m", [*moments(1), np.zeros((1, 1, 2))])
+    cached.write_cached(tmp_path / "m", [*moments(1), np.zeros((1, 1, 2))])
   assert not list(tmp_path.iterdir())
   (tmp_path / "junk").write_bytes(b"junk" * 1000)
   with pytest.raises(ValueError, match="no cached moments"):
-    sources.CachedReader(str(tmp_path / "junk"))
-  sources.write_cached(tmp_path / "none", [None])
+    cached.CachedReader(str(tmp_path / "junk"))
+  cached.write_cached(tmp_path / "none", [None])
   with pytest.raises(ValueError, match="no cached moments"):
-    sources.CachedReader(str(tmp_path / "none"))
+    cached.CachedReader(str(tmp_path / "none"))

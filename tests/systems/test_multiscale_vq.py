@@ -17,7 +17,7 @@ from unifluid_jax.codecs import cache
 from unifluid_jax.codecs import multiscale_vq as codecs
 from unifluid_jax.core import presets
 from unifluid_jax.core.freeze import ConfigError
-from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.sources import cached
 from unifluid_jax.models import multiscale_vq
 from unifluid_jax.systems import vq_training
 
@@ -264,7 +264,7 @@ def test_codes_are_cached_as_they_are(trained):
   note = {"test": 1}
   assert cache.write(path, note, lambda: iter(np.asarray(got["codes"])),
                      codec.file_dtype) == "written"  # fmt: skip
-  read = sources.CachedReader(path)
+  read = cached.CachedReader(path)
   for i, row in enumerate(np.asarray(got["codes"])):
     np.testing.assert_array_equal(np.asarray(read[i], np.int32), row)
 

@@ -17,7 +17,7 @@ from unifluid_jax.codecs import vq as codecs
 from unifluid_jax.core import presets
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.data import fields
-from unifluid_jax.data.sources import source as sources
+from unifluid_jax.data.sources import cached
 from unifluid_jax.models import convolutions, patch_gan, vq
 from unifluid_jax.systems import vq_training
 
@@ -419,8 +419,8 @@ def test_cached_codes_are_those_that_were_encoded(tmp_path):
   codes = np.int32([[0, 2049, 4097, 8191, *range(16_372, 16_384)]])
   assert codes[0].shape == codec.cache.shape
   path = str(tmp_path / "codes")
-  sources.write_cached(path, codes, codec.file_dtype)
-  picture = fields.Picture((b"",), cached=sources.CachedReader(path)[0])
+  cached.write_cached(path, codes, codec.file_dtype)
+  picture = fields.Picture((b"",), cached=cached.CachedReader(path)[0])
   field = fields.Cached(
     "drawn", codec.cache.shape, codec.cache.dtype, 64, codec.fit, file=True
   )

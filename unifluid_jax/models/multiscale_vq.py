@@ -186,8 +186,8 @@ class Phi(nn.Module):
     return (1 - self.ratio) * h + self.ratio * (y + biases[which])
 
 
-class MultiscaleVqVae(nn.Module):
-  """Encoder, residual quantisation over scales, and decoder.
+class MultiscaleVqVae(vq.VqVae):
+  """Encoder, residual quantisation over scales, and `VqVae`'s decoder.
 
   Attributes:
     config: widths, depth, factor, codebook and scales.
@@ -291,21 +291,3 @@ class MultiscaleVqVae(nn.Module):
   def image(self, f_hat: Float[Array, "B g g e"]) -> Float[Array, "B H W 3"]:
     """The image of a sum over scales."""
     return self.decode_output(self.decode_features(f_hat))
-
-  def decode_features(
-    self, z: Float[Array, "B g g e"]
-  ) -> Float[Array, "B i j d"]:
-    """What the decoder's last convolution reads, of a sum over scales."""
-    return self.decoder.features(self.post_quant_conv(z.astype(self.dtype)))
-
-  def decode_output(
-    self, features: Float[Array, "B i j d"]
-  ) -> Float[Array, "B H W 3"]:
-    """The decoder's last convolution; what depends on its kernel."""
-    return self.decoder.output(features)
-
-  def __call__(
-    self, images: Float[Array, "B H W 3"]
-  ) -> Float[Array, "B H W 3"]:
-    """Reconstruction from the codes of all scales."""
-    return self.decode(self.encode(images))

@@ -7,7 +7,7 @@ one after another, each in raster order.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 
 def slots(sides: Sequence[int], first: int, last: int | None = None) -> slice:
@@ -21,3 +21,15 @@ def levels(sides: Sequence[int]) -> Int[np.ndarray, " N"]:
   """The scale of every slot, from 0."""
   counts = [side**2 for side in sides]
   return np.repeat(np.arange(len(sides), dtype=np.int32), counts)
+
+
+def slot_weights(sides: Sequence[int], kind: str) -> Float[np.ndarray, " N"]:
+  """What each code weighs in a loss, 1 on average.
+
+  Args:
+    sides: P_k.
+    kind: "equal", or "inverse_side", in inverse proportion to P_k.
+  """
+  side = np.asarray(sides)[levels(sides)]
+  weights = {"equal": np.ones(len(side)), "inverse_side": 1 / side}[kind]
+  return (weights / weights.mean()).astype(np.float32)

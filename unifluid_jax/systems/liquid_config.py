@@ -131,13 +131,7 @@ def check(config: Any, mesh: Any = None) -> None:
   check_shape(m.vq, m.image_size)
   _check_sizes(config)
   _check_vocabulary(config)
-  least = m.image_tokens + 4  # BOS, BOI, EOI, EOS
-  need(
-    config.text.dialogue >= least
-    or not (config.text.dialogue or config.batch.get("dialogue")),
-    f"text.dialogue={config.text.dialogue} has no room for an image of "
-    f"{m.image_tokens} tokens and BOS, BOI, EOI, EOS: use >= {least}",
-  )
+  networks.check_dialogue(config)
   need(
     config.data.images == 1,
     f"data.images={config.data.images}: this system looks at one image",
@@ -211,28 +205,15 @@ def _check_vocabulary(config: Any) -> None:
     f"model.decoder.vocab={m.decoder.vocab} has no room for {m.vq.codes} codes "
     f"after model.code_offset={first}: set it to {last + 1} at least",
   )
-  networks.check_special(config.text.special, m.decoder.vocab)
-  ids = networks.special_ids(config.text.special, m.decoder.vocab)
+  ids = networks.check_control(
+    config.text.special, m.decoder.vocab, CONTROL, m.user
+  )
   for name, i in ids.items():
     need(
       not first <= i <= last,
       f"text.special.{name}={i} is an image code's id ({first} to {last}): "
       "choose another, or move model.code_offset",
     )
-  for name in (*CONTROL, *m.user):
-    need(
-      name in ids,
-      f"text.special.{name} is missing: give the id of {name.upper()}, a row "
-      "of the vocabulary",
-    )
-  taken = {ids["bos"], ids["eos"]}
-  for name in CONTROL:
-    need(
-      ids[name] not in taken,
-      f"text.special.{name}={ids[name]} has another role too: bos, eos, "
-      f"{', '.join(CONTROL)} need ids of their own",
-    )
-    taken.add(ids[name])
 
 
 def drawn_size(config: Any, sampling: SamplingConfig) -> tuple[int, int]:

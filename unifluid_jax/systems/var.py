@@ -61,7 +61,9 @@ class Var:
     # Exact: a code that flips is another.
     codec = Part(self.codec.shapes, self.codec.load, exact=True)
     self.frozen = {"codec": codec}
-    self._weights = var_config.slot_weights(config.loss, m.decoder.scales)
+    self._weights = scales.slot_weights(
+      m.decoder.scales, config.loss.scale_weights
+    )
 
   def init(self, key: PRNGKeyArray) -> Params:
     """Fresh float32 parameters; see the System protocol."""

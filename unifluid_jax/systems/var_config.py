@@ -23,7 +23,6 @@ from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data.fields import Cached, Field
 from unifluid_jax.data.labels import Label
 from unifluid_jax.models import scale_decoder
-from unifluid_jax.ops import scales
 from unifluid_jax.systems.common import cost, networks
 
 PARTS = {"decoder": scale_decoder.ROWS}
@@ -178,16 +177,6 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
     file=config.data.has_cache("t2i"), target=True,
   )  # fmt: skip
   return {"t2i": {"class": Label("prompt", m.names, m.label), "image": image}}
-
-
-def slot_weights(
-  loss: LossConfig, sides: tuple[int, ...]
-) -> Float[np.ndarray, " N"]:
-  """Weight of every slot, with mean 1, where all scales train."""
-  if loss.scale_weights == "equal":
-    return np.ones(len(scales.levels(sides)), np.float32)
-  weights = (1 / np.asarray(sides))[scales.levels(sides)]
-  return (weights / weights.mean()).astype(np.float32)
 
 
 def joins(config: Any) -> Float[np.ndarray, " K"]:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Int32
 
 from unifluid_jax.codecs.multiscale_vq import check_shape
 from unifluid_jax.core import parallel, presets, ranges
@@ -31,7 +31,6 @@ from unifluid_jax.models import (
   scale_decoder,
   vit,
 )
-from unifluid_jax.ops import scales
 from unifluid_jax.systems.common import cost, interleaved, networks
 
 # Tokens around images that are drawn, whose ids config.text.special gives.
@@ -164,13 +163,6 @@ def before_in_block(m: ModelConfig) -> Int32[np.ndarray, "N"]:
   return np.concatenate(counts)
 
 
-def slot_weights(m: ModelConfig, kind: str) -> Float[np.ndarray, "N"]:
-  """What each code weighs in the loss, 1 on average."""
-  sides = np.asarray(m.vq.scales)[scales.levels(m.vq.scales)]
-  weights = {"equal": np.ones(len(sides)), "inverse_side": 1 / sides}[kind]
-  return np.float32(weights / weights.mean())
-
-
 def check(config: Any, mesh: Any = None) -> None:
   """Refuses combinations that cannot work, with the fix.
 
@@ -195,14 +187,8 @@ def check(config: Any, mesh: Any = None) -> None:
     f"{key}.classes={m.visual_decoder.classes}: an image has one condition; "
     f"use {CONDITION}, which with the null class makes the rows it reads",
   )
-  _check_vocabulary(config)
-  least = m.image_tokens + 4  # BOS, BOI, EOI, EOS
-  need(
-    config.text.dialogue >= least
-    or not (config.text.dialogue or config.batch.get("dialogue")),
-    f"text.dialogue={config.text.dialogue} has no room for an image of "
-    f"{m.image_tokens} tokens and BOS, BOI, EOI, EOS: use >= {least}",
-  )
+  networks.check_control(config.text.special, m.decoder.vocab, CONTROL, m.user)
+  networks.check_dialogue(config)
   need(
     config.data.images == 1,
     f"data.images={config.data.images}: this system looks at one image",
@@ -225,27 +211,6 @@ def check(config: Any, mesh: Any = None) -> None:
     "sampling.cfg != 0 needs a null condition: set loss.prompt_dropout > 0, "
     "model.null='noise' or sampling.cfg=0",
   )
-
-
-def _check_vocabulary(config: Any) -> None:
-  """Control tokens have rows, each its own."""
-  vocab = config.model.decoder.vocab
-  networks.check_special(config.text.special, vocab)
-  ids = networks.special_ids(config.text.special, vocab)
-  for name in (*CONTROL, *config.model.user):
-    need(
-      name in ids,
-      f"text.special.{name} is missing: give the id of {name.upper()}, a row "
-      "of the vocabulary",
-    )
-  taken = {ids["bos"], ids["eos"]}
-  for name in CONTROL:
-    need(
-      ids[name] not in taken,
-      f"text.special.{name}={ids[name]} has another role too: bos, eos, "
-      f"{', '.join(CONTROL)} need ids of their own",
-    )
-    taken.add(ids[name])
 
 
 def check_guidance(config: Any, sampling: SamplingConfig, task: str) -> None:

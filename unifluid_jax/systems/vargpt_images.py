@@ -154,8 +154,8 @@ class Drawing:
     log_p = jax.nn.log_softmax(logits, axis=-1)
     nll = -jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
     hits = (logits.argmax(axis=-1) == codes).astype(jnp.float32)
-    weights = vargpt_config.slot_weights(
-      self.config.model, self.config.loss.scale_weights
+    weights = scales.slot_weights(
+      self.codec.config.scales, self.config.loss.scale_weights
     )
     learned = images.learned.reshape(b * m, 1)
     return CodeLosses(

@@ -25,7 +25,6 @@ from unifluid_jax.data import tasks
 from unifluid_jax.data.records import BadRecord, Record, Turn
 from unifluid_jax.data.sources import conversations, json_readers
 from unifluid_jax.data.sources.cached import CachedReader
-from unifluid_jax.data.sources.cached import write_cached as write_cached
 
 _THREADS = 16  # that look at shards
 _LOGGED = 10  # bad lines named in the log, per source

@@ -3,7 +3,7 @@
 All raise ConfigError with the keys and the fix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unifluid_jax.core import presets
@@ -45,6 +45,53 @@ def check_special(special: Mapping[str, Any], vocab: int) -> None:
       f"text.special.{role}={special.get(role)!r}: the system has no tokenizer "
       "and reads its id: give that instead of the piece",
     )
+
+
+def check_control(
+  special: Mapping[str, Any],
+  vocab: int,
+  control: Sequence[str],
+  others: Sequence[str] = (),
+) -> dict[str, int]:
+  """Of systems with control tokens: each has a row of its own.
+
+  Args:
+    special: config.text.special.
+    vocab: rows of the decoder's table.
+    control: names of the control tokens.
+    others: names of further tokens that the system reads.
+
+  Returns:
+    Ids by name.
+  """
+  check_special(special, vocab)
+  ids = special_ids(special, vocab)
+  for name in (*control, *others):
+    need(
+      name in ids,
+      f"text.special.{name} is missing: give the id of {name.upper()}, a row "
+      "of the vocabulary",
+    )
+  taken = {ids["bos"], ids["eos"]}
+  for name in control:
+    need(
+      ids[name] not in taken,
+      f"text.special.{name}={ids[name]} has another role too: bos, eos, "
+      f"{', '.join(control)} need ids of their own",
+    )
+    taken.add(ids[name])
+  return ids
+
+
+def check_dialogue(config: Any) -> None:
+  """Of systems that draw N tokens between BOI and EOI in dialogues."""
+  n, room = config.model.image_tokens, config.text.dialogue
+  least = n + 4  # BOS, BOI, EOI, EOS
+  need(
+    room >= least or not (room or config.batch.get("dialogue")),
+    f"text.dialogue={room} has no room for an image of {n} tokens and BOS, "
+    f"BOI, EOI, EOS: use >= {least}",
+  )
 
 
 def check_decoder(c: presets.DecoderConfig) -> None:
