@@ -42,14 +42,20 @@ setup(
       "beartype",
       "gcp-storage-emulator",
       "gcsfs",
+      "gradio>=6",
       "ipykernel",
       "nbclient",
       "nbformat",
+      "playwright",
       "pytest",
       "pytest-xdist",
+      "resvg-py",
       "ruff",
       "setuptools",
     ],
+    "app": ["gradio>=6"],
+    "emoji": ["resvg-py"],  # draws the emoji world's pictures
+    "hub": ["huggingface_hub"],  # unifluid_jax.export --push
     "gguf": ["gguf>=0.10"],  # weights --from=gguf:FILE of quantised tensors
     "parity": [
       "accelerate",  # transformers reads GGUF files with it
