@@ -65,7 +65,7 @@ def get_config(arg: str = ""):
   # As in configs/shapes.py: answers are then read off the image.
   c.loss.word_dropout = 0.4
   # Wrong codes add up over 64 draws: at temperature 1 far fewer images are
-  # right (docs/results.md).
+  # right (docs/log.md).
   c.sampling.update(cfg=2.0, temperature=0.5, image_top_k=0, image_top_p=1.0)
   # BOS, three images of 64 codes with BOI and EOI, three words, EOS.
   c.text.dialogue = 1 + 3 * 66 + 3 + 1

@@ -4,8 +4,8 @@
 
 Trains joint generation and understanding on 16,000 drawn scenes of coloured
 shapes, 32 x 32 pixels. Hardware: 2 CPU cores, 8 minutes. Expected:
-GenEval-shapes .85, captions 1.00, VQA .86; all measured numbers, and why the
-values below are what they are: docs/results.md.
+GenEval-shapes .85, captions 1.00, VQA .86; all measured numbers:
+docs/results.md; why the values below are what they are: docs/log.md.
 """
 
 from configs.base import ablate, base, source

@@ -74,7 +74,7 @@ def get_config(arg: str = ""):
   # From scratch: nothing is frozen.
   c.optim.rates = dict(decoder=1.0, vit=1.0, projector=1.0)
   # Wrong codes add up over 64 draws: at cfg 3 and temperature 1 far fewer
-  # images are right (docs/results.md).
+  # images are right (docs/log.md).
   c.sampling.update(cfg=1.5, temperature=0.5, image_top_k=0, top_k=0)
   _vary(c, arg)
   return c

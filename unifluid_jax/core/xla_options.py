@@ -1,6 +1,6 @@
 """Compiler options of the train step, a row a kind of device.
 
-Each row was found by compiling (docs/results.md) and is compiled again by the
+Each row was found by compiling (docs/log.md) and is compiled again by the
 tests where libtpu is installed: names of options come and go with versions.
 """
 

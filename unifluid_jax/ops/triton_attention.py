@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 
 
 # By the bytes of a head, padded; queries, keys, warps, stages. The second row
-# is the fastest of what was timed on an H200 (docs/results.md); the others
+# is the fastest of what was timed on an H200 (docs/log.md); the others
 # were compiled for one, fit its shared memory and have not been timed.
 _PLANS = {
   256: Plan(Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2), Blocks(64, 64, 4, 2)),

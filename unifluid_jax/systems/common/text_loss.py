@@ -36,7 +36,7 @@ def text_loss(
   The mean is over all answer tokens, or within each answer first, as
   PaliGemma's, which gives a word of a long answer less weight. UniFluid
   does not say; captions of the procedural world are learned faster the first
-  way (docs/results.md), transfers take the second.
+  way (docs/log.md), transfers take the second.
 
   Args:
     decoder: its configuration.
