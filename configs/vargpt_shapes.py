@@ -75,7 +75,10 @@ def get_config(arg: str = ""):
       "shapes", tasks=("t2i", "i2t", "text"), moments="shapes_scales"
     ),
     shapes_dialogues=source(
-      "shapes_dialogues/train.json", format="sharegpt", tasks=("dialogue",)
+      "shapes_dialogues/train.json",
+      format="sharegpt",
+      tasks=("dialogue",),
+      moments="dialogues_scales",
     ),
   )
   c.eval.metrics = (*c.eval.metrics, "draws_when_asked")
