@@ -17,9 +17,10 @@ from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.data import fields, pipeline, tasks
 from unifluid_jax.data.dialogue import Dialogue, Features
+from unifluid_jax.data.instructions import written
 from unifluid_jax.data.records import BadRecord, Record, Turn
 from unifluid_jax.data.sources import cached
-from unifluid_jax.data.worlds import chats, shapes, written
+from unifluid_jax.data.worlds import chats, shapes
 
 COUNT = 20  # two of each sequence
 

@@ -34,7 +34,7 @@ from unifluid_jax.data.fields import (
   Pixels,
   Shape,
 )
-from unifluid_jax.data.records import Turn
+from unifluid_jax.data.records import BadRecord, Turn
 
 SPECIAL = ("bos", "eos", "newline", "boi", "eoi")  # tokens that rows need
 # Places of codes and of features in `_Tokens.ids`.
