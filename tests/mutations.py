@@ -524,7 +524,7 @@ MUTATIONS = tuple(
      "return shape[1] / shape[0]",
      "data/test_transforms.py::test_images_go_to_the_nearest_aspect_ratio"),
     ("codecs/cache.py", "and x.shape[:2] == size]", "]", SIZED_FILES),
-    ("codecs/cache.py", '{**note, "sizes": ()}', "note",
+    ("codecs/cache.py", '{**note, "sizes": (), "images": ()}', "note",
      f"{SIZED}::test_caches_of_other_sizes_are_refused"),
     # --------------------------------------------------------------- losses
     (_EMBED, "fed = suffix[:, :-1]", "fed = suffix[:, 1:]", PLAIN),
