@@ -109,6 +109,7 @@ VARGPT_MASK = (
   f"{VARGPT}::test_slots_see_the_prompt_their_scale_and_those_before"
 )
 VARGPT_DRAW = f"{VARGPT}::test_drawing_with_caches_is_full_recomputation"
+TURN_CODES = "data/test_dialogue_codes.py"
 DROPPED = f"{UNI}::test_dropped_prompts_begin_with_soi_at_position_0"
 _CODES, _SUMS = "models/multiscale_vq.py", "codecs/multiscale_vq.py"
 CODES, SCALED = "models/test_multiscale_vq.py", "systems/test_multiscale_vq.py"
@@ -167,6 +168,25 @@ MUTATIONS = tuple(
      "offset[:, None] + jnp.arange(where.stop - where.start)", VARGPT_DRAW),
     (_DRAWING, "number = k + len(self.codec.config.scales)", "number = k",
      VARGPT_DRAW),
+    (_VARGPT, "dict(zip(tasks, states, strict=True))",
+     "dict(zip(tasks[::-1], states, strict=True))", VARGPT_LOSS),
+    # -------------------------------------------- codes of dialogues in files
+    (_ROWS, "codes[:count] = found[:count]", "codes[:count] = found[-count:]",
+     TURN_CODES),
+    (_ROWS, "[t for t in turns if t.image is not None and not self._seen(t)]",
+     "[t for t in turns if t.image is not None]", TURN_CODES),
+    (_ROWS, "prompt=True, file=False", "prompt=True", TURN_CODES),
+    ("data/tasks.py", "ordered(turns, record.moments)", "ordered(turns)",
+     TURN_CODES),
+    ("data/sources/cached.py",
+     "all(self.shape[1:] if self.several else self.shape)", "all(self.shape)",
+     TURN_CODES),
+    ("encode.py", "in row.coded(record.dialogue)",
+     "in record.dialogue if turn.image is not None", TURN_CODES),
+    ("codecs/cache.py", '({"images": row.which} if row else {})', "{}",
+     TURN_CODES),
+    ("data/worlds/chats.py", "(ASK, DRAW), (DRAW, EDIT),", "(ASK, DRAW),",
+     "data/test_chats.py::test_every_kind_follows_a_drawing"),
     (_INTERLEAVED, "index = jnp.where(cell >= 0, cell, count)",
      "index = jnp.where(cell > 0, cell, count)", VARGPT_LOSS),
     (_ROWS, 'drawn = turn.role == "assistant" if turn.role else turn.target',
@@ -504,7 +524,7 @@ MUTATIONS = tuple(
      "return shape[1] / shape[0]",
      "data/test_transforms.py::test_images_go_to_the_nearest_aspect_ratio"),
     ("codecs/cache.py", "and x.shape[:2] == size]", "]", SIZED_FILES),
-    ("codecs/cache.py", '{**note, "sizes": ()}', "note",
+    ("codecs/cache.py", '{**note, "sizes": (), "images": ()}', "note",
      f"{SIZED}::test_caches_of_other_sizes_are_refused"),
     # --------------------------------------------------------------- losses
     (_EMBED, "fed = suffix[:, :-1]", "fed = suffix[:, 1:]", PLAIN),

@@ -143,7 +143,7 @@ def describe(
       say("\n".join(["-- differs from this run so far --", *rows]))
   elif ours["codec"]:
     cache.check_stats(system.codec, ours["data"])
-  cache.check_cached(config, system.codec, ours)
+  cache.check_cached(config, system.codec, system.inputs, ours)
   meta = {"config": tree, "jax": jax.__version__}
   if ours["tokenizer"]:
     meta["tokenizer_sha256"] = ours["tokenizer"]

@@ -53,6 +53,14 @@ def test_exchanges_are_true_of_the_scene_they_speak_of(split):
   assert seen == set(chats.KINDS)
 
 
+def test_every_kind_follows_a_drawing():
+  """So that what came before tells nothing of whether an image is due."""
+  pairs = {p for kinds in chats.SEQUENCES for p in itertools.pairwise(kinds)}
+  drawn = {after for before, after in pairs if before in chats.DRAWN}
+  assert drawn == set(chats.KINDS) - {chats.DRAW}
+  assert (chats.DESCRIBE, chats.DRAW) in pairs
+
+
 def test_questions_are_those_of_the_scene():
   """Each question's answer is found by asking the scene again."""
   found = []

@@ -314,9 +314,9 @@ def test_caches_of_other_sizes_are_refused(photos):
     return cache.write(path, note, lambda: codes, np.uint16)
 
   write(note)
-  cache.check_cached(config, codec, made)
+  cache.check_cached(config, codec, {}, made)
   with pytest.raises(ConfigError, match="from other sizes than"):
-    cache.check_cached(config, flat, made)
+    cache.check_cached(config, flat, {}, made)
   changed = "made anew, as sizes changed"
   assert write(old) == changed
   assert write(note) == changed

@@ -396,8 +396,12 @@ def _inputs(config: Config, codec: ColourCodec) -> dict[str, dict[str, Field]]:
     "i2t": {"codes": seen, "prefix": prefix, "suffix": suffix},
     "dialogue": {
       interleaved.FIELD: Dialogue(
-        text.dialogue, of.shape[0], codec.size, codec.fit
-      ),
+        text.dialogue,
+        of.shape[0],
+        codec.size,
+        codec.fit,
+        file=data.has_cache("dialogue"),
+      ),  # fmt: skip
     },
   }
 

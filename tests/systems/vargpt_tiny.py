@@ -20,7 +20,8 @@ PROMPT, PREFIX, SUFFIX, TURNS = 7, 5, 4, 50
 def tiny_tree(**changes):
   c = vargpt_shapes.get_config("joint")
   c.batch = dict(t2i=8, i2t=8, text=8, dialogue=8)
-  c.data.train.shapes.moments = ""
+  for entry in c.data.train.values():
+    entry.moments = ""
   m = c.model
   m.decoder.update(
     vocab=26, width=32, depth=2, mlp=48, heads=2, kv_heads=1, head_dim=16

@@ -16,7 +16,9 @@ from unifluid_jax.core import files
 from unifluid_jax.core.config import Config, ConfigError, SourceConfig
 from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data import identity as data_identity
+from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.sources import cached
+from unifluid_jax.data.tasks import DIALOGUE
 
 _FITS = {"crop": "centre_crop_resize", "squash": "squash_resize"}
 
@@ -24,7 +26,11 @@ Encoder = Callable[[Any], Any]  # images [B, H, W, 3] → encoded [B, ...]
 
 
 def note_of(
-  codec: ImageCodec, source: SourceConfig, weights: str, data: str
+  codec: ImageCodec,
+  source: SourceConfig,
+  weights: str,
+  data: str,
+  row: Dialogue | None = None,
 ) -> dict[str, Any]:
   """What is written beside cached images: all that they depend on.
 
@@ -33,6 +39,7 @@ def note_of(
     source: of the images.
     weights: digest of the codec.
     data: digest of the source.
+    row: of a source of dialogues, see `row_of`.
   """
   note = {
     "weights": weights,
@@ -43,7 +50,20 @@ def note_of(
   }
   # Notes of squares are those of versions that knew no other shapes.
   sizes = {"sizes": [list(size) for size in codec.sizes]} if codec.sizes else {}
-  return note | sizes
+  return note | sizes | ({"images": row.which} if row else {})
+
+
+def row_of(
+  source: SourceConfig, inputs: Mapping[str, Mapping[str, Any]]
+) -> Dialogue | None:
+  """The field that reads a source of dialogues; None of other sources.
+
+  Args:
+    source: of the run.
+    inputs: of the system.
+  """
+  fields = inputs.get(DIALOGUE, {}) if DIALOGUE in source.tasks else {}
+  return next((f for f in fields.values() if isinstance(f, Dialogue)), None)
 
 
 def path_of(config: Config, source: SourceConfig) -> str:
@@ -52,13 +72,17 @@ def path_of(config: Config, source: SourceConfig) -> str:
 
 
 def check_cached(
-  config: Config, codec: ImageCodec | None, identity: Mapping[str, Any]
+  config: Config,
+  codec: ImageCodec | None,
+  inputs: Mapping[str, Mapping[str, Any]],
+  identity: Mapping[str, Any],
 ) -> None:
   """Refuses cached images of another data set or codec.
 
   Args:
     config: of the run.
     codec: of its system.
+    inputs: of its system.
     identity: its "codec" and "data"; without codec none are read.
 
   Raises:
@@ -71,7 +95,8 @@ def check_cached(
       continue
     if not epath.Path(path).exists():
       continue  # opening the source names it
-    want = note_of(codec, source, made_by["weights"], data[name]["digest"])
+    row, digest = row_of(source, inputs), data[name]["digest"]
+    want = note_of(codec, source, made_by["weights"], digest, row)
     there = data_identity.read_note(path)
     # Whether another limit fits is seen from the number of records.
     wrong = [k for k in _changed(there, want) if k != "limit"]
@@ -110,6 +135,7 @@ def write(
   note: dict[str, Any],
   encoded: Callable[[], Iterator[np.ndarray | None]],
   dtype: Any = np.float16,
+  several: bool = False,
 ) -> str:
   """Writes a file of encoded images, unless one with this note exists.
 
@@ -118,6 +144,7 @@ def write(
     note: what it depends on, see `note_of`; kept beside it.
     encoded: makes its content.
     dtype: of the file.
+    several: of dialogues, see `cached.write_cached`.
 
   Returns:
     What was done, for the log.
@@ -128,7 +155,7 @@ def write(
     return "kept"
   # First, so that no interruption leaves a note beside other images.
   epath.Path(path + ".json").unlink(missing_ok=True)
-  cached.write_cached(path, encoded(), dtype)
+  cached.write_cached(path, encoded(), dtype, several)
   files.write(path + ".json", json.dumps(note))
   if not there:
     return "written"
@@ -136,8 +163,9 @@ def write(
 
 
 def _changed(old: Mapping[str, Any], note: Mapping[str, Any]) -> list[str]:
-  """What a cache's note says otherwise; "sizes" are absent of squares."""
-  return [k for k in {**note, "sizes": ()} if old.get(k) != note.get(k)]
+  """What a cache's note says otherwise; some have no "sizes" or "images"."""
+  keys = {**note, "sizes": (), "images": ()}
+  return [k for k in keys if old.get(k) != note.get(k)]
 
 
 def encoded(

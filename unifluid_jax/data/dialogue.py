@@ -34,7 +34,7 @@ from unifluid_jax.data.fields import (
   Pixels,
   Shape,
 )
-from unifluid_jax.data.records import Turn
+from unifluid_jax.data.records import BadRecord, Turn
 
 SPECIAL = ("bos", "eos", "newline", "boi", "eoi")  # tokens that rows need
 # Places of codes and of features in `_Tokens.ids`.
@@ -66,8 +66,9 @@ class Dialogue:
     ids: i32[T], PAD where a code or a feature goes or nothing stands.
     cell: i32[T], which of the row's M * N codes stands there; -1: none.
     target: bool[T], tokens that the loss counts.
-    codes: i32[M, N] of its images in their order, encoded in the step from
-      `codes.pixels`, f32[M, S, S, 3]; those that the row lacks are black.
+    codes: i32[M, N] of its images in their order, read from a file, where
+      those that the row lacks are 0; or encoded in the step from
+      `codes.pixels`, f32[M, S, S, 3], where they are black.
     feature: i32[T], which of the features of the images given stands there;
       -1: none. With `seen` alone, as the next.
     views: f32[images, size, size, 3], the images given, in their order.
@@ -90,6 +91,7 @@ class Dialogue:
   target: bool = False  # given as far as it goes
   seen: Features | None = None  # of images given; None: codes as all are
   most: int = 0  # images with codes; 0: as many as ever fit
+  file: bool = False  # codes are read from the record
 
   def __post_init__(self):
     """Refuses rows without room for an image.
@@ -110,19 +112,36 @@ class Dialogue:
     fit = (self.length - 1) // (self.tokens + 2)
     return min(fit, self.most) if self.most else fit
 
+  @property
+  def in_files(self) -> tuple[tuple[int | None, ...], ...]:
+    """Codes of all `coded` images of a record; see `fields.Encoded`."""
+    return ((None, self.tokens),)
+
   def as_prompt(self) -> "Dialogue":
     """See `fields.Continued`."""
-    return dataclasses.replace(self, prompt=True)
+    return dataclasses.replace(self, prompt=True, file=False)
+
+  @property
+  def which(self) -> str:
+    """Images that are `coded`, in a word: files of others do not fit."""
+    return "drawn" if self.seen else "all"
+
+  def coded(self, turns: Sequence[Turn]) -> list[Turn]:
+    """Those whose images have codes: files hold these, and no others."""
+    return [t for t in turns if t.image is not None and not self._seen(t)]
 
   def shapes(self) -> dict[str, Shape]:
     """See `fields.Field`."""
     row, seen = Shape((self.length,), np.int32), self.seen
-    pixels = (self.images, self.size, self.size, 3)
     parts = {"ids": row, "cell": row}
     parts["target"] = Shape((self.length,), np.bool_)
     if seen:
       parts["feature"] = row
-    parts[f"codes.{PIXELS}"] = Shape(pixels, np.float32)
+    if self.file:
+      parts["codes"] = Shape((self.images, self.tokens), np.int32)
+    else:
+      pixels = (self.images, self.size, self.size, 3)
+      parts[f"codes.{PIXELS}"] = Shape(pixels, np.float32)
     if seen:
       views = (seen.images, seen.size, seen.size, 3)
       parts["views"] = Shape(views, np.float32)
@@ -150,16 +169,36 @@ class Dialogue:
       tokens = _joined([tokens, end])
     start = _Tokens([tokenizer.special["bos"]], [False])
     made = self._arrays(_joined([start, tokens, _given(reply)]))
-    drawn = [t for t in turns if t.image is not None and not self._seen(t)]
+    drawn = self.coded(turns)
     shapes = {k: shape.shape for k, shape in self.shapes().items()}
-    name = f"codes.{PIXELS}"
-    field = Pixels("turn", self.size, self.fit)
-    made[name] = _pixels(field, drawn, shapes[name], example)
+    if self.file:
+      made["codes"] = self._from_file(example, len(drawn))
+    else:
+      name, field = f"codes.{PIXELS}", Pixels("turn", self.size, self.fit)
+      made[name] = _pixels(field, drawn, shapes[name], example)
     if self.seen:
       seen = [t for t in turns if self._seen(t)]
       field = Pixels("turn", self.seen.size, self.seen.fit)
       made["views"] = _pixels(field, seen, shapes["views"], example)
     return made
+
+  def _from_file(
+    self, example: Example, count: int
+  ) -> Int32[np.ndarray, "M N"]:
+    """The codes of the first images, those that are kept, then zeros.
+
+    Raises:
+      BadRecord: the file has others of this record.
+    """
+    found, need = np.asarray(example.codes), len(self.coded(example.turns))
+    if found.shape != (need, self.tokens):
+      raise BadRecord(
+        f"its cached codes are {found.shape}, its images need "
+        f"{(need, self.tokens)}: encode them anew"
+      )
+    codes = np.zeros((self.images, self.tokens), np.int32)
+    codes[:count] = found[:count]
+    return codes
 
   def _seen(self, turn: Turn) -> bool:
     """Whether it is an image that stands as its features."""

@@ -41,6 +41,7 @@ class Example(NamedTuple):
   turns: tuple[Turn, ...] = ()  # texts and images in their order
   size: transforms.Size | None = None  # of an image that is yet to be drawn
   chat: ChatConfig = ChatConfig()  # what stands around their messages
+  codes: Any = None  # [images, N] of turns, read from a file; see `Dialogue`
 
 
 class Shape(NamedTuple):
@@ -69,6 +70,22 @@ class Field(Protocol):
     Raises:
       BadRecord: a corrupt image, or not as many as configured.
     """
+
+
+@runtime_checkable
+class Encoded(Protocol):
+  """A field that a frozen codec encodes, in the step or from a file.
+
+  Attributes:
+    file: whether it is read from the record; else its rows are pixels.
+    in_files: shapes that a record may have in a file; None: any number.
+  """
+
+  file: bool
+
+  @property
+  def in_files(self) -> tuple[tuple[int | None, ...], ...]:
+    """See above."""
 
 
 @runtime_checkable
@@ -407,7 +424,7 @@ def uncached(
     if isinstance(field, Pixels):
       count = len(images[field.role].frames)
       return dataclasses.replace(field, frames=count)
-    if isinstance(field, Cached):
+    if isinstance(field, Encoded):
       return dataclasses.replace(field, file=False)
     return field
 

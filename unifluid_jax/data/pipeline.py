@@ -150,15 +150,15 @@ def needs_text(inputs: Inputs) -> bool:
   return any(isinstance(f, (fields.Text, SizedPrompt, Dialogue)) for f in every)
 
 
-def _cached(inputs: Mapping[str, fields.Field]) -> dict[str, fields.Cached]:
-  """The fields of a task that may be read from files."""
-  return {k: f for k, f in inputs.items() if isinstance(f, fields.Cached)}
+def _from_files(inputs: Mapping[str, fields.Field]) -> list[fields.Encoded]:
+  """The fields of a task that are read from files."""
+  every = inputs.values()
+  return [f for f in every if isinstance(f, fields.Encoded) and f.file]
 
 
 def _open_all(config: Config, inputs: Inputs) -> dict[str, Source]:
   """The sources of positive weight, checked against the configuration."""
   data = config.data
-  files = [f for t in inputs.values() for f in _cached(t).values() if f.file]
   sources = {}
   for name, entry in data.train.items():
     if entry.weight < 0:
@@ -166,6 +166,8 @@ def _open_all(config: Config, inputs: Inputs) -> dict[str, Source]:
     if not entry.weight:
       continue
     key = f"data.train.{name}"
+    served = (t for t in inputs if t in EVERY_SOURCE or t in entry.tasks)
+    files = [f for task in served for f in _from_files(inputs[task])]
     source = open_source(
       entry,
       data.root,
@@ -209,7 +211,7 @@ def _stream(
       f"no data.train source serves task {task!r}: list it in a source's "
       "tasks, or set its batch to 0"
     )
-  if any(field.file for field in _cached(inputs).values()):
+  if _from_files(inputs):
     _check_moments(config, task, {n: sources[n] for n in names})
   parts, orders = [], []
   for k, name in enumerate(names):

@@ -36,7 +36,8 @@ class Record(NamedTuple):
   captions: tuple[str, ...] = ()
   questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
   edit: tuple[str, bytes] | None = None  # (instruction, encoded target)
-  moments: Any = None  # f16[h, w, 2c] of the VAE's posterior
+  # f16[h, w, 2c] of the VAE's posterior; of dialogues u16[images, N]
+  moments: Any = None
   kinds: tuple[str, ...] = ()  # of the questions, where the set names them
   scene: str = ""  # what the image was drawn from, for evaluation
   edit_scene: str = ""  # what the edit's target was drawn from

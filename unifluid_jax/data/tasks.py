@@ -40,11 +40,12 @@ class Options:
     """An example of these texts and images."""
     return Example(texts, images, self.tokenizer, self.max_pixels)
 
-  def ordered(self, turns: Sequence[Turn]) -> Example:
-    """An example of texts and images in this order."""
+  def ordered(self, turns: Sequence[Turn], codes: Any = None) -> Example:
+    """An example of texts and images in this order, encoded or not."""
     return Example(
-      {}, {}, self.tokenizer, self.max_pixels, tuple(turns), chat=self.chat
-    )
+      {}, {}, self.tokenizer, self.max_pixels, tuple(turns),
+      chat=self.chat, codes=codes,
+    )  # fmt: skip
 
 
 def text_to_image(
@@ -155,7 +156,7 @@ def dialogue(
   turns = [t for t in record.dialogue if t.image is not None or t.text.strip()]
   if not any(t.target for t in turns):
     raise BadRecord("a dialogue without a turn to learn")
-  return options.ordered(turns)
+  return options.ordered(turns, record.moments)
 
 
 Task = Callable[[Record, np.random.Generator, Options], Example]

@@ -295,7 +295,10 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
   longer = dataclasses.replace(suffix, length=m.text_suffix or text.suffix)
   turns = {}
   if text.dialogue:
-    row = Dialogue(text.dialogue, m.image_tokens, codec.size, codec.fit)
+    row = Dialogue(
+      text.dialogue, m.image_tokens, codec.size, codec.fit,
+      file=data.has_cache("dialogue"),
+    )  # fmt: skip
     turns = {"dialogue": {interleaved.FIELD: row}}
   return {
     "t2i": {"prompt": prompt, "image": drawn},

@@ -281,7 +281,7 @@ def inputs(config: Any, codec: ImageCodec) -> dict[str, dict[str, Field]]:
     given = Features(m.features, m.dialogue_seen, seen.size, seen.fit)
     row = Dialogue(
       text.dialogue, m.image_tokens, codec.size, codec.fit, seen=given,
-      most=m.dialogue_drawn,
+      most=m.dialogue_drawn, file=config.data.has_cache("dialogue"),
     )  # fmt: skip
     turns = {"dialogue": {interleaved.FIELD: row}}
   return {

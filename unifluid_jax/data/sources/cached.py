@@ -6,7 +6,7 @@ An ArrayRecord file has one record per record of its source, in their order.
 import os
 import struct
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -17,12 +17,14 @@ from unifluid_jax.data.records import BadRecord
 
 _HEADER = struct.Struct("<4s3I")  # magic, then the shape
 # Moments f16[h, w, 2c]; codes u16[N], whose header has (N, 1, 1); codes
-# u16[rows, columns] of images of several sizes.
+# u16[rows, columns] of images of several sizes; codes u16[images, N] of all
+# images of a record, those of a dialogue.
 _MAGIC = {
   b"UFM1": (np.dtype(np.float16), 3),
   b"UFC1": (np.dtype(np.uint16), 1),
   b"UFC2": (np.dtype(np.uint16), 2),
 }
+_SEVERAL = {b"UFC3": (np.dtype(np.uint16), 2)}
 _SHAPES = {1: "[N]", 2: "[rows, columns]", 3: "[h, w, 2c]"}
 _UNREADABLE = (IndexError, RuntimeError, ValueError, struct.error)
 
@@ -31,6 +33,7 @@ def write_cached(
   path: str | os.PathLike[str],
   arrays: Iterable[np.ndarray | None],
   dtype: Any = np.float16,
+  several: bool = False,
 ) -> int:
   """Writes what a codec makes of images, in the order of the source's records.
 
@@ -40,6 +43,7 @@ def write_cached(
       grid each; None for a record whose image cannot be decoded, which is
       then a bad one.
     dtype: of the file: float16 for moments, uint16 for codes.
+    several: arrays are codes [images, N] of all images of a record, or of none.
 
   Returns:
     How many were written.
@@ -48,7 +52,8 @@ def write_cached(
     ValueError: arrays of unequal shape, or values that the type cannot hold.
   """
   shape, count, dtype = None, 0, np.dtype(dtype)
-  magics = {rank: magic for magic, (t, rank) in _MAGIC.items() if t == dtype}
+  kinds = _SEVERAL if several else _MAGIC
+  magics = {rank: magic for magic, (t, rank) in kinds.items() if t == dtype}
   first = min(magics)
   path = files.local(path, "cached moments", "config.data.root")
   with files.replaced(path) as partial:
@@ -62,10 +67,11 @@ def write_cached(
         shape = shape or stored.shape
         rank = len(shape) if len(shape) in magics else first
         alike = stored.ndim == rank and (rank == 2 or stored.shape == shape)
-        if not alike:
+        if not alike or (several and stored.shape[1] != shape[1]):
+          need = "[images, N]" if several else _SHAPES[rank]
           raise ValueError(
             f"image {count - 1} is encoded as {stored.shape}: need "
-            f"{_SHAPES[rank]} like the first, {shape}"
+            f"{need} like the first, {shape}"
           )
         head = _HEADER.pack(magics[rank], *(*stored.shape, 1, 1)[:3])
         writer.write(head + stored.tobytes())
@@ -88,11 +94,40 @@ def _stored(array: np.ndarray, dtype: np.dtype, image: int) -> np.ndarray:
   return stored
 
 
+class _Head(NamedTuple):
+  """What a record of a file begins with."""
+
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  several: bool  # images of one record
+
+  @classmethod
+  def of(cls, data: bytes) -> "_Head":
+    """Raises ValueError where there is none."""
+    magic, *shape = _HEADER.unpack_from(data)
+    several = magic in _SEVERAL
+    if not several and magic not in _MAGIC:
+      raise ValueError("not a record of moments")
+    dtype, rank = (_SEVERAL if several else _MAGIC)[magic]
+    return cls(dtype, tuple(shape[:rank]), several)
+
+  @property
+  def readable(self) -> bool:
+    """False of a record whose image could not be decoded."""
+    return all(self.shape[1:] if self.several else self.shape)
+
+  @property
+  def like(self) -> tuple[int | None, ...]:
+    """The shape, as far as records of a file have it in common."""
+    return (None, *self.shape[1:]) if self.several else self.shape
+
+
 class CachedReader:
   """Encoded images by index.
 
   Attributes:
-    shape: of the first; codes in rows and columns may have others each.
+    shape: of the first; codes in rows and columns may have others each. Of
+      all images of a record: (None, N).
   """
 
   def __init__(self, path: str):
@@ -104,8 +139,8 @@ class CachedReader:
     path = files.local(path, "cached moments", "config.data.root")
     try:
       self._data = ArrayRecordDataSource([path])
-      shapes = (self._header(self._data[i])[1] for i in range(len(self)))
-      self.shape = next(shape for shape in shapes if all(shape))
+      heads = (_Head.of(self._data[i]) for i in range(len(self)))
+      self.shape = next(head.like for head in heads if head.readable)
     except (*_UNREADABLE, StopIteration) as error:
       raise ValueError(
         f"{path} holds no cached moments; write_cached makes them"
@@ -115,25 +150,19 @@ class CachedReader:
     return len(self._data)
 
   def __getitem__(self, i: int) -> np.ndarray:
-    """f16[h, w, 2c], u16[N] or u16[rows, columns]."""
+    """f16[h, w, 2c], u16[N], u16[rows, columns] or u16[images, N]."""
     try:
       data = self._data[i]
-      dtype, shape = self._header(data)
-      values = np.frombuffer(data, dtype, offset=_HEADER.size)
-      array = values.reshape(shape)
+      head = _Head.of(data)
+      values = np.frombuffer(data, head.dtype, offset=_HEADER.size)
+      array = values.reshape(head.shape)
     except _UNREADABLE as error:
       raise BadRecord(f"cached moments {i}: {error}") from error
-    if not all(shape):
+    if not head.readable:
       raise BadRecord("its image could not be decoded for the cached moments")
-    grids = len(shape) == len(self.shape) == 2
-    if shape != self.shape and not grids:
-      raise BadRecord(f"cached moments {i} are {shape}, others {self.shape}")
+    grids = len(head.like) == len(self.shape) == 2 and None not in self.shape
+    if head.like != self.shape and not grids:
+      raise BadRecord(
+        f"cached moments {i} are {head.like}, others {self.shape}"
+      )
     return array
-
-  @staticmethod
-  def _header(data: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """Type and shape; raises ValueError where there is none."""
-    if data[:4] not in _MAGIC:
-      raise ValueError("not a record of moments")
-    dtype, rank = _MAGIC[data[:4]]
-    return dtype, _HEADER.unpack_from(data)[1 : 1 + rank]

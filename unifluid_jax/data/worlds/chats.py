@@ -25,19 +25,20 @@ from unifluid_jax.data.worlds import (
 )
 from unifluid_jax.data.worlds.shapes import Scene
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 SUFFIX = "_dialogues"  # of the data set's folder, after the world's
 FILE = "train.json"  # in that folder
 
 DRAW, DESCRIBE, ASK, EDIT = "draw", "describe", "ask", "edit"
 KINDS = (DRAW, DESCRIBE, ASK, EDIT)
 DRAWN = (DRAW, EDIT)  # those that an image answers
-# What conversations ask for, one after the other; of these in turn. Seven of
-# fifteen answers draw, and none of them has more than two images.
+# What conversations ask for, one after the other; of these in turn. Nine of
+# seventeen answers draw, and none of them has more than two images. Each kind
+# follows a drawing: that one was made must not tell what is due next.
 SEQUENCES = (
   (DRAW,), (DESCRIBE,), (ASK,), (EDIT,),
   (DRAW, ASK), (ASK, EDIT), (DESCRIBE, DRAW), (DRAW, DESCRIBE, ASK),
-  (ASK, DRAW),
+  (ASK, DRAW), (DRAW, EDIT),
 )  # fmt: skip
 
 _STREAM = 2  # of random numbers, beside those of scenes and episodes

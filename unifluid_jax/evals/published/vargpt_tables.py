@@ -17,8 +17,8 @@ _READS = ("vqa", "captions", "draws_when_asked")
 # Steps of the demo's runs, as the configurations have them; "classes" is the
 # class-conditional one, of configs/var.py.
 STEPS = {
-  "classes": 1500, "stage0": 2000, "stage1": 200, "stage2": 800,
-  "stage3": 1800, "joint": 2000,
+  "classes": 1000, "stage0": 1300, "stage1": 150, "stage2": 900,
+  "stage3": 1200, "joint": 2000,
 }  # fmt: skip
 
 
@@ -118,8 +118,8 @@ def _reads(
   )  # fmt: skip
 
 
-# The paper adds 130K instructions to draw to 1.17M to understand: of 40 rows
-# that are 4. What is left out leaves fewer rows, as it leaves the paper fewer
+# The paper adds 130K instructions to draw to 1.17M to understand: of 56 rows
+# that are 6. What is left out leaves fewer rows, as it leaves the paper fewer
 # steps.
 _VARGPT5 = Study(
   "Parts frozen in stage 2, sets left out or added",
@@ -138,7 +138,7 @@ _VARGPT5 = Study(
     _reads("_no_i2t", "Without questions and captions (LLaVA-1.5)", 32.62,
            1256.2, _rows(i2t=0)),
     _reads("_more_t2i", "With more prompts to draw", 36.35, 1491.2,
-           _rows(t2i=4)),
+           _rows(t2i=30)),
   ),
   "VARGPT table 5: Vicuna-7B; which of its sets, named in brackets, stands "
   "beside which of ours is our choice",
