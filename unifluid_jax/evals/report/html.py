@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unifluid_jax.data.images import encode_image
+from unifluid_jax.evals.report import attribution
 from unifluid_jax.evals.report.contact_sheet import enlarged
 from unifluid_jax.evals.report.samples import encoded
 from unifluid_jax.evals.report.template import PAGE, STYLE
@@ -26,20 +27,34 @@ def page(
     title: of the window, plain text.
     header: HTML.
     sections: HTML by heading; empty ones are left out.
-    footer: plain text.
+    footer: HTML.
   """
   shown = {name: html for name, html in sections.items() if html}
-  links = "".join(f'<a href="#{n.lower()}">{n}</a>' for n in shown)
+  ids = {name: name.lower().replace(" ", "-") for name in shown}
+  links = "".join(f'<a href="#{ids[n]}">{n}</a>' for n in shown)
   body = "".join(
-    f'<section id="{name.lower()}"><h2>{name}</h2>{html}</section>'
+    f'<section id="{ids[name]}"><h2>{name}</h2>{html}</section>'
     for name, html in shown.items()
   )
   return PAGE.format(
     title=escape(title),
     style=STYLE,
     body=f"<header>{header}</header><nav><div>{links}</div></nav>"
-    f"<main>{body}</main><footer>{escape(footer)}</footer>",
+    f"<main>{body}</main><footer>{footer}</footer>",
   )
+
+
+def footer(line: str, text: str) -> str:
+  """The last line of a page, after the attribution of its data.
+
+  Args:
+    line: plain text.
+    text: of an attribution file; may be empty.
+  """
+  credit = attribution.as_html(text)
+  if credit:
+    credit = f'<div class="attribution">{credit}</div>'
+  return f"{credit}<p>{escape(line)}</p>"
 
 
 def missing(value: float | None) -> bool:
@@ -52,8 +67,10 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
   return MISSING if missing(value) else f"{value:{sign}.{digits}f}"
 
 
-def better(lower_is_better: bool) -> str:
-  """An arrow that says which way a metric should go."""
+def better(lower_is_better: bool, constant: bool = False) -> str:
+  """An arrow that says which way a metric should go; none of constants."""
+  if constant:
+    return ""
   arrow, way = ("↓", "lower") if lower_is_better else ("↑", "higher")
   return f'<span class="dir" title="{way} is better">{arrow}</span>'
 
@@ -88,7 +105,10 @@ def note(text: str) -> str:
 
 
 def table(
-  head: Sequence[str], rows: Sequence[tuple[str, str]], kind: str = ""
+  head: Sequence[str],
+  rows: Sequence[tuple[str, str]],
+  kind: str = "",
+  label: str = "Scores",
 ) -> str:
   """Metrics by group, a row each.
 
@@ -97,6 +117,7 @@ def table(
     rows: group, plain text, and `<tr>` of each metric; a group's rows are
       brought together.
     kind: class of the table.
+    label: of the table, for screen readers.
   """
   groups: dict[str, list[str]] = {}
   for group, row in rows:
@@ -109,10 +130,18 @@ def table(
         f'<td colspan="{len(head)}"></td></tr>'
       )
     body += lines
+  return scroll(
+    f'<table class="{kind}"><thead><tr><th scope="col">Metric</th>'
+    f"{''.join(head)}</tr></thead><tbody>{''.join(body)}</tbody></table>",
+    label,
+  )
+
+
+def scroll(table: str, label: str, kind: str = "") -> str:
+  """A card on which a wide table scrolls, by touch, wheel and keyboard."""
   return (
-    f'<div class="card scroll"><table class="{kind}"><thead><tr>'
-    f'<th scope="col">Metric</th>{"".join(head)}</tr></thead>'
-    f"<tbody>{''.join(body)}</tbody></table></div>"
+    f'<div class="card scroll{kind and f" {kind}"}" tabindex="0" '
+    f'role="region" aria-label="{escape(label)}">{table}</div>'
   )
 
 
@@ -120,6 +149,15 @@ def notes(lines: Sequence[str]) -> str:
   """Remarks below a table; nothing without any."""
   items = "".join(f"<li>{escape(line)}</li>" for line in lines)
   return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def facts(rows: Mapping[str, str]) -> str:
+  """A card of labels and values; nothing without any."""
+  items = "".join(
+    f"<div><dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd></div>"
+    for key, value in rows.items()
+  )
+  return f'<dl class="config card">{items}</dl>' if items else ""
 
 
 def panel(title: str, remark: str, body: str) -> str:
