@@ -17,12 +17,18 @@ from flax import jax_utils
 from jax.experimental import multihost_utils
 
 from unifluid_jax import api, identity, systems
-from unifluid_jax.core import checkpoint, files, metric_writers, telemetry
+from unifluid_jax.core import (
+  checkpoint,
+  files,
+  metric_writers,
+  provenance,
+  telemetry,
+)
 from unifluid_jax.core.config import Config
 from unifluid_jax.evals import held_out, transfers
 from unifluid_jax.evals.bench import Bench, Outcome, Shown
+from unifluid_jax.evals.report import attribution, run_results, samples
 from unifluid_jax.evals.report import data as report_data
-from unifluid_jax.evals.report import run_results, samples
 from unifluid_jax.evals.worlds import (
   advanced_suite,
   choice_suite,
@@ -193,6 +199,7 @@ class Evaluator:
     self._replicas = Replicas(config.eval.batch, say=say, together=True)
     self._model = api.Model(config, self._system, tokenizer, self._replicas)
     self._bench = Bench(config, workdir, say)
+    self._recorded = False  # what runs here, in the workdir
 
   def run(
     self, step: int, metrics: Sequence[str] | None = None
@@ -239,6 +246,9 @@ class Evaluator:
       lines = scores(step, outcome) or f"step {step}  {name}"
       self._say(f"{lines}  ({seconds:.0f} s)")
     if jax.process_index() == 0:
+      if not self._recorded:
+        provenance.record(self.workdir, step, provenance.EVALUATION)
+        self._recorded = True
       samples.write(self.workdir, step, shown, add=metrics is not None)
       record(self.config, self.workdir, rows)
       chart(self.config, self.workdir, step, values, shown)
@@ -304,6 +314,7 @@ def _write_report(config: Config, workdir: str) -> None:
     config.name,
     systems.summary(config),
     systems.spec(config.system).losses,
+    attribution.read(config.data.root),
   )
 
 

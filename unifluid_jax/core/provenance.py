@@ -1,6 +1,6 @@
 """What ran: one row in starts.jsonl for each command that worked on a run.
 
-A row is {"step", "time", "command", "config", "targets", "commit",
+A row is {"step", "work", "time", "command", "config", "targets", "commit",
 "versions", "hardware"}; `step` is where the command found the run. A report
 shows them, so that a number can be made again.
 """
@@ -22,14 +22,22 @@ import jax
 from unifluid_jax.core import config_files, files, jsonl
 
 FILE = "starts.jsonl"  # of a workdir
+TRAINING, EVALUATION = "training", "evaluation"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _GIT_SECONDS = 10
 
 
-def record(workdir: str, step: int) -> None:
-  """Adds a row about this process; for process 0 to call."""
-  row = {"step": step, "time": time.time(), **describe(sys.argv)}
+def record(workdir: str, step: int, work: str) -> None:
+  """Adds a row about this process; for process 0 to call.
+
+  Args:
+    workdir: of the run.
+    step: where the run is.
+    work: TRAINING or EVALUATION.
+  """
+  row = {"step": step, "work": work, "time": time.time()}
+  row |= describe(sys.argv)
   jsonl.append(files.path(workdir) / FILE, [row])
 
 

@@ -41,7 +41,9 @@ def opening(
     parts.append(f'<div class="minis">{"".join(said)}</div>')
   changed = spread(edits, lambda s: s.task, _EDITED)
   if changed:
-    parts.append(f'<div class="cards three">{"".join(map(_edit, changed))}</div>')
+    parts.append(
+      f'<div class="cards three">{"".join(map(_edit, changed))}</div>'
+    )
   if not parts:
     return ""
   which = (

@@ -48,17 +48,37 @@ nav a { padding: .8rem 0; color: var(--soft); font-size: .9rem;
 nav a:hover, nav a:focus { color: var(--accent); }
 .card { background: var(--card); border: 1px solid var(--line);
   border-radius: 12px; }
-.tiles { display: grid; gap: 1rem; margin-top: 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
-.tile { padding: 1.1rem 1.25rem 1rem; }
-.tile .name { color: var(--soft); font-size: .875rem; font-weight: 500; }
-.tile .row { display: flex; align-items: flex-end; gap: 1rem;
-  justify-content: space-between; }
-.tile .value { font-size: 2.1rem; font-weight: 650; line-height: 1.3;
+.opening { display: grid; gap: 1.1rem .9rem; margin-top: 2rem;
+  grid-template-columns: repeat(8, minmax(0, 1fr)); }
+.opening figcaption { margin-top: .45rem; color: var(--soft);
+  font-size: .78rem; line-height: 1.35; overflow-wrap: anywhere; }
+.minis { display: grid; gap: .75rem; margin-top: 1.5rem;
+  grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.mini { display: grid; grid-template-columns: 4.25rem minmax(0, 1fr);
+  gap: .9rem; padding: .7rem; align-items: center; }
+.mini p { margin: 0; font-size: .875rem; line-height: 1.4;
+  overflow-wrap: anywhere; }
+.mini .q { margin-bottom: .15rem; font-size: .8rem; }
+header .cards { margin-top: 1.5rem; }
+header .note { margin: .9rem 0 0; max-width: none; font-size: .825rem; }
+.tiles { display: grid; gap: .75rem; margin-top: 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(9.75rem, 1fr)); }
+.tile { display: flex; flex-direction: column; padding: .95rem 1rem .85rem; }
+.tile .name { color: var(--soft); font-size: .85rem; font-weight: 500; }
+.tile .value { font-size: 1.9rem; font-weight: 650; line-height: 1.35;
   letter-spacing: -.03em; }
-.tile .foot { margin-top: .2rem; color: var(--soft); font-size: .825rem; }
-.tile .foot span { display: inline-block; }
-.tile svg { width: 5.5rem; height: 2.25rem; margin-bottom: .35rem; }
+.tile .value small { margin-left: .35rem; color: var(--soft);
+  font-size: .85rem; font-weight: 400; letter-spacing: 0; }
+.tile .foot { display: flex; flex-wrap: wrap; gap: 0 .75rem;
+  margin-top: auto; padding-top: .35rem; color: var(--soft);
+  font-size: .8rem; }
+.tile .foot b { font-weight: 600; }
+.meter { position: relative; height: .4rem; margin: .2rem 0 .3rem;
+  border-radius: 3px; background: var(--track); }
+.meter .fill { height: 100%; border-radius: 3px; background: var(--accent); }
+.meter i { position: absolute; top: -.18rem; bottom: -.18rem; width: 2px;
+  margin-left: -1px; background: var(--ink); }
+.meter i.target { background: var(--good); box-shadow: 0 0 0 1px var(--card); }
 dl.config { display: grid; margin: 2rem 0 0; gap: 1px; overflow: hidden;
   grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr));
   padding: .5rem; }
@@ -66,7 +86,10 @@ dl.config > div { padding: .55rem .8rem; }
 dt { color: var(--soft); font-size: .8rem; }
 dd { margin: 0; font-size: .925rem; font-weight: 500;
   overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
+dl.config + dl.config { margin-top: .75rem; }
+.scroll { overflow-x: auto; overscroll-behavior-x: contain; }
+.scroll:focus-visible, a:focus-visible, summary:focus-visible {
+  outline: 2px solid var(--accent); outline-offset: 2px; }
 table { width: 100%; border-collapse: separate; border-spacing: 0;
   font-size: .925rem; }
 th, td { padding: .55rem 1rem; text-align: right; white-space: nowrap;
@@ -80,7 +103,6 @@ tr.group th { padding-top: 1.1rem; font-size: .75rem; font-weight: 600;
   letter-spacing: .06em; text-transform: uppercase; color: var(--soft); }
 td.latest, thead th.latest { background: var(--tint); }
 td.latest { font-weight: 650; }
-.latest { position: sticky; right: 0; }
 thead th.latest { color: var(--ink); font-weight: 600; }
 td.ref { color: var(--soft); }
 .dir { margin-left: .35rem; color: var(--soft); font-weight: 400; }
@@ -162,6 +184,8 @@ h1 small { color: var(--soft); font-size: 1rem; font-weight: 400;
 .frame { position: relative; }
 img { display: block; width: 100%; height: auto; border-radius: 8px;
   background: var(--track); box-shadow: 0 0 0 1px var(--line); }
+.gallery small { display: block; margin-top: .2rem; color: var(--bad);
+  font-size: .78rem; line-height: 1.35; }
 .gallery figcaption { margin-top: .5rem; font-size: .85rem; line-height: 1.4;
   overflow-wrap: anywhere; }
 .mark { display: inline-grid; place-items: center; flex: none; width: 1.3rem;
@@ -193,20 +217,50 @@ img { display: block; width: 100%; height: auto; border-radius: 8px;
   padding-bottom: 1.6rem; }
 .edit figcaption { margin-top: .35rem; color: var(--soft);
   font-size: .8rem; text-align: center; }
+.rules { margin: 0 0 1.25rem; font-size: .925rem; }
+.rules summary { width: fit-content; cursor: pointer; color: var(--accent);
+  font-weight: 500; }
+.rules ul { margin: .5rem 0 0; padding-left: 1.1rem; color: var(--soft); }
+.rules b { color: var(--ink); font-weight: 600; }
+.start { margin-top: .75rem; padding: 1rem 1.25rem; }
+.start p { margin: 0; color: var(--soft); font-size: .85rem; }
+.start pre { margin: .4rem 0 .5rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; font: .85rem/1.5 var(--mono); }
+.start ul { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; margin: 0;
+  padding: 0; list-style: none; font-size: .85rem; color: var(--soft); }
+.start b { margin-right: .3rem; font-weight: 500; color: var(--ink); }
 .notes { margin: 1rem 0 0; padding-left: 1.1rem; color: var(--soft);
   font-size: .875rem; }
 footer { margin-top: 4rem; padding-top: 1.25rem; padding-bottom: 3rem;
   color: var(--soft); font-size: .825rem; }
+footer p { margin: .35rem 0; overflow-wrap: anywhere; }
+footer a { color: inherit; }
+.attribution { max-width: 48rem; margin-bottom: 1.5rem; padding-top: 1.25rem;
+  border-top: 1px solid var(--line); }
+.attribution h3 { margin: .75rem 0 .25rem; font-size: .875rem;
+  color: var(--ink); }
+.attribution ul { margin: .35rem 0; padding-left: 1.1rem; }
+@media (max-width: 60rem) {
+  .minis { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .opening { grid-template-columns: repeat(6, minmax(0, 1fr)); }
+}
 @media (max-width: 34rem) {
   header, main, footer, nav > div { padding-left: 1rem; padding-right: 1rem; }
   header { padding-top: 2rem; }
   h2 { margin-top: 2.75rem; }
-  .tiles { gap: .75rem;
-    grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .tile { padding: .9rem 1rem; }
-  .tile .value { font-size: 1.7rem; }
-  .tile svg { display: none; }
+  .opening { grid-template-columns: repeat(4, minmax(0, 1fr));
+    gap: .8rem .6rem; margin-top: 1.5rem; }
+  .opening figcaption { font-size: .7rem; line-height: 1.3; }
+  .opening .mark { width: 1.05rem; height: 1.05rem; font-size: .65rem; }
+  .minis { grid-template-columns: minmax(0, 1fr); gap: .6rem; }
+  .mini { grid-template-columns: 3.5rem minmax(0, 1fr); padding: .55rem; }
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr));
+    gap: .6rem; margin-top: 1.5rem; }
+  .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
+  .tile { padding: .75rem .85rem; }
+  .tile .value { font-size: 1.6rem; }
   th, td { padding: .5rem .7rem; }
+  th:first-child { max-width: 9.5rem; white-space: normal; }
   .bar { grid-template-columns: 6.5rem 1fr 2.75rem; gap: .75rem; }
   svg text { font-size: 18px; }
   .facets { grid-template-columns: 1fr 1fr; padding: .9rem; }
