@@ -126,8 +126,8 @@ def table(
   for group, lines in groups.items():
     if group:
       body.append(
-        f'<tr class="group"><th scope="rowgroup">{escape(group)}</th>'
-        f'<td colspan="{len(head)}"></td></tr>'
+        f'<tr class="group"><th scope="rowgroup" colspan="{len(head) + 1}">'
+        f"<span>{escape(group)}</span></th></tr>"
       )
     body += lines
   return scroll(

@@ -123,15 +123,18 @@ def _grid(head: str, rows: Sequence[str], columns: int, label: str) -> str:
   )
 
 
-def pairs(names: Sequence[str], rows: Sequence[SampleRow]) -> str:
+def pairs(
+  names: Sequence[str], series: Sequence[int], rows: Sequence[SampleRow]
+) -> str:
   """The same prompts and seeds of several runs beside each other, by task.
 
   Args:
     names: of the runs, a column each.
+    series: of the runs, which colour each has.
     rows: with one image for each run.
   """
   parts = []
-  for task, group in _grouped(rows, _task).items():
+  for task, group in _grouped(rows, task_of).items():
     counts = [
       f"{sum(judged)} of {len(judged)}"
       for i in range(len(names))
@@ -139,12 +142,14 @@ def pairs(names: Sequence[str], rows: Sequence[SampleRow]) -> str:
     ]
     small = " against ".join(counts) + " correct" * bool(counts)
     parts.append(
-      f"<h3>{escape(task)}<small>{small}</small></h3>{_beside(names, group)}"
+      f"<h3>{escape(task)}<small>{small}</small></h3>"
+      f"{beside(names, series, group)}"
     )
   return "".join(parts)
 
 
-def _task(row: SampleRow) -> str:
+def task_of(row: SampleRow) -> str:
+  """The task that a row's images were drawn for."""
   return next((drawn.task for drawn in row.drawn if drawn is not None), "")
 
 
@@ -152,10 +157,15 @@ def _judged(drawn: Iterable[Generation | None]) -> list[bool]:
   return [d.correct for d in drawn if d is not None and d.correct is not None]
 
 
-def _beside(names: Sequence[str], rows: Sequence[SampleRow]) -> str:
+def beside(
+  names: Sequence[str], series: Sequence[int], rows: Sequence[SampleRow]
+) -> str:
   """Two runs on a card for each prompt, more in the columns of a table."""
   if len(names) > 2:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    head = "".join(
+      f'<th scope="col"><span class="over s{i}">{escape(name)}</span></th>'
+      for i, name in zip(series, names, strict=True)
+    )
     body = [
       f'<tr><th scope="row">{escape(row.prompt)}</th>'
       + "".join(f"<td>{_cell(drawn)}</td>" for drawn in row.drawn)
@@ -167,7 +177,7 @@ def _beside(names: Sequence[str], rows: Sequence[SampleRow]) -> str:
   for row in rows:
     two = "".join(
       f'<div class="s{i}">{_cell(drawn)}<small>{escape(name)}</small></div>'
-      for i, (name, drawn) in enumerate(zip(names, row.drawn, strict=True))
+      for i, name, drawn in zip(series, names, row.drawn, strict=True)
     )
     cards.append(
       f'<figure class="card"><div class="two">{two}</div>'

@@ -25,13 +25,13 @@ HEADLINES = {
   "geneval/overall": Scale("GenEval", "of 1", 1.0),
   "geneval_raw/overall": Scale("GenEval, own prompts", "of 1", 1.0),
   "geneval_rewritten/overall": Scale("GenEval, rewritten", "of 1", 1.0),
-  "fid/ratio": Scale("Fréchet distance", "× that of real images"),
+  "fid/ratio": Scale("Fréchet distance", "× real"),
   "coco_fid/distance": Scale("COCO FID"),
   "mjhq_fid/distance": Scale("MJHQ FID"),
   "folder_fid/distance": Scale("FID of a folder"),
   "captions/cider_d": Scale("CIDEr-D", "of 10", 10.0, digits=1),
   "vqa/all": Scale("VQA", **_SHARE),
-  "paraphrases/all": Scale("VQA, paraphrased", "× plain questions"),
+  "paraphrases/all": Scale("VQA, paraphrased", "× plain"),
   "edits/success": Scale("Edits done", **_SHARE),
 }
 # Those that are drawn over training steps, with the title of the chart.

@@ -5,7 +5,9 @@ STYLE = """
   color-scheme: light dark;
   --page: #f6f6f3; --card: #fff; --ink: #1a1b1f; --soft: #5f6069;
   --line: #e3e3dd; --accent: #3652c9; --tint: #eaeefc; --track: #ecece7;
-  --second: #b4560f;
+  --shade: #1a1b1f2e;
+  --second: #b4560f; --third: #17794a; --fourth: #9a3fb5; --fifth: #0b7c91;
+  --sixth: #8a6d00;
   --good: #17794a; --bad: #c03a2b; --good-tint: #e1f3e8; --bad-tint: #fbe6e3;
   --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
 }
@@ -13,7 +15,9 @@ STYLE = """
   :root {
     --page: #101115; --card: #191b20; --ink: #ecedf0; --soft: #9fa1ac;
     --line: #2b2d35; --accent: #8fa6ff; --tint: #232a47; --track: #292b32;
-    --second: #f0a35e;
+    --shade: #000a;
+    --second: #f0a35e; --third: #56cb92; --fourth: #d394ea; --fifth: #5cc7dd;
+    --sixth: #d9bd4f;
     --good: #56cb92; --bad: #ff8478; --good-tint: #17382a; --bad-tint: #46231f;
   }
 }
@@ -73,6 +77,17 @@ header .note { margin: .9rem 0 0; max-width: none; font-size: .825rem; }
   margin-top: auto; padding-top: .35rem; color: var(--soft);
   font-size: .8rem; }
 .tile .foot b { font-weight: 600; }
+.tiles.wide { grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
+.tile ul { margin: .5rem 0 0; padding: 0; list-style: none; }
+.tile li { display: flex; gap: 1rem; justify-content: space-between;
+  align-items: baseline; padding: .12rem 0; font-size: .875rem; }
+.tile li .value { font-size: 1.15rem; letter-spacing: -.02em;
+  white-space: nowrap; }
+.tile .name small { margin-left: .4rem; font-weight: 400; }
+.half { color: var(--soft); font-size: .85em; font-weight: 400; }
+.first { margin-top: 2rem; }
+.over { display: block; max-width: 8rem; margin: 0 auto; overflow: hidden;
+  text-overflow: ellipsis; border-bottom: 2px solid var(--series); }
 .meter { position: relative; height: .4rem; margin: .2rem 0 .3rem;
   border-radius: 3px; background: var(--track); }
 .meter .fill { height: 100%; border-radius: 3px; background: var(--accent); }
@@ -87,7 +102,14 @@ dt { color: var(--soft); font-size: .8rem; }
 dd { margin: 0; font-size: .925rem; font-weight: 500;
   overflow-wrap: anywhere; }
 dl.config + dl.config { margin-top: .75rem; }
-.scroll { overflow-x: auto; overscroll-behavior-x: contain; }
+.scroll { overflow-x: auto; overscroll-behavior-x: contain;
+  background: linear-gradient(to right, var(--card) 40%, transparent) 0 0,
+    linear-gradient(to left, var(--card) 40%, transparent) 100% 0,
+    linear-gradient(to right, var(--shade), transparent) 0 0,
+    linear-gradient(to left, var(--shade), transparent) 100% 0, var(--card);
+  background-size: 3rem 100%, 3rem 100%, .9rem 100%, .9rem 100%, 100%;
+  background-repeat: no-repeat;
+  background-attachment: local, local, scroll, scroll, local; }
 .scroll:focus-visible, a:focus-visible, summary:focus-visible {
   outline: 2px solid var(--accent); outline-offset: 2px; }
 table { width: 100%; border-collapse: separate; border-spacing: 0;
@@ -99,6 +121,7 @@ th:first-child { position: sticky; left: 0; text-align: left;
 thead th { color: var(--soft); font-size: .825rem; font-weight: 500; }
 tbody th { font-weight: 500; }
 tbody tr:last-child > * { border-bottom: 0; }
+tr.group span { position: sticky; left: 1rem; }
 tr.group th { padding-top: 1.1rem; font-size: .75rem; font-weight: 600;
   letter-spacing: .06em; text-transform: uppercase; color: var(--soft); }
 td.latest, thead th.latest { background: var(--tint); }
@@ -121,6 +144,8 @@ svg text { fill: var(--soft); font: 12.5px Inter, ui-sans-serif, system-ui,
   sans-serif; }
 svg .tag { paint-order: stroke; stroke: var(--card); stroke-width: 10px; }
 .s0 { --series: var(--accent); } .s1 { --series: var(--second); }
+.s2 { --series: var(--third); } .s3 { --series: var(--fourth); }
+.s4 { --series: var(--fifth); } .s5 { --series: var(--sixth); }
 svg .grid { stroke: var(--line); }
 svg .floor { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4; }
 svg .raw { fill: none; stroke: var(--series); opacity: .28; }
@@ -260,7 +285,7 @@ footer a { color: inherit; }
   .tile { padding: .75rem .85rem; }
   .tile .value { font-size: 1.6rem; }
   th, td { padding: .5rem .7rem; }
-  th:first-child { max-width: 9.5rem; white-space: normal; }
+  th[scope="row"] { max-width: 9.5rem; white-space: normal; }
   .bar { grid-template-columns: 6.5rem 1fr 2.75rem; gap: .75rem; }
   svg text { font-size: 18px; }
   .facets { grid-template-columns: 1fr 1fr; padding: .9rem; }
@@ -271,7 +296,7 @@ footer a { color: inherit; }
   .versus { font-size: .85rem; }
   .versus th, .versus td { padding: .5rem .4rem; }
   .versus th:first-child { padding-left: .7rem; }
-  .versus .run span, .versus .ref { display: none; }
+  .tiles.wide { grid-template-columns: minmax(0, 1fr); }
   .pairs { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem; }
   .pairs figure { padding: .6rem; }
   .pairs .two { gap: .5rem; }

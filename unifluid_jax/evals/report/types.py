@@ -174,7 +174,8 @@ class ComparedRow:
   """One metric of several groups of runs."""
 
   name: str
-  values: tuple[tuple[float, ...], ...]  # by group; () where one has none
+  # By group, then by run; None where a run has no score.
+  values: tuple[tuple[float | None, ...], ...]
   group: str = ""  # of metrics
   digits: int = 3
   lower_is_better: bool = False
