@@ -286,10 +286,15 @@ def _settings(name: str, row: Row) -> Mapping[str, Any]:
 def _samples(runs: Sequence[Run]) -> tuple[tuple[SampleRow, ...], str]:
   """Images of the same prompt and seed, and a sentence about the others."""
   drawn = [report_data.drawn(run.workdir, run.step) for run in runs]
-  shared = [key for key in drawn[0] if all(key in each for each in drawn)]
+  some = [each for each in drawn if each]  # a run may have none
+  shared = [
+    key
+    for key in (some[0] if len(some) > 1 else ())
+    if all(key in each for each in some)
+  ]
   rows = tuple(
     SampleRow(
-      key[0], tuple(report_data.generation(each[key]) for each in drawn)
+      key[0], tuple(report_data.generation(each.get(key)) for each in drawn)
     )
     for key in shared
   )
@@ -298,9 +303,9 @@ def _samples(runs: Sequence[Run]) -> tuple[tuple[SampleRow, ...], str]:
     for run, each in zip(runs, drawn, strict=True)
     if not each
   ]
-  alone = [str(len(each) - len(rows)) for each in drawn]
-  if not parts and any(count != "0" for count in alone):
-    where = "both runs" if len(runs) == 2 else "all runs"
+  alone = [str(len(each) - len(rows)) for each in some]
+  if len(some) > 1 and any(count != "0" for count in alone):
+    where = "both runs" if len(some) == 2 else f"{len(some)} runs"
     listed = f"{', '.join(alone[:-1])} and {alone[-1]}"
     parts.append(
       f"{len(rows)} samples have the same prompt and seed in {where}; {listed} "

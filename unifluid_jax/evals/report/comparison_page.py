@@ -97,7 +97,7 @@ def _header(data: Comparison, opening: Sequence[SampleRow]) -> str:
     f'<p class="eyebrow">{_COUNTS.get(count, count)} runs</p>'
     f'<h1 class="runs">{runs}</h1><p class="lead">{escape(data.date)}</p>'
     + _pictures(data, opening)
-    + (f'<div class="tiles wide">{tiles}</div>' if tiles else "")
+    + (f'<div class="tiles">{tiles}</div>' if tiles else "")
   )
 
 
@@ -273,12 +273,7 @@ def _charts(data: Comparison, drawn: Sequence[Chart], losses: bool) -> str:
   for chart in drawn:
     svg = charts.loss_svg(chart.curves) if losses else charts.score_svg(chart)
     if svg:
-      ends = "".join(
-        _run(curve.series or 0, _end(curve, losses))
-        for curve in chart.curves
-        if curve.values
-      )
-      panels.append(html.panel(chart.title, ends, svg))
+      panels.append(html.panel(chart.title, _ends(chart, losses), svg))
   if not panels:
     return ""
   legend = "".join(_run(i, group.name) for i, group in enumerate(data.groups))
@@ -297,10 +292,24 @@ def _run(index: int, name: str, more: str = "") -> str:
   )
 
 
-def _end(curve: Curve, losses: bool) -> str:
-  if losses:
-    return html.number(charts.last_average(curve.values), 4)
-  return html.number(curve.values[-1], 3)
+def _ends(chart: Chart, losses: bool) -> str:
+  """Where the curves of each group end, on average."""
+  ends: dict[int, list[float]] = {}
+  for curve in chart.curves:
+    end = _end(curve, losses)
+    if not html.missing(end):
+      ends.setdefault(curve.series or 0, []).append(end)
+  digits = 4 if losses else 3
+  return "".join(
+    _run(i, html.number(sum(values) / len(values), digits))
+    for i, values in ends.items()
+  )
+
+
+def _end(curve: Curve, losses: bool) -> float | None:
+  if not curve.values:
+    return None
+  return charts.last_average(curve.values) if losses else curve.values[-1]
 
 
 def _samples(data: Comparison) -> str:

@@ -64,7 +64,9 @@ def missing(value: float | None) -> bool:
 
 def number(value: float | None, digits: int, sign: str = "") -> str:
   """A number, or a dash; `sign` "+" shows it of positive ones too."""
-  return MISSING if missing(value) else f"{value:{sign}.{digits}f}"
+  if missing(value):
+    return MISSING
+  return f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
 def better(lower_is_better: bool, constant: bool = False) -> str:

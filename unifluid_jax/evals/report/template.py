@@ -40,6 +40,7 @@ h1 { margin: 0; font-size: clamp(2rem, 5vw, 2.75rem); line-height: 1.1;
 h2 { margin: 3.5rem 0 .25rem; font-size: 1.4rem; letter-spacing: -.015em;
   line-height: 1.25; }
 h3 { margin: 2rem 0 .75rem; font-size: 1rem; font-weight: 600; }
+h3 + .note { margin-top: -.5rem; }
 h3 small { margin-left: .5rem; font-weight: 400; color: var(--soft); }
 .note { margin: 0 0 1.25rem; max-width: 44rem; color: var(--soft);
   font-size: .925rem; }
@@ -77,12 +78,12 @@ header .note { margin: .9rem 0 0; max-width: none; font-size: .825rem; }
   margin-top: auto; padding-top: .35rem; color: var(--soft);
   font-size: .8rem; }
 .tile .foot b { font-weight: 600; }
-.tiles.wide { grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
 .tile ul { margin: .5rem 0 0; padding: 0; list-style: none; }
-.tile li { display: flex; gap: 1rem; justify-content: space-between;
+.tile li { display: flex; flex-wrap: wrap; gap: 0 .6rem; justify-content: space-between;
   align-items: baseline; padding: .12rem 0; font-size: .875rem; }
-.tile li .value { font-size: 1.15rem; letter-spacing: -.02em;
-  white-space: nowrap; }
+.tile li .value { margin-left: auto; font-size: 1.15rem;
+  letter-spacing: -.02em; white-space: nowrap; }
+.tile li .run { min-width: 0; }
 .tile .name small { margin-left: .4rem; font-weight: 400; }
 .half { color: var(--soft); font-size: .85em; font-weight: 400; }
 .first { margin-top: 2rem; }
@@ -138,7 +139,7 @@ figure { margin: 0; }
   justify-content: space-between; align-items: baseline; margin-bottom: .5rem;
   font-weight: 600; }
 .panel figcaption span { color: var(--soft); font-size: .825rem;
-  font-weight: 400; white-space: nowrap; }
+  font-weight: 400; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font: 12.5px Inter, ui-sans-serif, system-ui,
   sans-serif; }
@@ -157,7 +158,7 @@ svg .dot { fill: var(--series); stroke: var(--card); stroke-width: 2; }
 .swatch { flex: none; width: .7rem; height: .7rem; border-radius: 3px;
   background: var(--series); }
 .run { display: inline-flex; align-items: center; gap: .45rem; }
-.panel .run + .run { margin-left: 1rem; }
+.panel .run { margin-right: 1rem; }
 .panel .run span { color: var(--ink); }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.25rem; }
 .run span { overflow-wrap: anywhere; }
@@ -296,7 +297,6 @@ footer a { color: inherit; }
   .versus { font-size: .85rem; }
   .versus th, .versus td { padding: .5rem .4rem; }
   .versus th:first-child { padding-left: .7rem; }
-  .tiles.wide { grid-template-columns: minmax(0, 1fr); }
   .pairs { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem; }
   .pairs figure { padding: .6rem; }
   .pairs .two { gap: .5rem; }
