@@ -173,7 +173,7 @@ def _scores(
         lower_is_better=scales.lower_is_better(name),
         constant=scales.is_constant(name, run=True),
         floor=each[max(each)].get("floor"),
-        bar=targets[name][1] if name in targets else None,
+        bar=targets.get(name),
       )
     )
   return tuple(out)
@@ -194,7 +194,7 @@ def _tiles(
       continue
     if not math.isfinite(latest["value"]):
       continue
-    floor, (_, bar) = latest.get("floor"), targets.get(name, ("", None))
+    floor, bar = latest.get("floor"), targets.get(name)
     out.append(
       report.Tile(
         name=scale.title,

@@ -1,6 +1,7 @@
 """Small pieces of HTML that all report pages are made of; text is escaped."""
 
 import base64
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -189,16 +190,27 @@ def picture(image: Any, alt: str) -> str:
   Raises:
     ValueError: not u8[H, W, 3].
   """
-  scale = max(1, _PIXELATED_TO // max(np.shape(image)[:2]))
+  pixels = np.asarray(image)
+  src, (width, height) = _source(
+    pixels.tobytes(), pixels.shape, pixels.dtype.name
+  )
+  return (
+    f'<img src="{src}" alt="{escape(alt)}" width="{width}" height="{height}">'
+  )
+
+
+@functools.lru_cache(maxsize=256)
+def _source(
+  data: bytes, shape: tuple[int, ...], dtype: str
+) -> tuple[str, tuple[int, int]]:
+  """An image's data URL and size; kept, since some stand on a page twice."""
+  image = np.frombuffer(data, dtype).reshape(shape)
+  scale = max(1, _PIXELATED_TO // max(shape[:2]))
   if scale > 1:
     shown = enlarged(image, scale)
-    (width, height), data = shown.size, encode_image(shown, optimize=True)
+    size, data = shown.size, encode_image(shown, optimize=True)
   else:
-    height, width = np.shape(image)[:2]
-    data = encoded(image)
+    size, data = (shape[1], shape[0]), encoded(image)
   kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
   code = base64.b64encode(data).decode("ascii")
-  return (
-    f'<img src="data:image/{kind};base64,{code}" alt="{escape(alt)}" '
-    f'width="{width}" height="{height}">'
-  )
+  return f"data:image/{kind};base64,{code}", size

@@ -34,7 +34,7 @@ def mean(values: Sequence[float]) -> Estimate:
   if n < 2:
     return Estimate(centre, None)
   error = math.sqrt(_variance_of_mean(values))
-  return Estimate(centre, _quantile(n - 1) * error)
+  return Estimate(centre, _quantile(float(n - 1)) * error)
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Estimate:

@@ -8,14 +8,15 @@ from unifluid_jax.core import provenance, telemetry
 from unifluid_jax.evals.report.types import Start
 
 Row = Mapping[str, Any]
-Targets = Mapping[str, tuple[str, float]]  # metric → sign and bound
+Targets = Mapping[str, float]  # metric → what it is to reach
 _STARTS = 5  # that a page lists
 
 
 def targets(began: Sequence[Row]) -> Targets:
   """What the configuration file of the last training asks of the run."""
   trained = [row for row in began if row["work"] == provenance.TRAINING]
-  return trained[-1]["targets"] if trained else {}
+  asked = trained[-1]["targets"] if trained else {}
+  return {name: bound for name, (_, bound) in asked.items()}
 
 
 def starts(began: Sequence[Row]) -> tuple[Start, ...]:

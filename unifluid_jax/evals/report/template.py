@@ -79,8 +79,9 @@ header .note { margin: .9rem 0 0; max-width: none; font-size: .825rem; }
   font-size: .8rem; }
 .tile .foot b { font-weight: 600; }
 .tile ul { margin: .5rem 0 0; padding: 0; list-style: none; }
-.tile li { display: flex; flex-wrap: wrap; gap: 0 .6rem; justify-content: space-between;
-  align-items: baseline; padding: .12rem 0; font-size: .875rem; }
+.tile li { display: flex; flex-wrap: wrap; gap: 0 .6rem;
+  justify-content: space-between; align-items: baseline;
+  padding: .12rem 0; font-size: .875rem; }
 .tile li .value { margin-left: auto; font-size: 1.15rem;
   letter-spacing: -.02em; white-space: nowrap; }
 .tile li .run { min-width: 0; }
