@@ -19,6 +19,7 @@ def test_a_row_for_each_start(tmp_path, monkeypatch):
   provenance.record(str(tmp_path), 0, provenance.TRAINING)
   monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest", "--config=a"])
   provenance.record(str(tmp_path), 7, provenance.EVALUATION)
+  provenance.record(str(tmp_path), 9, provenance.EVALUATION)  # no second row
   first, second = provenance.read(str(tmp_path))
   assert first["command"] == (
     "python -m unifluid_jax.main --config=configs/shapes.py '--x=a b'"

@@ -199,7 +199,6 @@ class Evaluator:
     self._replicas = Replicas(config.eval.batch, say=say, together=True)
     self._model = api.Model(config, self._system, tokenizer, self._replicas)
     self._bench = Bench(config, workdir, say)
-    self._recorded = False  # what runs here, in the workdir
 
   def run(
     self, step: int, metrics: Sequence[str] | None = None
@@ -239,16 +238,14 @@ class Evaluator:
         self._say(f"step {step}  {name}: FAILED: {error!r}")
         continue
       seconds = time.monotonic() - begin
-      rows += as_rows(step, outcome)
+      rows += run_results.as_rows(step, outcome)
       rows.append({"step": step, "metric": name, "seconds": round(seconds, 3)})
       shown += outcome.shown
       values |= outcome.values
       lines = scores(step, outcome) or f"step {step}  {name}"
       self._say(f"{lines}  ({seconds:.0f} s)")
     if jax.process_index() == 0:
-      if not self._recorded:
-        provenance.record(self.workdir, step, provenance.EVALUATION)
-        self._recorded = True
+      provenance.record(self.workdir, step, provenance.EVALUATION)
       samples.write(self.workdir, step, shown, add=metrics is not None)
       record(self.config, self.workdir, rows)
       chart(self.config, self.workdir, step, values, shown)
@@ -288,7 +285,7 @@ def record(
   Args:
     config: of the run.
     workdir: of the run.
-    rows: as `as_rows` and `file_results.rows` make them.
+    rows: as `run_results.as_rows` and `file_results.rows` make them.
   """
   run_results.append(workdir, rows)
   _write_report(config, workdir)
@@ -336,20 +333,6 @@ def chart(
     for sink in sinks:
       exits.callback(sink.close)
       sink.write(step, values, images)
-
-
-def as_rows(step: int, outcome: Outcome) -> list[dict[str, Any]]:
-  """Rows of metrics_eval.jsonl."""
-  return [
-    {
-      "step": step,
-      "metric": name,
-      "value": value,
-      "floor": outcome.floors.get(name),
-      "settings": dict(outcome.settings),
-    }
-    for name, value in outcome.values.items()
-  ]
 
 
 def scores(step: int, outcome: Outcome) -> str:

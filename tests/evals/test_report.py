@@ -359,6 +359,18 @@ def test_samples_over_steps_stand_in_their_columns(data):
   assert 'class="mark yes"' in cells[1]
 
 
+def test_a_true_picture_stands_beside_the_drawn_one():
+  drawn = [
+    report.Generation("a cat", _image(1), task="seen", truth=_image(2)),
+    report.Generation("a dog", _image(3), task="free"),
+  ]
+  html = report_images.generations(drawn)
+  seen, free = html.split("<h3>")[1:]
+  assert seen.count("<img") == 2 and "true picture: a cat" in seen
+  assert "the true picture beside it" in seen
+  assert free.count("<img") == 1 and "true picture" not in free
+
+
 def test_captions_of_a_group_are_sorted_by_their_score():
   captions = [
     report.Caption(_image(0), text, score=score, group=group)

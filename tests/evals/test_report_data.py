@@ -273,6 +273,8 @@ def test_times_come_from_what_the_run_logged():
     ("fid/real", True, True),
     ("emoji_fid_held_out/real", True, True),
     ("detector/truth", False, True),
+    ("emoji_drawn_held_out/top1", False, False),
+    ("emoji_drawn_nearest_held_out/top1", False, True),
     ("tokenizer/psnr", False, True),
     ("validation_loss/t2i/loss", True, False),
     ("validation_loss_held_out/t2i/text_accuracy", False, False),

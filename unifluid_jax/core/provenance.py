@@ -26,16 +26,20 @@ TRAINING, EVALUATION = "training", "evaluation"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _GIT_SECONDS = 10
+_RECORDED: set[tuple[str, str]] = set()  # workdir and work, by this process
 
 
 def record(workdir: str, step: int, work: str) -> None:
-  """Adds a row about this process; for process 0 to call.
+  """Adds a row about this process, once; for process 0 to call.
 
   Args:
     workdir: of the run.
     step: where the run is.
     work: TRAINING or EVALUATION.
   """
+  if (workdir, work) in _RECORDED:
+    return
+  _RECORDED.add((workdir, work))
   row = {"step": step, "work": work, "time": time.time()}
   row |= describe(sys.argv)
   jsonl.append(files.path(workdir) / FILE, [row])

@@ -154,8 +154,9 @@ def generation(example: Shown | None) -> report.Generation | None:
     return None
   task = example.task.replace("_", " ")
   return report.Generation(
-    example.prompt, example.image, example.correct, task, example.output
-  )
+    example.prompt, example.image, example.correct, task, example.output,
+    example.target,
+  )  # fmt: skip
 
 
 def _scores(

@@ -81,9 +81,13 @@ def _drawn(sample: Generation, reason: bool = True) -> str:
   if reason and sample.reason and not sample.correct:
     text = escape(sample.reason).replace("&gt;=", "≥").replace("\n", "<br>")
     why = f"<small>{text}</small>"
+  frame = html.framed(sample.image, sample.prompt, sample.correct)
+  if reason and sample.truth is not None:
+    truth = html.picture(sample.truth, f"true picture: {sample.prompt}")
+    frame = f'<div class="truly">{frame}{truth}</div>'
   return (
-    f"<figure>{html.framed(sample.image, sample.prompt, sample.correct)}"
-    f"<figcaption>{escape(sample.prompt)}{why}</figcaption></figure>"
+    f"<figure>{frame}<figcaption>{escape(sample.prompt)}{why}</figcaption>"
+    "</figure>"
   )
 
 
@@ -200,8 +204,11 @@ def generations(
     parts.append(html.heading(task, [s.correct for s in group]))
     if task in rules and any(s.correct is not None for s in group):
       parts.append(html.note(rules[task]))
-    figures = "".join(map(_drawn, group))
-    parts.append(f'<div class="gallery">{figures}</div>')
+    figures, wide = "".join(map(_drawn, group)), ""
+    if any(s.truth is not None for s in group):
+      parts.append(html.note("Drawn on the left, the true picture beside it."))
+      wide = " wide"
+    parts.append(f'<div class="gallery{wide}">{figures}</div>')
   return "".join(parts)
 
 

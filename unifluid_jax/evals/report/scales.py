@@ -22,6 +22,13 @@ _SHARE = {"unit": "%", "end": 100.0, "factor": 100.0, "digits": 1}
 
 # Metrics that head a page, the most telling first.
 HEADLINES = {
+  "emoji_drawn/top1": Scale("Drawn, seen pairs", **_SHARE),
+  "emoji_drawn_held_out/top1": Scale("Drawn, held-out pairs", **_SHARE),
+  "emoji_fid/ratio": Scale("Fréchet distance", "× real"),
+  "emoji_captions/exact": Scale("Captions, seen pairs", **_SHARE),
+  "emoji_captions_held_out/concept": Scale("Concepts, held-out", **_SHARE),
+  "emoji_vqa/all": Scale("VQA", **_SHARE),
+  "emoji_edits/top1": Scale("Edits found again", **_SHARE),
   "geneval/overall": Scale("GenEval", "of 1", 1.0),
   "geneval_raw/overall": Scale("GenEval, own prompts", "of 1", 1.0),
   "geneval_rewritten/overall": Scale("GenEval, rewritten", "of 1", 1.0),
@@ -36,6 +43,11 @@ HEADLINES = {
 }
 # Those that are drawn over training steps, with the title of the chart.
 CHARTS = {
+  "emoji_drawn/top1": "Drawn, seen pairs",
+  "emoji_drawn_held_out/top1": "Drawn, held-out pairs",
+  "emoji_captions/exact": "Captions, seen pairs",
+  "emoji_captions_held_out/concept": "Concepts, held-out pairs",
+  "emoji_fid/ratio": "Fréchet distance, generated : real",
   "geneval/overall": "GenEval overall",
   "geneval_raw/overall": "GenEval",
   "geneval_rewritten/overall": "GenEval, rewritten",
@@ -59,8 +71,11 @@ _TITLES = {
   "paraphrases/all": "paraphrases : plain",
   **CHARTS,
 }
-# What no weights of the run enter: the instruments of the measurement.
-_CONSTANTS = ("detector/*", "fid*/real", "*_fid*/real")
+# What no weights of the run enter: instruments, true pictures, neighbours.
+_CONSTANTS = (
+  "detector/*", "fid*/real", "*_fid*/real", "emoji_drawn*/real_*",
+  "emoji_*_nearest*",
+)  # fmt: skip
 # What only the frozen tokenizer enters: the same at all steps of a run.
 _FROZEN = ("tokenizer/*",)
 _HIGHER = ("validation_loss*accuracy",)

@@ -211,6 +211,9 @@ h1 small { color: var(--soft); font-size: 1rem; font-weight: 400;
 .frame { position: relative; }
 img { display: block; width: 100%; height: auto; border-radius: 8px;
   background: var(--track); box-shadow: 0 0 0 1px var(--line); }
+.gallery.wide { grid-template-columns: repeat(auto-fill,
+  minmax(12rem, 1fr)); }
+.truly { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; }
 .gallery small { display: block; margin-top: .2rem; color: var(--bad);
   font-size: .78rem; line-height: 1.35; }
 .gallery figcaption { margin-top: .5rem; font-size: .85rem; line-height: 1.4;
@@ -301,7 +304,8 @@ footer a { color: inherit; }
   .pairs { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem; }
   .pairs figure { padding: .6rem; }
   .pairs .two { gap: .5rem; }
-  .gallery { grid-template-columns: 1fr 1fr; gap: 1rem .75rem; }
+  .gallery, .gallery.wide { grid-template-columns: 1fr 1fr;
+    gap: 1rem .75rem; }
   .gallery figcaption { font-size: .78rem; }
   .seen { grid-template-columns: 5.5rem minmax(0, 1fr); gap: 1rem; }
   dl.config { grid-template-columns: 1fr 1fr; }

@@ -77,6 +77,7 @@ class Generation:
   correct: bool | None = None  # None: not judged
   task: str = ""  # images of a task stand together under its name
   reason: str = ""  # why it is not correct
+  truth: Any = None  # u8[H, W, 3] of the true picture, where there is one
 
 
 @dataclasses.dataclass(frozen=True)
