@@ -43,7 +43,8 @@ kept, as is what was detected and, with --save_reference, measured of real
 images: the same command goes on where it was interrupted. The result goes to
 --out and, with --workdir, into that run's metrics_eval.jsonl and report.html.
 
-Two evaluated runs on one page, at --step=N or the newest step of each:
+Two to six evaluated runs on one page, at --step=N or the newest step of each;
+runs that differ in their seed alone are averaged, with 95 % intervals:
 
   python -m unifluid_jax.evaluate --compare=RUN_A,RUN_B --out=compare.html
 """
@@ -133,7 +134,9 @@ _SUITE = flags.DEFINE_enum(
 )
 _ROOT = flags.DEFINE_string("root", None, "Folder of the suite's workdirs.")
 _WORKDIRS = flags.DEFINE_list("workdirs", [], "The suite's workdirs.")
-_COMPARE = flags.DEFINE_list("compare", [], "Two workdirs, RUN_A,RUN_B.")
+_COMPARE = flags.DEFINE_list(
+  "compare", [], "Two to six workdirs, RUN_A,RUN_B,..."
+)
 
 Say = Callable[[str], None]
 

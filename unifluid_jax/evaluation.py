@@ -17,12 +17,18 @@ from flax import jax_utils
 from jax.experimental import multihost_utils
 
 from unifluid_jax import api, identity, systems
-from unifluid_jax.core import checkpoint, files, metric_writers, telemetry
+from unifluid_jax.core import (
+  checkpoint,
+  files,
+  metric_writers,
+  provenance,
+  telemetry,
+)
 from unifluid_jax.core.config import Config
 from unifluid_jax.evals import held_out, transfers
 from unifluid_jax.evals.bench import Bench, Outcome, Shown
+from unifluid_jax.evals.report import attribution, run_results, samples
 from unifluid_jax.evals.report import data as report_data
-from unifluid_jax.evals.report import run_results, samples
 from unifluid_jax.evals.worlds import (
   advanced_suite,
   choice_suite,
@@ -232,13 +238,14 @@ class Evaluator:
         self._say(f"step {step}  {name}: FAILED: {error!r}")
         continue
       seconds = time.monotonic() - begin
-      rows += as_rows(step, outcome)
+      rows += run_results.as_rows(step, outcome)
       rows.append({"step": step, "metric": name, "seconds": round(seconds, 3)})
       shown += outcome.shown
       values |= outcome.values
       lines = scores(step, outcome) or f"step {step}  {name}"
       self._say(f"{lines}  ({seconds:.0f} s)")
     if jax.process_index() == 0:
+      provenance.record(self.workdir, step, provenance.EVALUATION)
       samples.write(self.workdir, step, shown, add=metrics is not None)
       record(self.config, self.workdir, rows)
       chart(self.config, self.workdir, step, values, shown)
@@ -278,7 +285,7 @@ def record(
   Args:
     config: of the run.
     workdir: of the run.
-    rows: as `as_rows` and `file_results.rows` make them.
+    rows: as `run_results.as_rows` and `file_results.rows` make them.
   """
   run_results.append(workdir, rows)
   _write_report(config, workdir)
@@ -304,6 +311,7 @@ def _write_report(config: Config, workdir: str) -> None:
     config.name,
     systems.summary(config),
     systems.spec(config.system).losses,
+    attribution.read(config.data.root),
   )
 
 
@@ -325,20 +333,6 @@ def chart(
     for sink in sinks:
       exits.callback(sink.close)
       sink.write(step, values, images)
-
-
-def as_rows(step: int, outcome: Outcome) -> list[dict[str, Any]]:
-  """Rows of metrics_eval.jsonl."""
-  return [
-    {
-      "step": step,
-      "metric": name,
-      "value": value,
-      "floor": outcome.floors.get(name),
-      "settings": dict(outcome.settings),
-    }
-    for name, value in outcome.values.items()
-  ]
 
 
 def scores(step: int, outcome: Outcome) -> str:

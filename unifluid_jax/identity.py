@@ -14,7 +14,7 @@ from etils import epath
 
 from unifluid_jax import systems
 from unifluid_jax.codecs import cache, copies
-from unifluid_jax.core import checkpoint, files, freeze, workdirs
+from unifluid_jax.core import checkpoint, files, freeze, provenance, workdirs
 from unifluid_jax.core.config import Config
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.core.types import ImageCodec, System
@@ -168,6 +168,8 @@ def keeper(
     if "codec" in frozen:
       codec = meta["identity"]["codec"]
       copies.copy(system.codec, frozen["codec"], codec, workdir)
+    step = max(checkpoint.steps(workdir), default=0)
+    provenance.record(workdir, step, provenance.TRAINING)
 
   return lambda frozen: workdirs.on_first(lambda: write(frozen))
 

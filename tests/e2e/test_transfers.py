@@ -12,7 +12,7 @@ import pytest
 
 from configs import transfer
 from tests import task_sets, text_rows
-from unifluid_jax import api, evaluation, systems, train
+from unifluid_jax import api, systems, train
 from unifluid_jax.data import pipeline, text
 from unifluid_jax.data.transfers import tasks
 from unifluid_jax.evals import transfers
@@ -130,7 +130,7 @@ def test_every_row_gets_its_number(root, trained, tmp_path):
   for run in RUNS:
     outcome = transfers.transfer(model, Bench(config_of(run, root), ""))
     (tmp_path / run).mkdir()
-    rows = [json.dumps(row) + "\n" for row in evaluation.as_rows(40, outcome)]
+    rows = [json.dumps(row) + "\n" for row in run_results.as_rows(40, outcome)]
     (tmp_path / run / "metrics_eval.jsonl").write_text("".join(rows))
   results = transfers.collect(transfers.workdirs_below(str(tmp_path)))
   assert set(results) == {row.name for row in tasks.ROWS}

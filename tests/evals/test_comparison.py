@@ -6,11 +6,23 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tests.evals.test_report import _Page
 from unifluid_jax.evals.bench import Shown
-from unifluid_jax.evals.report import comparison, comparison_page, samples
-from unifluid_jax.evals.report.types import Comparison, PairRow
+from unifluid_jax.evals.report import (
+  comparison,
+  comparison_page,
+  images,
+  intervals,
+  run_groups,
+  samples,
+)
+from unifluid_jax.evals.report.types import (
+  ComparedRow,
+  Comparison,
+  RunGroup,
+)
 
 LOSSES = {"loss_text": "L_text"}
 
@@ -45,20 +57,31 @@ def make(folder, rows, shown=(), losses=(), config=None, step=10):
   return str(folder)
 
 
-def compared(a, b, step=None):
-  runs = comparison.read(a, step), comparison.read(b, step)
-  return comparison.compare(*runs, LOSSES, {"cfg"})
+def compared(*workdirs, step=None):
+  runs = [comparison.read(workdir, step) for workdir in workdirs]
+  return comparison.compare(runs, LOSSES, {"cfg"})
+
+
+def pair(name, a, b, objection="", **more):
+  return ComparedRow(name, ((a,), (b,)), objections=("", objection), **more)
+
+
+def value(estimate):
+  return None if estimate is None else estimate.value
 
 
 def differences(found):
   return {
-    f"{r.group}/{r.name}": comparison_page.difference(r) for r in found.scores
+    f"{r.group}/{r.name}": value(comparison_page.difference(r, 1))
+    for r in found.scores
   }
 
 
 def test_differences_are_the_second_minus_the_first():
   def difference(a, b, **more):
-    return comparison_page.difference(PairRow("m", (a, b), **more))
+    found = comparison_page.difference(pair("m", a, b, **more), 1)
+    assert found is None or found.half is None  # of one seed each
+    return value(found)
 
   assert difference(0.25, 0.75) == 0.5
   assert difference(0.75, 0.25, lower_is_better=True) == -0.5
@@ -80,21 +103,22 @@ def cells(html, name):
 
 def test_colours_say_which_run_is_better():
   rows = (
-    PairRow("up", (0.5, 0.75), floor=0.125),
-    PairRow("down", (0.75, 0.5)),
-    PairRow("far", (9.0, 7.5), lower_is_better=True),
-    PairRow("farther", (7.5, 9.0), lower_is_better=True),
-    PairRow("same", (0.5, 0.5 - 1e-6)),
-    PairRow("gone", (0.5, None)),
-    PairRow("other", (0.5, 0.75), objection="images 3 against 4"),
+    pair("up", 0.5, 0.75, floor=0.125),
+    pair("down", 0.75, 0.5),
+    pair("far", 9.0, 7.5, lower_is_better=True),
+    pair("farther", 7.5, 9.0, lower_is_better=True),
+    pair("same", 0.5, 0.5 - 1e-6),
+    pair("gone", 0.5, None),
+    pair("other", 0.5, 0.75, "images 3 against 4"),
+    pair("fixed", 6.0, 7.0, constant=True),
   )
-  html = comparison_page.render(Comparison(("a", "b"), (1, 2), "now",
-                                           scores=rows))  # fmt: skip
+  groups = RunGroup("a", ("a",), 1), RunGroup("b", ("b",), 2)
+  html = comparison_page.render(Comparison(groups, "now", scores=rows))
   assert cells(html, "up") == [
     ("", "0.500"), ("", "0.750"), ("delta good", "+0.250"), ("ref", "0.125")
   ]  # fmt: skip
-  assert cells(html, "down")[2] == ("delta bad", "-0.250")
-  assert cells(html, "far")[2] == ("delta good", "-1.500")
+  assert cells(html, "down")[2] == ("delta bad", "−0.250")
+  assert cells(html, "far")[2] == ("delta good", "−1.500")
   assert cells(html, "farther")[2] == ("delta bad", "+1.500")
   assert cells(html, "same")[2] == ("delta", "0.000")
   assert cells(html, "gone") == [
@@ -102,6 +126,8 @@ def test_colours_say_which_run_is_better():
   ]  # fmt: skip
   assert cells(html, "other")[2] == ("delta", "≠")
   assert 'title="images 3 against 4"' in html
+  assert cells(html, "fixed")[2] == ("delta", "+1.000")
+  assert '<th scope="row">fixed</th>' in html
 
 
 def test_metrics_of_one_run_are_missing_in_the_other(tmp_path):
@@ -110,13 +136,11 @@ def test_metrics_of_one_run_are_missing_in_the_other(tmp_path):
                             row("fid/generated", 8.0)])  # fmt: skip
   found = compared(a, b)
   assert [(r.group, r.name, r.values) for r in found.scores] == [
-    ("vqa", "VQA", (0.5, 0.625)),
-    ("edits", "kept", (0.25, None)),
-    ("fid", "Fréchet distance", (None, 8.0)),
+    ("vqa", "VQA", ((0.5,), (0.625,))),
+    ("edits", "kept", ((0.25,), (None,))),
+    ("fid", "Fréchet distance, generated", ((None,), (8.0,))),
   ]
-  assert differences(found) == {
-    "vqa/VQA": 0.125, "edits/kept": None, "fid/Fréchet distance": None
-  }  # fmt: skip
+  assert list(differences(found).values()) == [0.125, None, None]
 
 
 def test_what_was_not_measured_alike_is_not_subtracted(tmp_path):
@@ -143,8 +167,10 @@ def test_what_was_not_measured_alike_is_not_subtracted(tmp_path):
     "transfer/gqa": 0.25,  # other tasks of the run do not matter
     "transfer/okvqa": None,
   }
-  assert found.scores[0].objection == "prompts_per_task 64 against 16"
-  assert found.scores[1].objection == "other data, since the floors differ"
+  assert [r.objections for r in found.scores[:2]] == [
+    ("", "prompts_per_task 64 against 16"),
+    ("", "other data, since the floors differ"),
+  ]
   notes = " / ".join(found.notes)
   assert "geneval: not measured alike" in notes
   assert "geneval: cfg 2.0 against 3.0" in notes
@@ -174,7 +200,8 @@ def test_only_the_same_prompts_and_seeds_are_paired(tmp_path):
   )
   html = comparison_page.render(found)
   assert found.unpaired in html
-  assert "<h3>single object<small>1 of 1 against 0 of 1 correct" in html
+  beside = images.pairs(["a", "b"], [0, 1], found.samples)
+  assert "<h3>single object<small>1 of 1 against 0 of 1 correct" in beside
 
 
 def test_runs_without_samples_say_so(tmp_path):
@@ -193,11 +220,11 @@ def test_steps_are_the_newest_or_the_one_asked_for(tmp_path):
   rows = [row("m/x", 1.0), row("m/x", 2.0, step=20)]
   a = make(tmp_path / "a", rows)
   b = make(tmp_path / "b", [row("m/x", 5.0)])
-  assert compared(a, b).steps == (20, 10)
+  assert [g.step for g in compared(a, b).groups] == [20, 10]
   assert differences(compared(a, b)) == {"m/x": 3.0}
-  assert differences(compared(a, b, 10)) == {"m/x": 4.0}
+  assert differences(compared(a, b, step=10)) == {"m/x": 4.0}
   with pytest.raises(ValueError, match=r"b/.* has no results of step 20; .*10"):
-    compared(a, b, 20)
+    compared(a, b, step=20)
   failed = make(tmp_path / "c", [{"step": 1, "metric": "m", "error": "no"}])
   with pytest.raises(ValueError, match="every metric failed"):
     compared(a, failed)
@@ -228,12 +255,15 @@ def test_configurations_and_losses(tmp_path):
   )
 
 
-def test_names_are_what_differs_of_the_paths(tmp_path):
-  for one, two, names in (
-    ("x/a", "x/b/", ("a", "b")),
-    ("x/a", "y/a", ("x/a", "y/a")),
-  ):
-    assert comparison._names(one, two) == names
+def test_names_are_what_differs_of_the_paths():
+  assert run_groups.run_names(["x/a", "x/b/"]) == ["a", "b"]
+  assert run_groups.run_names(["x/a", "y/a"]) == ["x/a", "y/a"]
+  assert run_groups.group_names([["shapes_seed0", "shapes_seed1"], ["b"]]) == [
+    "shapes", "b"
+  ]  # fmt: skip
+  alike = [["run1", "run2"], ["run3", "run4"]]
+  assert run_groups.group_names(alike) == ["run1", "run3"]
+  assert run_groups.group_names([["x", "y"]]) == ["x"]
 
 
 def test_page_is_whole_escaped_and_alone(tmp_path):
@@ -261,7 +291,9 @@ def test_page_is_whole_escaped_and_alone(tmp_path):
   assert not {"script", "link", "iframe"} & set(page.tags)
   assert "//" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
   ids = page.values("section", "id")
-  assert ids == ["scores", "configuration", "training", "progress", "samples"]
+  assert ids == ["curves", "scores", "configuration"]
+  order = ['class="pairs"', 'class="tiles"', "<nav>", 'id="curves"']
+  assert sorted(order, key=html.index) == order
   assert [h.removeprefix("#") for h in page.values("a", "href")] == ids
   # Losses of both; the score's curve has two points of one run, one of two.
   assert html.count('class="s0"><path class="raw"') == 1
@@ -270,9 +302,128 @@ def test_page_is_whole_escaped_and_alone(tmp_path):
 
 def test_wrong_runs_are_refused(tmp_path):
   a = make(tmp_path / "a", [row("m/x", 1.0)])
-  for runs in ([a], [a, a, a]):
-    with pytest.raises(ValueError, match="takes two workdirs, RUN_A,RUN_B"):
+  for runs, message in (
+    ([a], "takes 2 to 6 workdirs, RUN_A,RUN_B,..., not 1"),
+    ([a] * 7, "not 7"),
+    ([a, a], "names .*/a twice"),
+  ):
+    with pytest.raises(ValueError, match=message):
       comparison.write(tmp_path / "x.html", runs, None, LOSSES, ())
   with pytest.raises(FileNotFoundError, match="evaluate this run first"):
     comparison.write(tmp_path / "x.html", [a, str(tmp_path)], None, LOSSES, ())
   assert not (tmp_path / "x.html").exists()
+
+
+# -------------------------------------------------------------- several seeds
+
+
+def test_intervals_are_students():
+  # NIST/SEMATECH e-handbook, 1.3.6.7.2: t of .975 is 4.303 for 2 degrees of
+  # freedom, 2.776 for 4.
+  a = (1.0, 2.0, 3.0)
+  found = intervals.mean(a)
+  assert found.value == 2.0
+  assert found.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+  # Equal variances and sizes: Welch's degrees of freedom are 2 (n - 1).
+  found = intervals.difference(a, (11.0, 12.0, 13.0))
+  assert found.value == 10.0
+  assert found.half == pytest.approx(2.776 * math.sqrt(2 / 3), rel=1e-3)
+  assert found.excludes_zero
+  near = intervals.difference(a, (2.0, 3.0, 4.0))
+  assert near.value == 1.0 and not near.excludes_zero
+  # One seed on either side tells nothing of its spread.
+  assert intervals.mean((1.0,)) == (1.0, None)
+  for pair_ in ((a, (9.0,)), ((9.0,), a)):
+    one = intervals.difference(*pair_)
+    assert one.half is None and not one.excludes_zero
+  assert intervals.difference((1.0, 1.0), (2.0, 2.0)) == (1.0, 0.0)
+
+
+def test_unequal_variances_have_welchs_freedom():
+  a, b = (0.0, 2.0), (0.0, 30.0, 60.0)
+  va, vb = 1.0, 300.0  # of the means: 2 / 2, 900 / 3
+  freedom = (va + vb) ** 2 / (va**2 / 1 + vb**2 / 2)
+  half = stats.t.ppf(0.975, freedom) * math.sqrt(va + vb)
+  found = intervals.difference(a, b)
+  assert found.value == 29.0 and found.half == pytest.approx(half)
+  theirs = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+  assert found.value + found.half == pytest.approx(theirs.high)
+
+
+def seeds(folder, scores, config, start=0):
+  return [
+    make(folder.parent / f"{folder.name}_seed{i}", [row("vqa/all", value)],
+         [drawn("one", 0, i)], [(1, 1.0), (2, 2.0 + i)],
+         config | {"seed": i, "name": f"n{i}"})
+    for i, value in enumerate(scores, start)
+  ]  # fmt: skip
+
+
+def test_runs_of_one_configuration_are_averaged(tmp_path):
+  a = seeds(tmp_path / "a", (0.25, 0.5, 0.75), {"lr": 1})
+  b = seeds(tmp_path / "b", (0.5, 0.5), {"lr": 2})
+  found = compared(a[0], b[0], a[1], a[2], b[1])
+  assert found.groups == (
+    RunGroup("a", ("a_seed0", "a_seed1", "a_seed2"), 10),
+    RunGroup("b", ("b_seed0", "b_seed1"), 10),
+  )
+  (score,) = found.scores
+  assert score.values == ((0.25, 0.5, 0.75), (0.5, 0.5))
+  assert found.config == (("lr", "1", "2"), ("seed", "0, 1, 2", "0, 1"))
+  (chart,) = found.training
+  assert [c.series for c in chart.curves] == [0, 0, 0, 1, 1]
+  assert [c.values[-1] for c in chart.curves] == [2.0, 3.0, 4.0, 2.0, 3.0]
+  html = comparison_page.render(found)
+  half = 4.303 * 0.25 / math.sqrt(3)
+  assert cells(html, "VQA") == [
+    ("", f"0.500 ± {half:.3f}"), ("", "0.500 ± 0.000"),
+    ("delta", f"0.000 ± {half:.3f}"),
+  ]  # fmt: skip
+  assert "n = 3" in html and "n = 2" in html
+  each = html[html.index('id="each-run"') :]
+  assert [text for _, text in cells(each, "VQA")] == [
+    "0.250", "0.500", "0.750", "0.500", "0.500"
+  ]  # fmt: skip
+  assert '<i class="swatch"></i><span>3.0000</span>' in html  # mean of ends
+  assert [int(d.image[0, 0, 0]) for d in found.samples[0].drawn] == [
+    0, 1, 2, 0, 1
+  ]  # fmt: skip
+
+
+def test_what_is_no_other_seed_is_no_other_draw(tmp_path):
+  a = seeds(tmp_path / "a", (0.25, 0.5), {"lr": 1})
+  (again,) = seeds(tmp_path / "again", (0.5,), {"lr": 1})  # of seed 0
+  (other,) = seeds(tmp_path / "other", (0.5,), {"lr": 2}, 1)
+  bare = make(tmp_path / "bare", [row("vqa/all", 1.0)])
+  found = compared(*a, again, other, bare)
+  assert [g.runs for g in found.groups] == [
+    ("a_seed0", "a_seed1"), ("again_seed0",), ("other_seed1",), ("bare",)
+  ]  # fmt: skip
+  html = comparison_page.render(found)
+  assert cells(html, "VQA")[1] == ("", "0.500")  # one seed: no interval
+  assert cells(html, "VQA")[2] == ("delta good", "+0.125")
+  assert "Of one seed there is no interval" in html
+  assert "Welch" not in html
+
+
+def test_a_seed_without_a_score_is_told(tmp_path):
+  a = seeds(tmp_path / "a", (0.25, 0.75, math.nan), {"lr": 1})
+  (b,) = seeds(tmp_path / "b", (0.5,), {"lr": 2})
+  html = comparison_page.render(compared(*a, b))
+  assert cells(html, "VQA")[0][1].endswith("(n = 2)")
+  assert cells(html[html.index('id="each-run"') :], "VQA")[2] == ("", "–")
+
+
+def test_a_run_without_samples_leaves_the_others_theirs(tmp_path):
+  shown = [drawn("one", 0, 3)]
+  a, c = (make(tmp_path / n, [row("m/x", 1.0)], shown) for n in "ac")
+  b = make(tmp_path / "b", [row("m/x", 1.0)])
+  found = compared(a, b, c)
+  (line,) = found.samples
+  assert [d is None for d in line.drawn] == [False, True, False]
+  assert found.unpaired == f"{b} has no samples of step 10"
+  html = comparison_page.render(found)
+  grid = html[html.index('<table class="grid"') :]
+  assert ["<img" in c for c in re.findall("<td>(.*?)</td>", grid)[:3]] == [
+    True, False, True
+  ]  # fmt: skip

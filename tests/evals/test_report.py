@@ -68,12 +68,20 @@ def _data():
     step=2600,
     date="22 November 2025",
     config={"optimizer": "muon & adamw"},
+    tiles=(
+      report.Tile("GenEval <all>", 0.7412, "of 1", end=1.0, floor=0.09,
+                  bar=0.7),
+      report.Tile("Ratio", 1.449, "× real", bar=1.2, lower_is_better=True),
+      report.Tile("CIDEr-D", 8.711, "of 10", 1, end=10.0,
+                  remark="at step 1,300"),
+    ),
     checkpoints=(1300, 2600),
     scores=(
       report.ScoreRow("overall", (0.5, 0.741), floor=0.09, bar=0.7,
-                      group="Images", headline=True),
+                      group="Images"),
       report.ScoreRow("distance", (math.nan, 12.25), digits=1, bar=11.0,
                       lower_is_better=True),
+      report.ScoreRow("detector", (1.0, 1.0), constant=True),
       report.ScoreRow("CIDEr-D", (None, None)),
     ),
     curves=(
@@ -86,10 +94,12 @@ def _data():
       report.TaskBar("counting", None),
       report.TaskBar("mean", 0.74, overall=True),
     ),
-    floor_name="floor: unrelated images",
+    floor_name="chance: unrelated images",
     generations=(
-      report.Generation("a red circle", _image(0), True, "single"),
-      report.Generation("two crosses", _image(1), False, "single"),
+      report.Generation("a red circle", _image(0), True, "single",
+                        "not to be shown"),
+      report.Generation("two crosses", _image(1), False, "counting",
+                        "expected cross >= 2, found 1\nand <more>"),
       report.Generation("free prompt", _image(2)),
     ),
     progress=(
@@ -117,6 +127,12 @@ def _data():
       report.EditSample("move left", _image(6), _image(7), _image(8), True),
     ),
     notes=("rank-deficient: biased high",),
+    times={"training time": "7:51"},
+    starts=(
+      report.Start("python -m unifluid_jax.main --config='<x>.py'",
+                   "training from step 0", {"commit": "abc123"}),
+    ),
+    attribution="# Who drew it\n\n- A. <Artist>, MIT",
   )  # fmt: skip
 
 
@@ -126,14 +142,18 @@ def test_page_holds_everything_given(data):
   for expected in (
     "shapes <2>", "2,600", "22 November 2025", "muon & adamw", "0.741",
     "0.500", "0.090", "0.700", "12.2", "11.0", "L_visual", "L_text",
-    "position", "0.63", "mean", "floor: unrelated images", "a red circle",
-    "two crosses", "1 of 2 correct", "free prompt", "how many?", "2 & more",
+    "position", "0.63", "mean", "chance: unrelated images", "a red circle",
+    "two crosses", "1 of 1 correct", "free prompt", "how many?", "2 & more",
+    "GenEval <all>", "8.7", "of 10", "at step 1,300", "7:51", "abc123",
+    "python -m unifluid_jax.main --config='<x>.py'", "Who drew it",
+    "A. <Artist>, MIT",
     'a "red" circle', "another", "1.23", "make it <b>green</b>", "move left",
     "target",
     "rank-deficient: biased high", "real & true", "is it <u>red</u>?",
   ):  # fmt: skip
     assert expected in text, expected
-  assert page.tags.count("img") == 3 + 1 + 1 + 3 + 2 + 3
+  # What opens the page stands once more in its section.
+  assert page.tags.count("img") == 2 * (3 + 1 + 3 + 2 + 3) + 1
   assert "L_none" not in text and "Once" not in text
   assert text.index("mean") < text.index("position")  # overall leads
 
@@ -147,8 +167,10 @@ def test_images_are_the_given_pixels(data):
     np.asarray(Image.open(io.BytesIO(base64.b64decode(s[len(head) :]))))
     for s in sources
   ]
-  # The grid over steps first, its missing cell without an image.
-  seeds = [9, 0, 1, 2, 3, 10, 11, 12, 4, 5, 6, 7, 8]
+  # What opens the page takes one of each task in turn; then the grid over
+  # steps, its missing cell without an image.
+  seeds = [0, 1, 2, 3, 10, 12, 11, 4, 5, 6, 7, 8]
+  seeds += [9, 0, 1, 2, 3, 10, 11, 12, 4, 5, 6, 7, 8]
   for pixels, seed in zip(shown, seeds, strict=True):
     assert pixels.shape == (384, 384, 3)
     np.testing.assert_array_equal(pixels[::48, ::48], _image(seed))
@@ -159,7 +181,8 @@ def test_large_images_are_at_most_256_pixels_a_side(data):
   data = report.ReportData("run", 0, "today", generations=(
     report.Generation("a photo", photo),
   ))  # fmt: skip
-  (source,) = _Page(report.render_report(data)).values("img", "src")
+  source, again = _Page(report.render_report(data)).values("img", "src")
+  assert source == again
   head, _, code = source.partition(",")
   assert head == "data:image/jpeg;base64"
   found = Image.open(io.BytesIO(base64.b64decode(code)))
@@ -181,13 +204,13 @@ def test_model_output_is_escaped(data):
   assert "<script" not in html
   assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in html
   assert "<b>green" not in html and "<u>red" not in html
-  assert "circle <i>" not in html
+  assert "circle <i>" not in html and "<Artist" not in html
 
 
 def test_missing_values_are_dashes(data):
   html = report.render_report(data)
   assert "nan" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html).lower()
-  row = html[html.index("CIDEr-D") :]
+  row = html[html.index('<th scope="row">CIDEr-D') :]
   cells = re.findall(r"<td[^>]*>(.*?)</td>", row[: row.index("</tr>")])
   assert [c.strip() for c in cells] == ["–"] * 4  # two steps, floor, bar
   assert '<span class="value">–</span>' in html  # GenEval counting
@@ -196,7 +219,68 @@ def test_missing_values_are_dashes(data):
 def test_only_the_latest_checkpoint_is_emphasised(data):
   html = report.render_report(data)
   cells = re.findall(r'<td class="latest">(.*?)</td>', html)
-  assert cells == ["0.741", "12.2", "–"]
+  assert cells == ["0.741", "12.2", "1.000", "–"]
+  head = _between(html, "<thead>", "</thead>")
+  head = re.findall(r"<th[^>]*>([^<]*)<", head)
+  # A phone shows what stands beside the names.
+  assert head == ["Metric", "2,600", "chance", "target", "1,300"]
+  row = _between(html, '<th scope="row">overall', "</tr>")
+  cells = re.findall(r"<td[^>]*>([^<]*)", row)
+  assert cells == ["0.741", "0.090", "0.700 ", "0.500"]
+
+
+def test_only_what_training_changes_has_an_arrow(data):
+  html = report.render_report(data)
+
+  def name(of):
+    found = _between(html, f'<th scope="row">{of}', "</th>")
+    return re.sub("<[^>]*>", "", found)
+
+  assert [name(of) for of in ("overall", "distance", "detector")] == [
+    "↑", "↓", ""
+  ]  # fmt: skip
+
+
+def test_pictures_come_first_then_tiles_curves_and_tables(data):
+  html = report.render_report(data)
+  order = ["<h1>", 'class="opening"', 'class="minis"', 'class="tiles"',
+           "<nav>", 'id="curves"', 'id="scores"', 'id="geneval"',
+           'id="generation"', 'id="what-ran"',
+           'class="attribution"']  # fmt: skip
+  places = [html.index(part) for part in order]
+  assert places == sorted(places)
+  assert html.count('class="tile card"') == 3
+
+
+def test_tiles_say_unit_target_and_chance(data):
+  html = report.render_report(data)
+  first, second, third = html.split('<div class="tile card">')[1:]
+
+  def text(tile):
+    return " ".join(re.sub("<[^>]*>", " ", tile.partition("<nav")[0]).split())
+
+  assert text(first) == (
+    "GenEval &lt;all&gt; 0.74 of 1 chance 0.09 ✓ target ≥ 0.70"
+  )
+  assert 'style="width:74.1%"' in first and 'style="left:9.0%"' in first
+  assert text(second) == "Ratio 1.45 × real ✗ target ≤ 1.20"
+  assert "meter" not in second  # its scale has no end
+  assert text(third) == "CIDEr-D 8.7 of 10 at step 1,300"
+  assert 'style="width:87.1%"' in third
+
+
+def test_a_cross_says_why_and_the_rule(data):
+  html = report.render_report(data)
+  gallery = _between(html, 'id="generation"', "</section>")
+  assert "expected cross ≥ 2, found 1<br>and &lt;more&gt;" in gallery
+  assert "not to be shown" not in html  # it is correct
+  counting = _between(gallery, "<h3>counting", "<figure>")
+  assert "exactly the number asked for" in counting
+  rules = _between(html, 'class="rules"', "</details>")
+  found = re.findall(r"<b>(.*?)</b>", rules)
+  assert found == ["counting", "position"]  # those that were scored
+  none = dataclasses.replace(data, geneval=(report.TaskBar("mean", 0.5),))
+  assert "Where a tick" not in report.render_report(none)
 
 
 def test_bars_know_which_way_is_better(data):
@@ -264,7 +348,8 @@ def _between(html, start, end):
 
 
 def test_samples_over_steps_stand_in_their_columns(data):
-  html = _between(report.render_report(data), 'class="grid"', "</table>")
+  html = report.render_report(data)
+  html = _between(html, '<table class="grid"', "</table>")
   assert re.findall(r'scope="col">([^<]*)<', html) == ["Prompt", "1,300",
                                                        "2,600"]  # fmt: skip
   cells = re.findall(r"<td>(.*?)</td>", html)
@@ -272,6 +357,18 @@ def test_samples_over_steps_stand_in_their_columns(data):
     (False, True), (True, False)
   ]  # fmt: skip
   assert 'class="mark yes"' in cells[1]
+
+
+def test_a_true_picture_stands_beside_the_drawn_one():
+  drawn = [
+    report.Generation("a cat", _image(1), task="seen", truth=_image(2)),
+    report.Generation("a dog", _image(3), task="free"),
+  ]
+  html = report_images.generations(drawn)
+  seen, free = html.split("<h3>")[1:]
+  assert seen.count("<img") == 2 and "true picture: a cat" in seen
+  assert "the true picture beside it" in seen
+  assert free.count("<img") == 1 and "true picture" not in free
 
 
 def test_captions_of_a_group_are_sorted_by_their_score():
@@ -284,6 +381,7 @@ def test_captions_of_a_group_are_sorted_by_their_score():
   ]  # fmt: skip
   data = report.ReportData("run", 0, "today", captions=tuple(captions))
   html = report.render_report(data)
+  html = _between(html, 'id="captions">', "</section>")
   text = " ".join(_Page(html).text)
   order = ["bad", "middling", "good", "unscored", "other"]
   assert sorted(order, key=text.index) == order

@@ -8,8 +8,14 @@ import pytest
 from etils import epath
 
 from unifluid_jax.evals.bench import Shown
+from unifluid_jax.evals.report import attribution, run_facts, samples, scales
 from unifluid_jax.evals.report import data as report_data
-from unifluid_jax.evals.report import samples
+
+START = {
+  "step": 0, "work": "training", "time": 0.0, "commit": "abc-dirty",
+  "command": "python -m unifluid_jax.main --config=configs/x.py",
+  "config": "configs/x.py", "hardware": "2 cores", "versions": {"jax": "1"},
+}  # fmt: skip
 
 
 def row(step, metric, value, floor=None, **more):
@@ -113,11 +119,15 @@ def test_scores_of_files_stand_beside_the_others(run):
   found = {(s.group, s.name): s for s in page.scores}
   coco = found["coco fid", "COCO FID"]
   assert coco.values == (30.0, None) and coco.lower_is_better
-  assert not coco.headline  # of another step than the page's
   own = found["geneval raw", "GenEval"]
-  assert own.values == (None, 0.5) and own.headline
-  assert not own.lower_is_better
-  assert found["fid", "Fréchet distance"].lower_is_better
+  assert own.values == (None, 0.5) and not own.lower_is_better
+  assert found["fid", "Fréchet distance, generated"].lower_is_better
+  assert found["fid", "Fréchet distance, real"].constant
+  # COCO FID is of another step than the page's, and by another command.
+  tiles = [(t.name, t.value, t.floor) for t in page.tiles]
+  assert tiles == [
+    ("GenEval", 0.25, 0.125), ("GenEval, own prompts", 0.5, None)
+  ]  # fmt: skip
   bars = [(b.group, b.name, b.score, b.overall) for b in page.geneval]
   assert bars == [
     ("", "overall", 0.25, True),
@@ -195,3 +205,111 @@ def test_captions_and_answers_reach_the_page(run):
                              "held out")  # fmt: skip
   assert (answer.question, answer.answer, answer.truth, answer.correct,
           answer.task) == ("how many?", "2", "3", False, "count")  # fmt: skip
+
+
+def test_tiles_are_in_printed_units_with_targets(run):
+  run.results(
+    row(10, "vqa/all", 0.75, 0.5),
+    row(20, "geneval/overall", 0.5),
+    row(20, "fid/ratio", 1.5),
+    row(20, "captions/cider_d", float("nan")),
+    row(20, "edits/success", 0.25, by="x"),
+  )
+  starts = epath.Path(run.path) / "starts.jsonl"
+  targets = {"vqa/all": [">=", 0.8], "fid/ratio": ["<=", 3.0]}
+  rows = [
+    START | {"targets": {"vqa/all": [">=", 0.1]}},
+    START | {"targets": targets, "step": 5},
+    START | {"work": "evaluation", "targets": {}},
+  ]
+  starts.write_text("".join(json.dumps(r) + "\n" for r in rows))
+  page = run.page()
+  tiles = {t.name: t for t in page.tiles}
+  assert list(tiles) == ["GenEval", "Fréchet distance", "VQA", "Edits done"]
+  vqa = tiles["VQA"]
+  assert (vqa.value, vqa.unit, vqa.end, vqa.floor) == (75.0, "%", 100.0, 50.0)
+  assert vqa.bar == pytest.approx(80.0)  # of the last training
+  assert vqa.remark == "at step 10"
+  ratio = tiles["Fréchet distance"]
+  assert (ratio.value, ratio.bar, ratio.lower_is_better) == (1.5, 3.0, True)
+  assert tiles["GenEval"].bar is None and tiles["GenEval"].remark == ""
+  bars = {s.name: s.bar for s in page.scores}
+  assert bars["VQA"] == 0.8 and bars["GenEval overall"] is None
+  assert [s.when for s in page.starts] == [
+    "training from step 0 · 1970-01-01 00:00 UTC",
+    "training from step 5 · 1970-01-01 00:00 UTC",
+    "evaluation from step 0 · 1970-01-01 00:00 UTC",
+  ]
+  assert page.starts[0].command == START["command"]
+  assert page.starts[0].facts == {
+    "commit": "abc-dirty", "hardware": "2 cores", "versions": "jax 1"
+  }  # fmt: skip
+
+
+def test_times_come_from_what_the_run_logged():
+  train = [
+    {"step": 1, "goodput": 0.0, "step_seconds": 0.0},
+    {"step": 9, "goodput": 0.8, "step_seconds": 480.0,
+     "seconds_per_step": 0.25, "tokens_per_second": 5000.4},
+  ]  # fmt: skip
+  scored = [{"step": 9, "metric": "vqa", "seconds": 100.0},
+            {"step": 9, "metric": "vqa", "seconds": 60.0},
+            {"step": 9, "metric": "fid", "seconds": 5.0},
+            row(9, "vqa/all", 1.0)]  # fmt: skip
+  assert run_facts.times(train, scored) == {
+    "training time": "10:00, 80 % of it in steps",
+    "speed": "0.25 s per step, 5,000 tokens/s",
+    "evaluation time": "1:05 for one checkpoint",
+  }
+  assert run_facts.times([{"step": 1}], []) == {}
+
+
+@pytest.mark.parametrize(
+  "name, lower, constant",
+  [
+    ("geneval/overall", False, False),
+    ("fid/ratio", True, False),
+    ("coco_fid/distance", True, False),
+    ("fid/real", True, True),
+    ("emoji_fid_held_out/real", True, True),
+    ("detector/truth", False, True),
+    ("emoji_drawn_held_out/top1", False, False),
+    ("emoji_drawn_nearest_held_out/top1", False, True),
+    ("tokenizer/psnr", False, True),
+    ("validation_loss/t2i/loss", True, False),
+    ("validation_loss_held_out/t2i/text_accuracy", False, False),
+    ("edits/kept", False, False),
+  ],
+)
+def test_ways_of_metrics(name, lower, constant):
+  assert scales.lower_is_better(name) == lower
+  assert scales.is_constant(name, run=True) == constant
+  # Another run may have another tokenizer.
+  frozen = name.startswith("tokenizer")
+  assert scales.is_constant(name) == (constant and not frozen)
+
+
+def test_attribution_is_read_beside_the_data(tmp_path):
+  assert attribution.read("") == attribution.read(str(tmp_path)) == ""
+  (tmp_path / "ATTRIBUTION").write_text("plain")
+  assert attribution.read(str(tmp_path)) == "plain"
+  (tmp_path / "ATTRIBUTION.md").write_text("first")
+  assert attribution.read(str(tmp_path)) == "first"
+
+
+def test_attribution_is_escaped_markdown_with_links():
+  text = """# Sets
+By <b>A</b>
+and B.
+
+- one, [CC & co](https://x.org/a?b=1&c=2)
+  goes on
+* two: https://y.org/z.
+[no](javascript:alert)"""
+  assert attribution.as_html(text) == (
+    "<h3>Sets</h3><p>By &lt;b&gt;A&lt;/b&gt; and B.</p>"
+    '<ul><li>one, <a href="https://x.org/a?b=1&amp;c=2" rel="noreferrer">'
+    "CC &amp; co</a> goes on</li>"
+    '<li>two: <a href="https://y.org/z" rel="noreferrer">https://y.org/z</a>. '
+    "[no](javascript:alert)</li></ul>"
+  )

@@ -20,6 +20,22 @@ TAGS = (
   "position",
   "color_attr",
 )
+# What `judge` asks of the prompts of each tag, for those who look at images.
+RULES = {
+  "single_object": "Correct if the object is found; further objects, of the "
+  "same kind too, do not count against it.",
+  "two_object": "Correct if both objects are found, wherever they are; further "
+  "objects do not count against it.",
+  "counting": "Correct only with exactly the number asked for, each found "
+  "with a score above 0.9; objects of other kinds do not count.",
+  "colors": "Correct if the most certain object of the kind has the colour; "
+  "others of the kind may have any.",
+  "position": "Correct if the centres of the two most certain boxes stand as "
+  "asked, after a tenth of the boxes' sides is taken off their distance; "
+  "“left of” and “above” may hold together.",
+  "color_attr": "Correct if the most certain object of each kind has its "
+  "colour; others of the kind may have any.",
+}
 MIN_SCORE = 0.3
 MIN_SCORE_COUNTING = 0.9
 MAX_PER_CLASS = 16

@@ -1,6 +1,7 @@
 """Curves and sparklines as inline SVG, styled by the report's sheet.
 
-Line i of a chart is drawn in a group of class "s<i>", which has its colour.
+A line is drawn in a group of class "s<i>", which has its colour: i is the
+curve's `series`, or its place in the chart.
 """
 
 import math
@@ -48,7 +49,8 @@ def loss_svg(curves: Sequence[Curve]) -> str:
   for i, (x, y, smooth) in lines.items():
     px = frame.x(x)
     parts.append(
-      f'<g class="s{i}"><path class="raw" d="{_path(px, frame.y(y))}"/>'
+      f'<g class="{_colour(curves, i)}">'
+      f'<path class="raw" d="{_path(px, frame.y(y))}"/>'
       f'<path class="smooth" d="{_path(px, frame.y(smooth))}"/>'
       f"{_dot(px[-1], frame.y(smooth[-1]))}</g>"
     )
@@ -92,7 +94,7 @@ def score_svg(
     marked = every if len(every) <= _MARKED else every[-1:]
     dots = "".join(_dot(a, b) for a, b in marked)
     path = f'<path class="smooth" d="{_path(px, py)}"/>'
-    parts.append(f'<g class="s{i}">{path}{dots}</g>')
+    parts.append(f'<g class="{_colour(chart.curves, i)}">{path}{dots}</g>')
   ends = (f"from {y[0]:.4g} to {y[-1]:.4g}" for _, y in lines.values())
   return frame.svg(parts, "; ".join(ends))
 
@@ -154,23 +156,6 @@ class _Frame:
     )
 
 
-def sparkline_svg(values: Sequence[float]) -> str:
-  """A word-sized line of scores; empty without two finite values."""
-  y = np.asarray(values, np.float64)
-  x = np.arange(len(y), dtype=np.float64)[np.isfinite(y)]
-  y = y[np.isfinite(y)]
-  if len(y) < 2:
-    return ""
-  span = (y.max() - y.min()) or 1.0
-  xs = 4 + (x - x[0]) / (x[-1] - x[0]) * 80
-  ys = 30 - (y - y.min()) / span * 24
-  return (
-    '<svg viewBox="0 0 88 36" aria-hidden="true"><g class="s0">'
-    f'<path class="smooth" d="{_path(xs, ys)}"/>'
-    f"{_dot(xs[-1], ys[-1])}</g></svg>"
-  )
-
-
 def last_average(values: Sequence[float]) -> float:
   """The moving average at the end of a curve; NaN without finite values."""
   y = np.asarray(values, np.float64)
@@ -184,6 +169,11 @@ def short_count(value: float) -> str:
     if abs(value) >= size:
       return f"{value / size:g}{unit}"
   return f"{value:g}"
+
+
+def _colour(curves: Sequence[Curve], index: int) -> str:
+  series = curves[index].series
+  return f"s{index if series is None else series}"
 
 
 def _average(y: np.ndarray) -> np.ndarray:

@@ -1,40 +1,28 @@
 """The report page of a workdir, from the files a run and its evaluation left.
 
-`report.py` knows how a page looks; this file knows where numbers come from.
+`page.py` knows how a page looks; this file knows where numbers come from.
 """
 
 import datetime
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from unifluid_jax.core import files, telemetry
+from unifluid_jax.core import files, provenance, telemetry
 from unifluid_jax.evals.bench import Shown
 from unifluid_jax.evals.metrics import geneval as geneval_rules
 from unifluid_jax.evals.report import page as report
-from unifluid_jax.evals.report import run_results, samples
+from unifluid_jax.evals.report import run_facts, run_results, samples, scales
 
-HEADLINES = {
-  "geneval/overall": "GenEval overall",
-  "geneval_raw/overall": "GenEval",
-  "geneval_rewritten/overall": "GenEval, rewritten",
-  "captions/cider_d": "CIDEr-D",
-  "vqa/all": "VQA",
-  "paraphrases/all": "VQA, paraphrases : plain",
-  "fid/generated": "Fréchet distance",
-  "coco_fid/distance": "COCO FID",
-  "mjhq_fid/distance": "MJHQ FID",
-  "folder_fid/distance": "FID of a folder",
-  "edits/success": "Edits done",
-}
 _GENEVAL = {  # group of metrics → name of its bars
   "geneval": "",
   "geneval_raw": "The benchmark's own prompts",
   "geneval_rewritten": "Rewritten prompts",
 }
-_TITLES = {"cider_d": "CIDEr-D", "psnr": "PSNR"}
+_TILES = 6  # as many as stand in one row
 _COLUMNS = 8  # of samples over steps
 _PROMPTS = 6
 
@@ -48,6 +36,7 @@ def write(
   name: str,
   summary: Mapping[str, str],
   losses: Mapping[str, str],
+  credit: str = "",
 ) -> None:
   """Writes report.html of the newest step that was evaluated.
 
@@ -57,6 +46,7 @@ def write(
     name: of the run.
     summary: what its configuration says at a glance, label → value.
     losses: key in metrics.jsonl → title of its curve.
+    credit: attribution of the data that it was trained on.
   """
   train = telemetry.read_metrics(f"{workdir}/{telemetry.METRICS}")
   rows = run_results.read(workdir)
@@ -66,6 +56,8 @@ def write(
   kept = samples.steps(workdir)
   shown = samples.read(workdir, kept[-1]) if kept else []
   sample_steps, grid = _over_steps(workdir, kept)
+  began = provenance.read(workdir)
+  targets = run_facts.targets(began)
   report.write_report(
     path,
     report.ReportData(
@@ -73,8 +65,9 @@ def write(
       step=step,
       date=datetime.date.today().isoformat(),
       config=summary,
+      tiles=_tiles(found, step, targets),
       checkpoints=steps,
-      scores=_scores(found, steps, step),
+      scores=_scores(found, steps, targets),
       curves=tuple(
         report.curve_from_rows(train, key, title)
         for key, title in losses.items()
@@ -83,10 +76,10 @@ def write(
         report.Chart(
           title, (curve(found, key, title),), *_reference(found, key)
         )
-        for key, title in HEADLINES.items()
+        for key, title in scales.CHARTS.items()
       ),
       geneval=_bars(found, step),
-      floor_name="floor: unrelated real images",
+      floor_name="chance: unrelated real images",
       sample_steps=sample_steps,
       samples=grid,
       generations=tuple(generation(s) for s in shown if s.kind == "generated"),
@@ -115,6 +108,9 @@ def write(
         if s.kind == "edit"
       ),
       notes=_notes(rows, found, step, kept[-1] if kept else step),
+      times=run_facts.times(train, rows),
+      starts=run_facts.starts(began),
+      attribution=credit,
       digest=_digest(rows),
     ),
   )
@@ -146,18 +142,6 @@ def curve(found: Found, name: str, title: str) -> report.Curve:
   return report.Curve(title, steps, tuple(each[s]["value"] for s in steps))
 
 
-def titled(name: str) -> tuple[str, str]:
-  """Group and title of a metric."""
-  group, _, rest = name.partition("/")
-  title = HEADLINES.get(name) or _TITLES.get(rest, rest.replace("_", " "))
-  return group.replace("_", " "), title
-
-
-def lower_is_better(name: str) -> bool:
-  """Whether a metric is a distance."""
-  return name.partition("/")[0].endswith("fid")
-
-
 def drawn(workdir: str, step: int) -> dict[tuple[str, int | None], Shown]:
   """A step's generated images, by what two must share to be compared."""
   shown = samples.read(workdir, step)
@@ -169,31 +153,63 @@ def generation(example: Shown | None) -> report.Generation | None:
   if example is None:
     return None
   task = example.task.replace("_", " ")
-  return report.Generation(example.prompt, example.image, example.correct, task)
+  return report.Generation(
+    example.prompt, example.image, example.correct, task, example.output,
+    example.target,
+  )  # fmt: skip
 
 
 def _scores(
-  found: Found, steps: Sequence[int], step: int
+  found: Found, steps: Sequence[int], targets: run_facts.Targets
 ) -> tuple[report.ScoreRow, ...]:
-  """One row a metric.
-
-  What another command scored at some step only heads the page of that step.
-  """
+  """One row for each metric."""
   out = []
   for name, each in found.items():
-    group, title = titled(name)
-    latest = each[max(each)]
+    group, title = scales.titled(name)
     out.append(
       report.ScoreRow(
         name=title,
         values=tuple(each.get(s, {}).get("value") for s in steps),
         group=group,
-        lower_is_better=lower_is_better(name),
-        floor=latest.get("floor"),
-        headline=name in HEADLINES and ("by" not in latest or step in each),
+        lower_is_better=scales.lower_is_better(name),
+        constant=scales.is_constant(name, run=True),
+        floor=each[max(each)].get("floor"),
+        bar=targets.get(name),
       )
     )
   return tuple(out)
+
+
+def _tiles(
+  found: Found, step: int, targets: run_facts.Targets
+) -> tuple[report.Tile, ...]:
+  """The first headlines that the run has, each at its newest step.
+
+  What another command scored at some step only heads the page of that step.
+  """
+  out = []
+  for name, scale in scales.HEADLINES.items():
+    each = found.get(name, {})
+    latest = each.get(max(each, default=step))
+    if latest is None or ("by" in latest and step not in each):
+      continue
+    if not math.isfinite(latest["value"]):
+      continue
+    floor, bar = latest.get("floor"), targets.get(name)
+    out.append(
+      report.Tile(
+        name=scale.title,
+        value=latest["value"] * scale.factor,
+        unit=scale.unit,
+        digits=scale.digits,
+        lower_is_better=scales.lower_is_better(name),
+        end=scale.end,
+        floor=None if floor is None else floor * scale.factor,
+        bar=None if bar is None else bar * scale.factor,
+        remark="" if step in each else f"at step {max(each):,}",
+      )
+    )
+  return tuple(out[:_TILES])
 
 
 def _reference(found: Found, name: str) -> tuple[float | None, str]:
@@ -205,7 +221,7 @@ def _reference(found: Found, name: str) -> tuple[float | None, str]:
   latest = each[max(each)]
   if name == "fid/real":
     return latest["value"], "real images"
-  return latest.get("floor"), "floor"
+  return latest.get("floor"), "chance"
 
 
 def _bars(found: Found, step: int) -> tuple[report.TaskBar, ...]:

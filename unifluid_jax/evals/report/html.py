@@ -1,6 +1,7 @@
 """Small pieces of HTML that all report pages are made of; text is escaped."""
 
 import base64
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from unifluid_jax.data.images import encode_image
+from unifluid_jax.evals.report import attribution
 from unifluid_jax.evals.report.contact_sheet import enlarged
 from unifluid_jax.evals.report.samples import encoded
 from unifluid_jax.evals.report.template import PAGE, STYLE
@@ -26,20 +28,34 @@ def page(
     title: of the window, plain text.
     header: HTML.
     sections: HTML by heading; empty ones are left out.
-    footer: plain text.
+    footer: HTML.
   """
   shown = {name: html for name, html in sections.items() if html}
-  links = "".join(f'<a href="#{n.lower()}">{n}</a>' for n in shown)
+  ids = {name: name.lower().replace(" ", "-") for name in shown}
+  links = "".join(f'<a href="#{ids[n]}">{n}</a>' for n in shown)
   body = "".join(
-    f'<section id="{name.lower()}"><h2>{name}</h2>{html}</section>'
+    f'<section id="{ids[name]}"><h2>{name}</h2>{html}</section>'
     for name, html in shown.items()
   )
   return PAGE.format(
     title=escape(title),
     style=STYLE,
     body=f"<header>{header}</header><nav><div>{links}</div></nav>"
-    f"<main>{body}</main><footer>{escape(footer)}</footer>",
+    f"<main>{body}</main><footer>{footer}</footer>",
   )
+
+
+def footer(line: str, text: str) -> str:
+  """The last line of a page, after the attribution of its data.
+
+  Args:
+    line: plain text.
+    text: of an attribution file; may be empty.
+  """
+  credit = attribution.as_html(text)
+  if credit:
+    credit = f'<div class="attribution">{credit}</div>'
+  return f"{credit}<p>{escape(line)}</p>"
 
 
 def missing(value: float | None) -> bool:
@@ -49,11 +65,15 @@ def missing(value: float | None) -> bool:
 
 def number(value: float | None, digits: int, sign: str = "") -> str:
   """A number, or a dash; `sign` "+" shows it of positive ones too."""
-  return MISSING if missing(value) else f"{value:{sign}.{digits}f}"
+  if missing(value):
+    return MISSING
+  return f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
-def better(lower_is_better: bool) -> str:
-  """An arrow that says which way a metric should go."""
+def better(lower_is_better: bool, constant: bool = False) -> str:
+  """An arrow that says which way a metric should go; none of constants."""
+  if constant:
+    return ""
   arrow, way = ("↓", "lower") if lower_is_better else ("↑", "higher")
   return f'<span class="dir" title="{way} is better">{arrow}</span>'
 
@@ -88,7 +108,10 @@ def note(text: str) -> str:
 
 
 def table(
-  head: Sequence[str], rows: Sequence[tuple[str, str]], kind: str = ""
+  head: Sequence[str],
+  rows: Sequence[tuple[str, str]],
+  kind: str = "",
+  label: str = "Scores",
 ) -> str:
   """Metrics by group, a row each.
 
@@ -97,6 +120,7 @@ def table(
     rows: group, plain text, and `<tr>` of each metric; a group's rows are
       brought together.
     kind: class of the table.
+    label: of the table, for screen readers.
   """
   groups: dict[str, list[str]] = {}
   for group, row in rows:
@@ -105,14 +129,22 @@ def table(
   for group, lines in groups.items():
     if group:
       body.append(
-        f'<tr class="group"><th scope="rowgroup">{escape(group)}</th>'
-        f'<td colspan="{len(head)}"></td></tr>'
+        f'<tr class="group"><th scope="rowgroup" colspan="{len(head) + 1}">'
+        f"<span>{escape(group)}</span></th></tr>"
       )
     body += lines
+  return scroll(
+    f'<table class="{kind}"><thead><tr><th scope="col">Metric</th>'
+    f"{''.join(head)}</tr></thead><tbody>{''.join(body)}</tbody></table>",
+    label,
+  )
+
+
+def scroll(table: str, label: str, kind: str = "") -> str:
+  """A card on which a wide table scrolls, by touch, wheel and keyboard."""
   return (
-    f'<div class="card scroll"><table class="{kind}"><thead><tr>'
-    f'<th scope="col">Metric</th>{"".join(head)}</tr></thead>'
-    f"<tbody>{''.join(body)}</tbody></table></div>"
+    f'<div class="card scroll{kind and f" {kind}"}" tabindex="0" '
+    f'role="region" aria-label="{escape(label)}">{table}</div>'
   )
 
 
@@ -120,6 +152,15 @@ def notes(lines: Sequence[str]) -> str:
   """Remarks below a table; nothing without any."""
   items = "".join(f"<li>{escape(line)}</li>" for line in lines)
   return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def facts(rows: Mapping[str, str]) -> str:
+  """A card of labels and values; nothing without any."""
+  items = "".join(
+    f"<div><dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd></div>"
+    for key, value in rows.items()
+  )
+  return f'<dl class="config card">{items}</dl>' if items else ""
 
 
 def panel(title: str, remark: str, body: str) -> str:
@@ -149,16 +190,27 @@ def picture(image: Any, alt: str) -> str:
   Raises:
     ValueError: not u8[H, W, 3].
   """
-  scale = max(1, _PIXELATED_TO // max(np.shape(image)[:2]))
+  pixels = np.asarray(image)
+  src, (width, height) = _source(
+    pixels.tobytes(), pixels.shape, pixels.dtype.name
+  )
+  return (
+    f'<img src="{src}" alt="{escape(alt)}" width="{width}" height="{height}">'
+  )
+
+
+@functools.lru_cache(maxsize=256)
+def _source(
+  data: bytes, shape: tuple[int, ...], dtype: str
+) -> tuple[str, tuple[int, int]]:
+  """An image's data URL and size; kept, since some stand on a page twice."""
+  image = np.frombuffer(data, dtype).reshape(shape)
+  scale = max(1, _PIXELATED_TO // max(shape[:2]))
   if scale > 1:
     shown = enlarged(image, scale)
-    (width, height), data = shown.size, encode_image(shown, optimize=True)
+    size, data = shown.size, encode_image(shown, optimize=True)
   else:
-    height, width = np.shape(image)[:2]
-    data = encoded(image)
+    size, data = (shape[1], shape[0]), encoded(image)
   kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
   code = base64.b64encode(data).decode("ascii")
-  return (
-    f'<img src="data:image/{kind};base64,{code}" alt="{escape(alt)}" '
-    f'width="{width}" height="{height}">'
-  )
+  return f"data:image/{kind};base64,{code}", size

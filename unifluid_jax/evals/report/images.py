@@ -1,7 +1,8 @@
 """The report's sections of examples: what the model drew, said and changed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 from typing import Any
 
 from unifluid_jax.evals.report import html as html
@@ -14,6 +15,80 @@ from unifluid_jax.evals.report.types import (
 )
 
 _NEVER = float("inf")
+_DRAWN, _SAID, _EDITED = 16, 3, 3  # examples of each kind that open a page
+
+
+def opening(
+  drawn: Sequence[Generation],
+  captions: Sequence[Caption],
+  answers: Sequence[Answer],
+  edits: Sequence[EditSample],
+) -> str:
+  """A few examples of whatever the model does, before any number."""
+  first = spread(drawn, lambda s: s.task, _DRAWN)
+  parts = []
+  if first:
+    figures = "".join(_drawn(s, reason=False) for s in first)
+    parts.append(f'<div class="opening">{figures}</div>')
+  said = [
+    _mini(s.image, s.group, s.text, s.correct)
+    for s in spread(captions, lambda s: s.group, _SAID)
+  ] + [
+    _mini(s.image, s.question, s.answer, s.correct)
+    for s in spread(answers, lambda s: s.task, _SAID)
+  ]
+  if said:
+    parts.append(f'<div class="minis">{"".join(said)}</div>')
+  changed = spread(edits, lambda s: s.task, _EDITED)
+  if changed:
+    parts.append(
+      f'<div class="cards three">{"".join(map(_edit, changed))}</div>'
+    )
+  if not parts:
+    return ""
+  which = (
+    "The first examples of each task, good and bad alike; all that are kept "
+    "stand below."
+  )
+  return "".join(parts) + html.note(which)
+
+
+def spread(
+  samples: Sequence[Any], key: Callable[[Any], str], count: int
+) -> list[Any]:
+  """The first `count`, one of each group in turn, group by group."""
+  groups = _grouped(samples, key)
+  turns = sorted(
+    (place, number)
+    for number, group in enumerate(groups.values())
+    for place in range(len(group))
+  )[:count]
+  lists = list(groups.values())
+  return [lists[number][place] for place, number in turns]
+
+
+def _mini(image: Any, asked: str, text: str, correct: bool | None) -> str:
+  """An image with what was said about it, in little room."""
+  return (
+    f'<div class="mini card"><div>{html.picture(image, "")}</div><div>'
+    f'<p class="q">{escape(asked)}</p>{html.said(text, correct)}</div></div>'
+  )
+
+
+def _drawn(sample: Generation, reason: bool = True) -> str:
+  """A generated image above its prompt, and what is wrong with it."""
+  why = ""
+  if reason and sample.reason and not sample.correct:
+    text = escape(sample.reason).replace("&gt;=", "≥").replace("\n", "<br>")
+    why = f"<small>{text}</small>"
+  frame = html.framed(sample.image, sample.prompt, sample.correct)
+  if reason and sample.truth is not None:
+    truth = html.picture(sample.truth, f"true picture: {sample.prompt}")
+    frame = f'<div class="truly">{frame}{truth}</div>'
+  return (
+    f"<figure>{frame}<figcaption>{escape(sample.prompt)}{why}</figcaption>"
+    "</figure>"
+  )
 
 
 def over_steps(steps: Sequence[int], rows: Sequence[SampleRow]) -> str:
@@ -37,51 +112,103 @@ def over_steps(steps: Sequence[int], rows: Sequence[SampleRow]) -> str:
   return (
     "<h3>Over training</h3>"
     + html.note("The same prompts and seeds, drawn at several checkpoints.")
-    + '<div class="card scroll fit"><table class="grid" '
-    f'style="--columns: {len(steps)}"><thead><tr>'
-    f'<th scope="col">Prompt</th>{head}</tr></thead>'
-    f"<tbody>{''.join(body)}</tbody></table></div>"
+    + _grid(head, body, len(steps), "Samples over training")
   )
 
 
-def pairs(names: tuple[str, str], rows: Sequence[SampleRow]) -> str:
-  """The same prompts and seeds of two runs, beside each other, by task."""
+def _grid(head: str, rows: Sequence[str], columns: int, label: str) -> str:
+  """Images in rows of a prompt."""
+  return html.scroll(
+    f'<table class="grid" style="--columns: {columns}"><thead><tr>'
+    f'<th scope="col">Prompt</th>{head}</tr></thead>'
+    f"<tbody>{''.join(rows)}</tbody></table>",
+    label,
+    "fit",
+  )
+
+
+def pairs(
+  names: Sequence[str], series: Sequence[int], rows: Sequence[SampleRow]
+) -> str:
+  """The same prompts and seeds of several runs beside each other, by task.
+
+  Args:
+    names: of the runs, a column each.
+    series: of the runs, which colour each has.
+    rows: with one image for each run.
+  """
   parts = []
-  for task, group in _grouped(rows, lambda row: row.drawn[0].task).items():
-    cards = []
-    for row in group:
-      two = "".join(
-        f'<div class="s{i}">{_cell(drawn)}<small>{escape(name)}</small></div>'
-        for i, (name, drawn) in enumerate(zip(names, row.drawn, strict=True))
-      )
-      cards.append(
-        f'<figure class="card"><div class="two">{two}</div>'
-        f"<figcaption>{escape(row.prompt)}</figcaption></figure>"
-      )
+  for task, group in _grouped(rows, task_of).items():
     counts = [
       f"{sum(judged)} of {len(judged)}"
-      for i in range(2)
-      if (judged := [c for r in group if (c := r.drawn[i].correct) is not None])
+      for i in range(len(names))
+      if (judged := _judged(r.drawn[i] for r in group))
     ]
     small = " against ".join(counts) + " correct" * bool(counts)
     parts.append(
       f"<h3>{escape(task)}<small>{small}</small></h3>"
-      f'<div class="pairs">{"".join(cards)}</div>'
+      f"{beside(names, series, group)}"
     )
   return "".join(parts)
 
 
-def generations(samples: Sequence[Generation]) -> str:
-  """Images of the newest checkpoint by task."""
+def task_of(row: SampleRow) -> str:
+  """The task that a row's images were drawn for."""
+  return next((drawn.task for drawn in row.drawn if drawn is not None), "")
+
+
+def _judged(drawn: Iterable[Generation | None]) -> list[bool]:
+  return [d.correct for d in drawn if d is not None and d.correct is not None]
+
+
+def beside(
+  names: Sequence[str], series: Sequence[int], rows: Sequence[SampleRow]
+) -> str:
+  """Two runs on a card for each prompt, more in the columns of a table."""
+  if len(names) > 2:
+    head = "".join(
+      f'<th scope="col"><span class="over s{i}">{escape(name)}</span></th>'
+      for i, name in zip(series, names, strict=True)
+    )
+    body = [
+      f'<tr><th scope="row">{escape(row.prompt)}</th>'
+      + "".join(f"<td>{_cell(drawn)}</td>" for drawn in row.drawn)
+      + "</tr>"
+      for row in rows
+    ]
+    return _grid(head, body, len(names), "Samples of all runs")
+  cards = []
+  for row in rows:
+    two = "".join(
+      f'<div class="s{i}">{_cell(drawn)}<small>{escape(name)}</small></div>'
+      for i, name, drawn in zip(series, names, row.drawn, strict=True)
+    )
+    cards.append(
+      f'<figure class="card"><div class="two">{two}</div>'
+      f"<figcaption>{escape(row.prompt)}</figcaption></figure>"
+    )
+  return f'<div class="pairs">{"".join(cards)}</div>'
+
+
+def generations(
+  samples: Sequence[Generation], rules: Mapping[str, str] = MappingProxyType({})
+) -> str:
+  """Images of the newest checkpoint by task.
+
+  Args:
+    samples: with their verdicts.
+    rules: of some tasks, when an image is correct.
+  """
   parts = []
   for task, group in _grouped(samples, lambda s: s.task).items():
-    figures = "".join(
-      f"<figure>{html.framed(s.image, s.prompt, s.correct)}<figcaption>"
-      f"{escape(s.prompt)}</figcaption></figure>"
-      for s in group
-    )
     parts.append(html.heading(task, [s.correct for s in group]))
-    parts.append(f'<div class="gallery">{figures}</div>')
+    if task in rules and any(s.correct is not None for s in group):
+      parts.append(html.note(rules[task]))
+    figures, wide = "".join(map(_drawn, group)), ""
+    if any(s.truth is not None for s in group):
+      parts.append(html.note("Drawn on the left, the true picture beside it."))
+      wide = " wide"
+    parts.append(f'<div class="gallery{wide}">{figures}</div>')
   return "".join(parts)
 
 

@@ -9,6 +9,7 @@ from html import escape
 from etils import epath
 
 from unifluid_jax.core import files
+from unifluid_jax.evals.metrics import geneval as geneval_rules
 from unifluid_jax.evals.report import charts as charts
 from unifluid_jax.evals.report import html as html
 from unifluid_jax.evals.report import images as images
@@ -23,9 +24,16 @@ from unifluid_jax.evals.report.types import (
   ReportData,
   SampleRow,
   ScoreRow,
+  Start,
   TaskBar,
+  Tile,
   curve_from_rows,
 )
+
+# As the page names the tasks.
+_RULES = {
+  tag.replace("_", " "): rule for tag, rule in geneval_rules.RULES.items()
+}
 
 __all__ = [
   "Answer",
@@ -37,7 +45,9 @@ __all__ = [
   "ReportData",
   "SampleRow",
   "ScoreRow",
+  "Start",
   "TaskBar",
+  "Tile",
   "contact_sheet",
   "curve_from_rows",
   "render_report",
@@ -68,21 +78,24 @@ def render_report(data: ReportData) -> str:
         f"{len(data.checkpoints)} checkpoints: use None where one is missing"
       )
   sections = {
+    "Curves": _training(data.curves) + _progress(data.progress),
     "Scores": _scores(data) if data.scores else "",
-    "Training": _training(data.curves),
-    "Progress": _progress(data.progress),
     "GenEval": _geneval(data) if data.geneval else "",
     "Generation": images.over_steps(data.sample_steps, data.samples)
-    + images.generations(data.generations),
+    + images.generations(data.generations, _RULES),
     "Captions": images.captions(data.captions),
     "Questions": images.answers(data.answers),
     "Editing": images.edits(data.edits),
+    "What ran": _what_ran(data),
   }
   page = html.page(
     f"{data.name} · step {data.step:,}",
     _header(data),
     sections,
-    f"unifluid_jax · {data.name} · step {data.step:,} · {data.date}",
+    html.footer(
+      f"unifluid_jax · {data.name} · step {data.step:,} · {data.date}",
+      data.attribution,
+    ),
   )
   return page + mark(data.digest)
 
@@ -96,86 +109,141 @@ def mark(digest: str) -> str:
 
 
 def _header(data: ReportData) -> str:
-  tiles = "".join(
-    _tile(row, data.checkpoints) for row in data.scores if row.headline
-  )
-  config = "".join(
-    f"<div><dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd></div>"
-    for key, value in data.config.items()
-  )
+  """What the run is, what it makes, and how good that is."""
+  tiles = "".join(map(_tile, data.tiles))
   return (
     '<p class="eyebrow">Evaluation report</p>'
     f"<h1>{escape(data.name)}</h1>"
     f'<p class="lead">Step <b>{data.step:,}</b> · {escape(data.date)}</p>'
+    + images.opening(data.generations, data.captions, data.answers, data.edits)
     + (f'<div class="tiles">{tiles}</div>' if tiles else "")
-    + (f'<dl class="config card">{config}</dl>' if config else "")
   )
 
 
-def _tile(row: ScoreRow, checkpoints: tuple[int, ...]) -> str:
-  known = [
-    (step, value)
-    for step, value in zip(checkpoints, row.values, strict=True)
-    if not html.missing(value)
-  ]
-  foot = []
-  if row.floor is not None:
-    foot.append(f"floor {html.number(row.floor, row.digits)}")
-  if row.bar is not None:
-    foot.append(f"bar {html.number(row.bar, row.digits)} {_reached(row)}")
-  if not foot and len(known) > 1 and not html.missing(row.values[-1]):
-    change = known[-1][1] - known[-2][1]
-    foot.append(
-      f"{html.number(change, row.digits, '+')} since step {known[-2][0]:,}"
-    )
-  latest = row.values[-1] if row.values else None
-  shown = " · ".join(f"<span>{text}</span>" for text in foot)
+def _tile(tile: Tile) -> str:
+  foot = [escape(tile.remark)] if tile.remark else []
+  if not html.missing(tile.floor):
+    foot.append(f"chance {html.number(tile.floor, tile.digits)}")
+  if not html.missing(tile.bar):
+    sign = "≤" if tile.lower_is_better else "≥"
+    bar = f"target {sign} {html.number(tile.bar, tile.digits)}"
+    met = reached(tile.value, tile.bar, tile.lower_is_better)
+    kind, word = ("good", "✓") if met else ("bad", "✗")
+    foot.append(f'<b class="{kind}">{word} {bar}</b>')
+  shown = "".join(f"<span>{text}</span>" for text in foot)
   return (
-    f'<div class="tile card"><div class="name">{escape(row.name)}</div>'
-    '<div class="row"><div class="value">'
-    f"{html.number(latest, row.digits)}</div>"
-    f"{charts.sparkline_svg([value for _, value in known])}</div>"
+    f'<div class="tile card"><div class="name">{escape(tile.name)}</div>'
+    f'<div class="value">{html.number(tile.value, tile.digits)}'
+    f"<small>{escape(tile.unit)}</small></div>{_meter(tile)}"
     f'<div class="foot">{shown or "&nbsp;"}</div></div>'
   )
 
 
+def _meter(tile: Tile) -> str:
+  """Where a score lies between nothing and the end of its scale."""
+  if tile.end is None:
+    return ""
+  marks = "".join(
+    f'<i class="{kind}" style="left:{_share(value, tile.end)}%"></i>'
+    for kind, value in (("chance", tile.floor), ("target", tile.bar))
+    if not html.missing(value)
+  )
+  return (
+    '<div class="meter" aria-hidden="true"><div class="fill" '
+    f'style="width:{_share(tile.value, tile.end)}%"></div>{marks}</div>'
+  )
+
+
+def _share(value: float, end: float) -> str:
+  return f"{100 * min(max(value / end, 0.0), 1.0):.1f}"
+
+
+def reached(value: float | None, bar: float, lower_is_better: bool) -> bool:
+  """Whether a score is at its target or beyond; one that is missing is not."""
+  if html.missing(value):
+    return False
+  return value <= bar if lower_is_better else value >= bar
+
+
 def _scores(data: ReportData) -> str:
-  last = len(data.checkpoints) - 1
+  """The newest step beside the names, where a phone shows it, then others."""
+  order = range(len(data.checkpoints) - 1, -1, -1)
   floors = any(row.floor is not None for row in data.scores)
   bars = any(row.bar is not None for row in data.scores)
-  head = [
-    f'<th scope="col"{_latest(i, last)}>{step:,}</th>'
-    for i, step in enumerate(data.checkpoints)
+  steps = [f'<th scope="col">{data.checkpoints[i]:,}</th>' for i in order]
+  newest = [s.replace("<th", '<th class="latest"', 1) for s in steps[:1]]
+  head = [*newest]
+  head += ['<th scope="col">chance</th>'] * floors
+  head += ['<th scope="col">target</th>'] * bars
+  head += steps[1:]
+  rows = [
+    (row.group, _score_row(row, order, floors, bars)) for row in data.scores
   ]
-  head += ['<th scope="col">floor</th>'] * floors
-  head += ['<th scope="col">bar</th>'] * bars
-  rows = [(r.group, _score_row(r, last, floors, bars)) for r in data.scores]
-  bar = ", bar the score this run is meant to reach" * bars
-  return (
-    html.note(
-      "By training step. Arrows say which way is better; floor is the score of "
-      f"a model that ignores its input{bar}."
+  words = [
+    "By training step, the newest first.",
+    "Arrows say which way is better.",
+  ]
+  if any(row.constant for row in data.scores):
+    words.append(
+      "Rows without one are constants of the measurement, which training does "
+      "not enter: the detector, real images, the frozen tokenizer."
     )
-    + html.table(head, rows)
-    + html.notes(data.notes)
+  if floors:
+    words.append("Chance is the score of a model that ignores its input.")
+  if bars:
+    words.append("Target is what the configuration file asks of this run.")
+  return (
+    html.note(" ".join(words)) + html.table(head, rows) + html.notes(data.notes)
   )
 
 
-def _score_row(row: ScoreRow, last: int, floors: bool, bars: bool) -> str:
-  cells = "".join(
-    f"<td{_latest(i, last)}>{html.number(value, row.digits)}</td>"
-    for i, value in enumerate(row.values)
-  )
+def _score_row(
+  row: ScoreRow, order: Sequence[int], floors: bool, bars: bool
+) -> str:
+  values = [html.number(row.values[i], row.digits) for i in order]
+  cells = "".join(f'<td class="latest">{value}</td>' for value in values[:1])
   if floors:
     cells += f'<td class="ref">{html.number(row.floor, row.digits)}</td>'
   if bars:
-    cells += (
-      f'<td class="ref">{html.number(row.bar, row.digits)} {_reached(row)}</td>'
-    )
+    cells += f'<td class="ref">{_target(row)}</td>'
+  cells += "".join(f"<td>{value}</td>" for value in values[1:])
   return (
     f'<tr><th scope="row">{escape(row.name)}'
-    f"{html.better(row.lower_is_better)}</th>{cells}</tr>"
+    f"{html.better(row.lower_is_better, row.constant)}</th>{cells}</tr>"
   )
+
+
+def _target(row: ScoreRow) -> str:
+  """A row's target, and whether the newest score has reached it."""
+  text = html.number(row.bar, row.digits)
+  latest = row.values[-1] if row.values else None
+  if html.missing(latest) or html.missing(row.bar):
+    return text
+  if reached(latest, row.bar, row.lower_is_better):
+    return f'{text} <span class="good" title="reached">✓</span>'
+  return f'{text} <span class="bad" title="not reached">✗</span>'
+
+
+def _what_ran(data: ReportData) -> str:
+  """Configuration, times and the commands, so that it can be run again."""
+  parts = [html.facts(data.config), html.facts(data.times)]
+  return "".join(parts) + starts([("", start) for start in data.starts])
+
+
+def starts(rows: Sequence[tuple[str, Start]]) -> str:
+  """Commands with what they ran on; each after a name, which may be empty."""
+  parts = []
+  for name, start in rows:
+    text = " · ".join(x for x in (name, start.when) if x)
+    facts = "".join(
+      f"<li><b>{escape(key)}</b> {escape(value)}</li>"
+      for key, value in start.facts.items()
+    )
+    parts.append(
+      f'<div class="start card"><p>{escape(text)}</p>'
+      f"<pre><code>{escape(start.command)}</code></pre><ul>{facts}</ul></div>"
+    )
+  return "".join(parts)
 
 
 def _training(curves: Sequence[Curve]) -> str:
@@ -187,9 +255,8 @@ def _training(curves: Sequence[Curve]) -> str:
   if not panels:
     return ""
   return (
-    html.note(
-      "Loss against training step; faint as logged, strong as moving average."
-    )
+    "<h3>Losses</h3>"
+    + html.note("Against training step; faint as logged, strong as average.")
     + f'<div class="pair">{"".join(panels)}</div>'
   )
 
@@ -207,7 +274,8 @@ def _progress(drawn: Sequence[Chart]) -> str:
   if not panels:
     return ""
   return (
-    html.note("Scores against training step, a point a checkpoint.")
+    "<h3>Scores</h3>"
+    + html.note("Against training step, one point for each checkpoint.")
     + f'<div class="pair">{"".join(panels)}</div>'
   )
 
@@ -220,7 +288,8 @@ def _geneval(data: ReportData) -> str:
     html.note(
       "Share of images that show what the prompt asks for; overall is the "
       "unweighted mean of the tasks."
-    )
+    ),
+    _rules(data.geneval),
   ]
   for group, bars in groups.items():
     floors = any(not html.missing(bar.floor) for bar in bars)
@@ -233,13 +302,29 @@ def _geneval(data: ReportData) -> str:
   return "".join(parts)
 
 
+def _rules(bars: Sequence[TaskBar]) -> str:
+  """When an image counts as correct: less, or more, than a glance tells."""
+  asked = {bar.name for bar in bars}
+  items = "".join(
+    f"<li><b>{escape(name)}</b> {escape(rule)}</li>"
+    for name, rule in _RULES.items()
+    if name in asked
+  )
+  if not items:
+    return ""
+  return (
+    '<details class="rules"><summary>Where a tick or a cross looks wrong: '
+    f"GenEval's rules</summary><ul>{items}</ul></details>"
+  )
+
+
 def _bar(bar: TaskBar) -> str:
   score = 0.0 if html.missing(bar.score) else min(max(bar.score, 0.0), 1.0)
   floor = ""
   if not html.missing(bar.floor):
     floor = (
       f'<div class="floor" style="left:{100 * bar.floor:.1f}%" '
-      f'title="floor {bar.floor:.2f}"></div>'
+      f'title="chance {bar.floor:.2f}"></div>'
     )
   return (
     f'<div class="bar{" overall" * bar.overall}"><span>{escape(bar.name)}'
@@ -263,21 +348,3 @@ def _facets(bars: Sequence[TaskBar]) -> str:
   if not parts:
     return ""
   return f'<div class="facets card">{"".join(parts)}</div>'
-
-
-# --- small pieces -------------------------------------------------------------
-
-
-def _latest(index: int, last: int) -> str:
-  return ' class="latest"' if index == last else ""
-
-
-def _reached(row: ScoreRow) -> str:
-  """Whether the latest score is at the row's bar or beyond."""
-  latest = row.values[-1] if row.values else None
-  if html.missing(latest) or html.missing(row.bar):
-    return ""
-  reached = latest <= row.bar if row.lower_is_better else latest >= row.bar
-  if reached:
-    return '<span class="good" title="reached">✓</span>'
-  return '<span class="bad" title="not reached">✗</span>'

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unifluid_jax.core import files, jsonl
+from unifluid_jax.evals.bench import Outcome
 
 FILE = "metrics_eval.jsonl"
 Row = Mapping[str, Any]
@@ -29,6 +30,20 @@ def exist(workdir: str) -> bool:
 def append(workdir: str, rows: Iterable[Row]) -> None:
   """Adds rows to a run's."""
   jsonl.append(files.path(workdir) / FILE, rows)
+
+
+def as_rows(step: int, outcome: Outcome) -> list[dict[str, Any]]:
+  """What a metric found at a step, a row for each value."""
+  return [
+    {
+      "step": step,
+      "metric": name,
+      "value": value,
+      "floor": outcome.floors.get(name),
+      "settings": dict(outcome.settings),
+    }
+    for name, value in outcome.values.items()
+  ]
 
 
 def failures(rows: Iterable[Row]) -> dict[int, dict[str, str]]:

@@ -5,7 +5,9 @@ STYLE = """
   color-scheme: light dark;
   --page: #f6f6f3; --card: #fff; --ink: #1a1b1f; --soft: #5f6069;
   --line: #e3e3dd; --accent: #3652c9; --tint: #eaeefc; --track: #ecece7;
-  --second: #b4560f;
+  --shade: #1a1b1f2e;
+  --second: #b4560f; --third: #17794a; --fourth: #9a3fb5; --fifth: #0b7c91;
+  --sixth: #8a6d00;
   --good: #17794a; --bad: #c03a2b; --good-tint: #e1f3e8; --bad-tint: #fbe6e3;
   --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
 }
@@ -13,7 +15,9 @@ STYLE = """
   :root {
     --page: #101115; --card: #191b20; --ink: #ecedf0; --soft: #9fa1ac;
     --line: #2b2d35; --accent: #8fa6ff; --tint: #232a47; --track: #292b32;
-    --second: #f0a35e;
+    --shade: #000a;
+    --second: #f0a35e; --third: #56cb92; --fourth: #d394ea; --fifth: #5cc7dd;
+    --sixth: #d9bd4f;
     --good: #56cb92; --bad: #ff8478; --good-tint: #17382a; --bad-tint: #46231f;
   }
 }
@@ -36,6 +40,7 @@ h1 { margin: 0; font-size: clamp(2rem, 5vw, 2.75rem); line-height: 1.1;
 h2 { margin: 3.5rem 0 .25rem; font-size: 1.4rem; letter-spacing: -.015em;
   line-height: 1.25; }
 h3 { margin: 2rem 0 .75rem; font-size: 1rem; font-weight: 600; }
+h3 + .note { margin-top: -.5rem; }
 h3 small { margin-left: .5rem; font-weight: 400; color: var(--soft); }
 .note { margin: 0 0 1.25rem; max-width: 44rem; color: var(--soft);
   font-size: .925rem; }
@@ -48,17 +53,49 @@ nav a { padding: .8rem 0; color: var(--soft); font-size: .9rem;
 nav a:hover, nav a:focus { color: var(--accent); }
 .card { background: var(--card); border: 1px solid var(--line);
   border-radius: 12px; }
-.tiles { display: grid; gap: 1rem; margin-top: 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
-.tile { padding: 1.1rem 1.25rem 1rem; }
-.tile .name { color: var(--soft); font-size: .875rem; font-weight: 500; }
-.tile .row { display: flex; align-items: flex-end; gap: 1rem;
-  justify-content: space-between; }
-.tile .value { font-size: 2.1rem; font-weight: 650; line-height: 1.3;
+.opening { display: grid; gap: 1.1rem .9rem; margin-top: 2rem;
+  grid-template-columns: repeat(8, minmax(0, 1fr)); }
+.opening figcaption { margin-top: .45rem; color: var(--soft);
+  font-size: .78rem; line-height: 1.35; overflow-wrap: anywhere; }
+.minis { display: grid; gap: .75rem; margin-top: 1.5rem;
+  grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.mini { display: grid; grid-template-columns: 4.25rem minmax(0, 1fr);
+  gap: .9rem; padding: .7rem; align-items: center; }
+.mini p { margin: 0; font-size: .875rem; line-height: 1.4;
+  overflow-wrap: anywhere; }
+.mini .q { margin-bottom: .15rem; font-size: .8rem; }
+header .cards { margin-top: 1.5rem; }
+header .note { margin: .9rem 0 0; max-width: none; font-size: .825rem; }
+.tiles { display: grid; gap: .75rem; margin-top: 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(9.75rem, 1fr)); }
+.tile { display: flex; flex-direction: column; padding: .95rem 1rem .85rem; }
+.tile .name { color: var(--soft); font-size: .85rem; font-weight: 500; }
+.tile .value { font-size: 1.9rem; font-weight: 650; line-height: 1.35;
   letter-spacing: -.03em; }
-.tile .foot { margin-top: .2rem; color: var(--soft); font-size: .825rem; }
-.tile .foot span { display: inline-block; }
-.tile svg { width: 5.5rem; height: 2.25rem; margin-bottom: .35rem; }
+.tile .value small { margin-left: .35rem; color: var(--soft);
+  font-size: .85rem; font-weight: 400; letter-spacing: 0; }
+.tile .foot { display: flex; flex-wrap: wrap; gap: 0 .75rem;
+  margin-top: auto; padding-top: .35rem; color: var(--soft);
+  font-size: .8rem; }
+.tile .foot b { font-weight: 600; }
+.tile ul { margin: .5rem 0 0; padding: 0; list-style: none; }
+.tile li { display: flex; flex-wrap: wrap; gap: 0 .6rem;
+  justify-content: space-between; align-items: baseline;
+  padding: .12rem 0; font-size: .875rem; }
+.tile li .value { margin-left: auto; font-size: 1.15rem;
+  letter-spacing: -.02em; white-space: nowrap; }
+.tile li .run { min-width: 0; }
+.tile .name small { margin-left: .4rem; font-weight: 400; }
+.half { color: var(--soft); font-size: .85em; font-weight: 400; }
+.first { margin-top: 2rem; }
+.over { display: block; max-width: 8rem; margin: 0 auto; overflow: hidden;
+  text-overflow: ellipsis; border-bottom: 2px solid var(--series); }
+.meter { position: relative; height: .4rem; margin: .2rem 0 .3rem;
+  border-radius: 3px; background: var(--track); }
+.meter .fill { height: 100%; border-radius: 3px; background: var(--accent); }
+.meter i { position: absolute; top: -.18rem; bottom: -.18rem; width: 2px;
+  margin-left: -1px; background: var(--ink); }
+.meter i.target { background: var(--good); box-shadow: 0 0 0 1px var(--card); }
 dl.config { display: grid; margin: 2rem 0 0; gap: 1px; overflow: hidden;
   grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr));
   padding: .5rem; }
@@ -66,7 +103,17 @@ dl.config > div { padding: .55rem .8rem; }
 dt { color: var(--soft); font-size: .8rem; }
 dd { margin: 0; font-size: .925rem; font-weight: 500;
   overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
+dl.config + dl.config { margin-top: .75rem; }
+.scroll { overflow-x: auto; overscroll-behavior-x: contain;
+  background: linear-gradient(to right, var(--card) 40%, transparent) 0 0,
+    linear-gradient(to left, var(--card) 40%, transparent) 100% 0,
+    linear-gradient(to right, var(--shade), transparent) 0 0,
+    linear-gradient(to left, var(--shade), transparent) 100% 0, var(--card);
+  background-size: 3rem 100%, 3rem 100%, .9rem 100%, .9rem 100%, 100%;
+  background-repeat: no-repeat;
+  background-attachment: local, local, scroll, scroll, local; }
+.scroll:focus-visible, a:focus-visible, summary:focus-visible {
+  outline: 2px solid var(--accent); outline-offset: 2px; }
 table { width: 100%; border-collapse: separate; border-spacing: 0;
   font-size: .925rem; }
 th, td { padding: .55rem 1rem; text-align: right; white-space: nowrap;
@@ -76,11 +123,11 @@ th:first-child { position: sticky; left: 0; text-align: left;
 thead th { color: var(--soft); font-size: .825rem; font-weight: 500; }
 tbody th { font-weight: 500; }
 tbody tr:last-child > * { border-bottom: 0; }
+tr.group span { position: sticky; left: 1rem; }
 tr.group th { padding-top: 1.1rem; font-size: .75rem; font-weight: 600;
   letter-spacing: .06em; text-transform: uppercase; color: var(--soft); }
 td.latest, thead th.latest { background: var(--tint); }
 td.latest { font-weight: 650; }
-.latest { position: sticky; right: 0; }
 thead th.latest { color: var(--ink); font-weight: 600; }
 td.ref { color: var(--soft); }
 .dir { margin-left: .35rem; color: var(--soft); font-weight: 400; }
@@ -93,12 +140,14 @@ figure { margin: 0; }
   justify-content: space-between; align-items: baseline; margin-bottom: .5rem;
   font-weight: 600; }
 .panel figcaption span { color: var(--soft); font-size: .825rem;
-  font-weight: 400; white-space: nowrap; }
+  font-weight: 400; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font: 12.5px Inter, ui-sans-serif, system-ui,
   sans-serif; }
 svg .tag { paint-order: stroke; stroke: var(--card); stroke-width: 10px; }
 .s0 { --series: var(--accent); } .s1 { --series: var(--second); }
+.s2 { --series: var(--third); } .s3 { --series: var(--fourth); }
+.s4 { --series: var(--fifth); } .s5 { --series: var(--sixth); }
 svg .grid { stroke: var(--line); }
 svg .floor { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4; }
 svg .raw { fill: none; stroke: var(--series); opacity: .28; }
@@ -110,7 +159,7 @@ svg .dot { fill: var(--series); stroke: var(--card); stroke-width: 2; }
 .swatch { flex: none; width: .7rem; height: .7rem; border-radius: 3px;
   background: var(--series); }
 .run { display: inline-flex; align-items: center; gap: .45rem; }
-.panel .run + .run { margin-left: 1rem; }
+.panel .run { margin-right: 1rem; }
 .panel .run span { color: var(--ink); }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.25rem; }
 .run span { overflow-wrap: anywhere; }
@@ -162,6 +211,11 @@ h1 small { color: var(--soft); font-size: 1rem; font-weight: 400;
 .frame { position: relative; }
 img { display: block; width: 100%; height: auto; border-radius: 8px;
   background: var(--track); box-shadow: 0 0 0 1px var(--line); }
+.gallery.wide { grid-template-columns: repeat(auto-fill,
+  minmax(12rem, 1fr)); }
+.truly { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; }
+.gallery small { display: block; margin-top: .2rem; color: var(--bad);
+  font-size: .78rem; line-height: 1.35; }
 .gallery figcaption { margin-top: .5rem; font-size: .85rem; line-height: 1.4;
   overflow-wrap: anywhere; }
 .mark { display: inline-grid; place-items: center; flex: none; width: 1.3rem;
@@ -193,20 +247,50 @@ img { display: block; width: 100%; height: auto; border-radius: 8px;
   padding-bottom: 1.6rem; }
 .edit figcaption { margin-top: .35rem; color: var(--soft);
   font-size: .8rem; text-align: center; }
+.rules { margin: 0 0 1.25rem; font-size: .925rem; }
+.rules summary { width: fit-content; cursor: pointer; color: var(--accent);
+  font-weight: 500; }
+.rules ul { margin: .5rem 0 0; padding-left: 1.1rem; color: var(--soft); }
+.rules b { color: var(--ink); font-weight: 600; }
+.start { margin-top: .75rem; padding: 1rem 1.25rem; }
+.start p { margin: 0; color: var(--soft); font-size: .85rem; }
+.start pre { margin: .4rem 0 .5rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; font: .85rem/1.5 var(--mono); }
+.start ul { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; margin: 0;
+  padding: 0; list-style: none; font-size: .85rem; color: var(--soft); }
+.start b { margin-right: .3rem; font-weight: 500; color: var(--ink); }
 .notes { margin: 1rem 0 0; padding-left: 1.1rem; color: var(--soft);
   font-size: .875rem; }
 footer { margin-top: 4rem; padding-top: 1.25rem; padding-bottom: 3rem;
   color: var(--soft); font-size: .825rem; }
+footer p { margin: .35rem 0; overflow-wrap: anywhere; }
+footer a { color: inherit; }
+.attribution { max-width: 48rem; margin-bottom: 1.5rem; padding-top: 1.25rem;
+  border-top: 1px solid var(--line); }
+.attribution h3 { margin: .75rem 0 .25rem; font-size: .875rem;
+  color: var(--ink); }
+.attribution ul { margin: .35rem 0; padding-left: 1.1rem; }
+@media (max-width: 60rem) {
+  .minis { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .opening { grid-template-columns: repeat(6, minmax(0, 1fr)); }
+}
 @media (max-width: 34rem) {
   header, main, footer, nav > div { padding-left: 1rem; padding-right: 1rem; }
   header { padding-top: 2rem; }
   h2 { margin-top: 2.75rem; }
-  .tiles { gap: .75rem;
-    grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .tile { padding: .9rem 1rem; }
-  .tile .value { font-size: 1.7rem; }
-  .tile svg { display: none; }
+  .opening { grid-template-columns: repeat(4, minmax(0, 1fr));
+    gap: .8rem .6rem; margin-top: 1.5rem; }
+  .opening figcaption { font-size: .7rem; line-height: 1.3; }
+  .opening .mark { width: 1.05rem; height: 1.05rem; font-size: .65rem; }
+  .minis { grid-template-columns: minmax(0, 1fr); gap: .6rem; }
+  .mini { grid-template-columns: 3.5rem minmax(0, 1fr); padding: .55rem; }
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr));
+    gap: .6rem; margin-top: 1.5rem; }
+  .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
+  .tile { padding: .75rem .85rem; }
+  .tile .value { font-size: 1.6rem; }
   th, td { padding: .5rem .7rem; }
+  th[scope="row"] { max-width: 9.5rem; white-space: normal; }
   .bar { grid-template-columns: 6.5rem 1fr 2.75rem; gap: .75rem; }
   svg text { font-size: 18px; }
   .facets { grid-template-columns: 1fr 1fr; padding: .9rem; }
@@ -217,11 +301,11 @@ footer { margin-top: 4rem; padding-top: 1.25rem; padding-bottom: 3rem;
   .versus { font-size: .85rem; }
   .versus th, .versus td { padding: .5rem .4rem; }
   .versus th:first-child { padding-left: .7rem; }
-  .versus .run span, .versus .ref { display: none; }
   .pairs { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem; }
   .pairs figure { padding: .6rem; }
   .pairs .two { gap: .5rem; }
-  .gallery { grid-template-columns: 1fr 1fr; gap: 1rem .75rem; }
+  .gallery, .gallery.wide { grid-template-columns: 1fr 1fr;
+    gap: 1rem .75rem; }
   .gallery figcaption { font-size: .78rem; }
   .seen { grid-template-columns: 5.5rem minmax(0, 1fr); gap: 1rem; }
   dl.config { grid-template-columns: 1fr 1fr; }

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from unifluid_jax.evals.report.scales import Scale
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRow:
@@ -14,9 +16,24 @@ class ScoreRow:
   group: str = ""  # rows of a group stand together under its name
   digits: int = 3  # decimals
   lower_is_better: bool = False
+  constant: bool = False  # training cannot change it: it has no better way
   floor: float | None = None  # score of a model that ignores its input
   bar: float | None = None  # score this run is meant to reach
-  headline: bool = False  # shown large at the top
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+  """A headline score and its verdict; all numbers in the printed unit."""
+
+  name: str
+  value: float
+  unit: str = ""  # printed after the value, e.g. "of 10"
+  digits: int = 2  # decimals
+  lower_is_better: bool = False
+  end: float | None = None  # of a scale from 0; None: no scale is drawn
+  floor: float | None = None
+  bar: float | None = None
+  remark: str = ""  # e.g. the step, where it is not the page's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +43,7 @@ class Curve:
   title: str
   steps: tuple[int, ...]
   values: tuple[float, ...]
+  series: int | None = None  # its colour; None: its place in the chart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +51,7 @@ class Chart:
   """Scores on one axis: a line a run, points at the checkpoints."""
 
   title: str
-  curves: tuple[Curve, ...]  # one or two
+  curves: tuple[Curve, ...]
   floor: float | None = None  # a dashed line
   floor_name: str = "floor"
 
@@ -58,6 +76,8 @@ class Generation:
   image: Any  # u8[H, W, 3]
   correct: bool | None = None  # None: not judged
   task: str = ""  # images of a task stand together under its name
+  reason: str = ""  # why it is not correct
+  truth: Any = None  # u8[H, W, 3] of the true picture, where there is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +125,15 @@ class EditSample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+  """One command that worked on the run, as it is to be printed."""
+
+  command: str
+  when: str
+  facts: Mapping[str, str]  # e.g. commit, versions, hardware
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportData:
   """Everything a report shows; empty parts are left out of the page."""
 
@@ -112,12 +141,13 @@ class ReportData:
   step: int
   date: str  # as it is to be printed
   config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  tiles: tuple[Tile, ...] = ()
   checkpoints: tuple[int, ...] = ()  # columns of `scores`, ascending
   scores: tuple[ScoreRow, ...] = ()
   curves: tuple[Curve, ...] = ()
   progress: tuple[Chart, ...] = ()
   geneval: tuple[TaskBar, ...] = ()
-  floor_name: str = "floor: images that ignore the prompt"
+  floor_name: str = "chance: images that ignore the prompt"
   sample_steps: tuple[int, ...] = ()  # columns of `samples`, ascending
   samples: tuple[SampleRow, ...] = ()
   generations: tuple[Generation, ...] = ()
@@ -125,36 +155,54 @@ class ReportData:
   answers: tuple[Answer, ...] = ()
   edits: tuple[EditSample, ...] = ()
   notes: tuple[str, ...] = ()  # caveats: tokenizer, rank-deficient distances
+  times: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  starts: tuple[Start, ...] = ()  # the newest last
+  attribution: str = ""  # of the data, as its file has it
   digest: str = ""  # of the results that the page shows
 
 
 @dataclasses.dataclass(frozen=True)
-class PairRow:
-  """One metric of two runs."""
+class RunGroup:
+  """Runs that differ in their seed alone, or one run."""
 
   name: str
-  values: tuple[float | None, float | None]
-  group: str = ""
+  runs: tuple[str, ...]  # names, one for each value of a score
+  step: int  # of the checkpoint that is compared
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedRow:
+  """One metric of several groups of runs."""
+
+  name: str
+  # By group, then by run; None where a run has no score.
+  values: tuple[tuple[float | None, ...], ...]
+  group: str = ""  # of metrics
   digits: int = 3
   lower_is_better: bool = False
+  constant: bool = False  # no run can be better at it
   floor: float | None = None
-  objection: str = ""  # why the two cannot be compared; empty: they can
+  # By group: why it cannot be compared with the first; empty: it can.
+  objections: tuple[str, ...] = ()
+  headline: Scale | None = None  # how its tile prints it; None: it has none
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Two runs on one page; empty parts are left out of it."""
+  """Several runs on one page; empty parts are left out of it."""
 
-  names: tuple[str, str]
-  steps: tuple[int, int]  # the checkpoint of each
+  groups: tuple[RunGroup, ...]  # the first is what others are compared with
   date: str
-  config: tuple[tuple[str, str, str], ...] = ()  # key, value in each run
-  scores: tuple[PairRow, ...] = ()
+  # Key, then its value in each group.
+  config: tuple[tuple[str, ...], ...] = ()
+  scores: tuple[ComparedRow, ...] = ()
   training: tuple[Chart, ...] = ()  # losses
   progress: tuple[Chart, ...] = ()  # scores
-  samples: tuple[SampleRow, ...] = ()  # two columns
+  samples: tuple[SampleRow, ...] = ()  # a column for each run
   notes: tuple[str, ...] = ()  # about the scores
   unpaired: str = ""  # which samples have no counterpart, in a sentence
+  starts: tuple[tuple[str, Start], ...] = ()  # of a run, its last training
+  attribution: str = ""
 
 
 def curve_from_rows(
