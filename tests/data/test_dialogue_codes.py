@@ -148,7 +148,8 @@ def test_a_row_has_the_codes_of_the_images_it_keeps():
            image(2, "assistant"))  # fmt: skip
   codes = np.arange(2 * vg.N, dtype=np.uint16).reshape(2, vg.N)
   record = Record("r", b"", dialogue=turns, moments=codes)
-  example = tasks.dialogue(record, None, tasks.Options(Words(), ""))
+  rng = np.random.default_rng(0)
+  example = tasks.dialogue(record, rng, tasks.Options(Words(), ""))
   rows = field.rows(example, None)
   assert list(rows) == list(field.shapes())
   for name, array in rows.items():
