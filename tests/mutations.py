@@ -168,7 +168,7 @@ MUTATIONS = tuple(
      "offset[:, None] + jnp.arange(where.stop - where.start)", VARGPT_DRAW),
     (_DRAWING, "number = k + len(self.codec.config.scales)", "number = k",
      VARGPT_DRAW),
-    (_VARGPT, "dict(zip(tasks, states, strict=True))",
+    (_INTERLEAVED, "dict(zip(tasks, states, strict=True))",
      "dict(zip(tasks[::-1], states, strict=True))", VARGPT_LOSS),
     # -------------------------------------------- codes of dialogues in files
     (_ROWS, "codes[:count] = found[:count]", "codes[:count] = found[-count:]",

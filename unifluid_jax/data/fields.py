@@ -74,18 +74,10 @@ class Field(Protocol):
 
 @runtime_checkable
 class Encoded(Protocol):
-  """A field that a frozen codec encodes, in the step or from a file.
+  """A field that a frozen codec encodes, in the step or from a file."""
 
-  Attributes:
-    file: whether it is read from the record; else its rows are pixels.
-    in_files: shapes that a record may have in a file; None: any number.
-  """
-
-  file: bool
-
-  @property
-  def in_files(self) -> tuple[tuple[int | None, ...], ...]:
-    """See above."""
+  file: bool  # whether it is read from the record; else its rows are pixels
+  in_files: Any  # shapes that a record may have there; None: any number
 
 
 @runtime_checkable
@@ -410,9 +402,7 @@ def prompts(
 def uncached(
   inputs: Mapping[str, Field], images: Mapping[str, Picture]
 ) -> dict[str, Field]:
-  """The fields of an example that no cache was made of.
-
-  Its images are pixels, also where training reads them encoded from a file.
+  """The fields of an example that no cache was made of: images are pixels.
 
   Args:
     inputs: of one task.
@@ -422,8 +412,7 @@ def uncached(
 
   def given(field):
     if isinstance(field, Pixels):
-      count = len(images[field.role].frames)
-      return dataclasses.replace(field, frames=count)
+      return dataclasses.replace(field, frames=len(images[field.role].frames))
     if isinstance(field, Encoded):
       return dataclasses.replace(field, file=False)
     return field

@@ -316,7 +316,8 @@ class VarGpt:
         rows[task] = self.said(params, batch[task], k)
     if _TURNS in batch:
       rows[_TURNS] = self.interleaved(params, frozen, batch[_TURNS])
-    states = self._states(params, rows, k_layers)
+    packed = {task: r.packed for task, r in rows.items()}
+    states = interleaved.hidden_states(self.decoder, params, packed, k_layers)
     sums: dict[str, Sums] = {}
     for i, (task, r) in enumerate(rows.items()):
       found = self._text_sums(params, task, r, states[task])
@@ -328,23 +329,6 @@ class VarGpt:
         before = sums.get(kind)
         sums[kind] = jax.tree.map(jnp.add, before, part) if before else part
     return *self._objective(sums, counts), {}
-
-  def _states(
-    self, params: Params, rows: Mapping[str, Rows], key: PRNGKeyArray
-  ) -> dict[str, Float[Array, "b T D"]]:
-    """Hidden states of each task's rows.
-
-    Dialogues are several times as long as all else: a pass of their own costs
-    less than padding everything to their length.
-    """
-    found = {}
-    apart = [t for t in rows if t == _TURNS], [t for t in rows if t != _TURNS]
-    for i, tasks in enumerate(filter(None, apart)):
-      packed = [rows[task].packed for task in tasks]
-      k = jax.random.fold_in(key, i)
-      states = packing.hidden_states(self.decoder, params, packed, k)
-      found |= dict(zip(tasks, states, strict=True))
-    return found
 
   def _text_losses(
     self, params: Params, rows: Rows, states: Float[Array, "B T D"]

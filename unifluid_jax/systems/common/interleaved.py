@@ -3,10 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from unifluid_jax.core.types import PAD
+from unifluid_jax.core.types import PAD, Params
+from unifluid_jax.data.tasks import DIALOGUE
+from unifluid_jax.systems.common import packing
+from unifluid_jax.systems.common.packing import Packed
 
 FIELD = "row"  # what systems call the field in their inputs
 
@@ -94,6 +98,24 @@ def counts(
     "end": end.sum(),
     "text": (target & ~image & ~end).sum(),
   }
+
+
+def hidden_states(
+  decoder: Any, params: Params, packed: Mapping[str, Packed], key: PRNGKeyArray
+) -> dict[str, Float[Array, "b T D"]]:
+  """Hidden states of each task's rows; see `packing.hidden_states`.
+
+  Dialogues are several times as long as all else: a pass of their own costs
+  less than padding everything to their length.
+  """
+  found = {}
+  long = [t for t in packed if t == DIALOGUE]
+  apart = long, [t for t in packed if t not in long]
+  for i, tasks in enumerate(filter(None, apart)):
+    rows, k = [packed[task] for task in tasks], jax.random.fold_in(key, i)
+    states = packing.hidden_states(decoder, params, rows, k)
+    found |= dict(zip(tasks, states, strict=True))
+  return found
 
 
 def before_image(answer: Int[Array, "B A"], boi: int) -> Int[Array, "B A"]:
