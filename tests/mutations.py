@@ -33,6 +33,8 @@ class Mutation(NamedTuple):
 INPUTS = "systems/test_inputs.py"
 LOSS = "systems/test_unifluid.py"
 ANSWER = "systems/test_answer_loss.py"
+COMPARISON = "evals/test_comparison.py"
+_REPORT = "evals/report"
 DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
 LIQUID = "systems/test_liquid.py"
 LIQUID_DECODE = "systems/test_liquid_decode.py"
@@ -800,6 +802,22 @@ MUTATIONS = tuple(
      "test_dialogues.py"),
     ("dialogues.py", "np.asarray(seeds, np.uint32), *rows",
      "np.zeros(len(dialogues), np.uint32), *rows", "test_dialogues.py"),
+    # ------------------------------------------------------ several seeds
+    (f"{_REPORT}/intervals.py", "ddof=1", "ddof=0", COMPARISON),
+    (f"{_REPORT}/intervals.py", "0.5 + CONFIDENCE / 2", "CONFIDENCE",
+     COMPARISON),
+    (f"{_REPORT}/intervals.py", "va**2 / (len(a) - 1)", "va**2 / len(a)",
+     COMPARISON),
+    (f"{_REPORT}/intervals.py", "if min(len(a), len(b)) < 2",
+     "if max(len(a), len(b)) < 2", COMPARISON),
+    (f"{_REPORT}/run_groups.py", "    and run.step == first.step\n", "",
+     COMPARISON),
+    (f"{_REPORT}/run_groups.py",
+     "not in [r.config.get(\"seed\") for r in group]", "is not None",
+     COMPARISON),
+    (f"{_REPORT}/comparison_page.py",
+     "clear = found.half is None or found.excludes_zero", "clear = True",
+     COMPARISON),
   )
 )  # fmt: skip
 

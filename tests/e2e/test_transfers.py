@@ -17,6 +17,7 @@ from unifluid_jax.data import pipeline, text
 from unifluid_jax.data.transfers import tasks
 from unifluid_jax.evals import transfers
 from unifluid_jax.evals.bench import Bench
+from unifluid_jax.evals.report import run_results
 
 RUNS = tuple(dict.fromkeys(row.run for row in tasks.ROWS))
 BATCH = 4

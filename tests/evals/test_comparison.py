@@ -406,6 +406,23 @@ def test_what_is_no_other_seed_is_no_other_draw(tmp_path):
   assert "Welch" not in html
 
 
+def test_other_steps_are_no_other_seeds(tmp_path):
+  a = make(tmp_path / "a", [row("vqa/all", 0.5)], config={"seed": 0})
+  b = make(tmp_path / "b", [row("vqa/all", 0.5, step=20)], step=20,
+           config={"seed": 1})  # fmt: skip
+  assert [g.step for g in compared(a, b).groups] == [10, 20]
+
+
+def test_only_intervals_without_zero_have_a_colour(tmp_path):
+  a = seeds(tmp_path / "a", (0.25, 0.5), {"lr": 1})
+  b = seeds(tmp_path / "b", (0.375, 0.5), {"lr": 2})
+  c = seeds(tmp_path / "c", (8.0, 8.25), {"lr": 3})
+  found = cells(comparison_page.render(compared(*a, *b, *c)), "VQA")
+  assert [kind for kind, text in found if text[0] in "+−"] == [
+    "delta", "delta good"
+  ]  # fmt: skip
+
+
 def test_a_seed_without_a_score_is_told(tmp_path):
   a = seeds(tmp_path / "a", (0.25, 0.75, math.nan), {"lr": 1})
   (b,) = seeds(tmp_path / "b", (0.5,), {"lr": 2})

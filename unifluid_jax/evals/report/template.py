@@ -290,7 +290,8 @@ footer a { color: inherit; }
   .tile { padding: .75rem .85rem; }
   .tile .value { font-size: 1.6rem; }
   th, td { padding: .5rem .7rem; }
-  th[scope="row"] { max-width: 9.5rem; white-space: normal; }
+  th[scope="row"] { min-width: 7.5rem; max-width: 9.5rem;
+    white-space: normal; }
   .bar { grid-template-columns: 6.5rem 1fr 2.75rem; gap: .75rem; }
   svg text { font-size: 18px; }
   .facets { grid-template-columns: 1fr 1fr; padding: .9rem; }
