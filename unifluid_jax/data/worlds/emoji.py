@@ -60,7 +60,7 @@ _INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
 class Picture(NamedTuple):
   """What an emoji shows, and who drew it; a record's `scene`."""
 
-  concept: str  # its Unicode name in lower case: "red apple"
+  concept: str  # its Unicode name in lower case, apostrophes plain: "red apple"
   style: str  # one of STYLES
   group: str  # one of GROUPS
   tone: str | None = None  # one of TONES; None: the concept's own picture
@@ -87,7 +87,11 @@ class Edit(NamedTuple):
 
 
 class Splits(NamedTuple):
-  """Which pictures are trained on; all in the order of their names."""
+  """Which pictures are trained on.
+
+  Training pictures are in the order of their names, the others in an order of
+  chance: the first few are a fair sample.
+  """
 
   train: tuple[Picture, ...]
   validation: tuple[Picture, ...]  # of those that are trained on
@@ -245,11 +249,14 @@ def split(pictures: Iterable[Picture], validation: int) -> Splits:
     styles.setdefault(picture.concept, []).append(picture.style)
   kept = held_out(styles)
   train = [p for p in ordered if (p.concept, p.style) not in kept]
-  sample = set(sorted(train, key=lambda p: chance("seen", *p))[:validation])
+  unseen = [p for p in ordered if (p.concept, p.style) in kept]
+
+  def by_chance(picture: Picture) -> float:
+    return chance("order", *picture)
+
+  sample = sorted(train, key=by_chance)[:validation]
   return Splits(
-    tuple(train),
-    tuple(p for p in train if p in sample),
-    tuple(p for p in ordered if (p.concept, p.style) in kept),
+    tuple(train), tuple(sample), tuple(sorted(unseen, key=by_chance))
   )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -124,9 +125,9 @@ def _write(folder: pathlib.Path, world: World, packages: str) -> None:
     shapes_builder.features(world.size),
     VERSION,
     {
-      "train": _records(world, pictures, splits.train, "train"),
-      "validation": _records(world, pictures, splits.validation, "validation"),
-      "held_out": _records(world, pictures, splits.held_out, "held_out"),
+      split: _records(world, pictures, known, split)
+      for split, known in splits._asdict().items()
+      if known
     },
     name="emoji",
     description="Emoji of several sets; see ATTRIBUTION.md.",
@@ -136,6 +137,12 @@ def _write(folder: pathlib.Path, world: World, packages: str) -> None:
   texts = emoji_packages.licences(wanted, [*found, listing])
   for name, text in texts.items():
     (folder / LICENCES / name).write_bytes(text)
+
+
+def sizes(directory: str | os.PathLike[str]) -> dict[str, int]:
+  """Records of each split of a data set that has any."""
+  info = tfds.builder_from_directory(os.fspath(directory)).info
+  return {name: split.num_examples for name, split in info.splits.items()}
 
 
 def drawer(size: int) -> Callable[[str], Drawing]:

@@ -210,12 +210,16 @@ class Name(NamedTuple):
 
 
 def names(found: Files) -> list[Name]:
-  """Unicode's names of a `NAMES` package, lower case."""
+  """Unicode's names of a `NAMES` package, as people type them.
+
+  In lower case, with a plain apostrophe.
+  """
   listed = json.loads(found[NAMES.main])
   return [
     Name(
-      emoji, entry["name"].lower(), entry["slug"].replace("_", "-"),
-      entry["group"].lower(), entry["skin_tone_support"],
+      emoji, entry["name"].lower().replace("’", "'"),
+      entry["slug"].replace("_", "-"), entry["group"].lower(),
+      entry["skin_tone_support"],
     )
     for emoji, entry in listed.items()
   ]  # fmt: skip
@@ -281,10 +285,10 @@ def svg(icons: Mapping[str, Any], name: str) -> str:
   def number(key: str, default: float) -> float:
     return float(icon.get(key, icons.get(key, default)))
 
-  width, height = number("width", 16), number("height", 16)
+  width, height = number("width", 16.0), number("height", 16.0)
   side = max(width, height)
-  left = number("left", 0) - (side - width) / 2
-  top = number("top", 0) - (side - height) / 2
+  left = number("left", 0.0) - (side - width) / 2
+  top = number("top", 0.0) - (side - height) / 2
   return (
     '<svg xmlns="http://www.w3.org/2000/svg" '
     'xmlns:xlink="http://www.w3.org/1999/xlink" '

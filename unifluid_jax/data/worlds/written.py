@@ -96,9 +96,11 @@ def _write_emoji(config: Config, options: dict[str, Any]) -> str:
   done = _done(where)
   made = emoji_builder.build(where, world, packages)
   notice = made / emoji_builder.ATTRIBUTION
+  sizes = emoji_builder.sizes(made)
+  listed = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
   return (
-    f"{done} the data set: emoji of {', '.join(world.sets)} in {where}; "
-    f"authors and licences: {notice}"
+    f"{done} the data set: {listed} records of {', '.join(world.sets)} emoji "
+    f"in {where}; authors and licences: {notice}"
   )
 
 
