@@ -242,6 +242,19 @@ def test_every_picture_has_its_views_on_both_grounds(built):
   assert len({r.id for r in train}) == len(train) == 2 * len(grounds)
 
 
+@pytest.mark.parametrize("grounds, coloured", [(0.0, 0), (0.25, 1), (1.0, 4)])
+def test_the_share_of_other_grounds(grounds, coloured):
+  """Of four views, whatever picture it is."""
+  world = dataclasses.replace(WORLD, views=4, grounds=grounds)
+  for i in range(20):
+    picture = Picture(f"thing {i}", "noto", "objects")
+    names = [
+      emoji_builder._ground(world, picture, view, np.random.default_rng(i))[0]
+      for view in range(4)
+    ]
+    assert 4 - names.count("") == coloured
+
+
 def test_terms_and_authors_lie_beside_the_data(built):
   folder = built / "emoji"
   text = (folder / emoji_builder.ATTRIBUTION).read_text()

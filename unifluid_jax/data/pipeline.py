@@ -236,8 +236,7 @@ def _stream(
 
 def _check_augmented(config: Config, inputs: Inputs) -> None:
   """Refuses to augment images that are read as a codec encoded them."""
-  files = [f for f in _cached(inputs.get(I2T, {})).values() if f.file]
-  if files and config.data.augment.changes:
+  if _from_files(inputs.get(I2T, {})) and config.data.augment.changes:
     raise ValueError(
       f"data.augment changes pixels, and {I2T} reads encoded images: set its "
       f"numbers to 0, or serve {I2T} by a data.train source without moments"
