@@ -5,13 +5,14 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 RUN := runs/shapes
 
-.PHONY: help setup demo demo-liquid demo-unitoken demo-vargpt smoke test test-parity lint clean
+.PHONY: help setup demo demo-liquid demo-unitoken demo-vargpt emoji smoke test test-parity lint clean
 
 help:
 	@echo "make demo   set up, train and evaluate the embedded default (11 to 20 min)"
 	@echo "make demo-liquid    the same data with image tokens from a vocabulary"
 	@echo "make demo-unitoken  the same data, seen as discrete and continuous tokens"
 	@echo "make demo-vargpt    the same data, drawn scale by scale; in the stages of its paper"
+	@echo "make emoji  emoji of four artists, captioned and drawn (30 min); needs npm"
 	@echo "make test   set up and run the tests"
 	@echo "make smoke  every stage at its smallest"
 	@echo "make test-parity  against PyTorch, transformers and diffusers"
@@ -40,6 +41,10 @@ demo-unitoken: setup
 demo-vargpt: setup
 	$(PY) -m unifluid_jax.demo --config=configs/vargpt_shapes.py \
 	  --vae_config=configs/tokenizer.py:multiscale_shapes --workdir=$(RUN)/vargpt
+
+emoji: setup
+	$(PY) -m unifluid_jax.demo --config=configs/emoji.py \
+	  --vae_config=configs/vae.py:emoji --workdir=runs/emoji
 
 smoke: setup
 	rm -rf runs/debug

@@ -31,6 +31,7 @@ def base() -> ml_collections.ConfigDict:
     world={},
     images=1,
     max_pixels=48_000_000,  # of an image file; up to 17 bytes each
+    augment=dict(shift=0.0, scale=0.0, colour=0.0, mirror=False),
   )
   c.text = dict(
     tokenizer="",

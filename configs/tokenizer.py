@@ -23,7 +23,9 @@ us. `:var16` is VAR's multi-scale tokenizer (arXiv 2404.02905), codes of ten
 grids from 1 x 1 to 16 x 16, for VAR and VARGPT; no recipe of it is published,
 the one here is an image tokenizer's usual one with VAR's quantisation loss. Not
 yet run by us either. `:multiscale_shapes` is the tokenizer of the embedded
-next-scale systems: grids of 1 x 1 to 4 x 4, 30 codes an image.
+next-scale systems: grids of 1 x 1 to 4 x 4, 30 codes an image. `:emoji` and
+`:multiscale_emoji` are those of configs/emoji.py, `:emoji_full` and
+`:multiscale_emoji_full` of its full set.
 
 As in configs/vae.py the perceptual and adversarial terms are off until
 they are set, since LPIPS needs weights that you have to name:
@@ -37,7 +39,8 @@ from configs.base import base, source, unset
 
 _ARGS = (
   "shapes", "shapes_aligned", "folder", "vq16", "vq8", "chameleon", "taming",
-  "multiscale_shapes", "var16",
+  "multiscale_shapes", "var16", "emoji", "emoji_full", "multiscale_emoji",
+  "multiscale_emoji_full",
 )  # fmt: skip
 
 
@@ -52,6 +55,11 @@ def get_config(arg: str = ""):
     tiny(c)
     if arg == "shapes_aligned":
       aligned(c)
+  elif "emoji" in arg:
+    from configs import emoji  # which imports this file
+
+    c = emoji.get_config("full" if arg.endswith("_full") else "small")
+    _emoji(c, multiscale=arg.startswith("multiscale_"))
   elif arg == "multiscale_shapes":
     c = shapes.get_config()
     multiscale_tokenizer(c, "")
@@ -205,6 +213,33 @@ def tiny(c) -> None:
     ema=0.0,
   )
   c.checkpoint = dict(every=600, keep=1, keep_every=0)
+
+
+def emoji_vq(vq) -> None:
+  """f8: 64 codes of 1,024 for a 64 x 64 picture."""
+  tiny_vq(vq)
+  vq.update(multipliers=(1, 2), latent=96, codes=1024)
+
+
+def emoji_multiscale_vq(vq) -> None:
+  """f8: grids of 1 x 1 to 8 x 8, 130 codes of 1,024 for a picture."""
+  tiny_multiscale_vq(vq)
+  vq.update(codes=1024, scales=(1, 2, 3, 4, 6, 8))
+
+
+def _emoji(c, multiscale: bool) -> None:
+  """The tokenizers of emoji."""
+  if multiscale:
+    multiscale_tokenizer(c, "")
+    tiny_multiscale(c)
+    emoji_multiscale_vq(c.model.vq)
+  else:
+    vq_tokenizer(c, "")
+    tiny(c)
+    emoji_vq(c.model.vq)
+  c.batch.image = 16
+  c.steps = 2500
+  c.checkpoint.every = 1250
 
 
 def aligned(c) -> None:

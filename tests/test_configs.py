@@ -22,7 +22,7 @@ SIZES = tuple(size for size in liquid_2b.SIZES if size in presets.DECODER)
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = config_files.shipped_names()
 ARGS = {
-  "vae": ("", "shapes", "folder"),
+  "vae": ("", "shapes", "folder", "emoji", "emoji_full"),
   "tokenizer": (
     "",
     "shapes",
@@ -33,6 +33,18 @@ ARGS = {
     "taming",
     "multiscale_shapes",
     "var16",
+    "emoji",
+    "multiscale_emoji_full",
+  ),
+  "emoji": (
+    "",
+    "full",
+    "full,edits",
+    "liquid",
+    "unitoken",
+    "vargpt",
+    "full,vargpt",
+    "small,t2i_only",
   ),
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
@@ -219,10 +231,12 @@ def frozen_of(c):
     "liquid_2b",
     "liquid_7b",
     "vargpt_7b",
+    "emoji:full,edits",
+    "emoji:vargpt",
   ],
 )
 def test_full_size_loss_has_a_shape(name):
-  c = systems.resolve(load(name)[0])
+  c = systems.resolve(load(*name.split(":"))[0])
   system = systems.build(c)
   params = jax.eval_shape(system.init, jax.random.key(0))
   if c.system == "unifluid":

@@ -205,6 +205,27 @@ def test_the_end_shows_verdict_report_and_commands_that_fit(tmp_path):
   assert "no targets" in other and "edit.py" not in other
 
 
+def test_a_configuration_says_how_long_steps_take_and_what_to_ask(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text('STEP_SECONDS = (1.0, 3.0)\nEXAMPLES = ("a fox", "who")\n')
+  seconds = config_files.step_seconds(str(path))
+  todo = stages.of_run("m", 100, "r", "v", 10, "v", step_seconds=seconds)
+  start = todo[0].seconds
+  assert [s.seconds - start for s in todo[1:4]] == [10.0, 0.0, 300.0]
+  assert config_files.step_seconds(f"{path}:argument") is None
+  assert config_files.step_seconds("shapes") is None
+  assert config_files.examples(f"{path}:argument") == ("a fox", "who")
+  end = "\n".join(stages.summary(str(path), str(tmp_path)))
+  assert "'--prompt=a fox'" in end and "--question=who" in end
+
+
+def test_the_targets_of_emoji_are_of_its_metrics():
+  tree = config_files.load("emoji")
+  for name in config_files.targets("emoji"):
+    assert name.split("/")[0].removesuffix("_held_out") in tree.eval.metrics
+  assert config_files.targets("emoji:full") == {}
+
+
 def test_targets_are_names_that_the_evaluation_gives():
   """Of the metrics that the configuration asks for."""
   tree = config_files.load("shapes")

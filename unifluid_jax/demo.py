@@ -48,6 +48,7 @@ def main(_: list[str]) -> None:
       (name, where, config_files.load(name).steps)
       for name, where in config_files.stages(config)
     ],
+    config_files.step_seconds(config),
   )
   status = stages.run(todo, stages.execute, _say)
   if status:

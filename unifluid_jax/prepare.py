@@ -2,9 +2,11 @@
 
   python -m unifluid_jax.prepare --config=configs/shapes.py
 
-Writes the procedural data set of config.data.world, if any, and beside it so
-many of other kinds as data.world says: in_context, dialogues that give a rule
-by examples; dialogues, that draw when asked; signs, with small words. Then
+Writes the data set of config.data.world, if any; data.world.kind says of which
+world. Beside shapes it writes so many of other kinds as data.world says:
+in_context, dialogues that give a rule by examples; dialogues, that draw when
+asked; signs, with small words. Emoji are drawn from packages that npm
+downloads, or that lie in the folder data.world.packages. Then
 trains the text tokenizer on the captions, prompts and questions of
 config.data.train where config.text.tokenizer is missing. What is there already
 is kept; a tokenizer that was trained here, on other data, is trained anew.

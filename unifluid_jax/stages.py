@@ -18,8 +18,10 @@ from unifluid_jax.evals.report import data as report_data
 from unifluid_jax.evals.report import run_results
 
 # Seconds on two CPU cores, the first guess of the time that is left: start
-# and compilation of a stage, and each step of it.
-_START, _CODEC_STEP, _STEP = 20.0, 0.05, 0.22
+# and compilation of a stage, and each step of it, the image tokenizer's and the
+# run's, where its configuration does not say.
+_START = 20.0
+_STEPS = (0.05, 0.22)
 _PROGRESS = re.compile(r"\b(\d+)/(\d+) \(\d+ %\)")
 
 Say = Callable[[str], None]
@@ -43,6 +45,7 @@ def of_run(
   codec_steps: int,
   codec_workdir: str,
   before: Sequence[tuple[str, str, int]] = (),
+  step_seconds: tuple[float, float] | None = None,
 ) -> list[Stage]:
   """The five commands of a run, and those of the runs that it starts from.
 
@@ -54,20 +57,22 @@ def of_run(
     codec_steps: that the image tokenizer trains.
     codec_workdir: of the image tokenizer: where the run looks for it.
     before: configuration, workdir and steps of each run before it.
+    step_seconds: of the image tokenizer and of the run, on two CPU cores.
   """
+  codec_step, step = step_seconds or _STEPS
   run_flags, here = [f"--config={config}"], f"--workdir={workdir}"
   codec_flags = [f"--config={codec_config}", f"--workdir={codec_workdir}"]
   return [
     Stage("data set and tokenizer", ["prepare", *run_flags], _START),
     Stage("image tokenizer", ["main", *codec_flags],
-          _START + _CODEC_STEP * codec_steps, compiles=True),
+          _START + codec_step * codec_steps, compiles=True),
     Stage("encoding", ["encode", *run_flags], _START),
     *(Stage(f"training {name}",
             ["main", f"--config={name}", f"--workdir={where}"],
-            _START + _STEP * count, compiles=True)
+            _START + step * count, compiles=True)
       for name, where, count in before),
     Stage("training", ["main", *run_flags, here],
-          _START + _STEP * steps, compiles=True),
+          _START + step * steps, compiles=True),
     Stage("evaluation", ["evaluate", *run_flags, here, "--once"], 2 * _START),
   ]  # fmt: skip
 
@@ -239,15 +244,16 @@ def summary(config: str, workdir: str) -> list[str]:
     name: each[last]["value"] for name, each in found.items() if last in each
   }
   page = Path(workdir, evaluation.REPORT).resolve()
+  prompt, question = config_files.examples(config)
   lines = [
     "",
     verdict(scores, config_files.targets(config)),
     f"report: {page.as_uri()}",
     "next:",
     "  draw an image, then ask about it:",
-    _command("generate", f"--workdir={workdir}", "--prompt=two green squares"),
+    _command("generate", f"--workdir={workdir}", f"--prompt={prompt}"),
     _command("generate", f"--workdir={workdir}", "--image=out.png",
-             "--question=how many squares are there"),
+             f"--question={question}"),
   ]  # fmt: skip
   if config_files.find(config.partition(":")[0]).stem == "shapes":
     edit = ["--config=configs/edit.py:shapes", "--workdir=runs/edit"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unifluid_jax.core.config import AugmentConfig
 from unifluid_jax.data import transforms
 from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.records import BadRecord
@@ -183,3 +184,78 @@ def test_rectangles_keep_the_aspect_ratio():
   image = np.repeat(255 * disc[..., None], 3, axis=2).astype(np.uint8)
   got = transforms.crop_resize(image, (24, 36))[..., 0] > 127  # by 36 / 135
   assert abs(got.any(0).sum() - 16) <= 1 and abs(got.any(1).sum() - 16) <= 1
+
+
+def ramp(height=20, width=30):
+  """Columns 0, 4, 8, ... in red, rows in green."""
+  image = np.zeros((height, width, 3), np.uint8)
+  image[..., 0] = 4 * np.arange(width)
+  image[..., 1] = 4 * np.arange(height)[:, None]
+  return image
+
+
+def test_augmented_images_are_moved_by_at_most_what_is_asked():
+  """A shift moves a ramp's middle by so many columns, a scale its slope."""
+  image = ramp()
+  shifts, scales = [], []
+  for seed in range(300):
+    moved = transforms.augmented(image, AugmentConfig(shift=0.2), RNG(seed))
+    assert moved.shape == image.shape and moved.dtype == np.uint8
+    shifts.append([
+      (float(moved[10, 15, 0]) - 60) / 4 / 30,
+      (float(moved[10, 15, 1]) - 40) / 4 / 20,
+    ])  # fmt: skip
+    scaled = transforms.augmented(image, AugmentConfig(scale=0.3), RNG(seed))
+    slope = (float(scaled[10, 20, 0]) - float(scaled[10, 10, 0])) / 40
+    scales.append(slope)
+  for found in np.transpose(shifts):
+    assert found.min() == pytest.approx(-0.2, abs=0.02)
+    assert found.max() == pytest.approx(0.2, abs=0.02)
+  assert np.corrcoef(np.transpose(shifts))[0, 1] == pytest.approx(0, abs=0.2)
+  assert min(scales) == pytest.approx(0.7, abs=0.04)
+  assert max(scales) == pytest.approx(1.3, abs=0.04)
+
+
+def test_augmented_images_go_on_beyond_their_edges():
+  flat = np.full((8, 8, 3), 7, np.uint8)
+  config = AugmentConfig(shift=0.9, scale=0.9, mirror=True)
+  for seed in range(20):
+    assert (transforms.augmented(flat, config, RNG(seed)) == 7).all()
+
+
+def test_augmented_images_are_mirrored_half_of_the_time():
+  image = noise(6, 5)
+  mirrored = transforms.mirrored(image)
+  count = 0
+  for seed in range(200):
+    got = transforms.augmented(image, AugmentConfig(mirror=True), RNG(seed))
+    flipped = bool((got == mirrored).all())
+    assert flipped or (got == image).all()
+    count += flipped
+  assert 70 < count < 130
+
+
+def test_augmented_colours():
+  """Brightness scales all, contrast the rest, saturation what is not grey."""
+  image = noise(16, 16) // 2 + 40
+  got = transforms._recoloured(image, 1.2, 1.0, 1.0)
+  np.testing.assert_allclose(got, np.minimum(image * 1.2, 255), atol=0.51)
+  got = transforms._recoloured(image, 1.0, 0.5, 1.0).astype(np.float32)
+  assert got.std() == pytest.approx(image.std() / 2, rel=0.02)
+  assert got.mean() == pytest.approx(image.mean(), abs=0.5)
+  grey = transforms._recoloured(image, 1.0, 1.0, 0.0).astype(int)
+  assert (np.ptp(grey, axis=-1) == 0).all()
+  np.testing.assert_array_equal(
+    transforms._recoloured(image, 1.0, 1.0, 1.0), image
+  )
+  config = AugmentConfig(colour=0.3)
+  varied = [transforms.augmented(image, config, RNG(s)) for s in range(100)]
+  ratios = [v.mean() / image.mean() for v in varied]
+  assert 0.68 < min(ratios) < 0.75 and 1.25 < max(ratios) < 1.32
+
+
+def test_nothing_is_changed_by_an_augmentation_of_nothing():
+  assert not AugmentConfig().changes and AugmentConfig(mirror=True).changes
+  image = noise(5, 9)
+  got = transforms.augmented(image, AugmentConfig(), RNG(0))
+  np.testing.assert_array_equal(got, image)

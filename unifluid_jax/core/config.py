@@ -37,6 +37,21 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+  """How images of i2t vary in training; see `data.transforms.augmented`."""
+
+  shift: float = 0.0  # at most, in sides of the image
+  scale: float = 0.0  # 0.2: what is seen is 0.8 to 1.2 times as large
+  colour: float = 0.0  # 0.2: brightness, contrast, saturation times 0.8 to 1.2
+  mirror: bool = False  # half of them; wrong where texts say left and right
+
+  @property
+  def changes(self) -> bool:
+    """Whether anything varies at all."""
+    return self != AugmentConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
   """What is read, and how."""
 
@@ -51,6 +66,7 @@ class DataConfig:
   world: Mapping[str, Any]  # procedural data set to write; empty: none
   images: int = 1  # that an i2t example has; of every record alike
   max_pixels: int = MAX_PIXELS  # of an image file; larger ones are bad records
+  augment: AugmentConfig = AugmentConfig()
 
   def has_cache(self, task: str) -> bool:
     """Whether encoded images of a task's training sources come from files."""

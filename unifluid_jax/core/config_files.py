@@ -114,6 +114,28 @@ def stages(value: str) -> tuple[tuple[str, str], ...]:
   return tuple(_constant(value, "STAGES", ()))
 
 
+def step_seconds(value: str) -> tuple[float, float] | None:
+  """How long steps take on two CPU cores, where a configuration file says it.
+
+  Args:
+    value: of the flag; an argument makes another run, of which it says nothing.
+
+  Returns:
+    Its STEP_SECONDS: of a step of its image tokenizer, and of its own.
+  """
+  return _constant(value, "STEP_SECONDS", None)
+
+
+def examples(value: str) -> tuple[str, str]:
+  """What a configuration's runs can be asked, whatever its argument.
+
+  Returns:
+    Its EXAMPLES: a prompt to draw and a question about an image.
+  """
+  ours = ("two green squares", "how many squares are there")
+  return _constant(value.partition(":")[0], "EXAMPLES", ours)
+
+
 def _constant(value: str, name: str, default: Any) -> Any:
   """What a file without an argument sets beside its configuration."""
   path, _, argument = value.partition(":")

@@ -84,6 +84,7 @@ ROWS = (
     f"{below('data.world', 'in_context dialogues signs')} text.dialogue", AMOUNT
   ),
   Row("data.world.*", ANY),
+  Row(below("data.augment", "shift scale colour"), DECAY),
   Row("data.max_bad_share", SHARE),
   Row("data.max_pixels", Range(1, 178_956_970)),  # what Pillow opens at most
   # Training.

@@ -23,6 +23,7 @@ from unifluid_jax.data.sized_prompt import SizedPrompt
 from unifluid_jax.data.sources.source import Source, open_source
 from unifluid_jax.data.tasks import (
   EVERY_SOURCE,
+  I2T,
   TASKS,
   NoExample,
   Options,
@@ -119,6 +120,7 @@ def make_loader(
   for field in (f for task in used.values() for f in task.values()):
     if isinstance(field, SizedPrompt):
       field.check(tokenizer)
+  _check_augmented(config, used)
   sources = _open_all(config, used)
   options = Options(
     tokenizer,
@@ -126,6 +128,7 @@ def make_loader(
     config.data.flip,
     config.data.max_pixels,
     config.text.chat,
+    config.data.augment,
   )
   streams = []
   for task in used:
@@ -229,6 +232,15 @@ def _stream(
   load = _Load(names, opened, orders, TASKS[task], inputs, options)
   mixture = grain.MapDataset.mix(parts, weights)
   return mixture.random_map(load, seed=_seed(config.seed, task, ""))
+
+
+def _check_augmented(config: Config, inputs: Inputs) -> None:
+  """Refuses to augment images that are read as a codec encoded them."""
+  if _from_files(inputs.get(I2T, {})) and config.data.augment.changes:
+    raise ValueError(
+      f"data.augment changes pixels, and {I2T} reads encoded images: set its "
+      f"numbers to 0, or serve {I2T} by a data.train source without moments"
+    )
 
 
 def _check_moments(

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unifluid_jax.core.config import MAX_PIXELS, ChatConfig
+from unifluid_jax.core.config import MAX_PIXELS, AugmentConfig, ChatConfig
 from unifluid_jax.data import transforms
 from unifluid_jax.data.fields import Example, Picture
 from unifluid_jax.data.images import decode_image
-from unifluid_jax.data.records import BadRecord, Record, Turn
+from unifluid_jax.data.records import BadRecord, Marks, Record, Turn
 
 T = TypeVar("T")
 _CAPTION_SHARE = 0.4  # of understanding examples, where questions exist too
@@ -33,6 +33,7 @@ class Options:
   flip: bool = False
   max_pixels: int = MAX_PIXELS  # of an encoded image
   chat: ChatConfig = ChatConfig()  # what stands around messages
+  augment: AugmentConfig = AugmentConfig()  # of images that are read
 
   def example(
     self, texts: Mapping[str, str | None], images: Mapping[str, Picture]
@@ -80,7 +81,8 @@ def image_to_text(
 ) -> Example:
   """A caption (two cases in five where both exist) or a question.
 
-  Never flipped: questions name sides and images hold writing.
+  Never flipped: questions name sides and images hold writing. Images vary as
+  `options.augment` says.
 
   Args:
     record: where the example comes from.
@@ -90,6 +92,7 @@ def image_to_text(
   Raises:
     NoExample: no caption and no question.
     BadRecord: only blank ones.
+    ValueError: an image to be augmented has marks.
   """
   ask_caption = not record.questions
   if record.captions and record.questions:
@@ -100,6 +103,8 @@ def image_to_text(
   else:
     question, answer = _choose_pair(record.questions, rng)
   frames = (record.image, *record.more)
+  if options.augment.changes:
+    frames = _augmented(record, rng, options)
   seen = Picture(frames, record.marks, cached=record.moments)
   return options.example({"prefix": question, "suffix": answer}, {"seen": seen})
 
@@ -175,6 +180,23 @@ TASKS: Mapping[str, Task] = {
 }
 # Needs only the image of a record: every source serves it.
 EVERY_SOURCE = (IMAGE,)
+
+
+def _augmented(
+  record: Record, rng: np.random.Generator, options: Options
+) -> tuple[np.ndarray, ...]:
+  """A record's images as training varies them, at their own sizes."""
+  if record.marks != Marks():
+    raise ValueError(
+      "data.augment moves images, and boxes and letters painted into them "
+      "would stay where they are: set its numbers to 0 for such data"
+    )
+  return tuple(
+    transforms.augmented(
+      decode_image(image, options.max_pixels), options.augment, rng
+    )
+    for image in (record.image, *record.more)
+  )
 
 
 def _drawn(

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from unifluid_jax.core.config import AugmentConfig
 from unifluid_jax.data import paint
 from unifluid_jax.data.records import Marks
 
@@ -19,6 +20,7 @@ Size = tuple[int, int]  # height, width in pixels
 
 _LONGEST = 32  # times the shorter side: what is cropped beyond is never seen
 _ROOM = 1 << 24  # pixels between the two passes of a resize
+_LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def centre_crop_resize(
@@ -146,6 +148,71 @@ def upright(
 def mirrored(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
   """Left to right."""
   return np.ascontiguousarray(image[:, ::-1])
+
+
+def augmented(
+  image: UInt8[np.ndarray, "H W 3"],
+  config: AugmentConfig,
+  rng: np.random.Generator,
+) -> UInt8[np.ndarray, "H W 3"]:
+  """The image moved, enlarged or reduced, recoloured, perhaps mirrored.
+
+  Beyond its edges the image goes on as it is there. The crop and the factors
+  of colours (brightness, contrast, saturation, in this order) are uniform.
+
+  Args:
+    image: RGB; keeps its shape.
+    config: how much.
+    rng: draws seven numbers.
+  """
+  *place, mirror = rng.random(4)
+  across, down, size = (2 * u - 1 for u in place)
+  factors = 1 + config.colour * (2 * rng.random(3) - 1)
+  moved = _moved(
+    image, (config.shift * down, config.shift * across), 1 + config.scale * size
+  )
+  if config.colour:
+    moved = _recoloured(moved, *factors)
+  return mirrored(moved) if config.mirror and mirror < 0.5 else moved
+
+
+def _moved(
+  image: UInt8[np.ndarray, "H W 3"], shift: tuple[float, float], scale: float
+) -> UInt8[np.ndarray, "H W 3"]:
+  """What a window sees that is `scale` times as large and shifted."""
+  if scale == 1 and not any(shift):
+    return image
+  edges = []
+  for side, by in zip(image.shape[:2], shift, strict=True):
+    middle = side * (0.5 + by)
+    edges.append((middle - scale * side / 2, middle + scale * side / 2))
+  room = math.ceil(
+    max(max(-low, high - side, 0.0)
+        for (low, high), side in zip(edges, image.shape[:2], strict=True))
+  )  # fmt: skip
+  wide = np.pad(image, ((room, room), (room, room), (0, 0)), mode="edge")
+  (top, bottom), (left, right) = edges
+  box = left + room, top + room, right + room, bottom + room
+  height, width = image.shape[:2]
+  picture = Image.fromarray(wide)
+  return np.array(
+    picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+  )
+
+
+def _recoloured(
+  image: UInt8[np.ndarray, "H W 3"],
+  brightness: float,
+  contrast: float,
+  saturation: float,
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Every factor 1: the same image."""
+  bright = image.astype(np.float32) * brightness
+  mean = bright.mean()
+  bright = mean + (bright - mean) * contrast
+  grey = bright @ _LUMA
+  bright = grey[..., None] + (bright - grey[..., None]) * saturation
+  return np.clip(np.round(bright), 0, 255).astype(np.uint8)
 
 
 def to_float(

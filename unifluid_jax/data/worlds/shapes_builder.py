@@ -203,7 +203,8 @@ def _is_built(target: pathlib.Path, recipe: dict[str, Any]) -> bool:
   path = target / _RECIPE
   if not path.is_file():
     raise ValueError(
-      f"{target} exists and is no data set of shapes: choose another directory"
+      f"{target} exists and is no data set of this kind: choose another "
+      "directory"
     )
   there = json.loads(path.read_text())
   keys = [k for k in recipe if there.get(k) != recipe[k]]
@@ -235,10 +236,12 @@ def write_splits(
   features: tfds.features.FeaturesDict,
   version: str,
   splits: Mapping[str, Iterator[dict[str, Any]]],
+  name: str = "shapes",
+  description: str = "Procedural scenes of coloured shapes.",
 ) -> None:
   """All splits' records and the metadata that tfds reads."""
   identity = tfds.core.DatasetIdentity(
-    name="shapes",
+    name=name,
     version=tfds.core.Version(version),
     data_dir=str(directory),
     module_name="",
@@ -246,7 +249,7 @@ def write_splits(
   info = tfds.core.DatasetInfo(
     builder=identity,
     features=features,
-    description="Procedural scenes of coloured shapes.",
+    description=description,
   )
   writer = tfds.core.SequentialWriter(info, _SHARD, file_format="array_record")
   writer.initialize_splits(list(splits))

@@ -1,10 +1,17 @@
-"""The procedural data sets that a configuration asks for, on disk."""
+"""The data sets that `config.data.world` asks for, on disk.
+
+`data.world.kind` says which world it is: "shapes" where nothing is said.
+"""
+
+import dataclasses
+from typing import Any
 
 from etils import epath
 
 from unifluid_jax.core.config import Config, DataConfig, SourceConfig
 from unifluid_jax.data.worlds import (
   chats,
+  emoji_builder,
   in_context,
   shapes,
   shapes_builder,
@@ -13,6 +20,7 @@ from unifluid_jax.data.worlds import (
 
 # Beside the scenes: key of data.world that says how many there are.
 BESIDE = {"in_context": in_context, "dialogues": chats, "signs": signs_builder}
+SHAPES, EMOJI = "shapes", "emoji"
 
 
 def is_beside(data: DataConfig, source: SourceConfig) -> bool:
@@ -25,18 +33,39 @@ def is_beside(data: DataConfig, source: SourceConfig) -> bool:
   return bool(data.world) and folder.endswith(suffixes)
 
 
+def kind_of(data: DataConfig) -> str:
+  """Which world the data are of.
+
+  Raises:
+    ValueError: it is none that is known.
+  """
+  kind = data.world.get("kind", SHAPES)
+  if kind not in _WRITERS:
+    raise ValueError(f"data.world.kind={kind!r}: {' or '.join(_WRITERS)}")
+  return kind
+
+
 def write_world(config: Config) -> str:
-  """The procedural data set, at the path its sources name."""
+  """The data set of the world, at the path its sources name.
+
+  Returns:
+    What was done, for people.
+
+  Raises:
+    ValueError: options that the world has not, or another data set's place.
+  """
   options = dict(config.data.world)
+  options.pop("kind", None)
+  return _WRITERS[kind_of(config.data)](config, options)
+
+
+def _write_shapes(config: Config, options: dict[str, Any]) -> str:
   seed = options.pop("seed")
   sizes = {
     split: options.pop(split) for split in ("train", "validation", "held_out")
   }
   counts = {key: options.pop(key, 0) for key in BESIDE}
-  (path,) = {
-    s.path for s in config.data.train.values() if not is_beside(config.data, s)
-  }
-  where = str(epath.Path(config.data.root) / path)
+  where = _where(config)
   done = _done(where)
   world = shapes.World(**options)
   shapes_builder.build(where, world, sizes, seed)
@@ -51,6 +80,39 @@ def write_world(config: Config) -> str:
       noun = "signs" if signs else "dialogues"
       said.append(f"{done} {counts[key]:,} {noun} in {beside}")
   return "; ".join(said)
+
+
+def _write_emoji(config: Config, options: dict[str, Any]) -> str:
+  packages = options.pop("packages", "")
+  known = {field.name for field in dataclasses.fields(emoji_builder.World)}
+  if wrong := sorted(set(options) - known):
+    raise ValueError(
+      f"data.world has no {', '.join(wrong)}; known: packages, "
+      f"{', '.join(sorted(known))}"
+    )
+  options = {k: tuple(v) if isinstance(v, list) else v
+             for k, v in options.items()}  # fmt: skip
+  world, where = emoji_builder.World(**options), _where(config)
+  done = _done(where)
+  made = emoji_builder.build(where, world, packages)
+  notice = made / emoji_builder.ATTRIBUTION
+  sizes = emoji_builder.sizes(made)
+  listed = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
+  return (
+    f"{done} the data set: {listed} records of {', '.join(world.sets)} emoji "
+    f"in {where}; authors and licences: {notice}"
+  )
+
+
+_WRITERS = {SHAPES: _write_shapes, EMOJI: _write_emoji}
+
+
+def _where(config: Config) -> str:
+  """The folder of the world's records, the same of all its sources."""
+  (path,) = {
+    s.path for s in config.data.train.values() if not is_beside(config.data, s)
+  }
+  return str(epath.Path(config.data.root) / path)
 
 
 def _done(where: str) -> str:

@@ -232,7 +232,7 @@ def _basis(workdir: str, step: int) -> str:
   config = meta["config"]
   data, world = config["data"], config["data"]["world"]
   what = ", ".join(source["path"] for source in data["train"].values())
-  if world:
+  if "train" in world:
     what = f"embedded world, {world['train']} scenes, seed {world['seed']}"
   tokenizer = config["text"]["tokenizer"]
   digest = meta.get("tokenizer_sha256", "")[:8] or "digest not known"

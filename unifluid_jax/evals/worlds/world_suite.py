@@ -25,11 +25,12 @@ def world_of(bench: Bench) -> shapes.World:
     ValueError: the data are not of the embedded world.
   """
   options = dict(bench.config.data.world)
-  if not options:
+  if not options or written.kind_of(bench.config.data) != written.SHAPES:
     raise ValueError(
-      "this metric is defined on the embedded world: set config.data.world, "
+      "this metric is defined on the world of shapes: set config.data.world, "
       "or leave it out of config.eval.metrics"
     )
+  options.pop("kind", None)
   for key in ("train", "validation", "held_out", "seed"):
     options.pop(key)
   for key in written.BESIDE:
