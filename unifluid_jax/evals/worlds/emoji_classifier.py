@@ -22,11 +22,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from unifluid_jax.core import files
 from unifluid_jax.data.worlds.emoji import STYLES, Picture
 from unifluid_jax.evals.bench import Bench
+from unifluid_jax.evals.metrics import fid
 from unifluid_jax.evals.worlds import emoji_album, scene_classifier
 from unifluid_jax.evals.worlds.emoji_album import Album, identity
 
 _GRID = 4  # cells a side that features keep apart
-_EPOCHS = 32
+_EPOCHS = 64
 _STEPS = 600  # at least, for few pictures
 _BATCH = 64
 _CHUNK = 256  # images through the classifier at once
@@ -130,7 +131,7 @@ def _weights(
 class Judge:
   """A classifier, and its features of all true pictures."""
 
-  def __init__(self, net: scene_classifier.SceneClassifier, album: Album):
+  def __init__(self, net: fid.FeatureNet, album: Album):
     """Describes the album's pictures."""
     self.net = net
     entries = album.entries
@@ -148,7 +149,11 @@ class Judge:
 
   def features(self, images: Sequence[Any]) -> Float[np.ndarray, "n F"]:
     """Standardised over the training pictures; images u8[H, W, 3] of a size."""
-    return self._chunked(images, self.net.features)
+    parts = [
+      np.asarray(self.net.features(_scaled(images[i : i + _CHUNK])))
+      for i in range(0, len(images), _CHUNK)
+    ]
+    return np.concatenate(parts)
 
   def ranks(
     self, images: Sequence[Any], asked: Sequence[Picture]
@@ -211,13 +216,6 @@ class Judge:
     """Views of true pictures that training has not drawn."""
     found = views(jax.random.key(seed), _scaled(images))
     return list(np.asarray((found + 1) * 127.5).round().astype(np.uint8))
-
-  def _chunked(self, images: Sequence[Any], function: Any) -> np.ndarray:
-    parts = [
-      np.asarray(function(_scaled(images[i : i + _CHUNK])))
-      for i in range(0, len(images), _CHUNK)
-    ]
-    return np.concatenate(parts)
 
 
 def _scaled(images: Sequence[Any]) -> Float[Array, "n S S 3"]:

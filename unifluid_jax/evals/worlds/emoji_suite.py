@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from unifluid_jax.data.worlds.emoji import Picture
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.metrics import fid
-from unifluid_jax.evals.worlds import emoji_album, emoji_classifier
+from unifluid_jax.evals.worlds import emoji_album
 from unifluid_jax.evals.worlds.emoji_album import album_of
 from unifluid_jax.evals.worlds.emoji_classifier import Judge, judge_of
 
