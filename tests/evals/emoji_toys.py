@@ -134,7 +134,7 @@ class Knowing:
       ]
     )
 
-  def look(self, record):
+  def look(self, *_):
     raise AssertionError("not asked for")
 
   reconstruct = look
@@ -151,6 +151,8 @@ class Silent:
 
   def edits(self, images, instructions, seeds):
     return self.images(images, seeds)
+
+  look = reconstruct = Knowing.look
 
 
 def decoded(data):

@@ -5,6 +5,7 @@ import collections
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from tests.evals import emoji_toys as toys
 from unifluid_jax.data.worlds.emoji import Picture
@@ -200,7 +201,7 @@ def test_views_move_and_scale_with_edges_continued():
   weights = emoji_classifier._weights
 
   def applied(scale, shift, row):
-    w = weights(len(row), np.array([[scale]]), np.array([[shift]]))[0]
+    w = weights(len(row), *jnp.float32([[[scale]], [[shift]]]))[0]
     return np.asarray(w @ np.asarray(row, np.float32))
 
   row = np.array([1.0, 5, 2, 8])
@@ -214,7 +215,7 @@ def test_views_move_and_scale_with_edges_continued():
 
 def test_views_differ_by_key_and_image_and_stay_in_range():
   image = np.asarray(toys.draw(toys.HELD_OUT[0]), np.float32) / 127.5 - 1
-  twice = np.stack([image, image])
+  twice = jnp.stack([image, image])
   found = np.asarray(views(jax.random.key(0), twice))
   again = np.asarray(views(jax.random.key(0), twice))
   np.testing.assert_array_equal(found, again)

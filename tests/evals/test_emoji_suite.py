@@ -1,6 +1,5 @@
 """Scores of the emoji world, of subjects that know all, or nothing."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -125,9 +124,9 @@ def test_the_floor_of_answers_is_blind(bench):
   train = [r.captions[0].split(", ")[1] for r in FOUND["train"]]
   assert {train.count(f"{s} style") for s in toys.STYLES} == {8}
   assert floors["style"] == pytest.approx(1 / 3)
-  assert floors["name"] <= 1 / 3
-  # Yes as often as no to "is it a ...": two trained pictures of each.
-  assert 0 <= floors["yes/no"] <= 1
+  assert floors["name"] == 0
+  # Concepts with a held-out style are seen less often than denied.
+  assert floors["yes/no"] == 0
 
 
 def test_questions_take_turns():
@@ -207,7 +206,7 @@ def test_distance_of_drawings(bench):
   assert out.values["emoji_fid_nearest/ratio"] == pytest.approx(1)
   assert "held_out: rank-deficient" in out.settings["warning"]
   grey = emoji_suite.frechet(toys.Silent(), bench).values
-  assert grey["emoji_fid/ratio"] > 1.5
+  assert grey["emoji_fid/ratio"] > 1
   assert grey["emoji_fid/real"] == out.values["emoji_fid/real"]
   assert not report_data.lower_is_better("emoji_drawn/top1")
 
@@ -226,8 +225,8 @@ def test_edits_of_a_model_that_knows_all(bench):
     "validation, style", "held out, style"
   }  # fmt: skip
   assert set(out.floors) == set(out.values)
-  nearest = of(out.values, "emoji_edits_nearest")
-  assert 5 < nearest["psnr"] < 100
+  nearest = of(out.values, "emoji_edits_nearest_held_out")
+  assert 5 < nearest["psnr"] < scores["psnr"]
 
 
 def test_edits_left_undone_score_the_floor(bench):
@@ -294,7 +293,7 @@ def test_data_without_what_a_metric_needs(bench, metric, monkeypatch):
     monkeypatch.setattr(module, "album_of", lambda _: album)
   made = toys.bench_of(bench.config.data.root, monkeypatch, lacking)
   with pytest.raises(ValueError, match=f"leave '{metric}' out of") as error:
-    evaluation.METRICS[metric](None, made)
+    evaluation.METRICS[metric](toys.Silent(), made)
   assert "\n" not in str(error.value)
 
 
@@ -303,5 +302,4 @@ def test_data_of_another_world(bench, monkeypatch):
   made = toys.bench_of(bench.config.data.root, monkeypatch, shapes)
   for metric in METRICS:
     with pytest.raises(ValueError, match="defined on the emoji world"):
-      evaluation.METRICS[metric](None, made)
-  assert dataclasses.is_dataclass(made.config)
+      evaluation.METRICS[metric](toys.Silent(), made)

@@ -129,23 +129,22 @@ def _weights(
 
 
 class Judge:
-  """A classifier, and its features of all true pictures."""
+  """A classifier, and its features of all true pictures.
+
+  Attributes:
+    true_features: f32[n, F], of the album's entries.
+  """
 
   def __init__(self, net: fid.FeatureNet, album: Album):
     """Describes the album's pictures."""
     self.net = net
     entries = album.entries
-    self._features = self.features([e.image for e in entries])
-    self._directions = _directions(self._features)
+    self.true_features = self.features([e.image for e in entries])
+    self._directions = _directions(self.true_features)
     self._styles = np.array([e.picture.style for e in entries])
     names = sorted({e.identity for e in entries}, key=str)
     self._place = {name: i for i, name in enumerate(names)}
     self._names = np.array([self._place[e.identity] for e in entries])
-
-  @property
-  def true_features(self) -> Float[np.ndarray, "n F"]:
-    """Of all true pictures."""
-    return self._features
 
   def features(self, images: Sequence[Any]) -> Float[np.ndarray, "n F"]:
     """Standardised over the training pictures; images u8[H, W, 3] of a size."""
