@@ -146,7 +146,7 @@ class Judge:
     self._place = {name: i for i, name in enumerate(names)}
     self._names = np.array([self._place[e.identity] for e in entries])
 
-  def features(self, images: Sequence[Any]) -> Float[np.ndarray, "n F"]:
+  def features(self, images: Any) -> Float[np.ndarray, "n F"]:
     """Standardised over the training pictures; images u8[H, W, 3] of a size."""
     parts = [
       np.asarray(self.net.features(_scaled(images[i : i + _CHUNK])))
@@ -155,7 +155,7 @@ class Judge:
     return np.concatenate(parts)
 
   def ranks(
-    self, images: Sequence[Any], asked: Sequence[Picture]
+    self, images: Any, asked: Sequence[Picture]
   ) -> Int[np.ndarray, " n"]:
     """How many other concepts of the asked style look more like each image.
 
@@ -187,7 +187,7 @@ class Judge:
     return np.array(found)
 
   def in_style(
-    self, images: Sequence[Any], asked: Sequence[Picture]
+    self, images: Any, asked: Sequence[Picture]
   ) -> Bool[np.ndarray, " n"]:
     """Whether, of the concept's true pictures, that of the style is nearest.
 
@@ -210,14 +210,14 @@ class Judge:
     return len(concepts), len(np.unique(self._styles[same]))
 
   def other_views(
-    self, images: Sequence[Any], seed: int = 1
+    self, images: Any, seed: int = 1
   ) -> list[UInt8[np.ndarray, "S S 3"]]:
     """Views of true pictures that training has not drawn."""
     found = views(jax.random.key(seed), _scaled(images))
     return list(np.asarray((found + 1) * 127.5).round().astype(np.uint8))
 
 
-def _scaled(images: Sequence[Any]) -> Float[Array, "n S S 3"]:
+def _scaled(images: Any) -> Float[Array, "n S S 3"]:
   return scene_classifier.scaled(
     np.stack([emoji_album.sized(x) for x in images])
   )

@@ -112,7 +112,7 @@ def edits_of(bench: Bench, split: str) -> list[Edit]:
 
 
 def scores(
-  name: str, judge: Judge, asked: Sequence[Edit], images: Sequence[Any]
+  name: str, judge: Judge, asked: Sequence[Edit], images: Any
 ) -> dict[str, float]:
   """All scores of results; first over all edits, then by kind that occurs.
 
@@ -154,7 +154,7 @@ def _looked_up(album: Album, edit: Edit) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _shown(
-  split: str, asked: Sequence[Edit], results: Sequence[Any], judge: Judge
+  split: str, asked: Sequence[Edit], results: Any, judge: Judge
 ) -> list[Shown]:
   """The first of each kind."""
   right = judge.ranks(results, [e.after for e in asked]) == 0

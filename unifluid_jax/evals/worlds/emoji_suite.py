@@ -101,7 +101,7 @@ def drawn(subject: Subject, bench: Bench) -> Outcome:
 
 
 def retrieval(
-  judge: Judge, images: Sequence[Any], asked: Sequence[Picture]
+  judge: Judge, images: Any, asked: Sequence[Picture]
 ) -> dict[str, float]:
   """Shares of images by which the asked picture is found again."""
   ranks = judge.ranks(images, asked)

@@ -281,7 +281,7 @@ def _accuracy(
 
 def _shown(
   asked: Sequence[Asked],
-  images: Sequence[Any],
+  images: Any,
   said: Sequence[str],
   right: Sequence[float],
 ) -> list[Shown]:
