@@ -124,9 +124,33 @@ VARLOSS = f"{VAR}::test_the_loss_is_a_plain_cross_entropy_over_all_scales"
 VARGUIDE = f"{VAR}::test_guidance_leads_away_from_the_null_class"
 JOINS = f"{VAR}::test_scales_join_one_after_another"
 
+_ALBUM, _JUDGE = (
+  f"evals/worlds/emoji_{name}.py" for name in ("album", "classifier")
+)
+_DRAWN, _SAID, _EDITED = (
+  f"evals/worlds/emoji_{name}suite.py" for name in ("", "text_", "edit_")
+)
+JUDGED, SCORED = (f"evals/test_emoji_{name}.py" for name in ("judge", "suite"))
+
 MUTATIONS = tuple(
   Mutation(*row)
   for row in (
+    # ------------------------------------------------------ scores of emoji
+    (_JUDGE, "(best > best[place])", "(best >= best[place])", JUDGED),
+    (_JUDGE, "self._styles == picture.style)\n      best",
+     "self._styles != '')\n      best", JUDGED),
+    (_JUDGE, "np.maximum.at", "np.add.at", JUDGED),
+    (_JUDGE, "- middle - shift) / scale", "- middle - shift) * scale", JUDGED),
+    (_ALBUM, "(1 + self._count) / len(self._postings[word])", "2", JUDGED),
+    (_ALBUM, "e.picture != other_than", "True", JUDGED),
+    (_ALBUM, "key=lambda f: len(f[0])", "key=lambda f: -len(f[0])", JUDGED),
+    (_SAID, "n / len(pool) / len(records)", "n / len(pool)", SCORED),
+    (_SAID, "j = (i + turn) %", "j = turn %", SCORED),
+    (_EDITED, "idle = [e.source", "idle = [e.target", SCORED),
+    (_EDITED, "other_than=source", "other_than=None", SCORED),
+    (_DRAWN, "(ranks < 5)", "(ranks < 6)", SCORED),
+    (_DRAWN, "found.value / max(real.value", "real.value / max(found.value",
+     SCORED),
     # ---------------------------------------------------- multi-scale codes
     (_CODES, "_A = -0.75", "_A = -0.5", CODES),
     (_CODES, "np.clip(tap, 0, inputs - 1)", "tap % inputs", CODES),

@@ -110,11 +110,20 @@ def test_images_are_looked_up_by_blurred_pixels():
   ("apple, noto and fluent style", "apple", None),
   ("woman: red hair", "woman: red hair", None),
   ("cat, apple", "cat", None),
+  ("keycap: #, noto style", "keycap: #", "noto"),
   ("", None, None),
 ])  # fmt: skip
 def test_what_a_text_names(text, concept, style):
   reader = ConceptReader(
-    ["cat", "cat face", "apple", "woman", "woman: red hair"],
+    [
+      "cat",
+      "cat face",
+      "apple",
+      "woman",
+      "woman: red hair",
+      "keycap: #",
+      "keycap: *",
+    ],
     ["noto", "fluent", "noto"],
   )
   assert reader.concept(text) == concept

@@ -242,11 +242,14 @@ def test_edits_left_undone_score_the_floor(bench):
   ) == pytest.approx(20 * math.log10(255 / 20))
 
 
-def test_kinds_of_edits(bench):
-  (edit, *_) = emoji_edit_suite.edits_of(bench, "held_out")
+def test_edits_of_skin_tones(bench):
+  """What is looked up for them is another picture than the source."""
+  edit = emoji_edit_suite.edits_of(bench, "validation")[0]
   assert edit.kind == "style"
   tone = edit._replace(after=edit.before._replace(tone="dark"))
   assert tone.kind == "tone"
+  found = emoji_edit_suite._looked_up(emoji_album.album_of(bench), tone)
+  assert (found != edit.source).any()
 
 
 # ------------------------------------------------------------------------- data

@@ -169,8 +169,8 @@ def _blurred(image: UInt8[np.ndarray, "S S 3"]) -> Float[np.ndarray, " P"]:
 
 
 def words(text: str) -> tuple[str, ...]:
-  """Words in lower case, without punctuation."""
-  return tuple(re.findall(r"[^\W_]+", text.lower()))
+  """Words in lower case, without punctuation; keycaps keep their # and *."""
+  return tuple(re.findall(r"[^\W_]+|[#*]", text.lower()))
 
 
 class _WordIndex:
