@@ -124,13 +124,12 @@ VARLOSS = f"{VAR}::test_the_loss_is_a_plain_cross_entropy_over_all_scales"
 VARGUIDE = f"{VAR}::test_guidance_leads_away_from_the_null_class"
 JOINS = f"{VAR}::test_scales_join_one_after_another"
 
-_ALBUM, _JUDGE = (
-  f"evals/worlds/emoji_{name}.py" for name in ("album", "classifier")
-)
-_DRAWN, _SAID, _EDITED = (
-  f"evals/worlds/emoji_{name}suite.py" for name in ("", "text_", "edit_")
-)
-JUDGED, SCORED = (f"evals/test_emoji_{name}.py" for name in ("judge", "suite"))
+_ALBUM = "evals/worlds/emoji_album.py"
+_JUDGE = "evals/worlds/emoji_classifier.py"
+_PAINTED = "evals/worlds/emoji_suite.py"
+_NAMED = "evals/worlds/emoji_text_suite.py"
+_REDRAWN = "evals/worlds/emoji_edit_suite.py"
+JUDGED, EMOJI = "evals/test_emoji_judge.py", "evals/test_emoji_suite.py"
 
 MUTATIONS = tuple(
   Mutation(*row)
@@ -144,13 +143,13 @@ MUTATIONS = tuple(
     (_ALBUM, "(1 + self._count) / len(self._postings[word])", "2", JUDGED),
     (_ALBUM, "e.picture != other_than", "True", JUDGED),
     (_ALBUM, "key=lambda f: len(f[0])", "key=lambda f: -len(f[0])", JUDGED),
-    (_SAID, "n / len(pool) / len(records)", "n / len(pool)", SCORED),
-    (_SAID, "j = (i + turn) %", "j = turn %", SCORED),
-    (_EDITED, "idle = [e.source", "idle = [e.target", SCORED),
-    (_EDITED, "other_than=source", "other_than=None", SCORED),
-    (_DRAWN, "(ranks < 5)", "(ranks < 6)", SCORED),
-    (_DRAWN, "found.value / max(real.value", "real.value / max(found.value",
-     SCORED),
+    (_NAMED, "n / len(pool) / len(records)", "n / len(pool)", EMOJI),
+    (_NAMED, "j = (i + turn) %", "j = turn %", EMOJI),
+    (_REDRAWN, "idle = [e.source", "idle = [e.target", EMOJI),
+    (_REDRAWN, "other_than=source", "other_than=None", EMOJI),
+    (_PAINTED, "(ranks < 5)", "(ranks < 6)", EMOJI),
+    (_PAINTED, "found.value / max(real.value", "real.value / max(found.value",
+     EMOJI),
     # ---------------------------------------------------- multi-scale codes
     (_CODES, "_A = -0.75", "_A = -0.5", CODES),
     (_CODES, "np.clip(tap, 0, inputs - 1)", "tap % inputs", CODES),
