@@ -195,18 +195,33 @@ def test_one_picture_for_all_prompts_is_chance(bench):
   assert scores == pytest.approx(emoji_suite.chance_retrieval(judge, every))
 
 
+def one_picture_far(bench, image):
+  """Fréchet distance of one picture, again and again, to all true ones."""
+  judge = emoji_classifier.judge_of(bench)
+  true = np.asarray(judge.true_features, np.float64)
+  gap = true.mean(0) - judge.features([image])[0]
+  return gap @ gap + true.var(0, ddof=1).sum()
+
+
 def test_distance_of_drawings(bench):
+  train = [toys.decoded(r.image) for r in FOUND["train"]]
+  mean = np.mean(train, 0).round().astype(np.uint8)
   out = emoji_suite.frechet(toys.Knowing(FOUND), bench)
   for name in ("emoji_fid", "emoji_fid_held_out"):
     scores = of(out.values, name)
     assert scores["ratio"] == pytest.approx(1)
     assert scores["generated"] == pytest.approx(scores["real"])
-    assert out.floors[f"{name}/ratio"] > 1
+    blank = of(out.floors, name)
+    assert blank["generated"] == pytest.approx(one_picture_far(bench, mean))
+    assert blank["ratio"] * scores["real"] == pytest.approx(blank["generated"])
     assert report_data.lower_is_better(f"{name}/ratio")
   assert out.values["emoji_fid_nearest/ratio"] == pytest.approx(1)
   assert "held_out: rank-deficient" in out.settings["warning"]
   grey = emoji_suite.frechet(toys.Silent(), bench).values
-  assert grey["emoji_fid/ratio"] > 1
+  plane = toys.Silent().images([""], [0])[0]
+  far = pytest.approx(one_picture_far(bench, plane))
+  assert grey["emoji_fid/generated"] == grey["emoji_fid_held_out/generated"]
+  assert grey["emoji_fid/generated"] == far
   assert grey["emoji_fid/real"] == out.values["emoji_fid/real"]
   assert not report_data.lower_is_better("emoji_drawn/top1")
 
@@ -226,7 +241,7 @@ def test_edits_of_a_model_that_knows_all(bench):
   }  # fmt: skip
   assert set(out.floors) == set(out.values)
   nearest = of(out.values, "emoji_edits_nearest_held_out")
-  assert 5 < nearest["psnr"] < scores["psnr"]
+  assert 5 < nearest["psnr"] <= scores["psnr"]
 
 
 def test_edits_left_undone_score_the_floor(bench):
