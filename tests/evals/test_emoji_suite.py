@@ -195,6 +195,11 @@ def test_one_picture_for_all_prompts_is_chance(bench):
   assert scores == pytest.approx(emoji_suite.chance_retrieval(judge, every))
 
 
+def near(value):
+  """Float32 features of batches of several sizes."""
+  return pytest.approx(value, rel=1e-3)
+
+
 def one_picture_far(bench, image):
   """Fréchet distance of one picture, again and again, to all true ones."""
   judge = emoji_classifier.judge_of(bench)
@@ -212,15 +217,15 @@ def test_distance_of_drawings(bench):
     assert scores["ratio"] == pytest.approx(1)
     assert scores["generated"] == pytest.approx(scores["real"])
     blank = of(out.floors, name)
-    assert blank["generated"] == pytest.approx(one_picture_far(bench, mean))
-    assert blank["ratio"] * scores["real"] == pytest.approx(blank["generated"])
+    assert blank["generated"] == near(one_picture_far(bench, mean))
+    assert blank["ratio"] * scores["real"] == near(blank["generated"])
     assert report_data.lower_is_better(f"{name}/ratio")
   assert out.values["emoji_fid_nearest/ratio"] == pytest.approx(1)
   assert "held_out: rank-deficient" in out.settings["warning"]
   grey = emoji_suite.frechet(toys.Silent(), bench).values
   plane = toys.Silent().images([""], [0])[0]
-  far = pytest.approx(one_picture_far(bench, plane))
-  assert grey["emoji_fid/generated"] == grey["emoji_fid_held_out/generated"]
+  far = near(one_picture_far(bench, plane))
+  assert grey["emoji_fid_held_out/generated"] == far
   assert grey["emoji_fid/generated"] == far
   assert grey["emoji_fid/real"] == out.values["emoji_fid/real"]
   assert not report_data.lower_is_better("emoji_drawn/top1")
