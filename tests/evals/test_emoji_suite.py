@@ -7,7 +7,7 @@ import pytest
 
 from tests.evals import emoji_toys as toys
 from unifluid_jax import evaluation
-from unifluid_jax.evals.report import data as report_data
+from unifluid_jax.evals.report import scales
 from unifluid_jax.evals.worlds import (
   emoji_album,
   emoji_classifier,
@@ -219,7 +219,7 @@ def test_distance_of_drawings(bench):
     blank = of(out.floors, name)
     assert blank["generated"] == near(one_picture_far(bench, mean))
     assert blank["ratio"] * scores["real"] == near(blank["generated"])
-    assert report_data.lower_is_better(f"{name}/ratio")
+    assert scales.lower_is_better(f"{name}/ratio")
   assert out.values["emoji_fid_nearest/ratio"] == pytest.approx(1)
   assert "held_out: rank-deficient" in out.settings["warning"]
   grey = emoji_suite.frechet(toys.Silent(), bench).values
@@ -228,7 +228,7 @@ def test_distance_of_drawings(bench):
   assert grey["emoji_fid_held_out/generated"] == far
   assert grey["emoji_fid/generated"] == far
   assert grey["emoji_fid/real"] == out.values["emoji_fid/real"]
-  assert not report_data.lower_is_better("emoji_drawn/top1")
+  assert not scales.lower_is_better("emoji_drawn/top1")
 
 
 # ------------------------------------------------------------------------ edits
