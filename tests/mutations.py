@@ -126,9 +126,32 @@ VARLOSS = f"{VAR}::test_the_loss_is_a_plain_cross_entropy_over_all_scales"
 VARGUIDE = f"{VAR}::test_guidance_leads_away_from_the_null_class"
 JOINS = f"{VAR}::test_scales_join_one_after_another"
 
+_ALBUM = "evals/worlds/emoji_album.py"
+_JUDGE = "evals/worlds/emoji_classifier.py"
+_PAINTED = "evals/worlds/emoji_suite.py"
+_NAMED = "evals/worlds/emoji_text_suite.py"
+_REDRAWN = "evals/worlds/emoji_edit_suite.py"
+JUDGED, EMOJI = "evals/test_emoji_judge.py", "evals/test_emoji_suite.py"
+
 MUTATIONS = tuple(
   Mutation(*row)
   for row in (
+    # ------------------------------------------------------ scores of emoji
+    (_JUDGE, "(best > best[place])", "(best >= best[place])", JUDGED),
+    (_JUDGE, "self._styles == picture.style)\n      best",
+     "self._styles != '')\n      best", JUDGED),
+    (_JUDGE, "np.maximum.at", "np.add.at", JUDGED),
+    (_JUDGE, "- middle - shift) / scale", "- middle - shift) * scale", JUDGED),
+    (_ALBUM, "(1 + self._count) / len(self._postings[word])", "2", JUDGED),
+    (_ALBUM, "e.picture != other_than", "True", JUDGED),
+    (_ALBUM, "key=lambda f: len(f[0])", "key=lambda f: -len(f[0])", JUDGED),
+    (_NAMED, "n / len(pool) / len(records)", "n / len(pool)", EMOJI),
+    (_NAMED, "j = (i + turn) %", "j = turn %", EMOJI),
+    (_REDRAWN, "idle = [e.source", "idle = [e.target", EMOJI),
+    (_REDRAWN, "other_than=source", "other_than=None", EMOJI),
+    (_PAINTED, "(ranks < 5)", "(ranks < 6)", EMOJI),
+    (_PAINTED, "found.value / max(real.value", "real.value / max(found.value",
+     EMOJI),
     # ---------------------------------------------------- multi-scale codes
     (_CODES, "_A = -0.75", "_A = -0.5", CODES),
     (_CODES, "np.clip(tap, 0, inputs - 1)", "tap % inputs", CODES),

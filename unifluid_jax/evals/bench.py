@@ -70,7 +70,8 @@ class Shown(NamedTuple):
   truth: str = ""
   correct: bool | None = None
   source: Any = None  # u8[H, W, 3] of an edit
-  target: Any = None  # u8[H, W, 3] of an edit
+  # u8[H, W, 3] of an edit, or of a drawing: the true picture, where it exists.
+  target: Any = None
   references: tuple[str, ...] = ()  # of a caption
   score: float | None = None  # of a caption: CIDEr-D of this image
   task: str = ""  # examples of a task stand together under its name
