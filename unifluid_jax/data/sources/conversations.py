@@ -206,8 +206,8 @@ def named_images(path: str, layout: str) -> list[str]:
 
 
 def split_path(path: str) -> tuple[str, str]:
-  """FILE.json:FOLDER, or FILE.jsonl:FOLDER, as file and folder."""
-  for ending in (".jsonl:", ".json:"):
+  """FILE.json:FOLDER, or another list's FILE:FOLDER, as file and folder."""
+  for ending in (".jsonl:", ".json:", ".csv:", ".tsv:"):
     stem, colon, folder = path.partition(ending)
     if colon:
       return stem + ending[:-1], folder
