@@ -52,6 +52,8 @@ def get_config(arg: str = ""):
     tiny(c)
     if arg == "shapes_aligned":
       aligned(c)
+    elif arg == "folder":
+      folder.follow_size(c)
   elif arg == "multiscale_shapes":
     c = shapes.get_config()
     multiscale_tokenizer(c, "")
