@@ -214,23 +214,24 @@ def _members(path: str) -> Iterator[tuple[str, _Member | None, str]]:
       f"{path} is no tar file, or a compressed one ({error}): unpack it with "
       "gunzip, or remove it"
     ) from error
+  before = -1  # offset of the last header
   with tar:
-    before = -1
-    while before < tar.offset:  # a negative size would lead back
-      before = tar.offset
+    while True:
       try:
         info = tar.next()
       except tarfile.TarError as error:
-        yield "", None, f"damaged at byte {before} ({error}): {_AGAIN}"
+        yield "", None, f"damaged behind byte {before} ({error}): {_AGAIN}"
         return
       if info is None:
         if lost := _behind(path, tar.offset, end):
           yield "", None, lost
         return
-      tar.members = []  # else it keeps them all
+      if info.offset <= before:  # a negative size leads back, for ever
+        yield "", None, f"damaged behind byte {before}: {_AGAIN}"
+        return
+      before, tar.members = info.offset, []  # else it keeps them all
       if not info.isdir():
         yield _member(info, end)
-  yield "", None, f"damaged at byte {before}: {_AGAIN}"
 
 
 def _member(info: tarfile.TarInfo, end: int) -> tuple[str, _Member | None, str]:
