@@ -12,7 +12,7 @@ from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import identity
 
 WHOLE = {
-  "0.jpg": png(0), "0.txt": "a boat".encode(), "0.json": b'{"text": "no"}',
+  "0.jpg": png(0), "0.txt": b"a boat", "0.json": b'{"text": "no"}',
   "in/1.x.png": png(1), "in/1.y.png": png(2), "in/1.npy": b"ignored",
   "in/1.json": json.dumps({"caption": ["a", "b"]}).encode(),
   "2.webp": png(3), "2.cls": b"7",
@@ -25,7 +25,9 @@ def write(path, members, format=tarfile.PAX_FORMAT):
   path.parent.mkdir(exist_ok=True)
   with tarfile.open(path, "w", format=format) as tar:
     for name, data in members.items():
-      info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+      info = (
+        data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+      )
       info.name = name
       if isinstance(data, bytes):
         info.size = len(data)

@@ -35,6 +35,7 @@ _SPLITS = {
   "validation": ("validation", "valid", "val", "dev"),
   "test": ("test", "testing"),
 }
+_NOTES = "annotations"  # the folder of COCO's lists
 _LOOKED = 200  # images whose texts are looked for
 _LISTS = (".json", ".jsonl", ".csv", ".tsv")
 
@@ -98,16 +99,16 @@ def find(config: SourceConfig, root: str, key: str) -> Found:
     )
   found, folder = _known(full, config, key), full
   if not found and (inner := _split_folders(full)):
-    if config.split not in inner:
-      raise FileNotFoundError(
-        f"no split {config.split!r} at {where}: found {', '.join(inner)}"
-      )
-    folder = inner[config.split]
-    found = _known(folder, config, key)
+    folder = inner.get(config.split, "")
+    found = _known(folder, config, key) if folder else []
   own = [f for f in found if os.path.basename(f.path) == OWN]
   if os.path.isdir(folder) and not own:
     found += _texts_beside(folder)
     found = found or _classes(folder)
+  if config.split != "train" and folder == full:
+    found = [f for f in found if _tells_split(f, full, config.split)]
+  if not found and (config.split != "train" or not folder):
+    raise FileNotFoundError(f"no split {config.split!r} is told at {where}")
   if not found:
     raise ValueError(_nothing(where, full, key))
   if len(found) > 1 and not own:
@@ -135,6 +136,15 @@ def evaluation_split(root: str, path: str) -> str:
   return "train"
 
 
+def _tells_split(found: Found, path: str, split: str) -> bool:
+  """Whether what was found at a path is that split, and not the whole set."""
+  name = os.path.basename(path).lower().rstrip("0123456789")
+  if os.path.isfile(path) or name in _SPLITS.get(split, ()):
+    return True
+  whole = ("imagefolder", "captions_txt", "class_folders", "arrow")
+  return found.format not in whole or found.path != path
+
+
 def _with_images(found: Found, top: str) -> Found:
   """With the folder of the images that a list names.
 
@@ -143,7 +153,9 @@ def _with_images(found: Found, top: str) -> Found:
   """
   if not found.image:
     return found
-  top = top if os.path.isdir(top) else os.path.dirname(top)
+  if not os.path.isdir(top):
+    top = os.path.dirname(top)
+    top = os.path.dirname(top) if os.path.basename(top) == _NOTES else top
   folder = sniff.image_folder(found.path, top, found.image)
   if not folder:
     return found
@@ -194,9 +206,9 @@ def _known(path: str, config: SourceConfig, key: str) -> list[Found]:
     found.append(
       Found("imagefolder", path, f"{' and '.join(metadata)} in it", columns)
     )
-  notes = os.path.join(path, "annotations")
+  notes = os.path.join(path, _NOTES)
   if os.path.isdir(notes):
-    names += [f"annotations/{n}" for n in _listed(notes)
+    names += [f"{_NOTES}/{n}" for n in _listed(notes)
               if n.endswith(".json")]  # fmt: skip
   lists = [n for n in names if n.endswith(_LISTS)
            and n not in (*metadata, *sniff.DESCRIBING)]  # fmt: skip
@@ -249,10 +261,10 @@ def _data_set(path: str, config: SourceConfig) -> list[Found]:
     why = "dataset_dict.json" if saved else "state.json"
     return [Found("arrow", folder, f"{why} in {path}", columns)]
   for depth in ("", "*", "*/*"):
-    found = sniff.prepared(path, depth)
-    if found:
-      return [Found("array_record", f, "dataset_info.json and features.json")
-              for f in found]  # fmt: skip
+    if prepared := sniff.prepared(path, depth):
+      split = config.split.partition("[")[0]
+      return [Found("array_record", folder, "dataset_info.json of TFDS")
+              for folder, told in prepared if split in told]  # fmt: skip
   return []
 
 

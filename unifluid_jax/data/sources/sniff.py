@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from unifluid_jax.core import files
 from unifluid_jax.core.config import SourceConfig
+from unifluid_jax.data import json_files
 from unifluid_jax.data.sources import tables
 
 # What describes a data set, and lists no records.
@@ -245,11 +246,16 @@ def _typed(schema: Any, config: SourceConfig, described: Any) -> Columns | None:
   return found
 
 
-def prepared(path: str, depth: str) -> list[str]:
-  """Folders of TensorFlow Datasets at some depth below a path."""
+def prepared(path: str, depth: str) -> list[tuple[str, list[str]]]:
+  """Folders of TensorFlow Datasets at some depth below a path; their splits."""
   pattern = os.path.join(glob.escape(path), depth, "dataset_info.json")
-  folders = sorted(map(os.path.dirname, glob.glob(pattern)))
-  return [
-    folder for folder in folders
-    if os.path.isfile(os.path.join(folder, "features.json"))
-  ]  # fmt: skip
+  found = []
+  for info in sorted(glob.glob(pattern)):
+    folder = os.path.dirname(info)
+    if os.path.isfile(os.path.join(folder, "features.json")):
+      content = json_files.load(info, "prepare the data set again")
+      listed = content.get("splits") if isinstance(content, dict) else None
+      listed = listed if isinstance(listed, list) else []
+      named = [s.get("name") for s in listed if isinstance(s, dict)]
+      found.append((folder, named))
+  return found
