@@ -118,7 +118,7 @@ def test_images_that_are_paths_are_bad(tmp_path):
   good, bad = read(open_(tmp_path, "arrow", "d"))
   assert len(good) == 1
   assert "only the path '/etc/passwd': embed the files" in bad[0]
-  assert bad[1] == "d:1: no image in image"
+  assert bad[1] == "d:1: no encoded image in image"
 
 
 def test_damage_is_named(tmp_path):

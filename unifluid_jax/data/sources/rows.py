@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from unifluid_jax.data import images, json_files, tasks
 from unifluid_jax.data.records import BadRecord, Record
 
-_TURN = ("user", "assistant")  # keys of a turn
+_TURN = {"user", "assistant"}  # keys of a turn
 
 
 class Columns(NamedTuple):
@@ -68,7 +68,7 @@ def texts(
     ValueError: something else than texts.
   """
   said = _listed(row[columns.text]) or [""]
-  if said and all(isinstance(turn, Mapping) for turn in said):
+  if all(isinstance(turn, Mapping) and turn.keys() >= _TURN for turn in said):
     return (), tuple(_turn(turn, columns.text) for turn in said)
   said = [_text(value, columns.text, columns.labels) for value in said]
   if not columns.question:
@@ -124,14 +124,15 @@ def _images(
       )
     found.append(data)
   if not found:
-    raise ValueError(f"no image in {column}")
+    raise ValueError(f"no encoded image in {column}")
   return found
 
 
 def _turn(turn: Mapping[str, Any], column: str) -> tuple[str, str]:
   """Question and answer."""
   asked, said = (
-    json_files.text(turn.get(key), f"{column}.{key}").strip() for key in _TURN
+    json_files.text(turn[key], f"{column}.{key}").strip()
+    for key in ("user", "assistant")
   )
   if not said:
     raise ValueError(f"{column}.assistant is empty")
