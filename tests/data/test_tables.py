@@ -105,6 +105,7 @@ def test_a_bad_row_is_named_and_the_others_are_read(folder, line, words):
   assert words in named
   good, bad = read(source)
   assert [r.captions for r in good] == [(f"text {i}",) for i in range(3)]
+  assert [r.id.rpartition(":")[2] for r in good] == ["2", "4", "5"]
   assert not bad
 
 
