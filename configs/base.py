@@ -206,6 +206,7 @@ def source(path: str, **changes) -> dict:
     moments="",
     image="image",
     text="text",
+    question="",
     score="",
     min_score=0.0,
   )

@@ -60,6 +60,8 @@ def get_config(arg: str = ""):
 
     c = emoji.get_config("full" if arg.endswith("_full") else "small")
     _emoji(c, multiscale=arg.startswith("multiscale_"))
+    elif arg == "folder":
+      folder.follow_size(c)
   elif arg == "multiscale_shapes":
     c = shapes.get_config()
     multiscale_tokenizer(c, "")

@@ -43,6 +43,8 @@ def get_config(arg: str = ""):
     c = {"shapes": shapes, "folder": folder}[arg].get_config()
     image_tokenizer(c)
     tiny(c)
+    if arg == "folder":
+      folder.follow_size(c)
   c.name = f"vae_{arg}" if arg else "vae"
   return c
 

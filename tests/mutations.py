@@ -152,6 +152,75 @@ MUTATIONS = tuple(
     (_PAINTED, "(ranks < 5)", "(ranks < 6)", EMOJI),
     (_PAINTED, "found.value / max(real.value", "real.value / max(found.value",
      EMOJI),
+    # --------------------------------------------------- data as people have it
+    (
+      "data/sources/webdataset.py",
+      "if lost := _behind(path, tar.offset, end):",
+      'if lost := "":',
+      "data/test_webdataset.py::test_a_damaged_header_is_no_end",
+    ),
+    (
+      "data/sources/webdataset.py",
+      "if not info.isreg() or info.issparse():",
+      "if info.issparse():",
+      "data/test_webdataset.py::test_no_member_reaches_the_file_system",
+    ),
+    (
+      "data/sources/webdataset.py",
+      "if len(data) < size:",
+      "if False:",
+      "data/test_webdataset.py::test_a_shard_that_changed",
+    ),
+    (
+      "data/sources/tables.py",
+      "lines = _Lines(stream, start + size, line + 1)",
+      "lines = _Lines(stream, start + size, line)",
+      "data/test_tables.py::test_a_bad_row_is_named_and_the_others_are_read",
+    ),
+    (
+      "data/sources/tables.py",
+      "      stream.seek(start)\n      size = 0",
+      "      size = 0",
+      "data/test_tables.py::test_a_bad_row_is_named_and_the_others_are_read",
+    ),
+    (
+      "data/sources/arrow.py",
+      "row = i - int(self._ends[k])",
+      "row = i",
+      "data/test_arrow.py::test_rows_of_all_files_and_batches",
+    ),
+    (
+      "data/sources/rows.py",
+      "    return not asks",
+      "    return True",
+      "data/test_tables.py::test_columns_are_named",
+    ),
+    (
+      "data/sources/folders.py",
+      "split(os.sep)[0]",
+      "split(os.sep)[-1]",
+      "data/test_image_folders.py::"
+      "test_classes_are_the_names_of_subfolders",
+    ),
+    (
+      "data/sources/discover.py",
+      "return found if 2 * have >= seen else found + _classes(path)",
+      "return found",
+      "data/test_discover.py::test_classes_with_some_texts_are_named",
+    ),
+    (
+      "data/sources/discover.py",
+      '  if config.split != "train" and folder == full:',
+      "  if False:",
+      "data/test_discover.py::test_each_kind_is_found_and_read",
+    ),
+    (
+      "data/sources/conversations.py",
+      "if len(shown) != 1 or shown[0] > answered[0]:",
+      "if len(shown) != 1:",
+      "data/test_conversations.py::"
+      "test_a_conversation_about_one_image_holds_questions",
+    ),
     # ---------------------------------------------------- multi-scale codes
     (_CODES, "_A = -0.75", "_A = -0.5", CODES),
     (_CODES, "np.clip(tap, 0, inputs - 1)", "tap % inputs", CODES),

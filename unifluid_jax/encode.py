@@ -28,6 +28,7 @@ from unifluid_jax.core.types import ImageCodec, Params
 from unifluid_jax.data import fields, transforms
 from unifluid_jax.data import identity as data_identity
 from unifluid_jax.data.dialogue import Dialogue
+from unifluid_jax.data.sources import discover
 from unifluid_jax.data.sources import source as sources
 from unifluid_jax.data.sources.cached import CachedReader
 from unifluid_jax.data.tasks import DIALOGUE
@@ -44,6 +45,8 @@ def main(_: list[str]) -> None:
   config = systems.resolve(_CONFIG.value)
   say = cli.speaker()
   say(f"unifluid_jax.encode: {config.name}")
+  for line in discover.lines(config.data):
+    say(line)
   system = systems.build(config)
   codec = system.codec
   if codec is None:

@@ -13,6 +13,7 @@ from absl import flags
 from unifluid_jax import identity, systems, train
 from unifluid_jax.core import cli, config_files, parallel
 from unifluid_jax.data import pipeline, text
+from unifluid_jax.data.sources import discover
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -34,6 +35,8 @@ def main(_: list[str]) -> None:
   say(f"unifluid_jax.main: {config.name} in {workdir}")
   rows = config_files.differences(tree)
   say("\n".join(["-- differs from configs/base.py --", *rows]))
+  for line in discover.lines(config.data):
+    say(line)
   config = identity.at_hand(config, workdir)
   system = systems.build(config)
   tokenizer = None

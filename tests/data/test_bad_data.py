@@ -270,7 +270,7 @@ CELL = {"bytes": png(), "path": None}
   "column, values, message",
   [
     ("text", [3, 4], "text is int"),
-    ("text", [["a"], ["b"]], "text is list"),
+    ("text", [[["a"]], [["b"]]], "text is list"),
     ("text", [b"a", b"b"], "text is bytes"),
     ("text", [{"a": 1}, None], "text is dict"),
     ("image", [None, CELL], "no encoded image"),

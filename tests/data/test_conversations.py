@@ -97,6 +97,26 @@ def test_llava_names_things_otherwise_and_has_a_folder_of_images(folder):
   assert identity.of_source(config, str(folder)) != before
 
 
+def test_a_conversation_about_one_image_holds_questions(folder):
+  more = [{"from": "human", "value": "and now?"},
+          {"from": "gpt", "value": "three"}]  # fmt: skip
+  talk = LLAVA["conversations"]
+  late = [{"from": "human", "value": "draw it <image>"}, *more[1:]]
+  entries = [
+    LLAVA | {"conversations": [*talk, *more]},
+    LLAVA | {"conversations": [*more, *late]},
+    {"conversations": more},
+    LLAVA | {"image": ["a.png", "b/b.png"],
+             "conversations": [*talk, *late]},
+  ]  # fmt: skip
+  (folder / "t.json").write_text(json.dumps(entries))
+  source = open_(folder, "llava", "t.json")
+  assert not source.bad and source.indices("i2t").tolist() == [0]
+  assert source[0].questions == (("how many", "two"), ("and now?", "three"))
+  assert source[0].image == png(0) and len(source[0].dialogue) == 5
+  assert [source[i].questions for i in (1, 2, 3)] == [()] * 3
+
+
 def changed(**keys):
   return DRAWN | keys
 

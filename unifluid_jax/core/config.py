@@ -23,6 +23,8 @@ class SourceConfig:
     "array_record", "jsonl", "coco", "transfer",
     "hq_edit", "ultra_edit", "parquet", "big_vision",
     "sharegpt", "llava",
+    "auto", "imagefolder", "captions_txt", "class_folders", "table",
+    "webdataset", "arrow",
   ]  # fmt: skip
   path: str  # joined with data.root; of "transfer" the task's name
   split: str = "train"
@@ -30,10 +32,12 @@ class SourceConfig:
   weight: float = 1.0
   limit: int = 0  # first records only; 0: all
   moments: str = ""  # array_record of cached VAE moments, joined with root
-  image: str = "image"  # parquet, big_vision: column or key of images
-  text: str = "text"  # parquet, big_vision: column or key of captions
+  # Columns or keys of parquet, table, arrow, webdataset, big_vision:
+  image: str = "image"  # of images
+  text: str = "text"  # of captions, or of answers where `question` is set
   score: str = ""  # parquet, jsonl: column or key that records are kept by
   min_score: float = 0.0  # the least score that is kept
+  question: str = ""  # column or key of questions that `text` answers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,7 +151,9 @@ def _texts(
         bad.append(f"{key}[{i}]: {error}")
         continue
       edit = record.edit[:1] if record.edit is not None else ()
-      questions = (text for pair in record.questions for text in pair)
+      # A conversation's questions are turns of it, which count once.
+      asked = () if record.dialogue else record.questions
+      questions = (text for pair in asked for text in pair)
       said = (turn.text for turn in record.dialogue)
       texts = (*record.prompts, *record.captions, *questions, *edit, *said)
       yield from (text for text in texts if text.strip())

@@ -35,7 +35,7 @@ from etils import epath
 
 from unifluid_jax.core import files
 from unifluid_jax.core.config import DataConfig, SourceConfig
-from unifluid_jax.data.sources import conversations
+from unifluid_jax.data.sources import conversations, discover
 from unifluid_jax.data.sources import source as sources
 from unifluid_jax.data.transfers import tasks
 
@@ -44,6 +44,9 @@ _BLOCKS = 4096  # of all shards together: 256 MiB
 _IMAGES = 1 << 14  # files looked into
 _IMAGE_BLOCK = 1 << 14
 _READERS = 32  # at once, of an object store
+# Formats whose readers say which files they read.
+_READ = ("imagefolder", "captions_txt", "class_folders", "table", "webdataset",
+         "arrow")  # fmt: skip
 
 
 def of_data(config: DataConfig) -> dict[str, dict[str, Any]]:
@@ -77,9 +80,13 @@ def of_source(
     FileNotFoundError: nothing at the path.
     ValueError: not of that format.
   """
+  if config.format == "auto":
+    config = discover.resolved(config, root, key)
   path = config.path.replace("{split}", config.split)
   digest = _Digest(config.format, config.image, config.text, config.score,
                    config.min_score if config.score else 0.0)  # fmt: skip
+  if config.question:
+    digest.add("question", config.question)
   if config.format == "big_vision":
     digest.add(config.path)
   elif config.format == "transfer":
@@ -99,6 +106,11 @@ def of_source(
     file = _path(root, name, key)
     digest.shards([file])
     digest.images(file.parent / folder, _coco_images(file))
+  elif config.format in _READ:
+    reader = sources.open_reader(config, root, "", key)
+    digest.shards([epath.Path(shard) for shard in reader.shards])
+    if hasattr(reader, "image_names"):
+      digest.images(epath.Path(reader.folder), reader.image_names())
   else:
     found = _path(root, path, key)
     if config.format == "array_record":

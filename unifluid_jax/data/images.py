@@ -94,11 +94,20 @@ def file_ending(data: bytes) -> str:
   return _header(data)[1].lower()
 
 
-def _header(data: bytes) -> tuple[int, str]:
-  """Channels and format."""
+def dimensions(data: bytes) -> tuple[int, int]:
+  """Width and height of an encoded image, by its header, as it is stored.
+
+  Raises:
+    BadRecord: as `decode_image`.
+  """
+  return _header(data)[2]
+
+
+def _header(data: bytes) -> tuple[int, str, tuple[int, int]]:
+  """Channels, format, and width and height."""
   try:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-      return len(image.getbands()), image.format or ""
+      return len(image.getbands()), image.format or "", image.size
   except Exception as error:  # as above
     raise BadRecord(
       f"image of {len(data)} bytes cannot be decoded: "

@@ -18,7 +18,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +64,8 @@ LAYOUTS: Mapping[str, _Layout] = {
 class ConversationReader:
   """Conversations of a file, each a dialogue, with images from a folder.
 
+  One about a single image, shown before the first answer, serves questions
+  too: each message of the user with the model's answer to it, by itself.
   The index holds offsets; an entry is parsed again when it is read.
   """
 
@@ -89,12 +91,14 @@ class ConversationReader:
       try:
         turns = self._parse(data)
         has_image = any(turn.image is not None for turn in turns)
-        index.extend((offset, len(data), number, has_image))
+        asks = bool(_questions(turns))
+        index.extend((offset, len(data), number, has_image, asks))
       except ValueError as error:
         bad.add(f"{self._name(number)}: {error}")
     self.bad = tuple(bad)
-    table = np.asarray(index, np.int64).reshape(-1, 4)
-    self._entries, self._images = table[:, :3], table[:, 3].astype(bool)
+    table = np.asarray(index, np.int64).reshape(-1, 5)
+    self._entries = table[:, :3]
+    self._images, self._asks = table[:, 3:].T.astype(bool)
 
   def __len__(self) -> int:
     return len(self._entries)
@@ -103,6 +107,8 @@ class ConversationReader:
     """Dialogues all; images, those of entries with one: their first."""
     if task == tasks.DIALOGUE:
       return None
+    if task == tasks.I2T:
+      return self._asks
     return self._images if task == tasks.IMAGE else np.zeros(len(self), bool)
 
   def __getitem__(self, i: int) -> Record:
@@ -118,7 +124,8 @@ class ConversationReader:
     except (OSError, ValueError) as error:  # lost, or changed since
       raise BadRecord(f"{self._name(number)}: {error}") from error
     first = next((t.image for t in turns if t.image is not None), b"")
-    return Record(self._name(number), first, dialogue=turns)
+    asked = _questions(turns)
+    return Record(self._name(number), first, questions=asked, dialogue=turns)
 
   def _name(self, number: int) -> str:
     """An entry in words: lists count from 0, lines from 1."""
@@ -168,6 +175,25 @@ class ConversationReader:
     return Message(layout.roles[role], content)
 
 
+def _questions(turns: Sequence[Turn]) -> tuple[tuple[str, str], ...]:
+  """Questions about the one image of a dialogue, and their answers.
+
+  None where it has no image, several, or one that comes after an answer.
+  """
+  shown = [i for i, turn in enumerate(turns) if turn.image is not None]
+  answered = [i for i, turn in enumerate(turns) if turn.target]
+  if len(shown) != 1 or shown[0] > answered[0]:
+    return ()
+  found, asked = [], []
+  for turn in turns:
+    if turn.role == conversation.USER and turn.image is None:
+      asked.append(turn.text)
+    elif turn.target:
+      found.append((" ".join(asked), turn.text))
+      asked = []
+  return tuple(found)
+
+
 LISTS: Mapping[str, Callable[[str, str, str], Any]] = {
   "coco": json_readers.CocoReader,
   **{
@@ -206,8 +232,8 @@ def named_images(path: str, layout: str) -> list[str]:
 
 
 def split_path(path: str) -> tuple[str, str]:
-  """FILE.json:FOLDER, or FILE.jsonl:FOLDER, as file and folder."""
-  for ending in (".jsonl:", ".json:"):
+  """FILE.json:FOLDER, or another list's FILE:FOLDER, as file and folder."""
+  for ending in (".jsonl:", ".json:", ".csv:", ".tsv:"):
     stem, colon, folder = path.partition(ending)
     if colon:
       return stem + ending[:-1], folder

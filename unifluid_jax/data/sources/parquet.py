@@ -1,4 +1,4 @@
-"""Records of Parquet files: HQ-Edit, UltraEdit, images with captions.
+"""Records of Parquet files: HQ-Edit, UltraEdit, images with texts.
 
 The layouts are those of the Hugging Face hub (UCSC-VLAA/HQ-Edit,
 BleachNick/UltraEdit): one example a row, an image as its encoded file or as a
@@ -8,7 +8,7 @@ record at random costs its whole group; rows in order cost nothing twice.
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from unifluid_jax.core import files
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import json_files, tasks
 from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.data.sources import arrow, rows
+from unifluid_jax.data.sources import shards as shard_files
 
 # KeyError: of a column that comes twice. ValueError: texts that are not UTF-8.
 _ERRORS = (OSError, pa.ArrowException, KeyError, ValueError)
@@ -45,12 +47,12 @@ class Rows:
       FileNotFoundError: no .parquet file in the folder.
       ValueError: a file of another format, or one that lacks a column.
     """
-    self._columns = tuple(columns)
+    self.columns = tuple(columns)
     self.files = shards(path)
     places, ends = [], [0]
     for file in self.files:
       first = 0
-      for group, size in enumerate(_sizes(file, self._columns)):
+      for group, size in enumerate(_sizes(file, self.columns)):
         places.append((file, group, first))
         ends.append(ends[-1] + size)
         first += size
@@ -71,8 +73,8 @@ class Rows:
     row = i - int(self._ends[k])
     name = f"{os.path.basename(file)}:{first + row}"
     try:
-      table = _read_group(file, group, self._columns)
-      values = {c: table.column(c)[row].as_py() for c in self._columns}
+      table = _read_group(file, group, self.columns)
+      values = {c: table.column(c)[row].as_py() for c in self.columns}
     except (*_ERRORS, IndexError) as error:
       raise BadRecord(f"{name}: unreadable: {_line(error)}") from error
     return values | {"id": name}
@@ -109,44 +111,54 @@ class EditRows:
 
 
 class CaptionRows:
-  """Images with a caption each, those of a high enough score."""
+  """Images with captions, or questions and answers; of a high enough score."""
 
   bad: tuple[str, ...] = ()
 
   def __init__(
-    self, path: str, image: str, text: str, score: str, min_score: float
+    self, path: str, columns: rows.Columns, score: str, min_score: float
   ):
-    scored = (score,) if score else ()
-    rows = Rows(path, (image, text, *scored))
-    self._kept = np.arange(len(rows), dtype=np.int64)
+    self._rows = Rows(path, columns.names)
+    self._kept = np.arange(len(self._rows), dtype=np.int64)
     if score:
-      values = np.concatenate([_scores(file, score) for file in rows.files])
-      # A row without a score compares as false: nobody found it good.
-      self._kept = np.flatnonzero(values >= min_score).astype(np.int64)
-      if not len(self._kept):
-        raise ValueError(
-          f"{path}: none of {len(rows)} rows has {score} >= {min_score}, the "
-          f"highest is {np.nanmax(values, initial=-np.inf)}: lower min_score"
-        )
-      logging.info(
-        "%s: %d of %d rows have %s >= %g",
-        path, len(self._kept), len(rows), score, min_score,
-      )  # fmt: skip
-    self._image, self._text = image, text
-    self._rows = Rows(path, (image, text))
+      self._keep(path, score, min_score)
+    first = self._rows.files[0]
+    labels = arrow.class_names(features(first), columns.text)
+    self._columns = columns._replace(labels=labels)
+    self._asks = arrow.asks(schema(first), columns)
+
+  def _keep(self, path: str, score: str, min_score: float) -> None:
+    """Keeps the rows of a high enough score.
+
+    Raises:
+      ValueError: none has it, or it is no number.
+    """
+    scored = Rows(path, (*self._rows.columns, score))
+    values = np.concatenate([_scores(file, score) for file in scored.files])
+    # A row without a score compares as false: nobody found it good.
+    self._kept = np.flatnonzero(values >= min_score).astype(np.int64)
+    if not len(self._kept):
+      raise ValueError(
+        f"{path}: none of {len(scored)} rows has {score} >= {min_score}, the "
+        f"highest is {np.nanmax(values, initial=-np.inf)}: lower min_score"
+      )
+    logging.info(
+      "%s: %d of %d rows have %s >= %g",
+      path, len(self._kept), len(scored), score, min_score,
+    )  # fmt: skip
 
   def __len__(self) -> int:
     return len(self._kept)
 
   def mask(self, task: str) -> np.ndarray | None:
-    """All but edits and dialogues."""
-    none = task in (tasks.EDIT, tasks.DIALOGUE)
-    return np.zeros(len(self), bool) if none else None
+    """Captions all tasks but edits and dialogues; answers no generation."""
+    if rows.mask(task, self._asks):
+      return None
+    return np.zeros(len(self), bool)
 
   def __getitem__(self, i: int) -> Record:
     row = self._rows[int(self._kept[i])]
-    captions = (_text(row, self._text),)
-    return Record(row["id"], _image(row, self._image), captions=captions)
+    return rows.record(row["id"], row, self._columns)
 
 
 def open_rows(config: SourceConfig, path: str) -> EditRows | CaptionRows:
@@ -165,34 +177,38 @@ def open_rows(config: SourceConfig, path: str) -> EditRows | CaptionRows:
     return EditRows(path, (there, back))
   if config.format == "ultra_edit":
     return EditRows(path, (("source_image", "edit_prompt", "edited_image"),))
-  return CaptionRows(
-    path, config.image, config.text, config.score, config.min_score
-  )
+  columns = rows.Columns(config.image, config.text, config.question)
+  return CaptionRows(path, columns, config.score, config.min_score)
 
 
 def shards(path: str) -> list[str]:
-  """The files that a path stands for, sorted."""
-  base = epath.Path(path)
-  if not base.is_dir():
-    return [path]
-  found = list(base.glob("*.parquet")) or list(base.glob("data/*.parquet"))
-  if not found:
-    raise FileNotFoundError(f"no .parquet file in {path} or {path}/data")
-  return sorted(os.fspath(file) for file in found)
+  """The files that a path stands for, sorted; see `shards.listed`."""
+  return shard_files.listed(path, ".parquet")
+
+
+def schema(file: str) -> pa.Schema:
+  """The columns of a file.
+
+  Raises:
+    ValueError: another format, or incomplete; names the file.
+  """
+  return _footer(file)[0]
+
+
+def features(file: str) -> Mapping[str, Any]:
+  """What Hugging Face's `datasets` notes of the columns; may be nothing."""
+  noted = (schema(file).metadata or {}).get(b"huggingface")
+  try:
+    found = json_files.parse(noted)["info"]["features"] if noted else {}
+  except (ValueError, KeyError, TypeError):
+    return {}  # another's key of that name
+  return found if isinstance(found, dict) else {}
 
 
 def _sizes(file: str, columns: Sequence[str]) -> list[int]:
   """Rows of each row group, after a look at the columns."""
-  try:
-    files.check_regular(file)
-    with epath.Path(file).open("rb") as f:
-      parquet = pq.ParquetFile(f)
-      names, meta = parquet.schema_arrow.names, parquet.metadata
-  except _ERRORS as error:
-    raise ValueError(
-      f"{file} is no Parquet file, or an incomplete one ({_line(error)}): "
-      "download it again or remove it"
-    ) from error
+  found, meta = _footer(file)
+  names = found.names
   twice = [c for c in columns if names.count(c) > 1]
   if twice:
     raise ValueError(f"{file} has several columns {twice[0]!r}: rename them")
@@ -203,6 +219,24 @@ def _sizes(file: str, columns: Sequence[str]) -> list[int]:
       f"{', '.join(columns)}, found {', '.join(names)}"
     )
   return [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+
+
+def _footer(file: str) -> tuple[pa.Schema, pq.FileMetaData]:
+  """Columns and row groups.
+
+  Raises:
+    ValueError: another format, or incomplete; names the file.
+  """
+  try:
+    files.check_regular(file)
+    with epath.Path(file).open("rb") as f:
+      parquet = pq.ParquetFile(f)
+      return parquet.schema_arrow, parquet.metadata
+  except _ERRORS as error:
+    raise ValueError(
+      f"{file} is no Parquet file, or an incomplete one ({_line(error)}): "
+      "download it again or remove it"
+    ) from error
 
 
 @functools.lru_cache(_HELD)

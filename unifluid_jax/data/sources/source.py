@@ -23,7 +23,16 @@ from unifluid_jax.core import files
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import tasks
 from unifluid_jax.data.records import BadRecord, Record, Turn
-from unifluid_jax.data.sources import conversations, json_readers
+from unifluid_jax.data.sources import (
+  conversations,
+  discover,
+  folders,
+  json_readers,
+  rows,
+  shards,
+  tables,
+  webdataset,
+)
 from unifluid_jax.data.sources.cached import CachedReader
 
 _THREADS = 16  # that look at shards
@@ -97,10 +106,11 @@ def open_source(
 
   Args:
     config: format, path and split. `path` may hold "{split}". For "coco",
-      "sharegpt" and "llava" it is "list.json" or "list.json:imagedir", the
-      latter relative to the JSON file's folder, as file names in JSONL are. For
-      "transfer" it is the name of a task of `tasks.ROWS`, for Parquet
-      formats a file or a folder of them, for "big_vision" see there.
+      "sharegpt", "llava" and "table" it is "list.json" or
+      "list.json:imagedir", the latter relative to the list's folder, as file
+      names in JSONL are. For "transfer" it is the name of a task of
+      `tasks.ROWS`, for Parquet and tar files a file, a folder of them or a
+      pattern, for "big_vision" see there. "auto" is what `discover` finds.
     root: what `path` and `moments` are relative to.
     caption_prefix: a JSONL prefix that only asks for a caption.
     key: the source's place in the configuration, for messages.
@@ -117,26 +127,9 @@ def open_source(
     )
 
     return task_source.TaskSource(config, root, key)
-  path = config.path.replace("{split}", config.split)
-  if config.format == "big_vision":
-    from unifluid_jax.data.sources import big_vision  # which needs TensorFlow
-
-    reader: Any = big_vision.BigVisionReader(config, key)
-  elif config.format == "array_record":
-    reader = _TfdsReader(found(root, path, key), config.split)
-  elif config.format == "jsonl":
-    reader = json_readers.JsonlReader(
-      found(root, path, key), root, caption_prefix,
-      config.score, config.min_score,
-    )  # fmt: skip
-  elif config.format in conversations.LISTS:
-    file, folder = conversations.split_path(path)
-    open_list = conversations.LISTS[config.format]
-    reader = open_list(found(root, file, key), folder, root)
-  else:
-    from unifluid_jax.data.sources import parquet  # slow to load
-
-    reader = parquet.open_rows(config, found(root, path, key))
+  if config.format == "auto":
+    config = discover.resolved(config, root, key)
+  reader = open_reader(config, root, caption_prefix, key)
   for entry in reader.bad[:_LOGGED]:
     logging.warning("%s: %d bad; skipped %s", key, len(reader.bad), entry)
   if not moments or not config.moments:
@@ -151,9 +144,57 @@ def open_source(
   return source
 
 
+def open_reader(
+  config: SourceConfig, root: str, caption_prefix: str, key: str
+) -> Any:
+  """The reader of a format that is named; see `Source` and `open_source`."""
+  path = config.path.replace("{split}", config.split)
+  if config.format == "big_vision":
+    from unifluid_jax.data.sources import big_vision  # which needs TensorFlow
+
+    return big_vision.BigVisionReader(config, key)
+  if config.format in conversations.LISTS or config.format == "table":
+    file, folder = conversations.split_path(path)
+    place = found(root, file, key)
+    if config.format == "table":
+      return tables.TableReader(place, folder, root, _columns(config))
+    return conversations.LISTS[config.format](place, folder, root)
+  place = found(root, path, key)
+  if config.format == "array_record":
+    return _TfdsReader(place, config.split)
+  if config.format == "jsonl":
+    return json_readers.JsonlReader(
+      place, root, caption_prefix, config.score, config.min_score
+    )
+  if config.format == "imagefolder":
+    columns = _columns(config, tables.FILE_NAME)
+    return tables.TableReader(tables.metadata(place), "", root, columns)
+  if config.format == "captions_txt":
+    return folders.CaptionFiles(place)
+  if config.format == "class_folders":
+    return folders.ClassFolders(place)
+  if config.format == "webdataset":
+    return webdataset.WebDataset(place, config.text, config.question)
+  from unifluid_jax.data.sources import arrow, parquet  # slow to load
+
+  if config.format == "arrow":
+    return arrow.ArrowRows(place, config.split, _columns(config))
+  return parquet.open_rows(config, place)
+
+
+def _columns(config: SourceConfig, image: str = "") -> rows.Columns:
+  """The columns that a source names; of images, another default may hold."""
+  image = config.image if config.image != "image" else image or config.image
+  return rows.Columns(image, config.text, config.question)
+
+
 def found(root: str, path: str, key: str, field: str = "path") -> str:
-  """The joined path, which exists."""
+  """The joined path, which exists, or is a pattern of files that do."""
   full = epath.Path(root) / path
+  if path and "\0" not in path and not full.exists():
+    named = shards.matching(os.fspath(full))
+    if named and epath.Path(named[0]).exists():
+      return os.fspath(full)
   if not path or "\0" in path or not full.exists():
     raise FileNotFoundError(
       f"no data at {os.fspath(full)!r}: change {key}.{field}={path!r} or "

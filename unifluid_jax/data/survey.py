@@ -1,0 +1,230 @@
+"""What a source holds, for people and for configurations; a check of it all."""
+
+import functools
+import statistics
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from unifluid_jax.core.config import MAX_PIXELS, SourceConfig
+from unifluid_jax.data.images import decode_image, dimensions
+from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.data.sources import discover
+from unifluid_jax.data.sources import source as sources
+
+LOOKED = 1000  # records that are read, evenly spaced; all, if there are fewer
+_QUICK = 256  # of these, for a configuration
+_EXAMPLES = 3
+_SHOWN = 90  # characters of an example's text
+_NAMED = 1000  # bad records that a check names; all are counted
+_AHEAD = 64  # records that threads of a check have in hand
+
+
+class Survey(NamedTuple):
+  """What was found; everything but `records` and `bad` of those read."""
+
+  records: int
+  bad: tuple[str, ...]  # skipped at opening, or unreadable when read
+  looked: int
+  captions: int  # prompts included
+  questions: int
+  edits: int
+  dialogues: int
+  sizes: tuple[tuple[int, int], ...]  # (width, height) of images
+  words: tuple[int, ...]  # of each text
+  frames: int  # images of a record that has questions or captions, at most
+  examples: tuple[str, ...]
+
+  @property
+  def side(self) -> int:
+    """The median of the shorter sides; 0 without images."""
+    return int(statistics.median(map(min, self.sizes))) if self.sizes else 0
+
+
+def look(source: sources.Source, limit: int = LOOKED) -> Survey:
+  """Reads some records of a source, and of images the headers."""
+  count = min(len(source), limit)
+  chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+  read, bad, sizes = [], list(source.bad), []
+  for i in chosen.tolist():
+    try:
+      record = source[i]
+      if record.image:
+        sizes.append(dimensions(record.image))
+      read.append(record)
+    except BadRecord as error:
+      bad.append(f"record {i}: {error}")
+  texts = [text for record in read for text in _texts(record)]
+  return Survey(
+    records=len(source),
+    bad=tuple(bad),
+    looked=count,
+    captions=sum(len(r.captions) + len(r.prompts) for r in read),
+    questions=sum(len(r.questions) for r in read),
+    edits=sum(r.edit is not None for r in read),
+    dialogues=sum(bool(r.dialogue) for r in read),
+    sizes=tuple(sizes),
+    words=tuple(len(text.split()) for text in texts),
+    frames=max((1 + len(r.more) for r in read if r.image), default=0),
+    examples=tuple(_example(r) for r in _spread(read)),
+  )
+
+
+def lines(found: Survey) -> list[str]:
+  """What was found, for people."""
+  kinds = ("captions", "questions", "edits", "dialogues")
+  counts = [f"{n} {kind}" for kind in kinds if (n := getattr(found, kind))]
+  part = found.looked < found.records
+  of = f" in {found.looked} of them, evenly spaced" if part else ""
+  bad = f", {len(found.bad)} bad" if found.bad else ""
+  said = [
+    f"{found.records} records{bad}: {', '.join(counts) or 'no texts'}{of}"
+  ]
+  if found.sizes:
+    ordered = sorted(found.sizes, key=lambda s: (s[0] * s[1], s))
+    low, middle, high = (
+      "{} x {}".format(*ordered[i]) for i in (0, (len(ordered) - 1) // 2, -1)
+    )
+    said.append(f"images of {low} to {high} pixels, median {middle}")
+  if found.words:
+    middle = statistics.median_low(found.words)
+    low, high = min(found.words), max(found.words)
+    said.append(f"texts of {low} to {high} words, median {middle}")
+  said += [f"bad: {_printable(name)}" for name in found.bad[:_EXAMPLES]]
+  return [*said, *(f"e.g. {example}" for example in found.examples)]
+
+
+@functools.lru_cache(4)
+def quick(root: str, **source: str) -> Survey | None:
+  """A look at a few records, for configurations: a process looks once.
+
+  Args:
+    root: config.data.root.
+    **source: fields of a `SourceConfig`.
+
+  Returns:
+    What it holds; None if nothing is at its path yet.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  config = SourceConfig(**source)
+  try:
+    opened = sources.open_source(config, root, "", "data.train.images")
+  except FileNotFoundError:
+    return None
+  return look(opened, _QUICK)
+
+
+def described(config: SourceConfig, root: str, prefix: str, key: str) -> str:
+  """What `prepare` says of a source, in lines.
+
+  Raises:
+    FileNotFoundError, ValueError: see `open_source`.
+  """
+  source = sources.open_source(config, root, prefix, key)
+  if config.format == "auto":
+    head = discover.describe(discover.find(config, root, key))
+  else:
+    head = f"{config.format} at {config.path}, split {config.split}"
+  return "\n  ".join([f"{key}: {head}", *lines(look(source))])
+
+
+def check(
+  source: sources.Source, max_pixels: int = MAX_PIXELS, threads: int = 1
+) -> Iterator[str | None]:
+  """Reads every record and decodes its images.
+
+  Yields:
+    None for a record that can be used, else what is wrong with it; in order.
+  """
+
+  def fault(i: int) -> str | None:
+    try:
+      record = source[i]
+      for data in _images(record):
+        decode_image(data, max_pixels)
+      texts = _texts(record)
+      if texts and not any(text.strip() for text in texts):
+        raise BadRecord(f"{record.id}: all its texts are blank")
+    except BadRecord as error:
+      return f"record {i}: {error}"
+    return None
+
+  with ThreadPoolExecutor(max(1, threads)) as pool:
+    for start in range(0, len(source), _AHEAD):
+      yield from pool.map(fault, range(start, min(start + _AHEAD, len(source))))
+
+
+def verified(
+  config: SourceConfig,
+  root: str,
+  prefix: str,
+  key: str,
+  max_pixels: int,
+  threads: int,
+) -> tuple[list[str], int, int]:
+  """Checks all of a source.
+
+  Returns:
+    The bad records, by name, the first thousand; how many there are; and of
+    how many records, those included that opening skipped.
+
+  Raises:
+    FileNotFoundError, ValueError: see `open_source`.
+  """
+  source = sources.open_source(config, root, prefix, key)
+  named, bad = list(source.bad[:_NAMED]), len(source.bad)
+  for fault in check(source, max_pixels, threads):
+    if fault:
+      bad += 1
+      if len(named) < _NAMED:
+        named.append(fault)
+  return [_printable(n) for n in named], bad, len(source) + len(source.bad)
+
+
+def _texts(record: Record) -> list[str]:
+  """All texts of a record; a dialogue's questions are its turns."""
+  if record.dialogue:
+    return [turn.text for turn in record.dialogue if turn.image is None]
+  edit = record.edit[:1] if record.edit is not None else ()
+  asked = [text for pair in record.questions for text in pair]
+  return [*record.prompts, *record.captions, *asked, *edit]
+
+
+def _images(record: Record) -> list[bytes]:
+  """All encoded images of a record."""
+  found = [record.image] if record.image else []
+  found += [*record.more, *(record.edit or ())[1:]]
+  return found + [t.image for t in record.dialogue if t.image is not None]
+
+
+def _spread(read: Sequence[Record]) -> list[Record]:
+  """The first, the last and one between them."""
+  if len(read) <= _EXAMPLES:
+    return list(read)
+  return [read[0], read[len(read) // 2], read[-1]]
+
+
+def _example(record: Record) -> str:
+  """A record in a line."""
+  size = "{} x {}".format(*dimensions(record.image)) if record.image else "text"
+  if record.dialogue:
+    said = " / ".join(t.text or "<image>" for t in record.dialogue)
+  elif record.captions or record.prompts:
+    said = (record.captions or record.prompts)[0]
+  elif record.questions:
+    said = "{} -> {}".format(*record.questions[0])
+  else:
+    said = record.edit[0] if record.edit else "no text"
+  said = _printable(said)
+  short = said if len(said) <= _SHOWN else f"{said[: _SHOWN - 3]}..."
+  return f"{_printable(record.id)}, {size}: {short}"
+
+
+def _printable(text: str) -> str:
+  """One line without control characters, which could reach a terminal."""
+  line = " ".join(text.split())
+  return "".join(c if c.isprintable() else "?" for c in line)
