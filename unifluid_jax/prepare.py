@@ -8,28 +8,49 @@ by examples; dialogues, that draw when asked; signs, with small words. Then
 trains the text tokenizer on the captions, prompts and questions of
 config.data.train where config.text.tokenizer is missing. What is there already
 is kept; a tokenizer that was trained here, on other data, is trained anew.
+
+Scenes are drawn in shards: an interrupted job goes on where it stopped, several
+processes (launch/local.sh prepare, --coordinator=...) divide them, --ray gives
+them to the workers of Ray Data; the data set is the same. Whoever draws shares
+the disk of data.root.
 """
 
+import functools
+
+import jax
 from absl import flags
 
 from unifluid_jax import systems
-from unifluid_jax.core import cli
+from unifluid_jax.core import cli, parallel, shards
 from unifluid_jax.data import corpus, pipeline
 from unifluid_jax.data.worlds import written
 
 _CONFIG = cli.define_config()
+_RAY = flags.DEFINE_bool(
+  "ray", False, "Scenes are drawn by Ray Data: RAY_ADDRESS, or this machine."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0, or auto on a TPU pod."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process.")
 
 
 def main(_: list[str]) -> None:
   """Data set, then tokenizer."""
+  parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   config = systems.resolve(_CONFIG.value)
   say = cli.speaker()
   say(f"unifluid_jax.prepare: {config.name}")
+  first = jax.process_index() == 0
   if config.data.world:
-    say(written.write_world(config))
-  if pipeline.needs_text(systems.build(config).inputs):
+    work = shards.on_ray if _RAY.value else None
+    spread = functools.partial(shards.make, work=work)
+    say(written.write_world(config, spread, first))
+  if first and pipeline.needs_text(systems.build(config).inputs):
     rows, added = systems.text_rows(config), systems.sentences(config)
     say(corpus.make_tokenizer(config, rows, added))
+  shards.wait("all is prepared")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,21 @@ def is_beside(data: DataConfig, source: SourceConfig) -> bool:
   return bool(data.world) and folder.endswith(suffixes)
 
 
-def write_world(config: Config) -> str:
-  """The procedural data set, at the path its sources name."""
+def write_world(
+  config: Config,
+  spread: shapes_builder.Spread | None = None,
+  first: bool = True,
+) -> str:
+  """The procedural data set, at the path its sources name.
+
+  Args:
+    config: names it.
+    spread: divides the scenes among processes, which all call this.
+    first: whether this is the process that writes what is beside them.
+
+  Returns:
+    What was done, for the log.
+  """
   options = dict(config.data.world)
   seed = options.pop("seed")
   sizes = {
@@ -39,11 +52,11 @@ def write_world(config: Config) -> str:
   where = str(epath.Path(config.data.root) / path)
   done = _done(where)
   world = shapes.World(**options)
-  shapes_builder.build(where, world, sizes, seed)
+  shapes_builder.build(where, world, sizes, seed, spread)
   listed = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
   said = [f"{done} the data set: {listed} scenes in {where}"]
   for key, kind in BESIDE.items():
-    if counts[key]:
+    if counts[key] and first:
       beside = where + kind.SUFFIX
       done = _done(beside)
       signs = kind is signs_builder  # which show no scenes
