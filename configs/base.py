@@ -80,7 +80,7 @@ def base() -> ml_collections.ConfigDict:
     # of its own; what it does not name is as above.
     parts={},
   )
-  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.mesh = dict(slices=1, data=1, fsdp=-1, tensor=1)
   c.checkpoint = dict(every=1000, keep=3, keep_every=50_000)
   c.log = dict(
     every=50,

@@ -134,7 +134,7 @@ def sized(size: str):
   if not size.endswith(("0_5b", "1b", "2b")):
     stable(c)
   # As ZeRO-3: parameters and moments are split over all devices.
-  c.mesh = dict(data=-1, fsdp=32, tensor=1)
+  c.mesh = dict(slices=1, data=-1, fsdp=32, tensor=1)
   return c
 
 

@@ -55,13 +55,13 @@ def get_config(arg: str = ""):
     tiny(c)
     if arg == "shapes_aligned":
       aligned(c)
+    elif arg == "folder":
+      folder.follow_size(c)
   elif "emoji" in arg:
     from configs import emoji  # which imports this file
 
     c = emoji.get_config("full" if arg.endswith("_full") else "small")
     _emoji(c, multiscale=arg.startswith("multiscale_"))
-    elif arg == "folder":
-      folder.follow_size(c)
   elif arg == "multiscale_shapes":
     c = shapes.get_config()
     multiscale_tokenizer(c, "")

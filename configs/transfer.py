@@ -57,7 +57,7 @@ def get_config(arg: str = ""):
   examples = FieldReference(row.epochs * (row.train_size - row.held))
   c.steps = examples // c.batch.get_ref("i2t")
   c.init = dict.fromkeys(c.init, "") | {"all": f"runs/{base}"}
-  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.mesh = dict(slices=1, data=1, fsdp=-1, tensor=1)
   _data(c, rows)
   _recipe(c, row)
   return c

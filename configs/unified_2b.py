@@ -38,6 +38,6 @@ def get_config(arg: str = ""):
     **dict.fromkeys(("projector", "image", "head"), "new"),
   )
   # On 256 v5e or v6e chips fsdp=32 is faster: docs/results.md.
-  c.mesh = dict(data=-1, fsdp=16, tensor=1)
+  c.mesh = dict(slices=1, data=-1, fsdp=16, tensor=1)
   ablate(c, arg)
   return c

@@ -66,7 +66,7 @@ def get_config(arg: str = "stage2"):
     c.batch = dict(t2i=64, i2t=64, text=0)
     c.init.all = "runs/unitoken_7b_stage1"
   c.optim.warmup = c.steps // 100  # .01 epoch
-  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.mesh = dict(slices=1, data=1, fsdp=-1, tensor=1)
   return c
 
 

@@ -3,9 +3,9 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Trains or evaluates in several processes of this machine.
+Trains, evaluates, encodes or prepares in several processes of this machine.
 
-  launch/local.sh train|evaluate [FLAGS] -- ARGUMENTS
+  launch/local.sh train|evaluate|encode|prepare [FLAGS] -- ARGUMENTS
 
   --processes=N    default 2
   --cpu_devices=K  each process has K CPU devices, whatever else there is
@@ -77,7 +77,7 @@ processes=2 cpus=''
 case ${1-} in
   -h | --help) usage && exit ;;
   train) module=unifluid_jax.main ;;
-  evaluate) module=unifluid_jax.evaluate ;;
+  evaluate | encode | prepare) module=unifluid_jax.$1 ;;
   *) wrong "unknown command ${1:-(none)}" ;;
 esac
 shift

@@ -9,6 +9,8 @@
 #
 #   sbatch --export=ALL,MODULE=unifluid_jax.evaluate launch/slurm.sh ...
 #
+# and so do unifluid_jax.encode and unifluid_jax.prepare, with data.root in DIR.
+#
 # Five minutes before the time limit, and when the job is preempted, every
 # process gets a SIGTERM: training saves and leaves. A preempted job is queued
 # again by itself, any other goes on where the same command is submitted again.

@@ -13,6 +13,9 @@ Trains and evaluates on a Cloud TPU slice, by gcloud.
   train     starts python -m unifluid_jax.main ARGUMENTS on all workers, then
             leaves; the same command goes on where a run was interrupted
   evaluate  the same for unifluid_jax.evaluate, on another slice than train's
+  encode, prepare
+            the same for unifluid_jax.encode and .prepare, with a data.root
+            that is mounted on all workers
   status    of the slice, and of the job on every worker
   log       the job's last lines on one worker
   stop      SIGTERM: training saves a checkpoint and leaves
@@ -25,7 +28,7 @@ Trains and evaluates on a Cloud TPU slice, by gcloud.
                    ACCELERATOR_TYPE)
   --runtime=NAME   of the machines' image (or RUNTIME_VERSION; default by TYPE)
   --spot           create, --retry: may be taken away at any time, costs less
-  --retry          train, evaluate: stays, and starts again what failed or was
+  --retry          what starts a job: stays, and starts again what failed or was
                    interrupted; recreates a slice that was taken away. Gives
                    up after three failures at the same step
   --worker=N       log: default 0
@@ -137,7 +140,10 @@ start() { # MODULE ARGUMENTS...: on all workers or on none
 }
 
 job() { # MODULE ARGUMENTS...
-  case " $* " in # the workers share no disk
+  case $command:" $* " in # the workers share no disk
+    encode:*" --config.data.root=/"* | prepare:*" --config.data.root=/"*) ;;
+    encode:* | prepare:*) wrong "ARGUMENTS need --config.data.root=/FOLDER, \
+mounted on all workers" ;;
     *" --workdir=gs://"* | *" --workdir=/"*) ;;
     *) wrong "ARGUMENTS need --workdir=gs://BUCKET/RUN, or a folder that is \
 mounted on all workers" ;;
@@ -199,7 +205,8 @@ command=${1-}
 case $command in
   '') wrong "no command" ;;
   -h | --help) usage && exit ;;
-  create | setup | train | evaluate | status | log | stop | delete) ;;
+  create | setup | train | evaluate | encode | prepare) ;;
+  status | log | stop | delete) ;;
   *) wrong "unknown command $command" ;;
 esac
 while shift && (($#)); do
@@ -221,8 +228,9 @@ while shift && (($#)); do
   esac
 done
 case $command:${1-} in
-  train:-- | evaluate:--) shift ;;
-  train:* | evaluate:*) wrong "$command needs -- ARGUMENTS" ;;
+  train:-- | evaluate:-- | encode:-- | prepare:--) shift ;;
+  train:* | evaluate:* | encode:* | prepare:*)
+    wrong "$command needs -- ARGUMENTS" ;;
   *:--) wrong "$command takes no ARGUMENTS" ;;
 esac
 [[ -n $name ]] || wrong "no slice: --name=NAME or TPU_NAME"
@@ -245,7 +253,7 @@ case $command in
     commit=$(head_commit)
     setup "$commit" ;;
   train) job unifluid_jax.main "$@" ;;
-  evaluate) job unifluid_jax.evaluate "$@" ;;
+  evaluate | encode | prepare) job "unifluid_jax.$command" "$@" ;;
   log) on "$worker" log "$lines" $follow ;;
   stop) on all stop $patience ;;
 esac

@@ -222,6 +222,26 @@ def test_a_ring_uses_both_directions_of_the_axes_it_spans():
   assert topology.bandwidth(V5E, half) == link
 
 
+def test_slices_share_what_goes_between_them():
+  """All-reduces of two slices, by hand: within each, then between them."""
+  chip = V5E.chip
+  two = [
+    SimpleNamespace(coords=d.coords, slice_index=i) for i in (0, 1)
+    for d in SLICE
+  ]  # fmt: skip
+  place = topology.Topology("v5e:16x16*2", two, chip)
+
+  def seconds(group):
+    wire = topology.wire_bytes("all-reduce", 1000, len(group))
+    return wire / topology.bandwidth(place, group)
+
+  assert seconds([two[0], two[256]]) == pytest.approx(1000 / chip.dcn)
+  between = 1000 / 256 / chip.dcn
+  within = 2000 * 255 / 256 / (4 * chip.link)
+  assert seconds(two) == pytest.approx(between + within)
+  assert seconds(two[:256]) == pytest.approx(within)
+
+
 @pytest.mark.parametrize(
   "kind, bytes_sent",
   [
@@ -347,6 +367,8 @@ def run(*args, **env):
   [
     ("v9:2x2", ["unknown topology 'v9:2x2'", "v5e:16x16", "v7x:4x4x4", "cpu"]),
     ("v5e", ["unknown topology 'v5e'"]),
+    ("v5e:4x4*0", ["unknown topology 'v5e:4x4*0'", "*2 behind a TPU"]),
+    ("cpu:4*2", ["unknown topology 'cpu:4*2'"]),
     ("v5p:4x4", ["v5p has 3 dimensions"]),
     ("cpu:99", ["--xla_force_host_platform_device_count=99"]),
   ],

@@ -14,7 +14,7 @@ from tests.libtpu import needs_libtpu
 from tests.systems.conftest import tiny
 from unifluid_jax.aot import compiled, hlo, lower, report, topology
 from unifluid_jax.core import parallel, xla_options
-from unifluid_jax.core.config import MeshConfig
+from unifluid_jax.core.config import ConfigError, MeshConfig
 from unifluid_jax.models import convolutions, stack
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
@@ -34,6 +34,29 @@ def test_a_tpu_step_compiles_with_cycles_and_collectives():
   assert found["memory"]["used"] < 2**30
   assert {row["axes"] for row in found["collectives"]} == {"fsdp"}
   assert found["compute_by_part"]["decoder"] > 0
+
+
+def test_two_slices_sum_gradients_over_the_network_between_them():
+  """And gather parameters within each."""
+  place = topology.get("v5e:2x2*2")
+  with pytest.raises(ConfigError, match="set config.mesh.slices=2"):
+    parallel.make_mesh(MeshConfig(1, -1, 1), place.devices)
+  mesh = parallel.make_mesh(MeshConfig(1, -1, 1, slices=2), place.devices)
+  assert [{d.slice_index for d in s.flat} for s in mesh.devices] == [{0}, {1}]
+  weights = NamedSharding(mesh, P("fsdp"))
+  w = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=weights)
+  rows = NamedSharding(mesh, P(parallel.batch_axes(mesh)))
+  x = jax.ShapeDtypeStruct((64, 1024), jnp.float32, sharding=rows)
+  step = jax.jit(jax.grad(lambda w, x: jnp.sum(jnp.sin(x @ w))),
+                 out_shardings=weights)  # fmt: skip
+  done = compiled.compile_program(step.lower(w, x), place)
+  found = report.communication(hlo.parse(done.text, mesh.size), mesh, place)
+  axes = {(row["kind"], row["axes"]) for row in found}
+  assert ("all-gather", "fsdp") in axes
+  # Each device's share of what its slice has summed.
+  assert {("reduce-scatter", "fsdp"), ("all-reduce", "slices")} <= axes
+  (row,) = (row for row in found if row["axes"] == "slices")
+  assert row["bytes"] == 1024 * 1024 * 4 / 4
 
 
 @pytest.mark.parametrize("kind", xla_options.OPTIONS)

@@ -387,7 +387,7 @@ def cached(root):
   note = cache.note_of(codec, images, digest(codec), data_of(c))
   path = cache.path_of(c, images)
   arrays = [np.zeros((8, 8, 8), np.float16)] * 3
-  return tree, path, note, lambda: cache.write(path, note, lambda: arrays)
+  return tree, path, note, lambda: cache.write(path, note, 3, lambda _: arrays)
 
 
 def test_fresh_moments_are_kept_and_accepted(root):
@@ -431,18 +431,19 @@ def test_moments_of_another_size_or_unknown_origin(root):
   assert "made anew" in make()
 
 
-def test_an_interrupted_encode_leaves_no_note_beside_old_moments(root):
+def test_an_interrupted_encode_leaves_the_old_moments_whole(root):
   _, path, note, make = cached(root)
   make()
 
-  def breaks():
-    yield np.zeros((8, 8, 8))
+  def breaks(_):
+    yield np.ones((8, 8, 8))
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    cache.write(path, note | {"data": "new"}, breaks)
+    cache.write(path, note | {"data": "new"}, 3, breaks)
+  assert not np.any(sources.CachedReader(path)[0])
   _, _, _, again = cached(root)
-  assert again() != "kept"
+  assert again() == "kept"
 
 
 def test_statistics_follow_weights_and_data(root):

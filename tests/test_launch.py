@@ -143,7 +143,7 @@ def test_syntax(path):
   subprocess.run(["bash", "-n", path], check=True)
 
 
-@pytest.mark.parametrize("name", ["tpu.sh", "local.sh"])
+@pytest.mark.parametrize("name", ["tpu.sh", "local.sh", "gke.sh"])
 def test_help(name):
   done = subprocess.run(
     ["bash", REPO / "launch" / name, "--help"], check=True, text=True,
@@ -168,6 +168,7 @@ def test_help(name):
     ("train -- --config=c", 2, "--workdir=gs://BUCKET/RUN"),
     ("train -- --config=c --workdir=runs/a", 2, "--workdir=gs://BUCKET/RUN"),
     ("train --retry -- --workdir=/a", 2, "no accelerator"),
+    ("encode -- --workdir=/a", 2, "--config.data.root=/FOLDER, mounted on"),
     ("stop", 3, "not set up"),
     ("log --lines=5", 3, "not set up: launch/tpu.sh setup"),
   ],

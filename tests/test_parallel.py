@@ -1,4 +1,5 @@
 import dataclasses
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -47,6 +48,52 @@ def test_mesh_that_does_not_fit_is_refused():
     parallel.make_mesh(MeshConfig(3, 1, 1))
   with pytest.raises(ConfigError, match="8 devices"):
     parallel.make_mesh(MeshConfig(3, -1, 1))
+
+
+@pytest.fixture(scope="module")
+def sliced():
+  return parallel.make_mesh(MeshConfig(1, -1, 2, slices=2))
+
+
+def test_slices_are_the_outermost_axis(sliced):
+  assert dict(sliced.shape) == {
+    "slices": 2, "data": 1, "fsdp": 2, "tensor": 2,
+  }  # fmt: skip
+  ids = np.vectorize(lambda d: d.id)(sliced.devices)
+  assert ids[0].max() < ids[1].min()
+  one = parallel.make_mesh(MeshConfig(2, 2, 2, slices=1))
+  assert one.axis_names == parallel.AXES
+  with pytest.raises(ConfigError, match="'slices': 2, .* 8 devices"):
+    parallel.make_mesh(MeshConfig(3, 1, 1, slices=2))
+
+
+def test_rows_are_split_over_slices_and_parameters_are_not(sliced):
+  spec = parallel.spec_of(PARTS, "decoder/layers/attn/q", (2, 64, 4, 8), sliced)
+  assert spec == P(None, "fsdp", "tensor", None)
+  x = parallel.to_global({"x": np.arange(8.0)}, sliced)["x"]
+  assert x.sharding.spec == P(("slices", "data", "fsdp"))
+  assert parallel.batch_groups(sliced) == 4
+  with jax.set_mesh(sliced):
+    assert parallel.layout((8, 3, 4), "BTF") == P(
+      ("slices", "data", "fsdp"), None, "tensor"
+    )
+    assert parallel.layout((4, 8), "GV") == P(("slices", "data"), "fsdp")
+    assert parallel.split_rows(4) == 2 and parallel.split_rows(3) == 1
+  with pytest.raises(ConfigError, match="mesh slices x data x fsdp"):
+    parallel.check_batch({"t2i": 2}, 1, sliced)
+
+
+def test_a_tpu_knows_its_slices():
+  class Device(NamedTuple):
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+
+  devices = [Device(i, i % 2) for i in range(4)]
+  found = parallel._slices(devices, 2)
+  assert [[d.id for d in part] for part in found] == [[0, 2], [1, 3]]
+  with pytest.raises(ConfigError, match="2 slices: set config.mesh.slices=2"):
+    parallel._slices(devices, 1)
 
 
 def test_a_rule_splits_the_named_axes(mesh):

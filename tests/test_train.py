@@ -76,7 +76,7 @@ def make(tmp_path, toy=None, mesh=(1, -1, 1), devices=None, **changes):
   c.steps = 8
   c.batch = dict(t2i=16, i2t=16)
   c.optim.update(lr=1e-2, warmup=1, ema=0.9)
-  c.mesh = dict(data=mesh[0], fsdp=mesh[1], tensor=mesh[2])
+  c.mesh = dict(slices=1, data=mesh[0], fsdp=mesh[1], tensor=mesh[2])
   c.checkpoint.update(every=4, keep=5, keep_every=0)
   c.log.update(every=2, tensorboard=False)
   c.update_from_flattened_dict(

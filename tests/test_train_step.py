@@ -30,6 +30,26 @@ def test_accumulated_parts_add_up(tmp_path):
   np.testing.assert_allclose(ma["grad_norm"], mb["grad_norm"], rtol=1e-5)
 
 
+def test_slices_change_no_number(tmp_path):
+  """Nor are parameters or moments split over them."""
+
+  def first_step(**mesh):
+    job = make(tmp_path, optim__name="adamw", accumulate=2, **mesh)
+    state = train.init_state(job.system, job.optimizer, job.config)
+    with jax.set_mesh(job.mesh):
+      done = job.step(state, systems.load_frozen(job.system), next(loader(0)))
+    return job, done
+
+  _, one = first_step(mesh=(2, 4, 1))
+  job, two = first_step(mesh=(1, 4, 1), mesh__slices=2)
+  assert job.mesh.shape["slices"] == 2
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+  specs = [x.sharding.spec for x in jax.tree.leaves(two[0])]
+  axes = {axis for spec in specs for axis in spec}
+  assert axes <= {None, "fsdp", "tensor"} and "fsdp" in axes
+
+
 def test_micro_batches_stay_on_their_devices():
   """Each takes the next rows of every device, none of another's."""
   mesh = jax.make_mesh((2, 2, 2), parallel.AXES)

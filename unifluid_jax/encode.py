@@ -11,9 +11,16 @@ latents) beside its weights. Both remember the data and the weights they were
 made from: what is there already is kept, and made anew when either has changed.
 MAR does the same (main_cache.py); its scale is 1/std, ours too, of latents
 whose mean is subtracted.
+
+An interrupted job goes on at the shard where it stopped. Several processes
+(launch/local.sh encode, --coordinator=...) divide the shards, each with all of
+its devices; data.root lies on a disk that they share.
 """
 
-from collections.abc import Callable, Iterator
+import concurrent.futures
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +28,7 @@ from absl import flags, logging
 
 from unifluid_jax import systems
 from unifluid_jax.codecs import cache
-from unifluid_jax.core import cli, telemetry
+from unifluid_jax.core import cli, parallel, shards, telemetry
 from unifluid_jax.core.config import Config, SourceConfig
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.core.types import ImageCodec, Params
@@ -34,7 +41,17 @@ from unifluid_jax.data.sources.cached import CachedReader
 from unifluid_jax.data.tasks import DIALOGUE
 
 _CONFIG = cli.define_config()
-_BATCH = flags.DEFINE_integer("batch", 64, "Images encoded at once.")
+_BATCH = flags.DEFINE_integer(
+  "batch", 64, "Images encoded at once, on each device."
+)
+_SHARD = flags.DEFINE_integer(
+  "shard", 4096, "Images per shard: what one process encodes at a time."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0, or auto on a TPU pod."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process.")
 
 # Images measured for statistics where none are cached.
 _MEASURED = 2048
@@ -42,6 +59,7 @@ _MEASURED = 2048
 
 def main(_: list[str]) -> None:
   """Every training source that names a file, then the statistics."""
+  parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   config = systems.resolve(_CONFIG.value)
   say = cli.speaker()
   say(f"unifluid_jax.encode: {config.name}")
@@ -56,7 +74,7 @@ def main(_: list[str]) -> None:
   weights = codec.weights()
   digest = codec.digest(weights)
   data = data_identity.of_data(config.data)
-  encode = make_encoder(codec, weights)
+  job = _Job(config, codec, make_encoders(codec, weights), say)
   cached = []
   for name, source in config.data.train.items():
     if source.moments and name in data:
@@ -64,15 +82,7 @@ def main(_: list[str]) -> None:
       _check_tasks(name, source, row)
       note = cache.note_of(codec, source, digest, data[name]["digest"], row)
       path = cache.path_of(config, source)
-      done = cache.write(
-        path,
-        note,
-        lambda source=source, row=row: _encode(
-          config, codec, source, encode, say, row=row
-        ),
-        codec.file_dtype,
-        several=row is not None,
-      )
+      done = job.cache(path, note, source, row)
       say(f"moments of {name}: {done}: {path}")
       if row is None:
         cached.append((name, path))
@@ -83,10 +93,12 @@ def main(_: list[str]) -> None:
     def encoded():
       if cached:
         return _read(cached[0][1])
-      source = config.data.train[first]
-      return _encode(config, codec, source, encode, say, _MEASURED)
+      return job.measured(config.data.train[first])
 
-    say(cache.write_stats(codec.path, made, lambda: codec.measure(encoded())))
+    if jax.process_index() == 0:
+      measure = functools.partial(_measure, codec, encoded)
+      say(cache.write_stats(codec.path, made, measure))
+    shards.wait("statistics are measured")
 
 
 def _check_tasks(name: str, source: SourceConfig, row: Dialogue | None) -> None:
@@ -104,45 +116,106 @@ def _check_tasks(name: str, source: SourceConfig, row: Dialogue | None) -> None:
     )
 
 
-def make_encoder(codec: ImageCodec, weights: Params) -> cache.Encoder:
-  """`codec.encode`, jitted, weights bound."""
-  return jax.jit(lambda images: codec.encode(weights, images))
+def _measure(
+  codec: ImageCodec, encoded: Callable[[], Iterator[np.ndarray | None]]
+) -> dict[str, Any]:
+  return codec.measure(encoded())
 
 
-def _encode(
-  config: Config,
-  codec: ImageCodec,
-  source_config: SourceConfig,
-  encode: cache.Encoder,
-  say: Callable[[str], None],
-  limit: int = 0,
-  row: Dialogue | None = None,
-) -> Iterator[np.ndarray | None]:
-  """A source's images in order, encoded; None for unreadable ones.
+def make_encoders(codec: ImageCodec, weights: Params) -> list[cache.Encoder]:
+  """`codec.encode`, jitted, on each local device, weights bound."""
+  encode = jax.jit(codec.encode)
+  return [
+    functools.partial(encode, jax.device_put(weights, device))
+    for device in jax.local_devices()
+  ]
 
-  Of dialogues all at once that `row` has codes of, which may be none.
-  """
-  source = sources.open_source(
-    source_config, config.data.root, config.data.caption_prefix
-  )
-  total = min(len(source), limit or len(source))
-  progress = telemetry.Progress("encode", 0, total)
-  field = fields.Pixels("drawn", codec.size, codec.fit, sizes=codec.sizes)
-  # So many that images of one size fill batches.
-  window = _BATCH.value * max(1, len(codec.sizes))
-  for start in range(0, total, window):
-    records = [_pixels(source, i, field, config.data.max_pixels, row)
-               for i in range(start, min(start + window, total))]  # fmt: skip
+
+class _Job(NamedTuple):
+  """What encoding takes, whatever the source."""
+
+  config: Config
+  codec: ImageCodec
+  encoders: Sequence[cache.Encoder]
+  say: Callable[[str], None]
+
+  @property
+  def window(self) -> int:
+    """So many records that images of one size fill batches."""
+    return _BATCH.value * max(1, len(self.codec.sizes))
+
+  def open(self, source: SourceConfig) -> sources.Source:
+    """The records of a source."""
+    data = self.config.data
+    return sources.open_source(source, data.root, data.caption_prefix)
+
+  def cache(
+    self,
+    path: str,
+    note: dict[str, Any],
+    config: SourceConfig,
+    row: Dialogue | None,
+  ) -> str:
+    """Writes the encoded images of a source; returns what was done."""
+    source, dtype = self.open(config), self.codec.file_dtype
+    progress = telemetry.Progress("encode", 0, len(source))
+    encoded = functools.partial(self._encode, source, row, progress)
+    size = -(-_SHARD.value // self.window) * self.window  # whole windows
+    several = row is not None
+    return cache.write(path, note, len(source), encoded, dtype, several, size)
+
+  def measured(self, config: SourceConfig) -> Iterator[np.ndarray | None]:
+    """The first encoded images of a source."""
+    source = self.open(config)
+    records = range(min(len(source), _MEASURED))
+    progress = telemetry.Progress("encode", 0, len(records))
+    return self._encode(source, None, progress, records)
+
+  def _encode(
+    self,
+    source: sources.Source,
+    row: Dialogue | None,
+    progress: telemetry.Progress,
+    records: range,
+  ) -> Iterator[np.ndarray | None]:
+    """Images in order, encoded; None for unreadable ones.
+
+    Of dialogues all at once that `row` has codes of, which may be none.
+    Windows of records go round the devices, so that what is encoded with what
+    does not depend on how many there are; two threads a device read images
+    and wait for it in turns.
+    """
+    windows = [records[i : i + self.window]
+               for i in range(0, len(records), self.window)]  # fmt: skip
+    workers = 2 * len(self.encoders)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      read = functools.partial(self._window, source, row)
+      found = pool.map(read, windows, range(len(windows)))
+      for number, (window, made) in enumerate(zip(windows, found, strict=True)):
+        yield from made
+        if number % 32 == 31:
+          self.say(progress.line(window.stop)[0])
+
+  def _window(
+    self,
+    source: sources.Source,
+    row: Dialogue | None,
+    places: range,
+    number: int,
+  ) -> list[np.ndarray | None]:
+    codec, most = self.codec, self.config.data.max_pixels
+    field = fields.Pixels("drawn", codec.size, codec.fit, sizes=codec.sizes)
+    records = [_pixels(source, i, field, most, row) for i in places]
     images = [image for found in records for image in found or ()]
-    made = iter(cache.encoded(codec, encode, images, _BATCH.value))
+    encode = self.encoders[number % len(self.encoders)]
+    made, out = iter(cache.encoded(codec, encode, images, _BATCH.value)), []
     for found in records:
       codes = None if found is None else [next(made) for _ in found]
       if row is None or codes is None:
-        yield codes and codes[0]
+        out.append(codes and codes[0])
       else:
-        yield np.reshape(codes, (len(codes), *codec.cache.shape))
-    if (start // window) % 32 == 31:
-      say(progress.line(start + len(records))[0])
+        out.append(np.reshape(codes, (len(codes), *codec.cache.shape)))
+    return out
 
 
 def _pixels(

@@ -231,8 +231,6 @@ def _geneval_draw(say: Say) -> None:
 
 
 def _geneval_detect(say: Say) -> None:
-  if jax.process_count() > 1:
-    raise ValueError("geneval_detect is one process: leave out --coordinator")
   folder = _given("images", _IMAGES.value)
   path, device = _given("detections", _DETECTIONS.value), _TORCH_DEVICE.value
   segmenter = torch_networks.Mask2Former(

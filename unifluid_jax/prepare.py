@@ -12,15 +12,22 @@ on the captions, prompts and questions of config.data.train where
 config.text.tokenizer is missing. What is there already is kept; a tokenizer
 that was trained here, on other data, is trained anew. Nothing is written into
 the folders of one's own data.
+
+Scenes are drawn in shards: an interrupted job goes on where it stopped, several
+processes (launch/local.sh prepare, --coordinator=...) divide them, --ray gives
+them to the workers of Ray Data; the data set is the same. Whoever draws shares
+the disk of data.root.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
+import jax
 from absl import flags
 
 from unifluid_jax import systems
-from unifluid_jax.core import cli
+from unifluid_jax.core import cli, parallel, shards
 from unifluid_jax.core.config import Config, SourceConfig
 from unifluid_jax.data import corpus, pipeline, survey
 from unifluid_jax.data.worlds import written
@@ -29,22 +36,41 @@ _CONFIG = cli.define_config()
 _VERIFY = flags.DEFINE_bool(
   "verify", False, "Read every record, decode its images, name bad ones."
 )
+_RAY = flags.DEFINE_bool(
+  "ray", False, "Scenes are drawn by Ray Data: RAY_ADDRESS, or this machine."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0, or auto on a TPU pod."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process.")
 
 
 def main(_: list[str]) -> None:
   """Data set, what all sources hold, then tokenizer."""
+  parallel.start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   config = systems.resolve(_CONFIG.value)
   say = cli.speaker()
   say(f"unifluid_jax.prepare: {config.name}")
+  first = jax.process_index() == 0
   if config.data.world:
-    say(written.write_world(config))
+    work = shards.on_ray if _RAY.value else None
+    spread = functools.partial(shards.make, work=work)
+    say(written.write_world(config, spread, first))
+  if first:
+    _look(config, say)
+  if first and pipeline.needs_text(systems.build(config).inputs):
+    rows, added = systems.text_rows(config), systems.sentences(config)
+    say(corpus.make_tokenizer(config, rows, added))
+  shards.wait("all is prepared")
+
+
+def _look(config: Config, say: Callable[[str], None]) -> None:
+  """Says what the sources hold; with --verify, checks it."""
   for key, source in _sources(config).items():
     say(_held(config, key, source))
   if _VERIFY.value:
     _verify(config, say)
-  if pipeline.needs_text(systems.build(config).inputs):
-    rows, added = systems.text_rows(config), systems.sentences(config)
-    say(corpus.make_tokenizer(config, rows, added))
 
 
 def _sources(config: Config) -> dict[str, SourceConfig]:

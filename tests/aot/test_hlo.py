@@ -124,3 +124,25 @@ async-start(%x, %ready), async_execution_thread="sparsecore", calls=%later
 """
   (one,) = hlo.collectives(hlo.parse(text, 4))
   assert (one.kind, one.bytes, one.asynchronous) == ("all-gather", 1024, True)
+
+
+def test_what_slices_sum_goes_through_their_hosts():
+  """As libtpu writes it for v5e:2x2*2."""
+  module = hlo.parse(
+    """HloModule two_slices
+ENTRY %main (p: f32[256,8,128]) -> f32[256,8,128] {
+  %p = f32[256,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after-all = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.1_0"}
+  %send = (f32[256,8,128]{2,1,0:T(8,128)}, u32[]{:S(2)}, token[]) send(%p, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[256,8,128]{2,1,0:T(8,128)}, u32[]{:S(2)}, token[]) recv(%after-all), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv-done = (f32[256,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %sum = f32[256,8,128]{2,1,0:T(8,128)} get-tuple-element(%recv-done), index=0
+}
+""",
+    8,
+  )
+  (found,) = hlo.collectives(module)
+  assert found == hlo.Collective(
+    "all-reduce", ((0, 4),), 256 * 8 * 128 * 4, 1, True, ""
+  )

@@ -228,7 +228,9 @@ def test_a_file_made_for_another_way_of_seeing_is_refused(world):
   codes = [np.zeros((1, vg.N))]
 
   def write(note):
-    return cache.write(path, note, lambda: codes, np.uint16, several=True)
+    return cache.write(
+      path, note, len(codes), lambda _: codes, np.uint16, several=True
+    )
 
   write(note)
   cache.check_cached(config, codec, system.inputs, made)

@@ -47,6 +47,29 @@ def test_files_round_trip(tmp_path):
   assert "tensorflow" not in sys.modules
 
 
+def test_pieces_made_elsewhere_change_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(shapes_builder, "_CHUNK", 12)
+  one, many, drawn = tmp_path / "one", tmp_path / "many", []
+
+  def backwards(path, made_of, count, write, join):
+    assert path == str(many) and made_of["sizes"] == SMALL
+    paths = [str(tmp_path / f"piece{i}") for i in range(count)]
+    for number in reversed(range(count)):
+      write(number, paths[number])
+      drawn.append(number)
+    join(paths)
+
+  shapes_builder.build(one, WORLD, SMALL, seed=3)
+  for _ in range(2):
+    shapes_builder.build(many, WORLD, SMALL, 3, backwards)
+  assert drawn == [4, 3, 2, 1, 0]  # once
+  names = sorted(p.name for p in one.iterdir())
+  assert names == sorted(p.name for p in many.iterdir())
+  for name in names:
+    if not name.endswith("info.json"):  # which names its folder
+      assert (one / name).read_bytes() == (many / name).read_bytes(), name
+
+
 def test_a_finished_build_is_reused_and_another_refused(tmp_path, monkeypatch):
   path = shapes_builder.build(tmp_path / "ds", WORLD, {"train": 3})
   # Nothing below may draw a scene.

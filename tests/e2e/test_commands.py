@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import debug
@@ -386,6 +388,31 @@ def test_two_processes_equal_one(space, tmp_path):
   a, b = losses(one), losses(two)
   assert a.keys() == b.keys() == {1, 2, 3, 4}
   np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
+
+
+def test_two_processes_prepare_and_encode_what_one_does(space, tmp_path):
+  """Each with two devices of its own; nothing but the results is left."""
+  there = tmp_path / "data"
+  args = space.config(**{
+    "data.root": there, "text.tokenizer": there / "tokenizer.model",
+  })  # fmt: skip
+  said = two_processes("prepare", *args)
+  assert "wrote the data set" in said[0] and "wrote" not in said[1]
+  one, two = (tfds.builder_from_directory(root / "shapes")
+              for root in (space.data, there))  # fmt: skip
+  for split in one.info.splits:
+    rows = one.as_data_source(split), two.as_data_source(split)
+    assert len(rows[0]) == len(rows[1]) == one.info.splits[split].num_examples
+    for a, b in zip(*rows, strict=True):
+      jax.tree.map(np.testing.assert_array_equal, a, b)
+  one = space.data / "tokenizer.model"
+  assert (there / "tokenizer.model").read_bytes() == one.read_bytes()
+  said = two_processes("encode", *args, "--shard=64")
+  assert "moments of shapes: written" in said[0]
+  one = space.data / "shapes_moments"
+  assert (there / "shapes_moments").read_bytes() == one.read_bytes()
+  left = {p.name for p in there.iterdir()}
+  assert left == {p.name for p in space.data.iterdir()}
 
 
 def test_two_processes_train_on_images_and_keep_one_codec(space, tmp_path):

@@ -311,6 +311,32 @@ def test_a_killed_detector_goes_on_where_it_was(tmp_path):
   assert segmenter.seen == 0 and "5 of 5 images are detected" in said[-1]
 
 
+def test_processes_divide_the_images_and_one_gathers_them(
+  tmp_path, monkeypatch
+):
+  colours = ["pink", "blue", "red", "pink", "black"]
+  folder, path = folder_of(tmp_path / "images", colours), tmp_path / "d.jsonl"
+  detect(folder, tmp_path / "whole.jsonl")
+  want = geneval_detections.read(str(tmp_path / "whole.jsonl"))
+  geneval_detections.begin(str(path), want.made_by)
+  with monkeypatch.context() as m:  # the second of two, then all are stopped
+    m.setattr(geneval_detector.shards, "wait", lambda name: None)
+    m.setattr(geneval_detector.jax, "process_index", lambda: 1)
+    m.setattr(geneval_detector.jax, "process_count", lambda: 2)
+    detect(folder, path)
+  assert not geneval_detections.read(str(path)).images
+  part = geneval_detections.read(f"{path}.part1").images
+  assert sorted(part) == [f"0000{i}/samples/00000.png" for i in (1, 3)]
+  segmenter = Dying()
+  said = detect(folder, path, segmenter)
+  assert "2 of 5 images" in said[0] and segmenter.seen == 3
+  assert geneval_detections.read(str(path)) == want
+  assert not list(tmp_path.glob("*.part*"))
+  geneval_detections.begin(f"{path}.part0", {"detector": "another"})
+  with pytest.raises(ValueError, match="part0 was made otherwise"):
+    detect(folder, path)
+
+
 def test_more_images_add_to_fewer(tmp_path):
   path = tmp_path / "d.jsonl"
   folder = folder_of(tmp_path / "images", ["pink"])

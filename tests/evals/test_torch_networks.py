@@ -3,11 +3,13 @@
 import importlib
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.evals import tiny_torch
+from unifluid_jax.core import shards
 from unifluid_jax.evals.published import (
   clip_score,
   drawn_images,
@@ -96,7 +98,7 @@ class FakeClip:
     return np.eye(100)[[int(t.split()[-1]) for t in texts]]
 
 
-def test_drawn_images_are_matched_with_their_own_prompts(tmp_path):
+def test_drawn_images_are_matched_with_their_own_prompts(tmp_path, monkeypatch):
   images = {}
   for i in range(70):  # more than a batch; every tenth prompt is another's
     pixels = np.full((2, 2, 3), i, np.uint8)
@@ -110,6 +112,23 @@ def test_drawn_images_are_matched_with_their_own_prompts(tmp_path):
     {"clipscore_2.5_max_cos_0": 2.25, "clip_100_cos": 90.0}
   )
   assert result["images"] == 70 and "clip_100_cos 90.0000" in said[-1]
+  # Two processes, one after the other; the second hears of both.
+  sent = []
+
+  def gathered(words):
+    sent.append(np.array(words))
+    return np.stack([*sent, *[np.zeros_like(words)] * (2 - len(sent))])
+
+  with monkeypatch.context() as m:
+    m.setattr(clip_score, "_BATCH", 16)
+    m.setattr(jax, "process_count", lambda: 2)
+    m.setattr(shards, "wait", lambda name: None)
+    m.setattr(clip_score.multihost_utils, "process_allgather", gathered)
+    for index, own in ((0, 38), (1, 70)):  # 16 + 16 + 6, then all
+      m.setattr(jax, "process_index", lambda index=index: index)
+      both = clip_score.score(str(tmp_path), FakeClip(), said.append)
+      assert both["images"] == own
+  assert both == result
   (tmp_path / "00042.png").unlink()
   with pytest.raises(ValueError, match=r"1 of 70 .* not drawn.* 00042\.png"):
     clip_score.score(str(tmp_path), FakeClip(), said.append)

@@ -81,11 +81,21 @@ def test_pieces_of_broken_tiles_travel_as_they_are(
   assert not re.search(r"all-to-all|collective-permute", text)
 
 
+def test_pieces_are_summed_over_slices_too():
+  mesh = parallel.make_mesh(MeshConfig(1, 4, 1, slices=2))
+  place = jax.NamedSharding(mesh, P("fsdp", None))
+  got, want, program, _ = gradients(mesh, (12, 32), 12, "DF", place)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  names = [line.primitive.name for line in operations(program)]
+  assert "reduce_scatter" in names
+
+
 def gradients(mesh, shape, inputs, letters, place):
   """Of a loss over a product, on the mesh and without; the programs."""
   weight = jax.random.normal(jax.random.key(0), shape)
   x = jax.random.normal(jax.random.key(1), (8, 3, inputs)) / inputs**0.5
-  rows = jax.NamedSharding(mesh, P(parallel.BATCH_AXES))
+  rows = jax.NamedSharding(mesh, P(parallel.batch_axes(mesh)))
 
   def loss(w, x):
     return jnp.sum(jnp.sin(product(x, w, letters)))

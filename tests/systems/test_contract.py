@@ -171,7 +171,10 @@ class Space:
 
     codes = (np.asarray(encode(pixels(i))) for i in range(len(records)))
     path = cache.path_of(c, given)
-    assert cache.write(path, note, lambda: codes, codec.file_dtype) == "written"
+    done = cache.write(
+      path, note, len(records), lambda _: codes, codec.file_dtype
+    )
+    assert done == "written"
 
   def train(self, workdir):
     """As `python -m unifluid_jax.main` does."""

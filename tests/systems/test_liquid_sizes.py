@@ -311,7 +311,7 @@ def test_caches_of_other_sizes_are_refused(photos):
 
   def write(note):
     codes = [np.zeros((4, 4))] * 8
-    return cache.write(path, note, lambda: codes, np.uint16)
+    return cache.write(path, note, 8, lambda _: codes, np.uint16)
 
   write(note)
   cache.check_cached(config, codec, {}, made)

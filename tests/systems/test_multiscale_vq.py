@@ -262,7 +262,8 @@ def test_codes_are_cached_as_they_are(trained):
   root, codec, _, got, _ = trained
   path = str(root / "codes")
   note = {"test": 1}
-  assert cache.write(path, note, lambda: iter(np.asarray(got["codes"])),
+  codes = np.asarray(got["codes"])
+  assert cache.write(path, note, len(codes), lambda records: codes[records],
                      codec.file_dtype) == "written"  # fmt: skip
   read = cached.CachedReader(path)
   for i, row in enumerate(np.asarray(got["codes"])):

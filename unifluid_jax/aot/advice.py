@@ -43,7 +43,7 @@ def _train(config, program, found) -> list[tuple[str, float]]:
     found["memory"]["used"] - sum(held.values()) - held["parameters"], 0
   )
   out, fsdp = [], mesh.shape["fsdp"]
-  if fsdp < mesh.size:
+  if fsdp < mesh.size // mesh.shape.get(parallel.SLICES, 1):
     out.append(
       (
         f"mesh.fsdp={2 * fsdp}",

@@ -172,6 +172,10 @@ def collectives(module: Module) -> list[Collective]:
   out, seen = [], set()
   for line, times, computation, fused, later in visits(module):
     kind = line.opcode.removesuffix("-start")
+    if between := _attribute(line, r'_xla_megascale_transfer_type="(\w+)"'):
+      if kind == "send":  # the answer, a recv, says the same
+        out.append(_between_slices(line, between, times, module.devices))
+      continue
     if kind not in _COLLECTIVES:
       continue
     started = line.opcode.endswith("-start")
@@ -193,6 +197,23 @@ def collectives(module: Module) -> list[Collective]:
     beside = started or chain or later
     out.append(Collective(kind, groups, size, times, beside, name))
   return out
+
+
+def _between_slices(
+  line: Instruction, kind: str, times: int, devices: int
+) -> Collective:
+  """What goes through the hosts to like devices of all slices, and back.
+
+  The program is that of one slice; it sends, does other things and receives.
+  """
+  slices = len(
+    _attribute(line, r'_xla_megascale_target="{([\d,]+)}').split(",")
+  )
+  group = tuple(range(0, devices, devices // slices))
+  size = max(map(bytes_of, _elements(line.shape)))
+  name = _attribute(line, r'op_name="([^"]*)"') or ""
+  kind = kind.lower().replace("_", "-")
+  return Collective(kind, (group,), size, times, True, name)
 
 
 def _attribute(line: Instruction, pattern: str) -> str | None:

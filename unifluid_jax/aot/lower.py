@@ -91,7 +91,8 @@ def train_step(
   """The jitted step of `train.make_job`, on a mesh of the devices."""
   job = train.make_job(config, system, devices)
   place = functools.partial(NamedSharding, job.mesh)
-  batch = _placed(batch_shapes(config, system), place(P(parallel.BATCH_AXES)))
+  rows = place(P(parallel.batch_axes(job.mesh)))
+  batch = _placed(batch_shapes(config, system), rows)
   frozen = _placed(systems.frozen_shapes(system), place(P()))
   with jax.set_mesh(job.mesh):
     lowered = job.step.lower(job.shapes, frozen, batch)
@@ -102,8 +103,8 @@ def train_step(
     "frozen": frozen,
     "batch": batch,
   }
-  rows = sum(config.batch.values())
-  return Program("train step", lowered, job.mesh, held, rows, system.cost())
+  size = sum(config.batch.values())
+  return Program("train step", lowered, job.mesh, held, size, system.cost())
 
 
 def _call(config, system, name, weights, place, rows, mapped) -> Program:

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from unifluid_jax.codecs import copies
-from unifluid_jax.core import files
+from unifluid_jax.core import files, shards
 from unifluid_jax.core.config import Config, ConfigError, SourceConfig
 from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data import identity as data_identity
@@ -133,30 +133,47 @@ def check_stats(codec: ImageCodec, data: Mapping[str, Any]) -> None:
 def write(
   path: str,
   note: dict[str, Any],
-  encoded: Callable[[], Iterator[np.ndarray | None]],
+  total: int,
+  encoded: Callable[[range], Iterator[np.ndarray | None]],
   dtype: Any = np.float16,
   several: bool = False,
+  shard: int = 4096,
 ) -> str:
   """Writes a file of encoded images, unless one with this note exists.
 
+  Shards of it are divided among the processes, which all call this alike; the
+  file is the same, bit by bit, however many there are.
+
   Args:
-    path: the file.
+    path: the file, on a disk that all processes share.
     note: what it depends on, see `note_of`; kept beside it.
-    encoded: makes its content.
+    total: records of the source.
+    encoded: makes the content of some of them, consecutive ones.
     dtype: of the file.
     several: of dialogues, see `cached.write_cached`.
+    shard: records of a shard; a multiple of those encoded together.
 
   Returns:
     What was done, for the log.
   """
+  path = files.local(path, "cached moments", "config.data.root")
   there = epath.Path(path).exists()
   old = data_identity.read_note(path)
   if there and old == note:
     return "kept"
-  # First, so that no interruption leaves a note beside other images.
-  epath.Path(path + ".json").unlink(missing_ok=True)
-  cached.write_cached(path, encoded(), dtype, several)
-  files.write(path + ".json", json.dumps(note))
+
+  def write_shard(number: int, part: str) -> None:
+    records = range(number * shard, min((number + 1) * shard, total))
+    cached.write_cached(part, encoded(records), dtype, several)
+
+  def join(parts: Sequence[str]) -> None:
+    # First, so that no interruption leaves a note beside other images.
+    epath.Path(path + ".json").unlink(missing_ok=True)
+    cached.join_cached(path, parts)
+    files.write(path + ".json", json.dumps(note))
+
+  made_of = note | {"total": total, "shard": shard}
+  shards.make(path, made_of, max(1, -(-total // shard)), write_shard, join)
   if not there:
     return "written"
   return f"made anew, as {' and '.join(_changed(old, note))} changed"

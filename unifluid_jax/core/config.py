@@ -150,11 +150,16 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis; one may be -1: all that remain."""
+  """Devices along each axis; one may be -1: all that remain.
+
+  `slices` are those of a TPU, or groups of hosts, with a slower network
+  between them: only gradients and metrics are summed over it.
+  """
 
   data: int
   fsdp: int
   tensor: int
+  slices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

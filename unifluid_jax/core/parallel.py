@@ -20,6 +20,8 @@ from unifluid_jax.core.parameter_rows import Parts, row_of
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+# Outermost, where there are several: no parameter is split over it.
+SLICES = "slices"
 
 # Arrays below this many elements may stay whole on every device.
 SMALL = 2**18
@@ -28,26 +30,57 @@ SMALL = 2**18
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   """Devices as a (data, fsdp, tensor) grid, in automatic sharding mode.
 
+  With several slices, such a grid per slice: (slices, data, fsdp, tensor).
+
   Raises:
-    ConfigError: when the sizes do not multiply to the number of devices.
+    ConfigError: when the sizes do not multiply to the number of devices, or
+      a TPU has another number of slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = [getattr(config, axis) for axis in AXES]
-  known = int(np.prod([s for s in sizes if s != -1]))
+  known = config.slices * int(np.prod([s for s in sizes if s != -1]))
   if -1 in sizes and len(devices) % known == 0:
     sizes[sizes.index(-1)] = len(devices) // known
-  if int(np.prod(sizes)) != len(devices):
+  if config.slices * int(np.prod(sizes)) != len(devices):
+    wanted = {SLICES: config.slices} if config.slices > 1 else {}
+    wanted |= dict(zip(AXES, sizes, strict=True))
     raise ConfigError(
-      f"config.mesh {dict(zip(AXES, sizes, strict=True))} does not fit "
+      f"config.mesh {wanted} does not fit "
       f"{len(devices)} devices: the sizes must multiply to that number "
       "(set one axis to -1 to let it fill up)"
     )
   # As jax.make_mesh, which splits an axis of a TPU's torus on v5e only: 128 of
   # a 16 x 16 slice then is 16 x 8 of it.
-  grid = mesh_utils.create_device_mesh(
-    sizes, devices, allow_split_physical_axes=True
-  )
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  grids = [
+    mesh_utils.create_device_mesh(sizes, part, allow_split_physical_axes=True)
+    for part in _slices(devices, config.slices)
+  ]
+  axes, grid = AXES, grids[0]
+  if config.slices > 1:
+    axes, grid = (SLICES, *AXES), np.stack(grids)
+  return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
+def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
+  """The devices of each slice.
+
+  A TPU knows its slices. Other devices are ordered by host, so that equal runs
+  of them are groups of hosts.
+
+  Raises:
+    ConfigError: a TPU has another number of slices.
+  """
+  if devices[0].platform != "tpu":
+    return np.reshape(np.array(devices), (count, -1)).tolist()
+  there: dict[int, list[Any]] = {}
+  for device in devices:
+    there.setdefault(getattr(device, "slice_index", 0), []).append(device)
+  if len(there) != count:
+    raise ConfigError(
+      f"config.mesh.slices={count}, but these devices are of {len(there)} "
+      f"slices: set config.mesh.slices={len(there)}"
+    )
+  return [there[index] for index in sorted(there)]
 
 
 def path_str(path: Sequence[Any]) -> str:
@@ -129,25 +162,32 @@ def mesh_in_use() -> Any:
   return mesh if set(AXES) <= set(mesh.shape) else None
 
 
+def batch_axes(mesh: Any) -> tuple[str, ...]:
+  """Axes over which the rows of a batch are split, the outermost first."""
+  return tuple(a for a in (SLICES, *BATCH_AXES) if a in mesh.shape)
+
+
+def replica_axes(mesh: Any) -> tuple[str, ...]:
+  """Axes along which parameters are copies: those of a batch without fsdp."""
+  return tuple(a for a in batch_axes(mesh) if a != "fsdp")
+
+
 def batch_groups(mesh: Mesh | None = None) -> int:
   """Shards of a global batch; 1 without a mesh."""
   mesh = mesh or mesh_in_use()
   if mesh is None:
     return 1
-  return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+  return int(np.prod([mesh.shape[axis] for axis in batch_axes(mesh)]))
 
 
-_ACTIVATION = {
-  **{"B": BATCH_AXES, "G": "data", "V": "fsdp"},
-  **{"N": "tensor", "K": "tensor", "F": "tensor"},
-}
+_ACTIVATION = {"V": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"}
 
 
 def layout(shape: Sequence[int], letters: str) -> P | None:
   """PartitionSpec of an activation: B over data, fsdp; N, K, F over tensor.
 
   G are rows that all devices along fsdp share, while V, the vocabulary, is
-  split over them.
+  split over them. B and G are split over slices too.
 
   Args:
     shape: of the array.
@@ -160,7 +200,8 @@ def layout(shape: Sequence[int], letters: str) -> P | None:
   mesh = mesh_in_use()
   if mesh is None:
     return None
-  axes = [_ACTIVATION.get(letter) for letter in letters]
+  rows = {"B": batch_axes(mesh), "G": replica_axes(mesh)}
+  axes = [(_ACTIVATION | rows).get(letter) for letter in letters]
   for i, axis in enumerate(axes):
     names = (axis,) if isinstance(axis, str) else axis or ()
     if shape[i] % int(np.prod([mesh.shape[n] for n in names])):
@@ -171,7 +212,8 @@ def layout(shape: Sequence[int], letters: str) -> P | None:
 def split_rows(rows: int) -> int:
   """Shards of `rows` rows that are laid out as G."""
   mesh = mesh_in_use()
-  parts = 1 if mesh is None else mesh.shape[_ACTIVATION["G"]]
+  axes = () if mesh is None else replica_axes(mesh)
+  parts = int(np.prod([mesh.shape[axis] for axis in axes], dtype=int))
   return 1 if rows % parts else parts
 
 
@@ -249,7 +291,7 @@ _gather.defvjp(
 
 def to_global(batch: Any, mesh: Mesh) -> Any:
   """Process-local numpy batches as global arrays split over the batch axes."""
-  sharding = NamedSharding(mesh, P(BATCH_AXES))
+  sharding = NamedSharding(mesh, P(batch_axes(mesh)))
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
@@ -273,12 +315,12 @@ def check_batch(batch: Mapping[str, int], accumulate: int, mesh: Mesh) -> None:
   Raises:
     ConfigError: names the size, the divisor and where each factor is set.
   """
-  groups = batch_groups(mesh)
+  groups, axes = batch_groups(mesh), " x ".join(batch_axes(mesh))
   for task, size in batch.items():
     if size % (groups * accumulate):
       raise ConfigError(
         f"config.batch.{task}={size} must be a multiple of {groups} batch "
-        f"shards (mesh data x fsdp) x {accumulate} (config.accumulate)"
+        f"shards (mesh {axes}) x {accumulate} (config.accumulate)"
       )
 
 

@@ -96,6 +96,7 @@ ROWS = (
   # Smaller ones vanish in float32, and 0 / 0 ruins what has no gradient.
   Row("optim.eps", Range(1e-30)),
   Row(below("mesh", "data fsdp tensor"), Range(1, or_rest=True)),
+  Row("mesh.slices", COUNT),
   Row("checkpoint.every checkpoint.keep log.every", COUNT),
   Row("checkpoint.keep_every log.profile_start log.profile_steps", AMOUNT),
   # Use.

@@ -36,7 +36,8 @@ def product(
   ):
     return x @ flat
   remainder = flat.shape[axes.index("fsdp")] // mesh.shape["fsdp"] % _TILE
-  if remainder and parallel.layout(x.shape[:1], "B") == P(parallel.BATCH_AXES):
+  batch = P(parallel.batch_axes(mesh))
+  if remainder and parallel.layout(x.shape[:1], "B") == batch:
     transposed = axes[1] == "fsdp"
     rows, other = (flat.T, axes[0]) if transposed else (flat, axes[1])
     return _product_of_pieces(x, rows, transposed, other)
@@ -85,18 +86,19 @@ def _back(
   d_out: Float[Array, "B T outputs"],
 ) -> tuple[Float[Array, "B T inputs"], Float[Array, "rows columns"]]:
   x, rows = saved
-  whole = _gathered(rows, other)
+  whole, mesh = _gathered(rows, other), parallel.mesh_in_use()
+  batch = parallel.batch_axes(mesh)
 
   def summed(
     a: Float[Array, "B T rows"], b: Float[Array, "B T columns"]
   ) -> Float[Array, "1 piece columns"]:
     own = jax.lax.dot_general(a, b, (((0, 1), (0, 1)), ((), ())))
     pieces = jax.lax.psum_scatter(_pieces(own), "fsdp", tiled=True)
-    return jax.lax.psum(pieces, "data")
+    return jax.lax.psum(pieces, parallel.replica_axes(mesh))
 
   pieces = jax.shard_map(
     summed,
-    in_specs=(P(parallel.BATCH_AXES), P(parallel.BATCH_AXES, None, other)),
+    in_specs=(P(batch), P(batch, None, other)),
     out_specs=P("fsdp", None, other),
     check_vma=False,
   )(*((d_out, x) if transposed else (x, d_out)))

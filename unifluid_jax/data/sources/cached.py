@@ -5,7 +5,7 @@ An ArrayRecord file has one record per record of its source, in their order.
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +78,37 @@ def write_cached(
     finally:
       writer.close()
   return count
+
+
+def join_cached(
+  path: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]]
+) -> None:
+  """Writes the records of several files of `write_cached` to one.
+
+  It is what `write_cached` would have made of all the arrays.
+
+  Args:
+    path: a local ArrayRecord file; replaced atomically.
+    parts: files of one codec, in their order.
+
+  Raises:
+    ValueError: a part is unreadable, or its arrays have another shape.
+  """
+  shapes: set[tuple[int | None, ...]] = set()
+  with files.replaced(path) as partial:
+    writer = ArrayRecordWriter(partial, "group_size:1")
+    try:
+      for part in parts:
+        data = ArrayRecordDataSource([os.fspath(part)])
+        for i in range(len(data)):
+          head = _Head.of(data[i])
+          grid = len(head.like) == 2 and not head.several
+          shapes |= {head.like} if head.readable and not grid else set()
+          if len(shapes) > 1:
+            raise ValueError(f"{part}: images of several shapes: {shapes}")
+          writer.write(data[i])
+    finally:
+      writer.close()
 
 
 def _stored(array: np.ndarray, dtype: np.dtype, image: int) -> np.ndarray:

@@ -4,13 +4,14 @@ No TensorFlow is needed to write or read it: images travel as PNG bytes. Read
 with `tfds.builder_from_directory(directory).as_data_source(split)`.
 """
 
+import base64
 import dataclasses
 import io
 import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,26 @@ _PROMPTS = 4
 _CHUNK = 1024
 _SHARD = 1 << 20
 
+# Makes a file of numbered pieces, maybe with the help of others: see
+# `core.shards.make` for the arguments.
+Spread = Callable[
+  [
+    str,
+    Mapping[str, Any],
+    int,
+    Callable[[int, str], None],
+    Callable[[Sequence[str]], None],
+  ],
+  None,
+]
+
 
 def build(
   directory: str | os.PathLike[str],
   world: shapes.World,
   sizes: Mapping[str, int] = SIZES,
   seed: int = 0,
+  spread: Spread | None = None,
 ) -> pathlib.Path:
   """Makes the data set, or finds it made already.
 
@@ -46,6 +61,8 @@ def build(
     world: what its scenes hold.
     sizes: records per split; splits are those of `shapes.SPLITS`.
     seed: record i of a split depends on seed, split and i alone.
+    spread: divides the making of the records; default: all here. Changes
+      nothing in the result.
 
   Returns:
     The directory.
@@ -61,13 +78,43 @@ def build(
       f"{', '.join(shapes.SPLITS)}"
     )
 
-  def write(folder: pathlib.Path) -> None:
-    splits = {
-      split: _records(world, split, size, seed) for split, size in sizes.items()
-    }
-    write_splits(folder, features(world.canvas), VERSION, splits)
+  made_of = recipe(VERSION, world, sizes, seed)
 
-  return write_once(directory, recipe(VERSION, world, sizes, seed), write)
+  def write(records: Callable[[str], Iterator[dict[str, Any]]]) -> pathlib.Path:
+    def fill(folder: pathlib.Path) -> None:
+      splits = {split: records(split) for split in sizes}
+      write_splits(folder, features(world.canvas), VERSION, splits)
+
+    return write_once(directory, made_of, fill)
+
+  if spread is None:
+    return write(
+      lambda split: _records(world, split, range(sizes[split]), seed)
+    )
+  target = pathlib.Path(
+    files.local(directory, "a data set", "config.data.root")
+  )
+  pieces = [
+    (split, range(start, min(start + _CHUNK, size)))
+    for split, size in sizes.items()
+    for start in range(0, size, _CHUNK)
+  ]
+
+  def write_piece(number: int, path: str) -> None:
+    split, places = pieces[number]
+    files.write(path, _to_lines(_records(world, split, places, seed)))
+
+  def join(paths: Sequence[str]) -> None:
+    def records(split: str) -> Iterator[dict[str, Any]]:
+      for (of, _), path in zip(pieces, paths, strict=True):
+        if of == split:
+          yield from _from_lines(path)
+
+    write(records)
+
+  if not _is_built(target, made_of):
+    spread(os.fspath(target), made_of, len(pieces), write_piece, join)
+  return target
 
 
 def write_once(
@@ -225,10 +272,32 @@ def _major(recipe: dict[str, Any]) -> str:
 
 
 def _records(
-  world: shapes.World, split: str, size: int, seed: int
+  world: shapes.World, split: str, places: range, seed: int
 ) -> Iterator[dict[str, Any]]:
-  """All of a split."""
-  return (record(world, split, seed, i) for i in range(size))
+  """Some of a split."""
+  return (record(world, split, seed, i) for i in places)
+
+
+def _to_lines(records: Iterable[dict[str, Any]]) -> str:
+  """Records as JSON lines, their files in base64."""
+
+  def text(file: io.BytesIO) -> dict[str, str]:
+    return {"base64": base64.b64encode(file.getvalue()).decode()}
+
+  return "".join(json.dumps(r, default=text) + "\n" for r in records)
+
+
+def _from_lines(path: str) -> Iterator[dict[str, Any]]:
+  """The inverse of `_to_lines`."""
+
+  def file(found: dict[str, Any]) -> Any:
+    if found.keys() != {"base64"}:
+      return found
+    return io.BytesIO(base64.b64decode(found["base64"]))
+
+  with open(path, encoding="utf-8") as lines:
+    for line in lines:
+      yield json.loads(line, object_hook=file)
 
 
 def write_splits(

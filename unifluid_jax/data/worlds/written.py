@@ -45,8 +45,17 @@ def kind_of(data: DataConfig) -> str:
   return kind
 
 
-def write_world(config: Config) -> str:
+def write_world(
+  config: Config,
+  spread: shapes_builder.Spread | None = None,
+  first: bool = True,
+) -> str:
   """The data set of the world, at the path its sources name.
+
+  Args:
+    config: names it.
+    spread: divides scenes of shapes among processes, which all call this.
+    first: whether this is the process that writes all else.
 
   Returns:
     What was done, for people.
@@ -56,10 +65,18 @@ def write_world(config: Config) -> str:
   """
   options = dict(config.data.world)
   options.pop("kind", None)
-  return _WRITERS[kind_of(config.data)](config, options)
+  kind = kind_of(config.data)
+  if kind == SHAPES:
+    return _write_shapes(config, options, spread, first)
+  return _WRITERS[kind](config, options) if first else ""
 
 
-def _write_shapes(config: Config, options: dict[str, Any]) -> str:
+def _write_shapes(
+  config: Config,
+  options: dict[str, Any],
+  spread: shapes_builder.Spread | None = None,
+  first: bool = True,
+) -> str:
   seed = options.pop("seed")
   sizes = {
     split: options.pop(split) for split in ("train", "validation", "held_out")
@@ -68,11 +85,11 @@ def _write_shapes(config: Config, options: dict[str, Any]) -> str:
   where = _where(config)
   done = _done(where)
   world = shapes.World(**options)
-  shapes_builder.build(where, world, sizes, seed)
+  shapes_builder.build(where, world, sizes, seed, spread)
   listed = ", ".join(f"{n:,} {split}" for split, n in sizes.items())
   said = [f"{done} the data set: {listed} scenes in {where}"]
   for key, kind in BESIDE.items():
-    if counts[key]:
+    if counts[key] and first:
       beside = where + kind.SUFFIX
       done = _done(beside)
       signs = kind is signs_builder  # which show no scenes

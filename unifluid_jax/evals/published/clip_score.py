@@ -10,14 +10,16 @@ depicts" before them.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jaxtyping import Float
 
-from unifluid_jax.core import telemetry
+from unifluid_jax.core import shards, telemetry
 from unifluid_jax.evals.published import drawn_images, image_sets
 from unifluid_jax.evals.published.geneval_detector import Clip, normalised
 
@@ -62,33 +64,57 @@ def score(
   names = sorted(texts)
   files = [os.fspath(epath.Path(folder) / name) for name in names]
   images = image_sets.files_set(folder, files)
-  progress = telemetry.Progress("matched", 0, len(names))
-  found, done = [], 0
-  bad: list[str] = []
-  for batch in image_sets.batches(images, range(len(names)), _BATCH, 0, bad):
-    said = [texts[names[i]] for i, _ in batch]
-    seen = clip.images([image for _, image in batch])
-    found.append(cosines(seen, clip.texts(said)))
-    done += len(batch)
-    say(progress.line(done)[0])
-  if not found:
+  cosine, bad = _cosines(clip, images, [texts[name] for name in names], say)
+  done = len(cosine)
+  if not done:
     listed = prompts or f"{folder}/{drawn_images.MANIFEST}"
     if not names:
       raise ValueError(f"{listed} lists no images")
-    raise ValueError(f"none of {listed}'s images can be read: {bad[0]}")
-  scores = summary(np.concatenate(found))
+    raise ValueError(f"none of {listed}'s images can be read: {bad[:1]}")
+  scores = summary(cosine)
   shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-  left = f", {len(bad)} unreadable left out" if bad else ""
+  skipped = len(names) - done
+  left = f", {skipped} unreadable left out" if skipped else ""
   say(f"{shown}  ({done} images of {folder}{left}; {clip.name})")
   return {
     "metric": "clip_score",
     "scores": scores,
     "source": folder,
     "images": done,
-    "skipped": len(bad),
+    "skipped": skipped,
     "network": clip.name,
     "text": "prompts as they are",
   }
+
+
+def _cosines(
+  clip: Clip,
+  images: image_sets.ImageSet,
+  texts: Sequence[str],
+  say: Callable[[str], None],
+) -> tuple[Float[np.ndarray, " B"], list[str]]:
+  """Cosines of all readable images, in order; what is wrong with others.
+
+  Each process scores every k-th batch; all get all cosines, of the others'
+  unreadable images they hear nothing.
+  """
+  count, bad = len(texts), []
+  batches = [range(i, min(i + _BATCH, count)) for i in range(0, count, _BATCH)]
+  mine = [i for number in shards.share(len(batches)) for i in batches[number]]
+  found = np.zeros((2, count))  # cosines; 1 where there is one
+  progress = telemetry.Progress("matched", 0, len(mine))
+  for batch in image_sets.batches(images, mine, _BATCH, 0, bad):
+    places = [i for i, _ in batch]
+    seen = clip.images([image for _, image in batch])
+    said = clip.texts([texts[i] for i in places])
+    found[:, places] = cosines(seen, said), np.ones(len(places))
+    say(progress.line(int(found[1].sum()))[0])
+  if jax.process_count() > 1:
+    shards.wait("images and prompts are matched")
+    # As words: JAX would gather float64 as float32.
+    words = multihost_utils.process_allgather(found.view(np.uint32))
+    found = np.asarray(words).view(np.float64).sum(0)
+  return found[0, found[1] > 0], bad
 
 
 def _read_prompts(path: str) -> dict[str, str]:

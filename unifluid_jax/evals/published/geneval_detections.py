@@ -16,7 +16,7 @@ beside "image", so that an image that was drawn anew is noticed.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -139,6 +139,36 @@ def add(path: str, image: str, found: Found) -> None:
   """Adds what was found in an image, by its name below the folder."""
   with epath.Path(path).open("a") as file:
     file.write(_row(image, found))
+
+
+def part(path: str, process: int | str) -> str:
+  """The file of one of several processes, beside the whole one."""
+  return f"{path}.part{process}"
+
+
+def gather(path: str, images: Iterable[str]) -> None:
+  """Moves what processes have detected into the whole file.
+
+  Args:
+    path: of the file; its parts are removed.
+    images: all names, whose order the added lines have.
+
+  Raises:
+    ValueError: another detector made a part.
+  """
+  there, found = read(path), {}
+  parts = sorted(epath.Path(path).parent.glob(
+    part(epath.Path(path).name, "*")))  # fmt: skip
+  for file in parts:
+    made = read(str(file))
+    if changed(there.made_by, made.made_by):
+      raise ValueError(f"{file} was made otherwise than {path}: remove it")
+    found |= made.images
+  for name in images:
+    if name in found and name not in there.images:
+      add(path, name, found[name])
+  for file in parts:
+    file.unlink()
 
 
 def _row(image: str, found: Found) -> str:

@@ -11,12 +11,13 @@ scores of other weights are close, not equal, and results say which ran.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from unifluid_jax.core import telemetry
+from unifluid_jax.core import shards, telemetry
 from unifluid_jax.data.images import decode_image, read_file
 from unifluid_jax.evals.metrics import geneval
 from unifluid_jax.evals.metrics.geneval import Detection
@@ -202,6 +203,9 @@ def detect_folder(
 ) -> None:
   """Detects all images in GenEval's layout that a file has nothing of yet.
 
+  Of several processes each detects every k-th, into a file of its own beside
+  `path`; the first one gathers them, at the next start too.
+
   Args:
     folder: of the images.
     path: of the file, in `geneval_detections.py`'s format; what is found is
@@ -226,10 +230,20 @@ def detect_folder(
           f"{folder}: {name} is about {clause['class']!r}, which is none of "
           "the detector's classes"
         )
-  there = geneval_detections.begin(path, _made_by(segmenter, clip))
+  made_by = _made_by(segmenter, clip)
+  if jax.process_index() == 0:
+    geneval_detections.begin(path, made_by)
+    geneval_detections.gather(path, images)
+  shards.wait(f"{path} is begun")
+  there = geneval_detections.read(path)
   geneval_detections.check(there, folder, images)
   missing = [name for name in images if name not in there.images]
   say(f"{path}: {len(there.images)} of {len(images)} images are detected")
+  whole = path
+  if jax.process_count() > 1:
+    missing = [missing[i] for i in shards.share(len(missing))]
+    path = geneval_detections.part(path, jax.process_index())
+    geneval_detections.begin(path, made_by)
   colours = ColourNamer(clip)
   progress = telemetry.Progress("detected", 0, len(missing))
   for count, name in enumerate(missing, 1):
@@ -243,6 +257,10 @@ def detect_folder(
     geneval_detections.add(path, name, Found(objects, digest))
     if count % _SAY_EVERY == 1 or count == len(missing):
       say(progress.line(count)[0])
+  shards.wait(f"{whole} is complete")
+  if jax.process_index() == 0:
+    geneval_detections.gather(whole, images)
+  shards.wait(f"{whole} is gathered")
 
 
 def _made_by(segmenter: Segmenter, clip: Clip) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from unifluid_jax.core import files, telemetry
+from unifluid_jax.core import files, shards, telemetry
 from unifluid_jax.evals.metrics import fid
 from unifluid_jax.evals.metrics.fid import Statistics
 from unifluid_jax.evals.published import image_sets
@@ -149,6 +149,7 @@ def _exchange(part: Statistics) -> list[Statistics]:
   """Every process's part, in every process."""
   if jax.process_count() == 1:
     return [part]
+  shards.wait("all features are measured")  # longer than a collective would
   rows = np.asarray(multihost_utils.process_allgather(pack(part)))
   return [unpack(row) for row in rows]
 

@@ -1,0 +1,138 @@
+"""Large files made in shards: by several processes, or over several starts.
+
+Shards lie in a folder beside the file and are numbered: which process makes
+one, and how many processes there are, changes nothing in it. Each appears
+whole or not at all, so that an interrupted job goes on where it stopped. The
+first process joins them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import multihost
+
+from unifluid_jax.core import files
+
+SUFFIX = ".shards"
+_CLAIM = "made_of.json"
+_PATIENCE = 7 * 24 * 3600  # seconds; what has died is noticed much earlier
+
+
+def make(
+  path: str,
+  made_of: Mapping[str, Any],
+  count: int,
+  write: Callable[[int, str], None],
+  join: Callable[[Sequence[str]], None],
+  work: Callable[[Callable[[int], None], Sequence[int]], None] | None = None,
+) -> None:
+  """Makes the missing shards, then the file; all processes call it alike.
+
+  Args:
+    path: of the file, on a disk that all processes share.
+    made_of: all that the shards depend on, as JSON; shards of something else
+      are removed.
+    count: of shards; process p of n makes shards p, p + n, p + 2n, ...
+    write: (number, path) writes one shard, whole or not at all.
+    join: makes the file of the shards' paths, in order; on process 0.
+    work: calls a function with each number; default in turn, here.
+
+  Raises:
+    ValueError: the processes share no disk.
+  """
+  folder = Path(path + SUFFIX)
+  if jax.process_index() == 0:
+    _claim(folder, made_of)
+  wait(f"{folder} is claimed")
+  _check_claim(folder, made_of)
+  shards = [folder / f"{k:05d}-of-{count:05d}" for k in range(count)]
+  missing = [k for k in share(count) if not shards[k].exists()]
+  (work or _in_turn)(lambda k: write(k, os.fspath(shards[k])), missing)
+  wait(f"{folder} is complete")
+  if jax.process_index() == 0:
+    join([os.fspath(shard) for shard in shards])
+    shutil.rmtree(folder)
+  wait(f"{path} is joined")
+
+
+def _in_turn(task: Callable[[int], None], numbers: Sequence[int]) -> None:
+  for number in numbers:
+    task(number)
+
+
+def on_ray(task: Callable[[int], None], numbers: Sequence[int]) -> None:
+  """Calls `task` with each number on the workers of Ray Data.
+
+  That is the cluster of RAY_ADDRESS, else the cores of this machine. Workers
+  have this package and share the disk.
+
+  Raises:
+    ValueError: Ray is missing.
+  """
+  try:
+    import ray
+    import ray.data
+  except ImportError as error:
+    raise ValueError(
+      "--ray needs Ray Data: pip install 'ray[data]'; without it, "
+      "launch/local.sh prepare divides the work among processes"
+    ) from error
+  if not numbers:
+    return
+
+  def run(row: dict[str, Any]) -> dict[str, Any]:
+    task(int(row["number"]))
+    return row
+
+  rows = [{"number": number} for number in numbers]
+  data = ray.data.from_items(rows, override_num_blocks=len(rows))
+  data.map(run).materialize()
+
+
+def share(count: int) -> range:
+  """Which of `count` pieces of work are this process's."""
+  return range(jax.process_index(), count, jax.process_count())
+
+
+def wait(name: str) -> None:
+  """Returns when all processes are here, however long the slowest takes.
+
+  Collectives do not wait so long: on CPUs they give up after 30 seconds.
+
+  Args:
+    name: of the place in the program; equal in all processes.
+  """
+  everyone = set(range(jax.process_count()))
+  multihost.sync_global_processes(name, timeout=_PATIENCE, processes=everyone)
+
+
+def _claim(folder: Path, made_of: Mapping[str, Any]) -> None:
+  """Notes what the shards are made of; removes those of something else."""
+  if folder.exists() and _read_claim(folder) != _json(made_of):
+    shutil.rmtree(folder)
+  files.write(folder / _CLAIM, json.dumps(made_of))
+
+
+def _check_claim(folder: Path, made_of: Mapping[str, Any]) -> None:
+  if _read_claim(folder) != _json(made_of):
+    raise ValueError(
+      f"process {jax.process_index()} does not find {folder} as process 0 made "
+      "it: config.data.root must lie on a disk that all processes share"
+    )
+
+
+def _read_claim(folder: Path) -> Any:
+  """What is noted; None where nothing is, or nothing that can be read."""
+  try:
+    return json.loads((folder / _CLAIM).read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def _json(made_of: Mapping[str, Any]) -> Any:
+  return json.loads(json.dumps(made_of))
