@@ -1,0 +1,57 @@
+"""Models that ship with the package: an exported folder each, beside this file.
+
+  python -m unifluid_jax.export RUN --to=unifluid_jax/boxed/NAME --dtype=bfloat16
+
+makes one; `unifluid_jax.load("NAME")` loads it from any directory.
+"""
+
+from pathlib import Path
+
+from unifluid_jax import exported
+from unifluid_jax.core import files
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+  """The models that are shipped, sorted; the first is the default."""
+  found = (p for p in FOLDER.iterdir() if exported.is_exported(str(p)))
+  return sorted(p.name for p in found)
+
+
+def located(name: str) -> str:
+  """The folder of a shipped model; other names are paths and stay as they are.
+
+  A folder of the same name in the current directory comes first.
+  """
+  if not files.path(name).exists() and name in names():
+    return str(FOLDER / name)
+  return name
+
+
+def default(workdir: str | None) -> str:
+  """The named model, or the first shipped one where none is named.
+
+  Args:
+    workdir: as --workdir gave it.
+
+  Raises:
+    ValueError: none is named and none is shipped.
+  """
+  if workdir is not None:
+    return workdir
+  shipped = names()
+  if not shipped:
+    raise ValueError(
+      "--workdir is missing: name a run or an exported model (this "
+      "installation ships none); --help shows examples"
+    )
+  return shipped[0]
+
+
+def hint() -> str:
+  """The end of a message about a model that was not found."""
+  shipped = names()
+  if not shipped:
+    return ""
+  return f"; models that ship with the package: {', '.join(shipped)}"
