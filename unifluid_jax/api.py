@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -91,8 +91,19 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
   return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
+class Images(NamedTuple):
+  """What calling a model returns, as pipelines of diffusers do."""
+
+  images: list[Image.Image]
+
+
 class Model:
-  """A trained system: text to image, image to text, edits."""
+  """A trained system: text to image, image to text, edits.
+
+  Sampling options may have diffusers' names: guidance_scale for cfg,
+  num_inference_steps for steps, generator (a seed, a numpy or a PyTorch
+  Generator) for seed.
+  """
 
   def __init__(
     self, config: Config, system: Any, tokenizer: Any, mapper: Mapper
@@ -112,15 +123,23 @@ class Model:
 
   # ------------------------------------------------------------- for people
 
+  def __call__(
+    self, prompt: str | Sequence[str], seed: int | None = None, **sampling: Any
+  ) -> Images:
+    """`generate`, for those used to diffusers: `model(prompt).images[0]`."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    return Images(self.generate(prompts, seed, **sampling))
+
   def generate(
-    self, prompt: str | Sequence[str], seed: int = 0, **sampling: Any
+    self, prompt: str | Sequence[str], seed: int | None = None, **sampling: Any
   ) -> Any:
     """Draws an image of a prompt.
 
     Args:
       prompt: a text, or several.
-      seed: of the first prompt; the next has seed + 1, and so on. An image
-        depends on its prompt, its seed and the sampling options alone.
+      seed: of the first prompt, default 0; the next has seed + 1, and so on.
+        An image depends on its prompt, its seed and the sampling options
+        alone.
       **sampling: options of the system, e.g. cfg, size=(height, width).
 
     Returns:
@@ -130,6 +149,7 @@ class Model:
       ValueError: an empty prompt, a seed or an option out of range.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    seed, sampling = arguments.seed_of(seed, sampling)
     for each in prompts:
       arguments.check_text(each)
     arguments.check_seeds(seed, len(prompts))
@@ -154,9 +174,10 @@ class Model:
     return self.tokenizer.unknown_words(text) if self.tokenizer else []
 
   def edit(
-    self, image: Any, instruction: str, seed: int = 0, **sampling: Any
+    self, image: Any, instruction: str, seed: int | None = None, **sampling: Any
   ) -> Image.Image:
     """Changes an image as told; needs a run that was trained with edits."""
+    seed, sampling = arguments.seed_of(seed, sampling)
     arguments.check_text(instruction)
     arguments.check_seeds(seed, 1)
     options = self._sampling(sampling)
@@ -164,7 +185,7 @@ class Model:
     return Image.fromarray(out[0])
 
   def complete(
-    self, parts: Sequence[Any], seed: int = 0, **sampling: Any
+    self, parts: Sequence[Any], seed: int | None = None, **sampling: Any
   ) -> Any:
     """Goes on where texts and images end: with a str or a PIL image.
 
@@ -173,26 +194,32 @@ class Model:
 
     Args:
       parts: texts, and images (PIL image, array or `pathlib` path).
-      seed: of an image that is drawn.
+      seed: of an image that is drawn, default 0.
       **sampling: options of the system.
 
     Raises:
       ValueError: no parts, or one, a seed or an option that cannot be.
     """
+    seed, sampling = arguments.seed_of(seed, sampling)
     turns = turns_of(parts, self._as_array)
     found = self.dialogues.continued(turns, seed, self._sampling(sampling))
     return found if isinstance(found, str) else Image.fromarray(found)
 
   def chat(
-    self, messages: Sequence[Mapping[str, Any]], seed: int = 0, **sampling: Any
+    self,
+    messages: Sequence[Mapping[str, Any]],
+    seed: int | None = None,
+    **sampling: Any,
   ) -> list[Any]:
     """Replies with texts and PIL images; see `dialogues.messages_of`."""
+    seed, sampling = arguments.seed_of(seed, sampling)
     turns = messages_of(messages, self._as_array)
     found = self.dialogues.reply(turns, seed, self._sampling(sampling))
     return [x if isinstance(x, str) else Image.fromarray(x) for x in found]
 
   def _sampling(self, changes: dict[str, Any]) -> Any:
     spec = systems.spec(self.config.system)
+    changes = arguments.renamed(changes, spec.sampling)
     arguments.check_sampling(changes, spec.sampling, spec.ranges)
     sampling = dataclasses.replace(self.config.sampling, **changes)
     if changes:

@@ -1,6 +1,7 @@
-"""Models that ship with the package: an exported folder each, beside this file.
+r"""Models that ship with the package: an exported folder each, in this one.
 
-  python -m unifluid_jax.export RUN --to=unifluid_jax/boxed/NAME --dtype=bfloat16
+  python -m unifluid_jax.export RUN --dtype=bfloat16 \
+      --to=unifluid_jax/boxed/NAME
 
 makes one; `unifluid_jax.load("NAME")` loads it from any directory.
 """
@@ -29,24 +30,19 @@ def located(name: str) -> str:
   return name
 
 
-def default(workdir: str | None) -> str:
-  """The named model, or the first shipped one where none is named.
-
-  Args:
-    workdir: as --workdir gave it.
+def default() -> str:
+  """The folder of the first shipped model, for commands that name none.
 
   Raises:
-    ValueError: none is named and none is shipped.
+    ValueError: none is shipped.
   """
-  if workdir is not None:
-    return workdir
   shipped = names()
   if not shipped:
     raise ValueError(
       "--workdir is missing: name a run or an exported model (this "
       "installation ships none); --help shows examples"
     )
-  return shipped[0]
+  return str(FOLDER / shipped[0])
 
 
 def hint() -> str:

@@ -150,7 +150,8 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   kinds = {ours: theirs for theirs, ours in _LAYERS.items()}
   pattern = config.pattern
   tree |= {
-    "query_pre_attn_scalar": (config.query_scale or config.head_dim**-0.5)**-2,
+    "query_pre_attn_scalar": (config.query_scale or config.head_dim**-0.5)
+    ** -2,
     "attn_logit_softcapping": config.attn_softcap or None,
     "final_logit_softcapping": config.final_softcap or None,
     "sliding_window": config.window or None,

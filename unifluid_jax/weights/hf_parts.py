@@ -93,7 +93,12 @@ def plan(
     "vit": lambda: _vit(trained),
     "vae": lambda: _vae(Arrays(codec_path, codec)),
   }
-  parts, others = {}, []
+  parts = {}
+  others = [
+    f"{name} has no class there"
+    for name, tree in codec.items()
+    if name not in wanted and isinstance(tree, Mapping)
+  ]
   for name, make in wanted.items():
     if name not in {**params, **codec}:
       continue
@@ -102,7 +107,7 @@ def plan(
       to_hf.layout(parts[name].source, parts[name].recipe)
     except WeightsError as error:
       parts.pop(name, None)
-      others.append(f"{name} has no class there: {error}")
+      others.append(f"{name}: {error}")
   if not parts:
     reasons = "; ".join(others) or "its networks have no class there"
     raise WeightsError(f"--hf: no part of {run} can be written: {reasons}")
