@@ -47,7 +47,7 @@ def thawed(node):
 
 def random(shapes, seed):
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), shapes)
+  return jax.tree.map(lambda x: np.float32(0.1 * rng.normal(size=x.shape)), shapes)
 
 
 class Run:
@@ -105,6 +105,8 @@ def folder(run, root):
   (data / "LICENSE.txt").write_text("all of it")
   (data / "shapes" / "pack" / "ATTRIBUTION.md").write_text("by somebody")
   (data / "shapes" / "license_plates.png").write_text("no licence")
+  (data / "shapes" / "LICENCES").mkdir()
+  (data / "shapes" / "LICENCES" / "pictures.CC-BY-4.0.txt").write_text("by")
   run_results.append(run.path, [
     {"step": STEP, "metric": "captions/exact", "value": 0.25, "floor": 0.1},
     {"step": STEP, "metric": "captions/exact", "value": 0.75, "floor": 0.1},
@@ -192,7 +194,7 @@ def test_the_folder_tells_what_it_is(folder, run):
   assert names == {
     "config.json", "model.safetensors", "codec.safetensors", "tokenizer.model",
     "digests.json", "README.md", "licenses/LICENSE.txt",
-    "licenses/ATTRIBUTION.md",
+    "licenses/ATTRIBUTION.md", "licenses/pictures.CC-BY-4.0.txt",
   }  # fmt: skip
   source = readers.open_source(str(folder / "model.safetensors"))
   assert {source.dtype(n).name for n in source.names()} == {"bfloat16"}
@@ -309,7 +311,7 @@ def test_what_cannot_be_exported_is_refused_before_it_begins(
 def test_large_models_are_written_in_shards(tmp_path):
   tensors = {
     "a": np.arange(6, dtype=np.float32), "b": np.ones((4, 2), np.float32),
-    "c": np.float32(3.0).reshape(()), "d": np.zeros(2, np.int32),
+    "c": np.array(3.0, np.float32), "d": np.zeros(2, np.int32),
   }  # fmt: skip
   names = safetensors_file.write_shards(tmp_path, "model", tensors, 30)
   assert names == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
@@ -372,11 +374,11 @@ import contextlib, io, json, runpy, sys
 from pathlib import Path
 from absl import flags
 from unifluid_jax import boxed
+from unifluid_jax.core import cli
 
 boxed.FOLDER = Path(sys.argv[1])
-results, shared = [], None
+results, shared = [], set(flags.FLAGS)
 for module, *args in json.load(sys.stdin):
-  shared = shared or set(flags.FLAGS)
   sys.argv, said = [module, *args], io.StringIO()
   with contextlib.redirect_stdout(said):
     try:

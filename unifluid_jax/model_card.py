@@ -19,9 +19,12 @@ from unifluid_jax.evals.report import run_results, samples
 from unifluid_jax.exported import without_home
 
 LICENSES = "licenses"  # folder of an exported model
-_LICENSE = re.compile(
+# Files about licences and authors, and folders that hold nothing else.
+_FILE = re.compile(
   r"(licen[cs]e|notice|attribution|copying|credits)s?([-_. ].*)?", re.I
 )
+_FOLDER = re.compile(r"licen[cs]es?", re.I)
+_TEXT = ("", ".txt", ".md", ".rst", ".html")
 _MOST_BYTES = 1 << 20  # of a licence file
 _TASKS = {  # config.batch → what the model does, and the Hub's pipelines
   "t2i": ("draws images from prompts", "text-to-image"),
@@ -68,7 +71,8 @@ def license_files(config: Config, workdir: str) -> dict[str, Path]:
   """Files about licences and authors in the folders of the training data.
 
   Looked for in config.data.root, in the folders of its sources and one level
-  below each.
+  below each: LICENSE, NOTICE, ATTRIBUTION and the like, and whatever text is
+  in a folder called licenses.
 
   Returns:
     Name below licenses/ → file. Files of the same name are told apart by the
@@ -108,10 +112,12 @@ def _licenses_below(folder: Path) -> Iterator[Path]:
   with os.scandir(folder) as entries:
     inner = sorted(e.path for e in entries if e.is_dir())
   for place in (folder, *map(Path, inner)):
+    wanted = re.compile(".*") if _FOLDER.fullmatch(place.name) else _FILE
     with os.scandir(place) as entries:
-      names = sorted(e.name for e in entries if _LICENSE.fullmatch(e.name))
+      names = sorted(e.name for e in entries if wanted.fullmatch(e.name))
     for file in (place / name for name in names):
-      if file.is_file() and file.stat().st_size <= _MOST_BYTES:
+      text = file.suffix.lower() in _TEXT and file.is_file()
+      if text and file.stat().st_size <= _MOST_BYTES:
         yield file
 
 
