@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.systems import test_contract
+from tests.weights import helpers
 from unifluid_jax import (
   api,
   boxed,
@@ -25,10 +26,16 @@ from unifluid_jax import (
   systems,
 )
 from unifluid_jax.codecs import copies
-from unifluid_jax.core import checkpoint
+from unifluid_jax.core import checkpoint, parallel
 from unifluid_jax.data import text
 from unifluid_jax.evals.report import run_results
-from unifluid_jax.weights import readers, safetensors_file
+from unifluid_jax.weights import (
+  gemma,
+  hf_parts,
+  readers,
+  safetensors_file,
+  siglip,
+)
 from unifluid_jax.weights.rows import WeightsError
 
 REPO = Path(__file__).parent.parent
@@ -47,7 +54,9 @@ def thawed(node):
 
 def random(shapes, seed):
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: np.float32(0.1 * rng.normal(size=x.shape)), shapes)
+  return jax.tree.map(
+    lambda x: np.float32(0.1 * rng.normal(size=x.shape)), shapes
+  )
 
 
 class Run:
@@ -166,15 +175,13 @@ def test_an_exported_model_has_the_numbers_of_its_run(
   same(half.frozen, want.frozen if exact else rounded(want.frozen))
 
 
-def test_both_forms_draw_and_answer_alike(run, tmp_path):
-  """A run and its exported folder through the whole API."""
+def test_both_forms_draw_alike(run, tmp_path):
+  """A run and its exported folder through the API."""
   exporting.export(run.path, str(tmp_path / "full"))
   models = api.load(run.path), api.load(str(tmp_path / "full"))
   a, b = (np.asarray(m.generate("ab", seed=3)) for m in models)
   np.testing.assert_array_equal(a, b)
   assert np.ptp(a) > 0
-  c, d = (m.answer(a, "bb") for m in models)
-  assert c == d
 
 
 def test_raw_weights_are_those_that_were_trained(run, tmp_path):
@@ -410,6 +417,37 @@ def test_commands_export_and_draw_with_what_ships(run, tmp_path):
     "model: one, which ships with the package", "wrote a.png"
   ]  # fmt: skip
   assert (tmp_path / "a.png").exists()
+
+
+# ------------------------------------------- parts for transformers, diffusers
+
+
+def test_parts_that_others_load_are_read_back(run, tmp_path):
+  said = []
+  exporting.export(run.path, str(tmp_path / "x"), hf=True, say=said.append)
+  assert any(
+    line.startswith("left out of hf/: vae: ") and "stem=1" in line
+    for line in said
+  )
+  for name, recipe in (("decoder", gemma.recipe), ("vit", siglip.recipe)):
+    place = tmp_path / "x" / "hf" / name
+    source = readers.open_source(str(place))
+    got = helpers.in_memory(source, recipe(source))
+    want = jax.tree_util.tree_leaves_with_path({name: run.ema[name]})
+    assert len(got) == len(want)
+    for path, x in want:
+      np.testing.assert_array_equal(got[parallel.path_str(path)], x)
+    assert (place / "config.json").exists()
+  card = (tmp_path / "x" / "README.md").read_text()
+  assert "`hf/vit` alone: `transformers.SiglipVisionModel" in card
+  # Its checksums are of what is loaded; the parts are another's to check.
+  loading.read(str(tmp_path / "x"))
+
+
+def test_no_part_is_no_folder():
+  codec = {"vq": {"codebook": np.zeros(2)}}
+  with pytest.raises(WeightsError, match="written: vq has no class there"):
+    hf_parts.plan(None, {}, codec, "run", "run/codec")
 
 
 # -------------------------------------------------------------------- the Hub

@@ -150,8 +150,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   kinds = {ours: theirs for theirs, ours in _LAYERS.items()}
   pattern = config.pattern
   tree |= {
-    "query_pre_attn_scalar": (config.query_scale or config.head_dim**-0.5)
-    ** -2,
+    "query_pre_attn_scalar": _query_scalar(config),
     "attn_logit_softcapping": config.attn_softcap or None,
     "final_logit_softcapping": config.final_softcap or None,
     "sliding_window": config.window or None,
@@ -162,6 +161,15 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   if number == 3:
     tree["rope_local_base_freq"] = config.rope_base
   return tree
+
+
+def _query_scalar(config: DecoderConfig) -> float:
+  """query_scale ** -2, whole where rounding alone keeps it from being so."""
+  if config.query_scale is None:
+    return config.head_dim
+  scalar = config.query_scale**-2
+  whole = round(scalar)
+  return whole if math.isclose(scalar, whole, rel_tol=1e-12) else scalar
 
 
 def differing(config: DecoderConfig) -> list[str]:
