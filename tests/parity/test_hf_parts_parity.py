@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,7 +26,7 @@ def arrays(shapes):
   """Random parameters, none of them zero or one."""
   rng = np.random.default_rng(0)
   return nested({
-    path: np.float32(0.3 * rng.normal(size=shape))
+    path: jnp.float32(0.3 * rng.normal(size=shape))
     for path, shape in shapes.items()
   })  # fmt: skip
 

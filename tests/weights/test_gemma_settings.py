@@ -204,7 +204,7 @@ def test_a_pattern_that_is_none(tmp_path, key, value):
     complete(tmp_path, 3, content)
 
 
-# ------------------------------------------------------------------ the way back
+# -------------------------------------------------------------- the way back
 
 
 @pytest.mark.parametrize("generation", [1, 2, 3])

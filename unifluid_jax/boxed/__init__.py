@@ -25,7 +25,7 @@ def located(name: str) -> str:
 
   A folder of the same name in the current directory comes first.
   """
-  if not files.path(name).exists() and name in names():
+  if name in names() and not files.path(name).exists():
     return str(FOLDER / name)
   return name
 

@@ -163,7 +163,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   return tree
 
 
-def _query_scalar(config: DecoderConfig) -> float:
+def _query_scalar(config: DecoderConfig) -> int | float:
   """query_scale ** -2, whole where rounding alone keeps it from being so."""
   if config.query_scale is None:
     return config.head_dim
