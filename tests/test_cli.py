@@ -15,7 +15,7 @@ from unifluid_jax.core import cli
 REPO = Path(__file__).parent.parent
 MODULES = (
   "main", "evaluate", "generate", "prepare", "encode", "compile",
-  "experiments", "weights", "demo", "instruct",
+  "experiments", "weights", "demo", "instruct", "export",
 )  # fmt: skip
 # Runs `python -m unifluid_jax.MODULE ARGS` for each call that stdin lists and
 # prints what it wrote and how it left; flags are forgotten between calls.
