@@ -16,6 +16,8 @@ setup(
   package_data={"unifluid_jax": ["data/worlds/licences/*.txt"]},
   python_requires=">=3.11",
   packages=find_packages(include=["unifluid_jax", "unifluid_jax.*", "configs"]),
+  # Models that ship with the package, with their licences.
+  package_data={"unifluid_jax.boxed": ["*/*", "*/licenses/*"]},
   install_requires=[
     "absl-py",
     "array-record",

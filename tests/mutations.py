@@ -71,7 +71,8 @@ ALIGNED = "systems/test_vq_alignment.py"
 TOWERS = "models/test_alignment.py"
 MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 
-TURNS, RULE = "data/test_dialogue.py", "data/test_in_context.py"
+TURNS, EXPORT = "test_export.py"
+RULE = "data/test_dialogue.py", "data/test_in_context.py"
 CHATS, ASKING = "data/test_conversations.py", "data/test_instructions.py"
 WORLD_CHATS, DRAWS = "data/test_chats.py", "evals/test_dialogue_suite.py"
 SCORED = "evals/test_in_context_suite.py"
@@ -752,9 +753,9 @@ MUTATIONS = tuple(
      "test_evaluation.py::test_networks_are_bfloat16_and_constants_are_not"),
     ("evaluation.py", "*out.shape[2:])[:n])", "*out.shape[2:]))",
      "test_evaluation.py::test_the_next_checkpoint_needs_no_compilation"),
-    ("api.py", '"ema" if ema and config.optim.ema else "params"', '"params"',
+    ("loading.py", '"ema" if averaged(config, ema) else "params"', '"params"',
      "test_evaluation.py::test_averaged_weights_are_read_where_wanted"),
-    ("api.py", '"ema" if ema and config.optim.ema else "params"', '"ema"',
+    ("loading.py", '"ema" if averaged(config, ema) else "params"', '"ema"',
      "test_evaluation.py::test_averaged_weights_are_read_where_wanted"),
     ("evaluation.py", "name: part if name in exact else", "name:",
      "test_evaluation.py::test_exact_parts_keep_their_precision"),
@@ -922,6 +923,21 @@ MUTATIONS = tuple(
     (f"{_REPORT}/comparison_page.py",
      "clear = found.half is None or found.excludes_zero", "clear = True",
      COMPARISON),
+    ("exported.py", "network = x.ndim > 0 and jnp", "network = jnp",
+     f"{EXPORT}::test_an_exported_model_has_the_numbers_of_its_run"),
+    ("exported.py", "name: part if name in exact else", "name:",
+     f"{EXPORT}::test_an_exported_model_has_the_numbers_of_its_run"),
+    ("exported.py", "jnp.asarray(source.read(key), x.dtype)",
+     "jnp.asarray(source.read(key))",
+     f"{EXPORT}::test_an_exported_model_has_the_numbers_of_its_run"),
+    ("exporting.py", "loading.read(run, step, ema=not raw)",
+     "loading.read(run, step)", f"{EXPORT}::test_raw_weights_are_those_that"
+     "_were_trained"),
+    ("arguments.py", "return int(generator.integers(2**31)), rest",
+     "return 0, rest",
+     "test_api.py::test_options_may_have_the_names_of_diffusers"),
+    ("model_card.py", 'if "value" in r and r["step"] == step}',
+     'if "value" in r}', f"{EXPORT}::test_the_card_is_filled_from_the_run"),
   )
 )  # fmt: skip
 

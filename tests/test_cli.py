@@ -15,7 +15,7 @@ from unifluid_jax.core import cli
 REPO = Path(__file__).parent.parent
 MODULES = (
   "main", "evaluate", "generate", "prepare", "encode", "compile",
-  "experiments", "weights", "demo", "instruct",
+  "experiments", "weights", "demo", "instruct", "export",
 )  # fmt: skip
 # Runs `python -m unifluid_jax.MODULE ARGS` for each call that stdin lists and
 # prints what it wrote and how it left; flags are forgotten between calls.
@@ -91,7 +91,11 @@ WRONG = [
   ("generate", ["--workdir=/nowhere", "--prompt=a"],
    "no complete checkpoint under /nowhere/checkpoints"),
   ("generate", ["--workdir=/nowhere"], "nothing to do"),
-  ("generate", ["--prompt=a"], "--workdir is missing"),
+  ("export", ["--to=x"], "name the run: python -m unifluid_jax.export RUN"),
+  ("export", ["run"], "--to is missing"),
+  ("export", ["run", "more", "--to=x"], "unknown arguments: more"),
+  ("export", ["/nowhere", "--to=x"], "no complete checkpoint under /nowhere"),
+  ("export", ["run", "--to=x", "--push=me"], "--push=me: give OWNER/NAME"),
   ("generate", ["--workdir=run", "--prompt=a", "--cfg=high"],
    "--cfg=high: not a number"),
   ("generate", ["--workdir=run", "--prompt=a", "--order=up"], "--order=up: "),

@@ -282,6 +282,6 @@ def test_averaged_weights_are_read_where_wanted(
     assert (workdir, step, like["w"].shape) == ("run", 7, (2,))
     return name
 
-  monkeypatch.setattr(api.checkpoint, "restore_part", restore)
+  monkeypatch.setattr(checkpoint, "restore_part", restore)
   assert api.read_params(c, Weights(), "run", 7, None) == want
   assert api.read_params(c, Weights(), "run", 7, False) == "params"

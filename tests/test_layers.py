@@ -12,17 +12,19 @@ from unifluid_jax.systems import SYSTEMS as REGISTRY
 ROOT = Path(__file__).parent.parent / "unifluid_jax"
 # Package or file below unifluid_jax/ → layer; the longest prefix counts.
 LAYER = {
-  "core": 0,
+  "core": 0, "__version__": 0,
   "ops": 1,
   "models": 2, "data": 2,
   "codecs": 3,
   "systems": 4, "evals": 4, "weights": 4,
   "train": 5, "evaluation": 5, "api": 5, "identity": 5, "requests": 5,
   "arguments": 5, "scores": 5, "studies": 5,
-  "stages": 5, "dialogues": 5,
+  "stages": 5, "dialogues": 5, "loading": 5, "exported": 5, "exporting": 5,
+  "boxed": 5, "model_card": 5, "hub": 5,
   "aot": 6,
   "main": 7, "evaluate": 7, "generate": 7, "prepare": 7, "encode": 7,
   "compile": 7, "experiments": 7, "demo": 7, "instruct": 7,
+  "export": 7,
   "configs": 7,
 }  # fmt: skip
 CONFIGS = ROOT.parent / "configs"
@@ -32,7 +34,8 @@ SYSTEMS = ("unifluid", "liquid", "unitoken", "vargpt", "var",
 CODECS = ("kl_vae", "vq", "multiscale_vq")
 # What every system shares names none of them, and no codec.
 SHARED = ("train", "data", "evals", "aot", "api", "encode", "evaluation",
-          "identity", "scores", "core/parallel")  # fmt: skip
+          "identity", "scores", "loading", "exported",
+          "core/parallel")  # fmt: skip
 
 
 def imports(path):

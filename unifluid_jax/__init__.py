@@ -20,7 +20,7 @@ if sys.argv[:1] == ["-m"]:
 
 
 def load(workdir: str, **options: Any) -> Any:
-  """A trained run as an `api.Model`; see `unifluid_jax.api.load`."""
+  """A trained model as an `api.Model`; see `unifluid_jax.api.load`."""
   from unifluid_jax import api
 
   return api.load(workdir, **options)

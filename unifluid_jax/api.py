@@ -1,28 +1,30 @@
-"""The Python API: a run's directory in, images and answers out."""
+"""The Python API: a trained model's folder in, images and answers out."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from unifluid_jax import arguments, identity, scores, systems
+from unifluid_jax import arguments, loading, scores, systems
 from unifluid_jax.codecs.inputs import encode_pixels
-from unifluid_jax.core import checkpoint, files
+from unifluid_jax.core import files
 from unifluid_jax.core.config import MAX_PIXELS, Config
-from unifluid_jax.core.types import Generator, SystemSpec
-from unifluid_jax.data import fields, tasks, text, transforms
+from unifluid_jax.data import fields, tasks, transforms
 from unifluid_jax.data.fields import Example, Picture
 from unifluid_jax.data.images import decode_image, read_file
 from unifluid_jax.data.records import BadRecord, Record
 from unifluid_jax.data.transforms import to_uint8 as to_uint8
 from unifluid_jax.dialogues import Dialogues, messages_of, turns_of
-
-TOKENIZER = identity.TOKENIZER
+from unifluid_jax.loading import check_frozen as check_frozen
+from unifluid_jax.loading import generator as generator
+from unifluid_jax.loading import read_params as read_params
+from unifluid_jax.loading import read_tokenizer as read_tokenizer
+from unifluid_jax.loading import spec_of as spec_of
 
 # (params, frozen, *arrays [B, ...]) → array [B, ...], made callable on numpy
 # arrays with any number of rows.
@@ -36,12 +38,14 @@ def load(
   ema: bool | None = None,
   codec_path: str | None = None,
 ) -> "Model":
-  """Loads a trained run.
+  """Loads a trained model.
 
   Args:
-    workdir: of `python -m unifluid_jax.main`.
-    step: checkpoint; default the newest.
-    ema: averaged weights; default as config.eval.use_ema says.
+    workdir: of `python -m unifluid_jax.main`, a folder that
+      `python -m unifluid_jax.export` wrote, or the name of a model that ships
+      with the package (`boxed.names()`).
+    step: checkpoint of a run; default the newest.
+    ema: averaged weights of a run; default as config.eval.use_ema says.
     codec_path: where the image tokenizer lies, of a run that was moved and has
       no copy of it.
 
@@ -52,79 +56,9 @@ def load(
     checkpoint.CheckpointError: nothing usable there; says why.
     ConfigError: no image tokenizer, or not the one the run was trained on.
   """
-  step = checkpoint.latest_step(workdir) if step is None else step
-  meta = checkpoint.read_meta(workdir, step)
-  config = systems.resolve(meta["config"])
-  if codec_path is None:
-    config = identity.with_own_codec(config, workdir)
-  else:
-    config = systems.with_codec(config, codec_path)
-  system = generator(config, workdir)
-  params = read_params(config, system, workdir, step, ema)
-  tokenizer = read_tokenizer(config, workdir)
-  frozen = systems.load_frozen(system)
-  check_frozen(system, workdir, step, frozen)
-  return Model(config, system, tokenizer, jitted(params, frozen, 32))
-
-
-def spec_of(workdir: str, step: int | None = None) -> SystemSpec:
-  """What system a run is of, without loading it.
-
-  Raises:
-    checkpoint.CheckpointError: nothing usable there; says why.
-  """
-  step = checkpoint.latest_step(workdir) if step is None else step
-  config = checkpoint.read_meta(workdir, step)["config"]
-  return systems.spec(config.get("system"))
-
-
-def generator(config: Config, workdir: str) -> Generator:
-  """The system of a run that can be asked for something.
-
-  Raises:
-    checkpoint.CheckpointError: it only trains.
-  """
-  system = systems.build(config)
-  if not isinstance(system, Generator):
-    raise checkpoint.CheckpointError(
-      f"{workdir} holds an image tokenizer (system {config.system!r}); load "
-      "the run that was trained on it"
-    )
-  return system
-
-
-def check_frozen(system: Any, workdir: str, step: int, frozen: Any) -> None:
-  """Whether a checkpoint was trained with these frozen weights.
-
-  Raises:
-    ConfigError: with another codec.
-  """
-  found = identity.codec_identity(system, frozen)
-  if found:
-    meta = checkpoint.read_meta(workdir, step)
-    identity.check_codec(meta, found, system.codec, workdir)
-
-
-def read_params(
-  config: Config, system: Any, workdir: str, step: int, ema: bool | None
-) -> Any:
-  """Parameters of a checkpoint, averaged ones where wanted."""
-  ema = config.eval.use_ema if ema is None else ema
-  like = jax.eval_shape(system.init, jax.random.key(0))
-  name = "ema" if ema and config.optim.ema else "params"
-  return checkpoint.restore_part(workdir, step, name, like)
-
-
-def read_tokenizer(config: Config, workdir: str) -> text.Tokenizer | None:
-  """The run's own copy of its tokenizer; None: its system reads no text.
-
-  Raises:
-    ValueError: missing or unusable.
-  """
-  if not identity.needs_text(systems.build(config).inputs):
-    return None
-  copy = epath.Path(workdir) / TOKENIZER
-  return text.Tokenizer.load(str(copy), config.text.special)
+  parts = loading.read(workdir, step, ema, codec_path)
+  weights = jitted(parts.params, parts.frozen, 32)
+  return Model(parts.config, parts.system, parts.tokenizer, weights)
 
 
 def jitted(params: Any, frozen: Any, rows: int) -> Mapper:
@@ -157,8 +91,19 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
   return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
+class Images(NamedTuple):
+  """What calling a model returns, as pipelines of diffusers do."""
+
+  images: list[Image.Image]
+
+
 class Model:
-  """A trained system: text to image, image to text, edits."""
+  """A trained system: text to image, image to text, edits.
+
+  Sampling options may have diffusers' names: guidance_scale for cfg,
+  num_inference_steps for steps, generator (a seed, a numpy or a PyTorch
+  Generator) for seed.
+  """
 
   def __init__(
     self, config: Config, system: Any, tokenizer: Any, mapper: Mapper
@@ -178,15 +123,23 @@ class Model:
 
   # ------------------------------------------------------------- for people
 
+  def __call__(
+    self, prompt: str | Sequence[str], seed: int | None = None, **sampling: Any
+  ) -> Images:
+    """`generate`, for those used to diffusers: `model(prompt).images[0]`."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    return Images(self.generate(prompts, seed, **sampling))
+
   def generate(
-    self, prompt: str | Sequence[str], seed: int = 0, **sampling: Any
+    self, prompt: str | Sequence[str], seed: int | None = None, **sampling: Any
   ) -> Any:
     """Draws an image of a prompt.
 
     Args:
       prompt: a text, or several.
-      seed: of the first prompt; the next has seed + 1, and so on. An image
-        depends on its prompt, its seed and the sampling options alone.
+      seed: of the first prompt, default 0; the next has seed + 1, and so on.
+        An image depends on its prompt, its seed and the sampling options
+        alone.
       **sampling: options of the system, e.g. cfg, size=(height, width).
 
     Returns:
@@ -196,6 +149,7 @@ class Model:
       ValueError: an empty prompt, a seed or an option out of range.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    seed, sampling = arguments.seed_of(seed, sampling)
     for each in prompts:
       arguments.check_text(each)
     arguments.check_seeds(seed, len(prompts))
@@ -220,9 +174,10 @@ class Model:
     return self.tokenizer.unknown_words(text) if self.tokenizer else []
 
   def edit(
-    self, image: Any, instruction: str, seed: int = 0, **sampling: Any
+    self, image: Any, instruction: str, seed: int | None = None, **sampling: Any
   ) -> Image.Image:
     """Changes an image as told; needs a run that was trained with edits."""
+    seed, sampling = arguments.seed_of(seed, sampling)
     arguments.check_text(instruction)
     arguments.check_seeds(seed, 1)
     options = self._sampling(sampling)
@@ -230,7 +185,7 @@ class Model:
     return Image.fromarray(out[0])
 
   def complete(
-    self, parts: Sequence[Any], seed: int = 0, **sampling: Any
+    self, parts: Sequence[Any], seed: int | None = None, **sampling: Any
   ) -> Any:
     """Goes on where texts and images end: with a str or a PIL image.
 
@@ -239,26 +194,32 @@ class Model:
 
     Args:
       parts: texts, and images (PIL image, array or `pathlib` path).
-      seed: of an image that is drawn.
+      seed: of an image that is drawn, default 0.
       **sampling: options of the system.
 
     Raises:
       ValueError: no parts, or one, a seed or an option that cannot be.
     """
+    seed, sampling = arguments.seed_of(seed, sampling)
     turns = turns_of(parts, self._as_array)
     found = self.dialogues.continued(turns, seed, self._sampling(sampling))
     return found if isinstance(found, str) else Image.fromarray(found)
 
   def chat(
-    self, messages: Sequence[Mapping[str, Any]], seed: int = 0, **sampling: Any
+    self,
+    messages: Sequence[Mapping[str, Any]],
+    seed: int | None = None,
+    **sampling: Any,
   ) -> list[Any]:
     """Replies with texts and PIL images; see `dialogues.messages_of`."""
+    seed, sampling = arguments.seed_of(seed, sampling)
     turns = messages_of(messages, self._as_array)
     found = self.dialogues.reply(turns, seed, self._sampling(sampling))
     return [x if isinstance(x, str) else Image.fromarray(x) for x in found]
 
   def _sampling(self, changes: dict[str, Any]) -> Any:
     spec = systems.spec(self.config.system)
+    changes = arguments.renamed(changes, spec.sampling)
     arguments.check_sampling(changes, spec.sampling, spec.ranges)
     sampling = dataclasses.replace(self.config.sampling, **changes)
     if changes:

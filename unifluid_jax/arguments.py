@@ -5,7 +5,12 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from unifluid_jax.core import ranges
+
+# Names that diffusers gives to sampling options → ours.
+_DIFFUSERS = {"guidance_scale": "cfg", "num_inference_steps": "steps"}
 
 
 def check_text(text: str) -> None:
@@ -40,6 +45,62 @@ def check_seeds(seed: int, count: int) -> None:
   whole = isinstance(seed, numbers.Integral)
   if not whole or not 0 <= seed <= last:
     raise ValueError(f"seed={seed}: a whole number from 0 to {last}")
+
+
+def renamed(changes: Mapping[str, Any], sampling: type) -> dict[str, Any]:
+  """Sampling options under our names, where diffusers' names were given.
+
+  Args:
+    changes: options as they were given.
+    sampling: dataclass of the system.
+
+  Raises:
+    ValueError: an option under both names, or one that the system lacks.
+  """
+  out = dict(changes)
+  known = typing.get_type_hints(sampling)
+  for theirs, ours in _DIFFUSERS.items():
+    if theirs not in out:
+      continue
+    if ours not in known:
+      raise ValueError(
+        f"{theirs}: this system has no {ours}; known: {', '.join(known)}"
+      )
+    if ours in out:
+      raise ValueError(f"{theirs} is another name of {ours}: give one of them")
+    out[ours] = out.pop(theirs)
+  return out
+
+
+def seed_of(
+  seed: int | None, options: Mapping[str, Any]
+) -> tuple[int, dict[str, Any]]:
+  """The seed, and the other options without `generator`.
+
+  Args:
+    seed: as given; None: it was not, 0 unless a generator is.
+    options: "generator" may be a seed, a numpy Generator, which is advanced
+      by one draw, or an object with `initial_seed()`, as PyTorch's.
+
+  Raises:
+    ValueError: both, or a generator of another kind.
+  """
+  rest = dict(options)
+  generator = rest.pop("generator", None)
+  if generator is None:
+    return (0 if seed is None else seed), rest
+  if seed is not None:
+    raise ValueError("generator is another name of seed: give one of them")
+  if isinstance(generator, np.random.Generator):
+    return int(generator.integers(2**31)), rest
+  if hasattr(generator, "initial_seed"):
+    return generator.initial_seed(), rest
+  if isinstance(generator, numbers.Integral):
+    return int(generator), rest
+  raise ValueError(
+    f"generator={generator!r}: give a whole number, a numpy Generator or a "
+    "torch.Generator"
+  )
 
 
 def check_sampling(

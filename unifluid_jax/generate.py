@@ -1,4 +1,4 @@
-r"""Images from prompts, answers about images, edits; from a trained run.
+r"""Images from prompts, answers about images, edits; from a trained model.
 
   python -m unifluid_jax.generate --workdir=runs/shapes \
       --prompt="a red circle left of a blue square" --out=out.png
@@ -8,6 +8,8 @@ r"""Images from prompts, answers about images, edits; from a trained run.
   python -m unifluid_jax.generate --workdir=runs/edit --image=out.png \
       --edit="change the red circle to green" --out=edited.png
 
+--workdir is a run, or a folder that unifluid_jax.export wrote; without it, a
+model that ships with the package draws, if one does.
 Without question or edit, an image is captioned. One image goes to --out, by
 default to out.png or, where that exists, to out-1.png and so on. Several
 (--samples, --prompts=FILE with one prompt a line) need a directory as --out.
@@ -15,11 +17,13 @@ default to out.png or, where that exists, to out-1.png and so on. Several
 
 from absl import flags, logging
 
-from unifluid_jax import api, requests
+from unifluid_jax import api, boxed, requests
 from unifluid_jax.core import cli, files
 from unifluid_jax.data.images import encode_image
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of the trained run.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Of the trained run, or an exported model."
+)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default the newest.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text; may be repeated.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "File, one prompt a line.")
@@ -47,6 +51,7 @@ _CODEC = flags.DEFINE_string(
 
 def main(_: list[str]) -> None:
   """Checks what the flags ask for, loads the run and does it."""
+  workdir = boxed.default() if _WORKDIR.value is None else _WORKDIR.value
   request = requests.check(
     requests.Flags(
       prompts=_PROMPT.value,
@@ -66,15 +71,18 @@ def main(_: list[str]) -> None:
         "size": requests.size(_SIZE.value),
       },
     ),
-    lambda: api.spec_of(_WORKDIR.value, _STEP.value),
+    lambda: api.spec_of(workdir, _STEP.value),
   )
-  model = api.load(_WORKDIR.value, step=_STEP.value, codec_path=_CODEC.value)
+  say = cli.speaker()
+  if _WORKDIR.value is None:
+    say(f"model: {files.path(workdir).name}, which ships with the package")
+  model = api.load(workdir, step=_STEP.value, codec_path=_CODEC.value)
   for words in (*request.prompts, request.question, request.edit):
     if unknown := model.unknown_words(words or ""):
       logging.warning(
         "the model has never seen %s: %r", ", ".join(map(repr, unknown)), words
       )
-  say, image = cli.speaker(), request.image
+  image = request.image
   if image is not None and not request.edit:
     question = request.question or model.config.data.caption_prefix
     say(model.answer(image, question))
@@ -91,5 +99,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["workdir"])
   cli.run(main)

@@ -4,6 +4,7 @@ That these settings give transformers' numbers is in test_gemma_weights.py:
 its fixtures are converted with nothing but their config.json.
 """
 
+import dataclasses
 import json
 
 import pytest
@@ -201,3 +202,32 @@ def test_a_pattern_that_is_none(tmp_path, key, value):
   content = fixture(3) | {key: value, "layer_types": None}
   with pytest.raises(WeightsError, match=f"{key}: expected a whole number"):
     complete(tmp_path, 3, content)
+
+
+# -------------------------------------------------------------- the way back
+
+
+@pytest.mark.parametrize("generation", [1, 2, 3])
+def test_settings_that_are_written_are_read_again(tmp_path, generation):
+  written = gemma_settings.write(DECODERS[generation])
+  assert complete(tmp_path, generation, written) == DECODERS[generation]
+  assert (
+    written["model_type"] == ("gemma", "gemma2", "gemma3_text")[generation - 1]
+  )
+
+
+@pytest.mark.parametrize("generation, changes, key", [
+  (1, {"attn_softcap": 2.0}, "attn_softcap 2.0"),
+  (1, {"pattern": ("local", "global")}, "pattern"),
+  (2, {"rope_base_global": 1e6}, "rope_base 10000.0"),
+  (2, {"qkv_bias": True}, "qkv_bias True"),
+  (3, {"tied": False}, "tied False"),
+])  # fmt: skip
+def test_what_transformers_cannot_compute_is_not_written(
+  generation, changes, key
+):
+  config = dataclasses.replace(DECODERS[generation], **changes)
+  words = f"Gemma {generation} cannot compute its decoder: {key}"
+  with pytest.raises(WeightsError, match=words):
+    gemma_settings.check_writable("run", config)
+  gemma_settings.check_writable("run", DECODERS[generation])

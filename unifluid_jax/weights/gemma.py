@@ -87,7 +87,8 @@ def hf_recipe(source: Source) -> Recipe:
   """The way back: our tree (paths below params) under Hugging Face names.
 
   Raises:
-    WeightsError: the checkpoint holds no decoder.
+    WeightsError: the checkpoint holds no decoder, or one that transformers'
+      Gemma cannot compute.
   """
   paths = [n for n in source.names() if n.startswith("decoder/")]
   at = {n.removeprefix("decoder/"): source.shape(n) for n in paths}
@@ -110,6 +111,7 @@ def hf_recipe(source: Source) -> Recipe:
     f"Gemma ({published(config) or in_words(config)})",
     hf_rows("model.", config.post_norms, config.qk_norm),
     {path: source.shape(path) for path in paths},
+    files=gemma_settings.files_of(source.path),
   )
 
 

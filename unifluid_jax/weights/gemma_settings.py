@@ -1,4 +1,4 @@
-"""Settings of a Gemma that its tensors do not tell, read from config.json.
+"""Settings of a Gemma that its tensors do not tell, from and to config.json.
 
 Keys: transformers configuration_gemma.py, _gemma2.py, _gemma3.py, with the
 flat rotary keys of released files and the `rope_parameters` of newer saves.
@@ -9,11 +9,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from unifluid_jax.core import checkpoint
 from unifluid_jax.core.presets import GEMMA, DecoderConfig
+from unifluid_jax.weights import llama_settings
+from unifluid_jax.weights.rows import WeightsError
 from unifluid_jax.weights.settings import Settings, config_beside, config_file
 
 SHAPE = ("vocab", "width", "depth", "mlp", "heads", "kv_heads", "head_dim")
 _LAYERS = {"sliding_attention": "local", "full_attention": "global"}
+_ARCHITECTURES = {
+  1: ("gemma", "GemmaForCausalLM"),
+  2: ("gemma2", "Gemma2ForCausalLM"),
+  3: ("gemma3_text", "Gemma3ForCausalLM"),
+}
 # What transformers assumes where a configuration is silent, by generation.
 _SILENT: Mapping[int, Mapping[str, Any]] = {
   1: {},
@@ -59,6 +67,109 @@ def describe(path: str, config: DecoderConfig) -> dict[str, Any]:
   if not published(config) and not config_beside(path, "text_config"):
     return {key: kept[key] for key in SHAPE}
   return kept
+
+
+def files_of(path: str) -> dict[str, Any]:
+  """config.json of the decoder that a run or a conversion wrote down.
+
+  Returns:
+    File name → content; nothing where its settings are not known.
+
+  Raises:
+    WeightsError: transformers' Gemma cannot compute what it does.
+  """
+  steps = checkpoint.steps(path)
+  meta = checkpoint.read_meta(path, steps[-1]) if steps else {}
+  shapes_alone = set((meta.get("weights") or {}).get("decoder", {})) == {*SHAPE}
+  config = None if shapes_alone else llama_settings.saved(path)
+  if config is None:
+    return {}
+  check_writable(path, config)
+  return {"config.json": write(config)}
+
+
+def check_writable(path: str, config: DecoderConfig) -> None:
+  """Whether transformers' Gemma of this generation computes what ours does.
+
+  Args:
+    path: of the checkpoint, for messages.
+    config: of its decoder.
+
+  Raises:
+    WeightsError: it does not.
+  """
+  number = generation(config)
+  wanted = {
+    "activation": "gelu_tanh", "norm": "gemma", "norm_epsilon": 1e-6,
+    "pre_norms": True, "post_norms": number > 1, "qkv_bias": False,
+    "qk_norm_kind": "rms", "scale_embedding": True, "tied": True,
+    "rope_original_length": 0,
+  }  # fmt: skip
+  if number == 1:
+    wanted |= {"query_scale": None, "attn_softcap": 0.0, "final_softcap": 0.0}
+    wanted |= {"pattern": ("global",)}
+  if number < 3:
+    wanted |= {"rope_base": config.rope_base_global}
+  wrong = [
+    f"{key} {getattr(config, key)} (there {value})"
+    for key, value in wanted.items()
+    if getattr(config, key) != value
+  ]
+  if wrong:
+    raise WeightsError(
+      f"{path}: transformers' Gemma {number} cannot compute its decoder: "
+      f"{', '.join(wrong)}"
+    )
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """The content of config.json that transformers needs."""
+  number = generation(config)
+  name, architecture = _ARCHITECTURES[number]
+  scale = config.rope_scale_global
+  scaling = {"rope_type": "linear", "factor": scale} if scale != 1 else None
+  tree = {
+    "architectures": [architecture],
+    "model_type": name,
+    "vocab_size": config.vocab,
+    "hidden_size": config.width,
+    "intermediate_size": config.mlp,
+    "num_hidden_layers": config.depth,
+    "num_attention_heads": config.heads,
+    "num_key_value_heads": config.kv_heads,
+    "head_dim": config.head_dim,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": config.norm_epsilon,
+    "rope_theta": config.rope_base_global,
+    "rope_scaling": scaling,
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+  }
+  if number == 1:
+    return tree | {"hidden_act": "gelu_pytorch_tanh"}
+  kinds = {ours: theirs for theirs, ours in _LAYERS.items()}
+  pattern = config.pattern
+  tree |= {
+    "query_pre_attn_scalar": _query_scalar(config),
+    "attn_logit_softcapping": config.attn_softcap or None,
+    "final_logit_softcapping": config.final_softcap or None,
+    "sliding_window": config.window or None,
+    "layer_types": [
+      kinds[pattern[i % len(pattern)]] for i in range(config.depth)
+    ],
+  }
+  if number == 3:
+    tree["rope_local_base_freq"] = config.rope_base
+  return tree
+
+
+def _query_scalar(config: DecoderConfig) -> int | float:
+  """query_scale ** -2, whole where rounding alone keeps it from being so."""
+  if config.query_scale is None:
+    return config.head_dim
+  scalar = config.query_scale**-2
+  whole = round(scalar)
+  return whole if math.isclose(scalar, whole, rel_tol=1e-12) else scalar
 
 
 def differing(config: DecoderConfig) -> list[str]:

@@ -282,6 +282,45 @@ def write(
       file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 
 
+def write_shards(
+  folder: Path, name: str, tensors: Mapping[str, np.ndarray], most: int
+) -> list[str]:
+  """Writes one file, or several and the index that `Sharded` reads.
+
+  Args:
+    folder: to write into.
+    name: of the files, without number and ending.
+    tensors: by name; their order decides which share a file.
+    most: bytes of one file, but for its header; a larger tensor has its own.
+
+  Returns:
+    Names of the files of tensors.
+  """
+  shards: list[dict[str, np.ndarray]] = [{}]
+  size = 0
+  for key, x in tensors.items():
+    if shards[-1] and size + x.nbytes > most:
+      shards.append({})
+      size = 0
+    shards[-1][key] = x
+    size += x.nbytes
+  count = len(shards)
+  files = [f"{name}-{i:05d}-of-{count:05d}.safetensors"
+           for i in range(1, count + 1)]  # fmt: skip
+  if count == 1:
+    files = [f"{name}.safetensors"]
+  for file, shard in zip(files, shards, strict=True):
+    layout = {key: (x.shape, x.dtype) for key, x in shard.items()}
+    write(str(folder / file), layout, shard.items())
+  if count > 1:
+    where = {key: f for f, s in zip(files, shards, strict=True) for key in s}
+    total = sum(x.nbytes for x in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    path = folder / f"{name}.safetensors.index.json"
+    path.write_text(json.dumps(index, indent=2) + "\n")
+  return files
+
+
 def _header(layout):
   """The header's bytes, padded to 8, and where each tensor's data begins."""
   codes = {dtype: code for code, dtype in _SAFETENSORS.items()}

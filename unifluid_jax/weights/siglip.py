@@ -7,6 +7,8 @@ Sources: transformers modeling_siglip.py; big_vision models/vit.py, looped
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +95,8 @@ def hf_recipe(source: Source) -> Recipe:
   """The way back: our tree (paths below params) under Hugging Face names.
 
   Raises:
-    WeightsError: the checkpoint holds no vision encoder.
+    WeightsError: the checkpoint holds no vision encoder, or one whose layers
+      are not stacked.
   """
   at = {n: source.shape(n) for n in source.names() if n.startswith("vit/")}
   if "vit/patch/kernel" not in at:
@@ -101,7 +104,38 @@ def hf_recipe(source: Source) -> Recipe:
       f"{source.path} holds no vision encoder: expected params/vit/patch/"
       "kernel; correct --from"
     )
-  return Recipe("siglip", "SigLIP", hf_rows("vision_model."), at)
+  if "vit/layers/attn/q/kernel" not in at:
+    raise WeightsError(
+      f"{source.path} keeps each layer apart (config.model.scan=False): only "
+      "stacked ones can be written"
+    )
+  files = {"config.json": _settings(at)}
+  return Recipe("siglip", "SigLIP", hf_rows("vision_model."), at, files=files)
+
+
+def _settings(at: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+  """The content of config.json that transformers' SiglipVisionModel needs.
+
+  Args:
+    at: path below "params" → shape of the encoder's parameters.
+  """
+  patch, _, channels, width = at["vit/patch/kernel"]
+  depth, _, heads, _ = at["vit/layers/attn/q/kernel"]
+  side = math.isqrt(at["vit/position"][0])
+  return {
+    "architectures": ["SiglipVisionModel"],
+    "model_type": "siglip_vision_model",
+    "hidden_size": width,
+    "intermediate_size": at["vit/layers/mlp/up/kernel"][2],
+    "num_hidden_layers": depth,
+    "num_attention_heads": heads,
+    "num_channels": channels,
+    "image_size": _SIZES.get((side, patch), side * patch),
+    "patch_size": patch,
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu_pytorch_tanh",
+    "vision_use_head": False,
+  }
 
 
 def published(config: VitConfig) -> str | None:

@@ -1,7 +1,7 @@
 """The way back: our checkpoints as safetensors under Hugging Face names."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -74,27 +74,35 @@ def write(directory: str, name: str, source: Source, recipe: Recipe) -> int:
   Raises:
     WeightsError: `directory` exists, or an array has no Hugging Face name.
   """
-  parts = {p: _parts(p, shape, recipe) for p, shape in recipe.like.items()}
-  layout = {
-    name: (shape, source.dtype(at))
-    for at, tensors in parts.items()
-    for name, (shape, _, _) in tensors.items()
-  }
+  tensors = layout(source, recipe)
   with all_or_nothing(directory) as place:
     file = str(place / f"{name}.safetensors")
-    safetensors_file.write(file, layout, _tensors(source, recipe, parts))
+    safetensors_file.write(file, tensors, _tensors(source, recipe))
     for other, content in recipe.files.items():
       (place / other).write_text(json.dumps(content, indent=2))
-  return len(layout)
+  return len(tensors)
+
+
+def layout(source: Source, recipe: Recipe) -> dict[str, Any]:
+  """Hugging Face name → shape and dtype of all that `write` would write.
+
+  Raises:
+    WeightsError: an array has no Hugging Face name.
+  """
+  return {
+    name: (shape, source.dtype(at))
+    for at, inner in recipe.like.items()
+    for name, (shape, _, _) in _parts(at, inner, recipe).items()
+  }
 
 
 def _tensors(
-  source: Source, recipe: Recipe, parts: Mapping[str, Any]
+  source: Source, recipe: Recipe
 ) -> Iterator[tuple[str, np.ndarray]]:
   """One array of ours at a time, cut into its tensors."""
-  for at, tensors in parts.items():
+  for at, inner in recipe.like.items():
     whole = source.read(at)
-    for name, (_, row, slot) in tensors.items():
+    for name, (_, row, slot) in _parts(at, inner, recipe).items():
       x = whole if slot is None else whole[slot]
       move = notation.parse(row.axes)
       yield name, move.backward(x, _sizes(row, x.shape, recipe))
