@@ -39,17 +39,16 @@ def main(_: list[str]) -> None:
   from unifluid_jax.apps import page, runs
 
   found = runs.load(_WORKDIR.value, say)
-  built = page.build(found)
+  page.abilities(found)  # refuses runs without any before they compile
   for run in found if _WARM.value else ():
     runs.warm(run, say)
-  url, close = page.serve(
-    built, _HOST.value, _PORT.value, _SHARE.value, wait=False
-  )
-  say(f"{url} ready after {time.monotonic() - begun:.1f} s; Ctrl-C ends it")
+  served = page.serve(found, _HOST.value, _PORT.value, _SHARE.value)
+  took = time.monotonic() - begun
+  say(f"{served.url} ready after {took:.1f} s; Ctrl-C ends it")
   try:
-    built.block_thread()
+    served.page.block_thread()
   finally:
-    close()
+    served.close()
 
 
 if __name__ == "__main__":

@@ -64,9 +64,8 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
       run = find(name)
       image = pictures.read(path, run.config.data.max_pixels)
       answer = ask(run, image, text)
-    said = [*said, {"role": "user", "content": text},
-            {"role": "assistant", "content": answer or "(no words)"}]  # fmt: skip
-    return said, ""
+    reply = {"role": "assistant", "content": answer or "(no words)"}
+    return [*said, {"role": "user", "content": text}, reply], ""
 
   def on_picture(name: str, path: str | None) -> Any:
     if not path:

@@ -1,49 +1,59 @@
 """The page: a tab for everything that the runs can do, and how it is served."""
 
+import html
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 # Read when gradio is imported: nothing is reported to anybody.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-import gradio as gr  # noqa: E402
+import gradio as gr
 
-from unifluid_jax.apps import ask, compare, draw, edit, redraw, widgets  # noqa: E402, I001
-from unifluid_jax.apps.runs import Run  # noqa: E402
+from unifluid_jax.apps import ask, compare, draw, edit, redraw
+from unifluid_jax.apps.runs import Run
 
 MOST_UPLOAD = "10mb"
 MOST_WAITING = 16  # requests in the queue; more are turned away
 _AT_ONCE = 2  # requests that may wait for a model, each model runs one
 
+_TITLE = "unifluid_jax"
+_TABS = {
+  "Draw": draw.tab,
+  "Redraw": redraw.tab,
+  "Ask": ask.tab,
+  "Edit": edit.tab,
+  "Compare": lambda runs, last: compare.tab(runs),
+}
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 _CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1180px !important;
+  margin: 0 auto !important; }
+.head, .note, .head .prose, .note .prose { padding: 0 !important; }
 .head h1 { font-size: 1.5rem; margin: .25rem 0 0; }
-.head p { color: var(--body-text-color-subdued); margin: 0 0 .5rem; }
+.head p { color: var(--body-text-color-subdued); margin: 0; }
 .picture img { image-rendering: pixelated; object-fit: contain;
   width: 100%; max-height: 512px; }
-.note { min-height: 1.4em; font-size: .9rem;
-  color: var(--body-text-color-subdued); }
+.note { font-size: .9rem; color: var(--body-text-color-subdued); }
 .note mark { background: #fde68a; color: #713f12; border-radius: 4px;
   padding: 0 .3em; }
-.label { font-size: .85rem; color: var(--body-text-color-subdued); }
-.label p { margin: .25rem 0 0; }
+.label p { font-size: .85rem; margin: 0;
+  color: var(--body-text-color-subdued); }
 .chips { gap: 8px; flex-wrap: wrap; }
 .chips button { flex: 0 1 auto; min-width: 0; text-align: left;
-  white-space: normal; }
-.buttons button { min-width: 120px; }
+  white-space: normal; min-height: 32px; padding: 4px 10px; }
+.buttons button { min-width: 140px; font-size: .95rem; }
 :focus-visible { outline: 3px solid #f59e0b !important; outline-offset: 2px; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 8px !important; }
-  .tabs, .tabitem { padding-left: 0 !important; padding-right: 0 !important; }
+  .gradio-container main, .gradio-container .main { padding: 8px !important; }
+  .tabitem { padding-left: 0 !important; padding-right: 0 !important; }
 }
 """
 
-# Notes are read aloud, and pictures get their captions as descriptions.
+# What changes below a widget is read aloud.
 _HEAD = """
 <script>
 addEventListener('load', () => setInterval(() => {
@@ -54,11 +64,24 @@ addEventListener('load', () => setInterval(() => {
 """
 
 
-def build(runs: Sequence[Run], title: str = "unifluid_jax") -> gr.Blocks:
-  """The page of some runs.
+class Served(NamedTuple):
+  """A page that answers requests, in threads of its own."""
+
+  url: str
+  page: gr.Blocks
+  folder: tempfile.TemporaryDirectory[str]
+
+  def close(self) -> None:
+    """Ends it and deletes what was uploaded and drawn."""
+    self.page.close(verbose=False)
+    self.folder.cleanup()
+
+
+def abilities(runs: Sequence[Run]) -> dict[str, list[Run]]:
+  """Tab → the runs that can do it; tabs without any are left out.
 
   Raises:
-    ValueError: runs that can do nothing that a tab shows.
+    ValueError: nothing that a tab shows.
   """
   able = {
     "Draw": [run for run in runs if run.draws],
@@ -71,51 +94,31 @@ def build(runs: Sequence[Run], title: str = "unifluid_jax") -> gr.Blocks:
       "--workdir: these runs neither draw, answer nor edit: name a run that "
       "was trained on t2i, i2t or edit"
     )
-  tabs = {"Draw": draw, "Redraw": redraw, "Ask": ask, "Edit": edit}
-  with gr.Blocks(title=title, analytics_enabled=False) as page:
-    last = gr.State(None, time_to_live=3600)
-    gr.HTML(_head(runs, title), elem_classes="head")
-    with gr.Tabs():
-      for name, module in tabs.items():
-        if able[name]:
-          with gr.Tab(name):
-            module.tab(able[name], last)
-      if len(able["Draw"]) > 1:
-        with gr.Tab("Compare"):
-          compare.tab(able["Draw"])
-  page.queue(
-    max_size=MOST_WAITING, default_concurrency_limit=_AT_ONCE, api_open=False
-  )
-  return page
-
-
-def _head(runs: Sequence[Run], title: str) -> str:
-  rows = ", ".join(f"{run.name} ({run.config.system})" for run in runs)
-  return f"<h1>{widgets.escaped(title)}</h1><p>{widgets.escaped(rows)}</p>"
+  if len(able["Draw"]) > 1:
+    able["Compare"] = able["Draw"]
+  return {name: found for name, found in able.items() if found}
 
 
 def serve(
-  page: gr.Blocks,
-  host: str,
-  port: int | None,
-  share: bool,
-  wait: bool = True,
-) -> tuple[str, Callable[[], Any]]:
-  """Serves a page; uploads lie in a temporary folder, deleted at the end.
+  runs: Sequence[Run], host: str, port: int | None, share: bool
+) -> Served:
+  """Builds the page of some runs and serves it.
 
   Args:
-    page: of `build`.
+    runs: loaded.
     host: address to listen on.
     port: None for the first free one from 7860.
     share: whether Gradio makes a public link.
-    wait: until Ctrl-C.
 
-  Returns:
-    Where it is, and how to close it.
+  Raises:
+    ValueError: nothing that a tab shows.
+    OSError: the port is taken.
   """
-  # Gradio asks the environment, when a request comes.
+  able = abilities(runs)
+  # Widgets read the name of their folder when they are made.
   folder = tempfile.TemporaryDirectory(prefix="unifluid_jax_app_")
   os.environ["GRADIO_TEMP_DIR"] = folder.name
+  page = _build(runs, able)
   _, url, _ = page.launch(
     server_name=host, server_port=port, share=share, quiet=True,
     max_file_size=MOST_UPLOAD, allowed_paths=[], ssr_mode=False, pwa=False,
@@ -123,21 +126,33 @@ def serve(
     run_history=False, inbrowser=False, prevent_thread_lock=True,
     show_error=False, theme=_theme(), css=_CSS, head=_HEAD,
   )  # fmt: skip
+  return Served(url, page, folder)
 
-  def close() -> None:
-    page.close(verbose=False)
-    folder.cleanup()
 
-  if wait:
-    try:
-      page.block_thread()
-    finally:
-      close()
-  return url, close
+def _build(runs: Sequence[Run], able: dict[str, list[Run]]) -> gr.Blocks:
+  rows = ", ".join(f"{run.name} ({run.config.system})" for run in runs)
+  head = f"<h1>{_TITLE}</h1><p>{html.escape(rows)}</p>"
+  with gr.Blocks(title=_TITLE, analytics_enabled=False) as page:
+    last = gr.State(None, time_to_live=3600)
+    gr.HTML(head, elem_classes="head")
+    with gr.Tabs():
+      for name, found in able.items():
+        with gr.Tab(name):
+          _TABS[name](found, last)
+  page.queue(
+    max_size=MOST_WAITING, default_concurrency_limit=_AT_ONCE, api_open=False
+  )
+  return page
 
 
 def _theme() -> gr.themes.Base:
   """Gradio's own look with fonts that every machine has: works offline."""
   return gr.themes.Default(
     primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO
+  ).set(
+    # Gradio's own greys are too pale to be read by everybody.
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_500",
+    block_info_text_color_dark="*neutral_300",
   )

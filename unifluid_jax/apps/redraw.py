@@ -12,10 +12,6 @@ from unifluid_jax.apps import pictures, widgets
 from unifluid_jax.apps.runs import Run
 
 _BLANK = {"picture": "", "cells": "", "rows": 0, "columns": 0, "tail": False}
-_LABEL = (
-  "Cells of the picture. Arrow keys move, Space chooses, Escape chooses none."
-)
-
 # `value` is what `board` makes; strings of it come from this program alone.
 _HTML = """
 <div class="cells" style="--columns: ${value.columns}">
@@ -29,7 +25,8 @@ _HTML = """
 
 _CSS = """
 .cells { position: relative; width: 100%; max-width: 512px; aspect-ratio: 1;
-  border-radius: 8px; overflow: hidden; background: var(--block-background-fill);
+  border-radius: 8px; overflow: hidden;
+  background: var(--block-background-fill);
   border: 1px solid var(--border-color-primary); }
 .cells img { width: 100%; height: 100%; margin: 0; image-rendering: pixelated; }
 .cells p { position: absolute; inset: 0; display: grid; place-items: center;
@@ -37,17 +34,17 @@ _CSS = """
 .grid { position: absolute; inset: 0; display: grid; touch-action: none;
   grid-template-columns: repeat(var(--columns), 1fr); cursor: crosshair; }
 .grid span { box-shadow: inset 0 0 0 .5px rgb(128 128 128 / .45); }
-.grid span.on { background: rgb(37 99 235 / .45);
-  box-shadow: inset 0 0 0 1.5px rgb(37 99 235); }
+.grid span.on { background: rgb(37 99 235 / .2);
+  box-shadow: inset 0 0 0 2px rgb(37 99 235), inset 0 0 0 3px white; }
 .grid span.at { outline: 3px solid rgb(245 158 11); outline-offset: -3px; }
 """
 
-_JS = (
-  """
+_JS = """
 let at = 0, painting = null;
 element.tabIndex = 0;
 element.setAttribute('role', 'application');
-element.setAttribute('aria-label', '%s');
+element.setAttribute('aria-label', 'Cells of the picture. Arrow keys ' +
+  'move, Space chooses, Escape chooses none.');
 const cells = () => [...element.querySelectorAll('.grid span')];
 const commit = () => {
   props.value = {...props.value, cells: cells().map(
@@ -94,8 +91,6 @@ element.addEventListener('keydown', (e) => {
   setTimeout(show);
 });
 """
-  % _LABEL
-)
 
 
 def board(run: Run, image: np.ndarray) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What the tabs share: pickers, uploads, errors in one sentence."""
 
 import contextlib
-import html
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -95,8 +94,3 @@ def taken(image: Any) -> Any:
     if image is None:
       raise ValueError("Nothing is drawn yet: draw a picture first.")
   return image
-
-
-def escaped(text: str) -> str:
-  """A text as HTML."""
-  return html.escape(text)
