@@ -114,7 +114,7 @@ def tail_only(run: Run) -> bool:
   return False
 
 
-def chosen(run: Run, value: Mapping[str, Any]) -> np.ndarray:
+def chosen(run: Run, value: Any) -> np.ndarray:
   """Chosen cells as bool[rows, columns], from what a browser sends.
 
   Raises:
