@@ -40,7 +40,7 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     with gr.Column(scale=2, min_width=320):
       model = widgets.run_picker(runs)
       place = widgets.upload("asked")
-      take = gr.Button("Use the drawn picture", elem_id="ask-take")
+      take = gr.Button("Use last drawing", elem_id="ask-take")
       eye = widgets.picture("What the encoder sees", "seen")
     with gr.Column(scale=3, min_width=320):
       chat = gr.Chatbot(

@@ -47,7 +47,7 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
   unknown = widgets.note("unknown-instruction")
   with gr.Row(elem_classes="buttons"):
     go = gr.Button("Edit", variant="primary", elem_id="edit")
-    take = gr.Button("Use the drawn picture")
+    take = gr.Button("Use last drawing", elem_id="edit-take")
     again = gr.Button("Go on with the result")
   with gr.Accordion("Settings", open=False):
     seed = gr.Number(0, label="Seed", precision=0, minimum=0,

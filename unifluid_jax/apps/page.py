@@ -32,20 +32,21 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 _CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important;
   margin: 0 auto !important; }
-.head, .note, .head .prose, .note .prose { padding: 0 !important; }
+.head, .note, .head *, .note * { padding-left: 0 !important; }
+.note:has(.prose:empty) { display: none; }
 .head h1 { font-size: 1.5rem; margin: .25rem 0 0; }
 .head p { color: var(--body-text-color-subdued); margin: 0; }
 .picture img { image-rendering: pixelated; object-fit: contain;
-  width: 100%; max-height: 512px; }
+  width: 100%; height: 100%; max-height: 512px; }
 .note { font-size: .9rem; color: var(--body-text-color-subdued); }
 .note mark { background: #fde68a; color: #713f12; border-radius: 4px;
-  padding: 0 .3em; }
+  padding: 0 .3em !important; }
 .label p { font-size: .85rem; margin: 0;
   color: var(--body-text-color-subdued); }
 .chips { gap: 8px; flex-wrap: wrap; }
 .chips button { flex: 0 1 auto; min-width: 0; text-align: left;
   white-space: normal; min-height: 32px; padding: 4px 10px; }
-.buttons button { min-width: 140px; font-size: .95rem; }
+.buttons button { min-width: 140px; height: auto; font-size: .95rem; }
 :focus-visible { outline: 3px solid #f59e0b !important; outline-offset: 2px; }
 @media (max-width: 640px) {
   .gradio-container main, .gradio-container .main { padding: 8px !important; }

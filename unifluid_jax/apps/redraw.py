@@ -174,7 +174,7 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
       unknown = widgets.note("unknown-redraw")
       with gr.Row(elem_classes="buttons"):
         go = gr.Button("Draw again", variant="primary", elem_id="redraw")
-        take = gr.Button("Use the drawn picture", elem_id="redraw-take")
+        take = gr.Button("Use last drawing", elem_id="redraw-take")
       place = widgets.upload("redrawn-source", "Or a picture of yours")
       seed, guidance, steps = widgets.settings(runs)
     with gr.Column(scale=3, min_width=320):

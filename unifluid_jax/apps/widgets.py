@@ -53,7 +53,7 @@ def upload(name: str, label: str = "Picture") -> gr.Image:
   """
   place = gr.Image(
     label=label, type="filepath", format="png", sources=["upload", "clipboard"],
-    elem_id=name, elem_classes="picture", buttons=["fullscreen"],
+    elem_id=name, elem_classes="picture", buttons=["fullscreen"], height=300,
   )  # fmt: skip
   place.preprocess = lambda payload: payload.path if payload else None
   return place
