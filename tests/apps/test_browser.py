@@ -3,6 +3,9 @@
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,21 +13,32 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
 
+REPO = Path(__file__).parent.parent.parent
 WAIT = 60_000  # ms; the machine may be busy
 
 
 @pytest.fixture(scope="module")
-def served(make_run):
+def served(tmp_path_factory):
+  """Its address; as users start it, and without the hooks of tests."""
   pytest.importorskip("gradio", reason="of the extra `app`")
-  from unifluid_jax.apps import page
-
-  runs = [make_run("one", edit=8), make_run("two", edit=8)]
-  found = page.serve(runs, "127.0.0.1", None, share=False)
-  yield found
-  folder = Path(found.folder.name)
-  assert list(folder.rglob("*.png"))  # drawn pictures lay there
-  found.close()
-  assert not folder.exists()
+  root = tmp_path_factory.mktemp("served")
+  places = {name: root / name for name in ("home", "work", "tmp", "made")}
+  for place in places.values():
+    place.mkdir()
+  env = dict(os.environ, PYTHONPATH=str(REPO), HOME=str(places["home"]),
+             TMPDIR=str(places["tmp"]), GRADIO_SHARE="False")  # fmt: skip
+  server = subprocess.Popen(
+    [sys.executable, "-m", "tests.apps.runs", str(places["made"])],
+    cwd=places["work"], env=env, stdout=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  url = server.stdout.readline().strip()  # once it is ready
+  assert url.startswith("http://127.0.0.1:"), url
+  yield url
+  assert list(places["tmp"].rglob("*.png"))  # what was drawn lies there
+  server.send_signal(signal.SIGINT)
+  server.wait(60)
+  for name in ("home", "work", "tmp"):
+    assert not [x for x in places[name].rglob("*") if x.is_file()], name
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +61,7 @@ def visit(browser, served):
     )
     page.set_default_timeout(WAIT)
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(served.url)
+    page.goto(served)
     page.wait_for_selector("#draw")
     pages.append(page)
     return page
@@ -55,7 +69,7 @@ def visit(browser, served):
   yield open_page
   for page in pages:
     page.close()
-  local = ("data:", "blob:", served.url, served.url.rstrip("/"))
+  local = ("data:", "blob:", served)
   assert asked and not [url for url in asked if not url.startswith(local)]
 
 
@@ -142,12 +156,12 @@ def ask(page, tmp_path):
   bad = tmp_path / "bad.png"
   bad.write_bytes(b"no image at all")
   page.set_input_files("#asked input[type=file]", str(bad))
-  toast = page.locator(".toast-body, .toast-wrap").first
+  toast = page.locator(".toast-body").first
   toast.wait_for()
   assert "This picture cannot be used" in toast.inner_text()
   assert "Traceback" not in page.content()
-  for close in page.locator(".toast-close").all():
-    close.click()
+  page.locator(".toast-close").first.click()
+  toast.wait_for(state="detached")
   page.click("#ask-take")
   page.wait_for_selector("#seen img")
   page.click("#describe")

@@ -68,12 +68,12 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     return [*said, {"role": "user", "content": text}, reply], ""
 
   def on_picture(name: str, path: str | None) -> Any:
-    if not path:
-      return None, []
-    with widgets.sentences():
-      run = find(name)
-      image = pictures.read(path, run.config.data.max_pixels)
-      return pictures.enlarged(pictures.seen(run.model, image)), []
+    run = find(name)
+    image = widgets.uploaded(run, path)
+    if image is None:
+      return None, None, []
+    seen = pictures.enlarged(pictures.seen(run.model, image))
+    return gr.skip(), seen, []
 
   def on_word(name: str, text: str) -> str:
     return pictures.marked(text, find(name).model.unknown_words(text))
@@ -87,9 +87,9 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
       [model, place, chat], [chat, question],
     )  # fmt: skip
   for event in (place.change, model.change):
-    event(on_picture, [model, place], [eye, chat], **widgets.SILENT)
+    event(on_picture, [model, place], [place, eye, chat], **widgets.QUIET)
   question.change(on_word, [model, question], unknown, **widgets.SILENT)
-  take.click(widgets.taken, last, place, **widgets.SILENT)
+  take.click(widgets.taken, last, place, **widgets.QUIET)
 
 
 def _chips(runs: Sequence[Run]) -> list[tuple[gr.Button, str]]:

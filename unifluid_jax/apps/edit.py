@@ -61,11 +61,16 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
       result, note = edit(run, image, text, seed)
     return pictures.enlarged(result), result, note
 
+  def on_picture(name: str, path: str | None) -> Any:
+    good = widgets.uploaded(find(name), path) is not None
+    return gr.skip() if good else None
+
   def on_word(name: str, text: str) -> str:
     return pictures.marked(text, find(name).model.unknown_words(text))
 
   for event in (go.click, instruction.submit):
     event(on_edit, [model, place, instruction, seed], [after, made, said])
   instruction.change(on_word, [model, instruction], unknown, **widgets.SILENT)
-  take.click(widgets.taken, last, place, **widgets.SILENT)
-  again.click(widgets.taken, made, place, **widgets.SILENT)
+  place.change(on_picture, [model, place], place, **widgets.QUIET)
+  take.click(widgets.taken, last, place, **widgets.QUIET)
+  again.click(widgets.taken, made, place, **widgets.QUIET)

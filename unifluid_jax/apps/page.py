@@ -50,6 +50,7 @@ _CSS = """
 :focus-visible { outline: 3px solid #f59e0b !important; outline-offset: 2px; }
 @media (max-width: 640px) {
   .gradio-container main, .gradio-container .main { padding: 8px !important; }
+  .tab-container button { padding: 0 8px !important; }
   .tabitem { padding-left: 0 !important; padding-right: 0 !important; }
 }
 """

@@ -192,11 +192,10 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     return image, board(run, image), ""
 
   def on_upload(name: str, path: str | None) -> Any:
-    if not path:
-      return gr.skip(), gr.skip(), gr.skip()
-    with widgets.sentences():
-      most = find(name).config.data.max_pixels
-      return on_source(name, pictures.read(path, most))
+    image = widgets.uploaded(find(name), path)
+    if image is None:
+      return None, gr.skip(), gr.skip(), gr.skip()
+    return gr.skip(), *on_source(name, image)
 
   def on_take(name: str, image: Any) -> Any:
     return on_source(name, widgets.taken(image))
@@ -220,8 +219,8 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
       [source, cells, said],
     )  # fmt: skip
   out = [source, cells, said]
-  take.click(on_take, [model, last], out, **widgets.SILENT)
-  place.change(on_upload, [model, place], out, **widgets.SILENT)
+  take.click(on_take, [model, last], out, **widgets.QUIET)
+  place.change(on_upload, [model, place], [place, *out], **widgets.QUIET)
   prompt.change(on_word, [model, prompt], unknown, **widgets.SILENT)
 
 

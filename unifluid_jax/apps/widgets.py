@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
+from unifluid_jax.apps import pictures
 from unifluid_jax.apps.runs import Run
 from unifluid_jax.core import cli
 
 MOST_SEED = 2**31 - 1
 SILENT: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+# Only what is queued can tell that something is wrong.
+QUIET: dict[str, Any] = {"show_progress": "hidden"}
 
 
 @contextlib.contextmanager
@@ -57,6 +61,17 @@ def upload(name: str, label: str = "Picture") -> gr.Image:
   )  # fmt: skip
   place.preprocess = lambda payload: payload.path if payload else None
   return place
+
+
+def uploaded(run: Run, path: str | None) -> np.ndarray | None:
+  """The pixels of an upload; None for none, or a bad one, which is told."""
+  if not path:
+    return None
+  try:
+    return pictures.read(path, run.config.data.max_pixels)
+  except ValueError as error:
+    gr.Warning(str(error), title="Not done")
+    return None
 
 
 def settings(runs: Sequence[Run]) -> tuple[gr.Number, gr.Slider, gr.Dropdown]:
