@@ -82,6 +82,8 @@ _SAID, _ASKED = "data/conversation.py", "evals/worlds/dialogue_suite.py"
 _FEW = "data/instructions/few_shot.py"
 _INTERLEAVED = "systems/common/interleaved.py"
 _UNIFLUID = "systems/unifluid.py"
+_CONTINUOUS = "systems/common/continuous_decode.py"
+REDRAW = "systems/test_redraw.py"
 _VQ = "systems/vq_training.py"
 _REBUILT = "systems/common/reconstruction.py"
 _NEW_ROWS = "weights/new_rows.py"
@@ -533,6 +535,12 @@ MUTATIONS = tuple(
     (_PACKING, "hidden[i][:, end - target.shape[1] : end]",
      "hidden[i][:, end - target.shape[1] - 1 : end - 1]",
      f"{TRACE}[unifluid-adamw]"),
+    (_CONTINUOUS, "(i < known.count)", "(i <= known.count)", REDRAW),
+    (_CONTINUOUS, "jnp.argsort(again, axis=1", "jnp.argsort(~again, axis=1",
+     REDRAW),
+    (_CONTINUOUS, "shown = rank < known", "shown = rank <= known", REDRAW),
+    ("drawings.py", "np.where(self._pixels(again, image), drawn, image)",
+     "drawn", "test_drawings.py"),
     (_UNIFLUID, 'count = draws * counts["image_tokens"]', "count = mse.size",
      "systems/test_accumulate.py"),
     (_UNIFLUID, "total + c.text_weight * text", "total + text",

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from configs import debug
-from tests.systems import toy
 from tests.test_api import Blank
 from unifluid_jax import api, systems
+from unifluid_jax.drawings import Drawings
 
 AGAIN = np.zeros((2, 2), bool)
 AGAIN[1] = True
@@ -73,15 +73,14 @@ def test_what_cannot_be_drawn_again_is_refused(model, options, words):
     model.generate(" ", given=given["given"], redraw=AGAIN)
 
 
-def test_other_systems_say_that_they_cannot():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(systems.SYSTEMS, "toy", "tests.systems.toy:SPEC")
-    from tests.systems.test_contract import toy_tree
-
-    config = systems.resolve(toy_tree())
-    model = api.Model(config, toy.Toy(config), Blank(), api.jitted({}, {}, 4))
-    assert model.drawings.grid is None and not model.drawings.shows_stages
-    with pytest.raises(ValueError, match="does not show how an image appears"):
-      model.stages("a")
-    with pytest.raises(ValueError, match="cannot draw cells again"):
-      model.generate("a", given=np.zeros((8, 8, 3), np.uint8), redraw=AGAIN)
+def test_other_systems_say_that_they_cannot(model):
+  config = model.config
+  drawings = Drawings(
+    config, object(), lambda *_: {}, lambda function: function
+  )
+  assert drawings.grid is None and not drawings.shows_stages
+  with pytest.raises(ValueError, match="does not show how an image appears"):
+    drawings.stages("a", 0, 4, config.sampling)
+  image = np.zeros((8, 8, 3), np.uint8)
+  with pytest.raises(ValueError, match="cannot draw cells again"):
+    drawings.redraw("a", 0, image, AGAIN, config.sampling)
