@@ -45,10 +45,7 @@ def main(_: list[str]) -> None:
   served = page.serve(found, _HOST.value, _PORT.value, _SHARE.value)
   took = time.monotonic() - begun
   say(f"{served.url} ready after {took:.1f} s; Ctrl-C ends it")
-  try:
-    served.page.block_thread()
-  finally:
-    served.close()
+  served.wait()
 
 
 if __name__ == "__main__":

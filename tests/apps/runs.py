@@ -57,13 +57,12 @@ def _seed(key):
 
 if __name__ == "__main__":  # python -m tests.apps.runs FOLDER: an app of two
   from unifluid_jax.apps import page
+  from unifluid_jax.core import interrupt
 
+  interrupt.listen()  # as every command does
   make = maker(sys.argv[1])
   served = page.serve(
     [make("one", edit=8), make("two", edit=8)], "127.0.0.1", None, share=False
   )
   print(served.url, flush=True)
-  try:
-    served.page.block_thread()
-  finally:
-    served.close()
+  served.wait()

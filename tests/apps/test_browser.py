@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from unifluid_jax.core import interrupt
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
 
@@ -36,7 +38,7 @@ def served(tmp_path_factory):
   yield url
   assert list(places["tmp"].rglob("*.png"))  # what was drawn lies there
   server.send_signal(signal.SIGINT)
-  server.wait(60)
+  assert server.wait(60) == interrupt.STATUS
   for name in ("home", "work", "tmp"):
     assert not [x for x in places[name].rglob("*") if x.is_file()], name
 

@@ -2,6 +2,7 @@
 
 import html
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import gradio as gr
 
 from unifluid_jax.apps import ask, compare, draw, edit, redraw
 from unifluid_jax.apps.runs import Run
+from unifluid_jax.core import interrupt
 
 MOST_UPLOAD = "10mb"
 MOST_WAITING = 16  # requests in the queue; more are turned away
@@ -72,6 +74,15 @@ class Served(NamedTuple):
   url: str
   page: gr.Blocks
   folder: tempfile.TemporaryDirectory[str]
+
+  def wait(self) -> None:
+    """Serves until Ctrl-C or SIGTERM, then deletes as `close` does."""
+    signal.signal(signal.SIGTERM, lambda *_: interrupt.leave())
+    with interrupt.cleanup(self.folder.cleanup):
+      try:
+        self.page.block_thread()
+      finally:
+        self.close()
 
   def close(self) -> None:
     """Ends it and deletes what was uploaded and drawn."""
