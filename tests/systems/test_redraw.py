@@ -102,11 +102,12 @@ def test_stages_are_the_image_as_its_cells_appear(model):
 
 
 def test_images_of_stages_are_decoded_from_what_is_known():
-  """By a codec whose pixels are its tokens' first channel."""
+  """By a codec whose pixels are its tokens."""
 
   class Copy:
     def decode(self, frozen, tokens):
-      return frozen + tokens[..., :1].reshape(-1, 2, 2, 1)
+      pixels = frozen + tokens.reshape(-1, 2, 2, 1)
+      return jnp.repeat(pixels, 3, axis=3)
 
   tokens = jnp.asarray([[[5.0], [6.0], [7.0], [8.0]]])  # in drawing order
   cells = jnp.asarray([[2, 0, 3, 1]])
