@@ -12,12 +12,14 @@ setup(
   long_description=Path(__file__).with_name("README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  # Licences of the emoji world's pictures, which its data sets carry.
-  package_data={"unifluid_jax": ["data/worlds/licences/*.txt"]},
   python_requires=">=3.11",
   packages=find_packages(include=["unifluid_jax", "unifluid_jax.*", "configs"]),
-  # Models that ship with the package, with their licences.
-  package_data={"unifluid_jax.boxed": ["*/*", "*/licenses/*"]},
+  package_data={
+    # Licences of the emoji world's pictures, which its data sets carry.
+    "unifluid_jax": ["data/worlds/licences/*.txt"],
+    # Models that ship with the package, with their licences.
+    "unifluid_jax.boxed": ["*/*", "*/licenses/*"],
+  },
   install_requires=[
     "absl-py",
     "array-record",

@@ -71,8 +71,8 @@ ALIGNED = "systems/test_vq_alignment.py"
 TOWERS = "models/test_alignment.py"
 MICRO = f"{STEP}::test_micro_batches_stay_on_their_devices"
 
-TURNS, EXPORT = "test_export.py"
-RULE = "data/test_dialogue.py", "data/test_in_context.py"
+TURNS, RULE = "data/test_dialogue.py", "data/test_in_context.py"
+EXPORT = "test_export.py"
 CHATS, ASKING = "data/test_conversations.py", "data/test_instructions.py"
 WORLD_CHATS, DRAWS = "data/test_chats.py", "evals/test_dialogue_suite.py"
 SCORED = "evals/test_in_context_suite.py"
@@ -85,6 +85,8 @@ _SAID, _ASKED = "data/conversation.py", "evals/worlds/dialogue_suite.py"
 _FEW = "data/instructions/few_shot.py"
 _INTERLEAVED = "systems/common/interleaved.py"
 _UNIFLUID = "systems/unifluid.py"
+_CONTINUOUS = "systems/common/continuous_decode.py"
+REDRAW = "systems/test_redraw.py"
 _VQ = "systems/vq_training.py"
 _REBUILT = "systems/common/reconstruction.py"
 _NEW_ROWS = "weights/new_rows.py"
@@ -640,6 +642,12 @@ MUTATIONS = tuple(
     (_PACKING, "hidden[i][:, end - target.shape[1] : end]",
      "hidden[i][:, end - target.shape[1] - 1 : end - 1]",
      f"{TRACE}[unifluid-adamw]"),
+    (_CONTINUOUS, "(i < known.count)", "(i <= known.count)", REDRAW),
+    (_CONTINUOUS, "jnp.argsort(again, axis=1", "jnp.argsort(~again, axis=1",
+     REDRAW),
+    (_CONTINUOUS, "shown = rank < known", "shown = rank <= known", REDRAW),
+    ("drawings.py", "np.where(self._pixels(again, image), drawn, image)",
+     "drawn", "test_drawings.py"),
     (_UNIFLUID, 'count = draws * counts["image_tokens"]', "count = mse.size",
      "systems/test_accumulate.py"),
     (_UNIFLUID, "total + c.text_weight * text", "total + text",

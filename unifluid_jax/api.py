@@ -7,19 +7,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
 from PIL import Image
 
 from unifluid_jax import arguments, loading, scores, systems
+from unifluid_jax.arguments import as_array as as_array
 from unifluid_jax.codecs.inputs import encode_pixels
-from unifluid_jax.core import files
-from unifluid_jax.core.config import MAX_PIXELS, Config
+from unifluid_jax.core.config import Config
 from unifluid_jax.data import fields, tasks, transforms
 from unifluid_jax.data.fields import Example, Picture
-from unifluid_jax.data.images import decode_image, read_file
-from unifluid_jax.data.records import BadRecord, Record
+from unifluid_jax.data.records import Record
 from unifluid_jax.data.transforms import to_uint8 as to_uint8
 from unifluid_jax.dialogues import Dialogues, messages_of, turns_of
+from unifluid_jax.drawings import Drawings
 from unifluid_jax.loading import check_frozen as check_frozen
 from unifluid_jax.loading import generator as generator
 from unifluid_jax.loading import read_params as read_params
@@ -118,6 +117,7 @@ class Model:
     self._reconstruction = mapper(self._through_codec)
     calls = self._drawing, self._answering
     self.dialogues = Dialogues(config, system, tokenizer, *calls)
+    self.drawings = Drawings(config, system, self._rows, mapper)
     numbers = scores.Scores(config, system, tokenizer, mapper)
     self.log_likelihoods, self.losses = numbers.log_likelihoods, numbers.losses
 
@@ -131,7 +131,13 @@ class Model:
     return Images(self.generate(prompts, seed, **sampling))
 
   def generate(
-    self, prompt: str | Sequence[str], seed: int | None = None, **sampling: Any
+    self,
+    prompt: str | Sequence[str],
+    seed: int | None = None,
+    *,
+    given: Any = None,
+    redraw: Any = None,
+    **sampling: Any,
   ) -> Any:
     """Draws an image of a prompt.
 
@@ -140,16 +146,23 @@ class Model:
       seed: of the first prompt, default 0; the next has seed + 1, and so on.
         An image depends on its prompt, its seed and the sampling options
         alone.
+      given: an image (PIL image, array or path) of which a part is drawn again.
+      redraw: that part, bool[rows, columns] of `drawings.grid`; the other
+        cells are returned as they are.
       **sampling: options of the system, e.g. cfg, size=(height, width).
 
     Returns:
       A PIL image; a list for a list.
 
     Raises:
-      ValueError: an empty prompt, a seed or an option out of range.
+      ValueError: an empty prompt, a seed or an option out of range; cells that
+        the run's order cannot draw again.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     seed, sampling = arguments.seed_of(seed, sampling)
+    if given is not None or redraw is not None:
+      options = self._sampling(sampling)
+      return self.drawings.redraw(prompt, seed, given, redraw, options)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     for each in prompts:
       arguments.check_text(each)
     arguments.check_seeds(seed, len(prompts))
@@ -159,6 +172,12 @@ class Model:
     images = self.images(prompts, seeds, self._sampling(sampling))
     pictures = [Image.fromarray(x) for x in images]
     return pictures[0] if isinstance(prompt, str) else pictures
+
+  def stages(
+    self, prompt: str, seed: int = 0, most: int = 16, **sampling: Any
+  ) -> list[Image.Image]:
+    """An image of a prompt while it appears: at most `most`, the last whole."""
+    return self.drawings.stages(prompt, seed, most, self._sampling(sampling))
 
   def caption(self, image: Any, **sampling: Any) -> str:
     """Describes an image (PIL image, array or path)."""
@@ -353,27 +372,6 @@ class Model:
 
   def _through_codec(self, params, frozen, images):
     return self._system.reconstruct(params, frozen, images)
-
-
-def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-  """uint8 [H, W, 3] of a PIL image, an array or a file.
-
-  Raises:
-    FileNotFoundError: no such file.
-    ValueError: no regular file, or no image to decode.
-  """
-  if isinstance(image, np.ndarray):
-    return image
-  if isinstance(image, Image.Image):
-    return np.asarray(image.convert("RGB"))
-  path = epath.Path(image)
-  if not path.exists():
-    raise FileNotFoundError(f"no image at {path}")
-  files.check_regular(path)
-  try:
-    return decode_image(read_file(path), max_pixels)
-  except BadRecord as error:
-    raise BadRecord(f"{path}: {error}") from error
 
 
 def _picture(image: np.ndarray) -> Picture:

@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
+from PIL import Image
 
-from unifluid_jax.core import ranges
+from unifluid_jax.core import files, ranges
+from unifluid_jax.core.config import MAX_PIXELS
+from unifluid_jax.data.images import decode_image, read_file
+from unifluid_jax.data.records import BadRecord
 
 # Names that diffusers gives to sampling options → ours.
 _DIFFUSERS = {"guidance_scale": "cfg", "num_inference_steps": "steps"}
@@ -151,3 +156,24 @@ def _check_size(name: str, value: Any) -> None:
   whole = isinstance(value, tuple) and len(value) == 2
   if not whole or not all(type(x) is int and x > 0 for x in value):
     raise ValueError(f"{name}={value!r}: (height, width) in pixels")
+
+
+def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """uint8 [H, W, 3] of a PIL image, an array or a file.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: no regular file, or no image to decode.
+  """
+  if isinstance(image, np.ndarray):
+    return image
+  if isinstance(image, Image.Image):
+    return np.asarray(image.convert("RGB"))
+  path = epath.Path(image)
+  if not path.exists():
+    raise FileNotFoundError(f"no image at {path}")
+  files.check_regular(path)
+  try:
+    return decode_image(read_file(path), max_pixels)
+  except BadRecord as error:
+    raise BadRecord(f"{path}: {error}") from error

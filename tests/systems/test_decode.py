@@ -100,10 +100,11 @@ def test_weights_are_narrowed_once_for_all_tokens(what, narrow, monkeypatch):
   assert not weights & converted
 
 
-def recomputed(model, conditions, row_keys, cells, image_cfg=1.0):
+def recomputed(model, conditions, row_keys, cells, image_cfg=1.0, known=None):
   """The same images with full forward passes for every token.
 
   `conditions` are prompts: with text, without, and of edits without a source.
+  `known` are tokens in raster order, and how many of each row's order are fed.
   """
   s, params, (b, n) = model.system, model.params, cells.shape
   heads = [
@@ -136,6 +137,9 @@ def recomputed(model, conditions, row_keys, cells, image_cfg=1.0):
       scale, SAMPLING.temperature, limit=SAMPLING.clip,
       z_none=z_none[0] if z_none else None, image_cfg=image_scale,
     )  # fmt: skip
+    if known is not None:
+      rows, given = jnp.arange(b), known[0][jnp.arange(b), cells[:, i]]
+      token = jnp.where((i < known[1][rows])[:, None], given, token)
     x = x.at[:, i].set(token)
   z = patches.unpatchify(order.put_tokens(x, cells), 2, 4)
   frozen = model.frozen["codec"]

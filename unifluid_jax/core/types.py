@@ -62,6 +62,9 @@ class SystemSpec:
   # Paths of parameters whose first axis is the vocabulary: files with fewer or
   # more rows fit, see weights/warm_start.
   tables: tuple[str, ...] = ("decoder/embedder/table", "decoder/lm_head/table")
+  # (config, sampling, bool[rows, columns]): ValueError where a `Redrawer`
+  # cannot draw these cells again.
+  check_redraw: Callable[..., None] = lambda config, sampling, again: None
   codec_path: str = ""  # field of `model` that is its codec's path
   # (config, sampling) → (height, width) that prompts are to name, or None.
   drawn_size: Callable[..., Any] = lambda config, sampling: None
@@ -223,6 +226,49 @@ class Generator(System, Protocol):
 
   def reconstruct(self, params: Params, frozen: Params, images: Any) -> Any:
     """Images [B, H, W, 3] through its tokens and back."""
+
+
+@runtime_checkable
+class Stager(Protocol):
+  """A Generator that can show its images while they appear; few are one."""
+
+  def stages(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, most: int,
+  ) -> Any:  # fmt: skip
+    """f32[B, S, H, W, 3] in [-1, 1], S of at most `most`.
+
+    The last of each row is what `generate` draws; cells that are not drawn yet
+    are grey (0).
+    """
+
+
+@runtime_checkable
+class Redrawer(Protocol):
+  """A Generator that can draw some cells of an image again; few are one.
+
+  Attributes:
+    grid: rows and columns of cells.
+  """
+
+  grid: tuple[int, int]
+
+  def redraw(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, given: Any, again: Any,
+  ) -> Any:  # fmt: skip
+    """Images in [-1, 1], f32[B, H, W, 3].
+
+    Args:
+      params: all parameters.
+      frozen: frozen weights.
+      prompts: B rows of "t2i".
+      keys: one per row.
+      sampling: the system's options.
+      given: images in [-1, 1], f32[B, H, W, 3]. The tokens of cells that stay
+        are theirs, and known to every cell that is drawn.
+      again: bool[B, N], the cells in raster order that are drawn again.
+    """
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from unifluid_jax.codecs.kl_vae import KlVaeCodec
 from unifluid_jax.core import parallel
@@ -27,7 +27,13 @@ from unifluid_jax.models import decoder, diffusion_head
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import diffusion, order, sampling
 from unifluid_jax.systems import unifluid_config
-from unifluid_jax.systems.common import cost, embed, packing, text_decode
+from unifluid_jax.systems.common import (
+  continuous_decode,
+  cost,
+  embed,
+  packing,
+  text_decode,
+)
 from unifluid_jax.systems.common import text_loss as texts
 
 Fields = Mapping[str, Any]  # name → array [B, ...] of one task
@@ -60,7 +66,7 @@ class UniFluid:
     self.embed_token = nn.Dense(m.decoder.width, dtype=dtype)
     self.schedule = diffusion.cosine_schedule()
     self.inputs = unifluid_config.inputs(config, self.codec)
-    self.special = unifluid_config.special_ids(config)
+    self.special, self.grid = unifluid_config.special_ids(config), (m.grid,) * 2
     # Runs on text and understanding alone need no codec.
     draws = any(config.batch.get(t) and "image" in f
                 for t, f in self.inputs.items())  # fmt: skip
@@ -337,20 +343,77 @@ class UniFluid:
         must have been trained with (`loss.image_dropout`).
       cells: the order in which cells are drawn; default as `sampling.order`.
     """
+    tokens, cells = self._draw(params, frozen, prompts, keys, sampling, cells)
+    return self.codec.decode(frozen["codec"], order.put_tokens(tokens, cells))
+
+  def redraw(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, given: Float[Array, "B H W 3"], again: Bool[Array, "B N"],
+  ) -> Float[Array, "B H W 3"]:  # fmt: skip
+    """Images with some cells drawn again; see `types.Redrawer`."""
+    x = self.codec.encode(frozen["codec"], given)
+    stays = again, self.codec.tokens(frozen["codec"], x, None)
+    tokens, cells = self._draw(
+      params, frozen, prompts, keys, sampling, stays=stays
+    )
+    return self.codec.decode(frozen["codec"], order.put_tokens(tokens, cells))
+
+  def stages(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, most: int,
+  ) -> Float[Array, "B S H W 3"]:  # fmt: skip
+    """Images while they appear; see `types.Stager`."""
+    drawn = self._draw(params, frozen, prompts, keys, sampling)
+    return continuous_decode.images_of_stages(
+      self.codec, frozen["codec"], *drawn, most
+    )
+
+  def _draw(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    config: Any, cells: Any = None, stays: tuple[Array, Array] | None = None,
+  ) -> tuple[Float[Array, "B N C"], Int[Array, "B N"]]:  # fmt: skip
+    """Tokens in the order they were drawn, and that order."""
     ((_, fields),) = prompts.items()
     b, n = len(fields["prompt"]), self.config.model.image_tokens
     keys = keys if keys.ndim else jax.random.split(keys, b)
     split = jax.vmap(lambda k: jax.random.split(k, 2))(keys)
+    known = None
     if cells is None:
       cells = order.raster_orders(b, n)
-      if sampling.order == "random":
+      if config.order == "random":
         cells = order.permutations(split[:, 0], n)
+    if stays is not None:
+      cells, known = continuous_decode.known_first(cells, *stays)
     params = embed.cast_for_decoding(params, self.decoder.dtype)
     head = diffusion_head.narrow(params["head"], self.decoder.dtype)
-    tokens = self._image_tokens(
-      params | {"head": head}, frozen, fields, cells, split[:, 1], sampling
+    params = params | {"head": head}
+    schedule, kind = diffusion.respace(config.steps), config.cfg_schedule
+    table = params["image"]
+    next_rows = order.next(table["next_position"], cells)  # [B, N, D]
+    here = table["position"][cells]  # [B, N, D]
+    boi = jnp.broadcast_to(table["boi"], (b, table["boi"].shape[0]))
+
+    def embedded(token, i):
+      x = self.embed_tokens(params, token[:, None])[:, 0]
+      x = x + here[:, jnp.maximum(i - 1, 0)]
+      return jnp.where(i == 0, boi, x) + next_rows[:, i]
+
+    def pick(z, i):
+      z = [*z, *[None] * (3 - len(z))]
+      return diffusion_head.sample_tokens(
+        self.head, head, schedule, z[0], z[1],
+        jax.vmap(lambda k: jax.random.fold_in(k, i))(split[:, 1]),
+        sampling.cfg_scale(kind, config.cfg, i, n), config.temperature,
+        limit=config.clip or math.inf, z_none=z[2],
+        image_cfg=sampling.cfg_scale(kind, config.image_cfg, i, n),
+      )  # fmt: skip
+
+    conditions = self._conditions(params, frozen, fields, config)
+    first = jnp.zeros((b, self.config.model.token_channels), jnp.float32)
+    tokens = continuous_decode.draw(
+      self.decoder, params, conditions, embedded, pick, first, n, known
     )
-    return self.codec.decode(frozen["codec"], order.put_tokens(tokens, cells))
+    return tokens, cells
 
   def _conditions(
     self, params: Params, frozen: Params, fields: Fields, config: Any
@@ -366,71 +429,6 @@ class UniFluid:
       drop, width = jnp.ones(len(found[1].x), bool), fields["prompt"].shape[1]
       found.append(packing.hide_source(found[1], width, drop))
     return found
-
-  def _image_tokens(
-    self,
-    params: Params,
-    frozen: Params,
-    fields: Fields,
-    cells: Int[Array, "B N"],
-    keys: Key[Array, "B"],
-    config: Any,
-  ) -> Float[Array, "B N C"]:
-    """Tokens in the order they were drawn.
-
-    The prompt is prefilled once; then one scan over the image tokens,
-    conditional and null rows in one batch.
-    """
-    b, n = cells.shape
-    schedule = diffusion.respace(config.steps)
-    table = params["image"]
-    conditions = self._conditions(params, frozen, fields, config)
-    packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
-    cache, _ = text_decode.prefill(self.decoder, params, packed, n)
-    start = packed.x.shape[1]
-    prefix_ok = jnp.pad(packed.valid, ((0, 0), (0, n)))
-    offset = packed.valid.sum(axis=1, dtype=jnp.int32)
-    slots = jnp.arange(start + n)
-    next_rows = order.next(table["next_position"], cells)  # [B, N, D]
-    here = table["position"][cells]  # [B, N, D]
-    boi = jnp.broadcast_to(table["boi"], (b, table["boi"].shape[0]))
-
-    def step(carry, i):
-      cache, token = carry
-      embedded = self.embed_tokens(params, token[:, None])[:, 0]
-      embedded = embedded + here[:, jnp.maximum(i - 1, 0)]
-      x = jnp.where(i == 0, boi, embedded) + next_rows[:, i]
-      x = jnp.concatenate([x] * len(conditions))[:, None]
-      mask = prefix_ok | ((slots >= start) & (slots <= start + i))
-      hidden, cache = self.decoder.apply(
-        {"params": params["decoder"]},
-        x.astype(packed.x.dtype),
-        (offset + i)[:, None],
-        mask[:, None],
-        cache,
-        start + i,
-      )
-      z = [hidden[k * b : (k + 1) * b, 0] for k in range(len(conditions))]
-      z += [None] * (3 - len(z))
-      kind = config.cfg_schedule
-      token = diffusion_head.sample_tokens(
-        self.head,
-        params["head"],
-        schedule,
-        z[0],
-        z[1],
-        jax.vmap(lambda k: jax.random.fold_in(k, i))(keys),
-        sampling.cfg_scale(kind, config.cfg, i, n),
-        config.temperature,
-        limit=config.clip or math.inf,
-        z_none=z[2],
-        image_cfg=sampling.cfg_scale(kind, config.image_cfg, i, n),
-      )
-      return (cache, token), token
-
-    first = jnp.zeros((b, self.config.model.token_channels), jnp.float32)
-    _, tokens = jax.lax.scan(step, (cache, first), jnp.arange(n))
-    return tokens.swapaxes(0, 1)
 
   def answer(
     self,
@@ -489,6 +487,7 @@ SPEC = SystemSpec(
   tasks=("t2i", "i2t", "edit", "text"),
   check=unifluid_config.check,
   check_sampling=unifluid_config.check_guidance,
+  check_redraw=unifluid_config.check_redraw,
   migrate=unifluid_config.migrate,
   summary=unifluid_config.summary,
   losses={

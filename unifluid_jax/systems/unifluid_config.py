@@ -215,6 +215,34 @@ def check_guidance(config: Any, sampling: SamplingConfig, task: str) -> None:
     )
 
 
+def draws_any_cell(config: Any) -> bool:
+  """Whether training ends with some orders still random."""
+  return config.loss.raster_from >= config.steps > 0
+
+
+def check_redraw(config: Any, sampling: SamplingConfig, again: Any) -> None:
+  """Refuses cells that the run's order cannot draw last.
+
+  A run that ended in raster order has never seen a cell whose later cells are
+  known.
+
+  Args:
+    config: of the run.
+    sampling: how images are to be drawn.
+    again: bool[rows, columns].
+
+  Raises:
+    ValueError: says which cells can be drawn again.
+  """
+  if sampling.order == "random" or draws_any_cell(config):
+    return
+  cells = again.reshape(-1)
+  if not cells[cells.argmax() :].all():
+    raise ValueError(
+      "this run draws in raster order: choose a cell and all cells after it"
+    )
+
+
 def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
   """A tree of an older version, with the keys of this one.
 

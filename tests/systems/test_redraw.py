@@ -1,0 +1,140 @@
+"""Images while they appear, and images of which cells are drawn again."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.systems.conftest import tiny
+from tests.systems.test_decode import (
+  SAMPLING,
+  TEXT,
+  drawn_orders,
+  keys,
+  plain,
+  plain_and_null,
+  recomputed,
+)
+from unifluid_jax.core import types
+from unifluid_jax.systems.common import continuous_decode
+from unifluid_jax.systems.unifluid_config import check_redraw
+
+# Bool, 4 x 4 cells in raster order: five and nine are drawn again.
+AGAIN = np.zeros((2, 16), bool)
+AGAIN[0, [0, 3, 6, 10, 15]] = True
+AGAIN[1, 7:] = True
+
+
+def test_the_system_offers_both(model):
+  assert isinstance(model.system, types.Redrawer)
+  assert isinstance(model.system, types.Stager)
+  assert model.system.grid == (4, 4)
+
+
+def test_redrawing_equals_full_recomputation_that_is_fed_what_stays(model):
+  """Known cells come first in the row's own order, rows of different counts."""
+  text, k = jnp.asarray(TEXT[:2]), keys(3, 4)
+  rng = np.random.default_rng(0)
+  given = jnp.asarray(rng.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
+  frozen = model.frozen["codec"]
+  moments = model.system.codec.encode(frozen, given)
+  tokens = model.system.codec.tokens(frozen, moments, None)
+  cells = np.asarray(drawn_orders(k))
+  want_order = np.stack(
+    [
+      [c for c in row if not again[c]] + [c for c in row if again[c]]
+      for row, again in zip(cells, AGAIN, strict=True)
+    ]
+  )
+  want = recomputed(
+    model, plain_and_null(text), k, jnp.asarray(want_order),
+    known=(tokens, jnp.asarray([11, 7])),
+  )  # fmt: skip
+  got = jax.jit(
+    lambda: model.system.redraw(
+      model.params,
+      model.frozen,
+      plain(text),
+      k,
+      SAMPLING,
+      given,
+      jnp.asarray(AGAIN),
+    )  # fmt: skip
+  )()
+  np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_tokens_that_stay_are_those_of_the_given_image_bit_by_bit():
+  tokens = np.random.default_rng(1).normal(size=(2, 16, 3)).astype(np.float32)
+  cells = jnp.stack([jnp.arange(16), jnp.arange(16)[::-1]])
+  order, known = continuous_decode.known_first(
+    cells, jnp.asarray(AGAIN), jnp.asarray(tokens)
+  )
+  np.testing.assert_array_equal(known.count, [11, 7])
+  for row in range(2):
+    stays = np.asarray(order[row, : known.count[row]])
+    assert not AGAIN[row, stays].any()
+    assert list(stays) == sorted(stays, reverse=bool(row))
+    np.testing.assert_array_equal(
+      known.tokens[row, : len(stays)], tokens[row, stays]
+    )
+    assert sorted(np.asarray(order[row]).tolist()) == list(range(16))
+
+
+def test_stages_are_the_image_as_its_cells_appear(model):
+  text, k = jnp.asarray(TEXT[:2]), keys(3, 4)
+
+  def run(most):
+    prompts, s = plain(text), model.system
+    given = model.params, model.frozen, prompts, k, SAMPLING
+    return s.stages(*given, most), s.generate(*given)
+
+  stages, whole = jax.jit(run, static_argnums=0)(5)
+  assert stages.shape == (2, 5, 32, 32, 3)
+  np.testing.assert_array_equal(stages[:, -1], whole)
+  rank = np.argsort(np.asarray(drawn_orders(k)), axis=1).reshape(2, 4, 4)
+  for i, count in enumerate([3, 6, 9, 12]):
+    shown = np.kron(rank < count, np.ones((8, 8))) > 0
+    got = np.asarray(stages[:, i])
+    assert not got[~shown].any() and got[shown].any(-1).all()
+
+
+def test_images_of_stages_are_decoded_from_what_is_known():
+  """By a codec whose pixels are its tokens."""
+
+  class Copy:
+    def decode(self, frozen, tokens):
+      pixels = frozen + tokens.reshape(-1, 2, 2, 1)
+      return jnp.repeat(pixels, 3, axis=3)
+
+  tokens = jnp.asarray([[[5.0], [6.0], [7.0], [8.0]]])  # in drawing order
+  cells = jnp.asarray([[2, 0, 3, 1]])
+  out = continuous_decode.images_of_stages(Copy(), 1.0, tokens, cells, 99)
+  np.testing.assert_array_equal(out[0, :, :, :, 0], [
+    [[0, 0], [6, 0]], [[7, 0], [6, 0]], [[7, 0], [6, 8]], [[7, 9], [6, 8]],
+  ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "until, order, cells, fits",
+  [
+    (20, "raster", [5, 6], False),  # trained to raster order at the end
+    (20, "raster", [13, 14, 15], True),
+    (20, "raster", [13, 15], False),
+    (20, "random", [5, 6], True),  # asked for
+    (10**9, "raster", [5, 6], True),  # still random when training ended
+  ],
+)
+def test_cells_are_drawn_again_where_the_order_allows(
+  until, order, cells, fits
+):
+  config = tiny(loss__raster_from=until)
+  sampling = dataclasses.replace(config.sampling, order=order)
+  again = np.zeros((4, 4), bool)
+  again.reshape(-1)[cells] = True
+  if fits:
+    return check_redraw(config, sampling, again)
+  with pytest.raises(ValueError, match="raster order: choose a cell and all"):
+    check_redraw(config, sampling, again)

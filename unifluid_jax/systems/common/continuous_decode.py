@@ -1,0 +1,136 @@
+"""Continuous image tokens, drawn one by one with a KV cache."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from unifluid_jax.core.types import Params
+from unifluid_jax.ops import order
+from unifluid_jax.systems.common import packing, text_decode
+
+# Token i - 1 as drawn, and i → the input that predicts token i.
+Embed = Callable[[Float[Array, "B C"], Any], Float[Array, "B D"]]
+# The states of each condition, and i → token i.
+Pick = Callable[[Sequence[Float[Array, "B D"]], Any], Float[Array, "B C"]]
+
+
+class Known(NamedTuple):
+  """The first tokens of each row's order, which are given and not drawn."""
+
+  tokens: Any  # f32[B, N, C] in the order of drawing; those behind are ignored
+  count: Any  # i32[B]
+
+
+def draw(
+  decoder: Any,
+  params: Params,
+  conditions: Sequence[packing.Packed],
+  embed: Embed,
+  pick: Pick,
+  first: Float[Array, "B C"],
+  n: int,
+  known: Known | None = None,
+) -> Float[Array, "B N C"]:
+  """Tokens in the order they are drawn; each feeds all conditions.
+
+  The prompts are prefilled once; then one scan over the image tokens,
+  all conditions in one batch.
+
+  Args:
+    decoder: the network.
+    params: all parameters.
+    conditions: prompts of one length, B rows each: what is asked for, then
+      the null conditions of guidance.
+    embed: makes inputs of tokens.
+    pick: draws a token.
+    first: zeros, fed to `embed` with i = 0.
+    n: how many tokens there are.
+    known: tokens that are fed as they are.
+  """
+  packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
+  cache, _ = text_decode.prefill(decoder, params, packed, n)
+  start = packed.x.shape[1]
+  prefix_ok = jnp.pad(packed.valid, ((0, 0), (0, n)))
+  offset = packed.valid.sum(axis=1, dtype=jnp.int32)
+  slots = jnp.arange(start + n)
+
+  def step(carry, i):
+    cache, token = carry
+    x = jnp.concatenate([embed(token, i)] * len(conditions))[:, None]
+    mask = prefix_ok | ((slots >= start) & (slots <= start + i))
+    hidden, cache = decoder.apply(
+      {"params": params["decoder"]},
+      x.astype(packed.x.dtype),
+      (offset + i)[:, None],
+      mask[:, None],
+      cache,
+      start + i,
+    )
+    b = len(first)
+    z = [hidden[k * b : (k + 1) * b, 0] for k in range(len(conditions))]
+    token = pick(z, i)
+    if known is not None:
+      given = (i < known.count)[:, None]
+      token = jnp.where(given, known.tokens[:, i], token)
+    return (cache, token), token
+
+  _, tokens = jax.lax.scan(step, (cache, first), jnp.arange(n))
+  return tokens.swapaxes(0, 1)
+
+
+def known_first(
+  cells: Int[Array, "B N"], redraw: Array, tokens: Float[Array, "B N C"]
+) -> tuple[Int[Array, "B N"], Known]:
+  """An order that begins with the cells that stay, and their tokens.
+
+  Both parts keep the order that they have in `cells`.
+
+  Args:
+    cells: the order of drawing where nothing is known.
+    redraw: bool[B, N] in raster order: cells that are drawn again.
+    tokens: of the given images, in raster order.
+  """
+  again = jnp.take_along_axis(redraw, cells, axis=1)
+  first = jnp.argsort(again, axis=1, stable=True)
+  cells = jnp.take_along_axis(cells, first, axis=1)
+  count = (~redraw).sum(axis=1, dtype=jnp.int32)
+  return cells, Known(order.take_tokens(tokens, cells), count)
+
+
+def images_of_stages(
+  codec: Any,
+  frozen: Any,
+  tokens: Float[Array, "B N C"],
+  cells: Int[Array, "B N"],
+  most: int,
+) -> Float[Array, "B S H W 3"]:
+  """Images of the first tokens, of more, of all; undrawn cells are grey.
+
+  Tokens that are not known yet are zeros to the codec, which is the mean.
+
+  Args:
+    codec: `codecs.kl_vae.KlVaeCodec`.
+    frozen: its weights.
+    tokens: in the order they were drawn.
+    cells: that order.
+    most: images per row, about equally many tokens apart; S is N if that is
+      less.
+  """
+  n = tokens.shape[1]
+  side, count = math.isqrt(n), min(n, most)
+  placed, rank = order.put_tokens(tokens, cells), jnp.argsort(cells, axis=1)
+
+  def image(known: Any) -> Float[Array, "B H W 3"]:
+    shown = rank < known
+    x = codec.decode(frozen, jnp.where(shown[..., None], placed, 0.0))
+    shown = shown.reshape(-1, side, side)
+    for axis in (1, 2):
+      shown = jnp.repeat(shown, x.shape[axis] // side, axis=axis)
+    return jnp.where(shown[..., None], x, 0.0)
+
+  sizes = jnp.asarray([n * (k + 1) // count for k in range(count)])
+  return jax.lax.map(image, sizes).swapaxes(0, 1)
