@@ -1,8 +1,6 @@
 """Files made in shards, by one process or several, at once or in pieces."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import jax
@@ -92,31 +90,6 @@ def test_processes_divide_the_shards(tmp_path, monkeypatch):
     assert path.exists() == (index == 0)
   assert made == {0: [0, 3, 6], 1: [1, 4], 2: [2, 5]}
   assert path.read_text() == "0 1 2 3 4 5 6 "
-
-
-def test_workers_of_ray_make_the_shards(tmp_path, monkeypatch):
-  """Ray Data's local mode; it pickles what they do."""
-  pytest.importorskip("ray")
-  monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-  path = tmp_path / "file"
-  folder = str(tmp_path)
-
-  def note(number, part):
-    (Path(folder) / f"by{number}").write_text(str(os.getpid()))
-    Path(part).write_text(f"{number} ")
-
-  shards.make(str(path), {}, 3, note, joins(path), shards.on_ray)
-  assert path.read_text() == "0 1 2 "
-  workers = {(tmp_path / f"by{i}").read_text() for i in range(3)}
-  assert str(os.getpid()) not in workers
-
-
-def test_without_ray_the_launcher_is_named(monkeypatch):
-  monkeypatch.setitem(sys.modules, "ray", None)
-  with pytest.raises(
-    ValueError, match=r"pip install .*launch/local.sh prepare"
-  ):
-    shards.on_ray(print, [1])
 
 
 def test_processes_on_separate_disks_are_refused(tmp_path, monkeypatch):

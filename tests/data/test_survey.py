@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.data.test_bad_data import open_
-from unifluid_jax import prepare, systems
+from unifluid_jax import systems
 from unifluid_jax.core import config_files
 from unifluid_jax.data import survey
 from unifluid_jax.data.sources import discover
@@ -99,7 +99,7 @@ def test_a_check_reads_everything(folder):
   config = load(folder)
   with pytest.raises(ValueError, match=r"2 of 5 records of data\.train\.images"
                      ".*max_bad_share=0.001"):  # fmt: skip
-    prepare._verify(config, said.append)
+    survey.verify(config.data, said.append)
   assert said[0].startswith("  bad: record 3: image of") and len(said) == 3
   assert said[1] == f"  bad: record 4: {folder}/4.txt is blank"
   assert said[2] == "data.train.images: verified 5 records, 2 bad"
@@ -107,7 +107,7 @@ def test_a_check_reads_everything(folder):
   for name in ("3.png", "4.png"):
     (folder / name).unlink()
   said.clear()
-  prepare._verify(config, said.append)
+  survey.verify(config.data, said.append)
   assert said == ["data.train.images: verified 3 records, 0 bad"]
 
 

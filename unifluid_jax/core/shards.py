@@ -29,7 +29,6 @@ def make(
   count: int,
   write: Callable[[int, str], None],
   join: Callable[[Sequence[str]], None],
-  work: Callable[[Callable[[int], None], Sequence[int]], None] | None = None,
 ) -> None:
   """Makes the missing shards, then the file; all processes call it alike.
 
@@ -40,7 +39,6 @@ def make(
     count: of shards; process p of n makes shards p, p + n, p + 2n, ...
     write: (number, path) writes one shard, whole or not at all.
     join: makes the file of the shards' paths, in order; on process 0.
-    work: calls a function with each number; default in turn, here.
 
   Raises:
     ValueError: the processes share no disk.
@@ -51,47 +49,14 @@ def make(
   wait(f"{folder} is claimed")
   _check_claim(folder, made_of)
   shards = [folder / f"{k:05d}-of-{count:05d}" for k in range(count)]
-  missing = [k for k in share(count) if not shards[k].exists()]
-  (work or _in_turn)(lambda k: write(k, os.fspath(shards[k])), missing)
+  for k in share(count):
+    if not shards[k].exists():
+      write(k, os.fspath(shards[k]))
   wait(f"{folder} is complete")
   if jax.process_index() == 0:
     join([os.fspath(shard) for shard in shards])
     shutil.rmtree(folder)
   wait(f"{path} is joined")
-
-
-def _in_turn(task: Callable[[int], None], numbers: Sequence[int]) -> None:
-  for number in numbers:
-    task(number)
-
-
-def on_ray(task: Callable[[int], None], numbers: Sequence[int]) -> None:
-  """Calls `task` with each number on the workers of Ray Data.
-
-  That is the cluster of RAY_ADDRESS, else the cores of this machine. Workers
-  have this package and share the disk.
-
-  Raises:
-    ValueError: Ray is missing.
-  """
-  try:
-    import ray
-    import ray.data
-  except ImportError as error:
-    raise ValueError(
-      "--ray needs Ray Data: pip install 'ray[data]'; without it, "
-      "launch/local.sh prepare divides the work among processes"
-    ) from error
-  if not numbers:
-    return
-
-  def run(row: dict[str, Any]) -> dict[str, Any]:
-    task(int(row["number"]))
-    return row
-
-  rows = [{"number": number} for number in numbers]
-  data = ray.data.from_items(rows, override_num_blocks=len(rows))
-  data.map(run).materialize()
 
 
 def share(count: int) -> range:

@@ -1,14 +1,15 @@
 """What a source holds, for people and for configurations; a check of it all."""
 
+import dataclasses
 import functools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from unifluid_jax.core.config import MAX_PIXELS, SourceConfig
+from unifluid_jax.core.config import MAX_PIXELS, DataConfig, SourceConfig
 from unifluid_jax.data.images import decode_image, dimensions
 from unifluid_jax.data.records import BadRecord, Record
 from unifluid_jax.data.sources import discover
@@ -130,6 +131,53 @@ def described(config: SourceConfig, root: str, prefix: str, key: str) -> str:
   else:
     head = f"{config.format} at {config.path}, split {config.split}"
   return "\n  ".join([f"{key}: {head}", *lines(look(source))])
+
+
+def described_all(data: DataConfig) -> Iterator[str]:
+  """What `prepare` says of all sources that take part."""
+  for key, source in _taking_part(data).items():
+    yield described(source, data.root, data.caption_prefix, key)
+
+
+def verify(data: DataConfig, say: Callable[[str], None]) -> None:
+  """Checks every record of every source; names and counts the bad ones.
+
+  Raises:
+    ValueError: more of a source are bad than training tolerates.
+  """
+  broken = []
+  for key, source in _taking_part(data).items():
+    named, bad, total = verified(
+      source, data.root, data.caption_prefix, key, data.max_pixels,
+      data.threads,
+    )  # fmt: skip
+    for name in named:
+      say(f"  bad: {name}")
+    say(f"{key}: verified {total} records, {bad} bad")
+    if bad > data.max_bad_share * total:
+      broken.append(f"{bad} of {total} records of {key}")
+  if broken:
+    raise ValueError(
+      f"bad: {'; '.join(broken)}: data.max_bad_share={data.max_bad_share} "
+      "allows fewer: mend or remove them, or raise it"
+    )
+
+
+def _taking_part(data: DataConfig) -> dict[str, SourceConfig]:
+  """Sources by key; what trains and evaluates alike stands once."""
+  found: dict[str, SourceConfig] = {}
+  for part, listed in (("train", data.train), ("eval", data.eval)):
+    for name, source in listed.items():
+      if source.weight and not any(_same(source, s) for s in found.values()):
+        found[f"data.{part}.{name}"] = source
+  return found
+
+
+def _same(one: SourceConfig, other: SourceConfig) -> bool:
+  """Whether both read the same records."""
+  return other == dataclasses.replace(
+    one, tasks=other.tasks, weight=other.weight, moments=other.moments
+  )
 
 
 def check(
