@@ -69,7 +69,7 @@ def on_ray(task: Callable[[int], None], numbers: Sequence[int]) -> None:
   """Calls `task` with each number on the workers of Ray Data.
 
   That is the cluster of RAY_ADDRESS, else the cores of this machine. Workers
-  have this package and share the disk.
+  have this package and share the disk. Not yet seen to work by us.
 
   Raises:
     ValueError: Ray is missing.
