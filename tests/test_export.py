@@ -25,6 +25,7 @@ from unifluid_jax import (
   loading,
   systems,
 )
+from unifluid_jax.apps import runs
 from unifluid_jax.codecs import copies
 from unifluid_jax.core import checkpoint, parallel
 from unifluid_jax.data import text
@@ -369,6 +370,16 @@ def test_a_shipped_model_is_loaded_by_its_name(box, run):
   for call in (api.load, api.spec_of):
     with pytest.raises(checkpoint.CheckpointError, match=words):
       call("tiny-two")
+
+
+def test_the_app_serves_what_ships_and_what_is_exported(box, folder):
+  said = []
+  found = runs.load([boxed.default(), str(folder)], said.append)
+  assert [run.name for run in found] == ["tiny-one", folder.name]
+  assert [line.split(", loaded")[0] for line in said] == [
+    "tiny-one: exported model", f"{folder.name}: exported model",
+  ]  # fmt: skip
+  assert all(run.draws for run in found)
 
 
 def test_a_folder_of_that_name_comes_first(box, run):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unifluid_jax import api, systems
+from unifluid_jax import api, boxed, exported, systems
 from unifluid_jax.core import checkpoint
 from unifluid_jax.core.types import Answerer
 from unifluid_jax.data import tasks
@@ -163,7 +163,7 @@ def names(given: Sequence[str]) -> list[str]:
 
 
 def load(given: Sequence[str], say: Callable[[str], None]) -> list[Run]:
-  """Loads the runs that --workdir names; all are checked first.
+  """Loads the runs and models that --workdir names; all are checked first.
 
   Raises:
     ValueError: no list of runs.
@@ -182,10 +182,13 @@ def load(given: Sequence[str], say: Callable[[str], None]) -> list[Run]:
 def _load(
   name: str, workdir: str, step: int | None, say: Callable[[str], None]
 ) -> Run:
-  step = checkpoint.latest_step(workdir) if step is None else step
-  begun = time.monotonic()
+  workdir, begun = boxed.located(workdir), time.monotonic()
+  what = "exported model"
+  if not exported.is_exported(workdir):
+    step = checkpoint.latest_step(workdir) if step is None else step
+    what = f"step {step}"
   model = api.load(workdir, step=step)
-  say(f"{name}: step {step}, loaded in {time.monotonic() - begun:.1f} s")
+  say(f"{name}: {what}, loaded in {time.monotonic() - begun:.1f} s")
   return Run(name, model, *shown_examples(workdir))
 
 
