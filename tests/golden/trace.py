@@ -21,6 +21,7 @@ import jax  # isort: skip
 import jaxlib
 import numpy as np
 import optax
+import PIL
 
 from tests.systems import conftest as tiny_systems
 from tests.systems import test_liquid, test_vae, test_vq, unitoken_tiny
@@ -39,14 +40,19 @@ COMPILER = {"xla_cpu_use_fusion_emitters": True}
 
 
 def machine() -> dict[str, str]:
-  """What rounding depends on: jaxlib; the CPU, its instructions and cores."""
+  """What rounding depends on: jaxlib; the CPU, its instructions and cores.
+
+  And Pillow, which resizes the images that any-resolution views are cut from.
+  """
   path = Path("/proc/cpuinfo")
   lines = path.read_text().splitlines() if path.exists() else []
   told = ("model name", "cache size", "flags", "Features")
   kinds = sorted({line for line in lines if line.startswith(told)})
   said = f"{platform.machine()} {kinds} {os.cpu_count()}"
   digest = hashlib.sha256(said.encode()).hexdigest()[:16]
-  return {"jaxlib": jaxlib.__version__, "cpu": digest}
+  return {
+    "jaxlib": jaxlib.__version__, "pillow": PIL.__version__, "cpu": digest
+  }  # fmt: skip
 
 
 def configuration(system: str, optimizer: str) -> Config:
