@@ -278,7 +278,7 @@ MUTATIONS = tuple(
     ("data/sources/cached.py",
      "all(self.shape[1:] if self.several else self.shape)", "all(self.shape)",
      TURN_CODES),
-    ("encode.py", "in row.coded(record.dialogue)",
+    ("codecs/encoding.py", "in row.coded(record.dialogue)",
      "in record.dialogue if turn.image is not None", TURN_CODES),
     ("codecs/cache.py", '({"images": row.which} if row else {})', "{}",
      TURN_CODES),

@@ -3,16 +3,15 @@
 import dataclasses
 import pickle
 import struct
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.data.test_fields import encode, noise
 from tests.systems import vargpt_tiny as vg
-from unifluid_jax import encode as encoding
 from unifluid_jax import systems
-from unifluid_jax.codecs import cache
+from unifluid_jax.codecs import cache, encoding
+from unifluid_jax.core import telemetry
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.data import fields, pipeline, tasks
@@ -63,9 +62,8 @@ def first_batch(config):
   return batch
 
 
-def encoded(config, monkeypatch, row):
+def encoded(config, row):
   """What `python -m unifluid_jax.encode` writes of the dialogues."""
-  monkeypatch.setattr(encoding, "_BATCH", SimpleNamespace(value=3))
   system, seen = systems.build(config), []
 
   def count(images):
@@ -73,19 +71,18 @@ def encoded(config, monkeypatch, row):
     seen.append((images.reshape(3, -1) != 0).any(axis=1).sum())
     return codes_of(images)
 
-  made = encoding._encode(
-    config, system.codec, config.data.train["shapes_dialogues"], count,
-    lambda line: None, row=row,
-  )  # fmt: skip
-  return list(made), seen
+  job = encoding.Job(config, system.codec, [count], lambda line: None, 3)
+  source = job.open(config.data.train["shapes_dialogues"])
+  progress = telemetry.Progress("encode", 0, len(source))
+  return list(job.encode(source, row, progress, range(len(source)))), seen
 
 
-def test_files_give_the_codes_that_a_step_would(world, monkeypatch):
+def test_files_give_the_codes_that_a_step_would(world):
   """In the same rows; of what is drawn alone, as nothing else is encoded."""
   config = config_of(world, "m")
   row = systems.build(config).inputs["dialogue"]["row"]
   assert row.file and row.which == "drawn"
-  made, seen = encoded(config, monkeypatch, row)
+  made, seen = encoded(config, row)
   drawn = [sum(k in chats.DRAWN for k in kinds) for kinds in chats.SEQUENCES]
   assert [len(codes) for codes in made] == drawn * 2
   assert 0 in drawn and 2 in drawn and sum(seen) == 2 * sum(drawn)
@@ -103,15 +100,15 @@ def test_files_give_the_codes_that_a_step_would(world, monkeypatch):
     assert not row_codes[n:].any()
 
 
-def test_systems_that_see_by_codes_have_all_images_in_files(world, monkeypatch):
+def test_systems_that_see_by_codes_have_all_images_in_files(world):
   row = Dialogue(120, vg.N, 24, "crop")
-  made, _ = encoded(config_of(world), monkeypatch, row)
+  made, _ = encoded(config_of(world), row)
   assert row.which == "all"
   images = [len(chats.record(shapes.World(), 0, i)[1]) for i in range(COUNT)]
   assert [len(codes) for codes in made] == images
 
 
-def test_an_image_that_cannot_be_read_spoils_its_dialogue(world, monkeypatch):
+def test_an_image_that_cannot_be_read_spoils_its_dialogue(world):
   folder = world / "broken"
   folder.mkdir()
   (folder / "bad.png").write_bytes(b"junk")
@@ -124,7 +121,7 @@ def test_an_image_that_cannot_be_read_spoils_its_dialogue(world, monkeypatch):
     world, data__train__shapes_dialogues__path="broken/list.json"
   )
   row = systems.build(config).inputs["dialogue"]["row"]
-  (bad, good), _ = encoded(config, monkeypatch, row)
+  (bad, good), _ = encoded(config, row)
   assert bad is None and good.shape == (1, vg.N)
   cached.write_cached(folder / "m", [bad, good], np.uint16, several=True)
   reader = cached.CachedReader(str(folder / "m"))
@@ -247,6 +244,6 @@ def test_a_source_of_dialogues_serves_nothing_else_from_a_file():
   for served, found in ((("t2i", "dialogue"), row), (("dialogue",), None)):
     source = SourceConfig("jsonl", "a", tasks=served, moments="m")
     with pytest.raises(ConfigError, match="data.train.a has moments"):
-      encoding._check_tasks("a", source, found)
+      encoding.check_tasks("a", source, found)
     assert cache.row_of(source, {}) is None
-  encoding._check_tasks("a", SourceConfig("jsonl", "a"), None)
+  encoding.check_tasks("a", SourceConfig("jsonl", "a"), None)

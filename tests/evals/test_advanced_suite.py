@@ -230,5 +230,5 @@ def test_unknown_kinds_and_other_data_are_refused():
   made = bench()
   data = dataclasses.replace(made.config.data, world={})
   made.config = dataclasses.replace(made.config, data=data)
-  with pytest.raises(ValueError, match="embedded world"):
+  with pytest.raises(ValueError, match="world of shapes"):
     advanced_suite.geneval_advanced(Painter(lambda p: True), made)

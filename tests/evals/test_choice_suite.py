@@ -145,5 +145,5 @@ def test_other_data_are_refused():
   made = bench()
   data = dataclasses.replace(made.config.data, world={})
   made.config = dataclasses.replace(made.config, data=data)
-  with pytest.raises(ValueError, match="embedded world"):
+  with pytest.raises(ValueError, match="world of shapes"):
     choice_suite.text_choice(Reader(lambda q, t: 0.0), made)

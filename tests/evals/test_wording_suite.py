@@ -124,5 +124,5 @@ def test_a_run_that_does_not_draw_is_not_asked_to(bench):
 def test_other_data_are_refused(bench):
   data = dataclasses.replace(bench.config.data, world={})
   other = Bench(dataclasses.replace(bench.config, data=data), "")
-  with pytest.raises(ValueError, match="embedded world"):
+  with pytest.raises(ValueError, match="world of shapes"):
     wording_suite.paraphrases(Knower(bench, None), other)

@@ -64,6 +64,12 @@ def decode_image(
     ) from error
 
 
+def decode_drawing(data: bytes) -> UInt8[np.ndarray, "H W 4"]:
+  """RGB and alpha of a PNG that a renderer of ours has just made."""
+  with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+    return np.array(image.convert("RGBA"))
+
+
 def encode_image(
   image: UInt8[np.ndarray, "H W 3"] | Image.Image,
   kind: str = "PNG",

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
-from PIL import Image
 
+from unifluid_jax.data.images import decode_drawing
 from unifluid_jax.data.worlds import emoji, emoji_packages, shapes_builder
 from unifluid_jax.data.worlds.emoji import Picture
 
@@ -162,8 +162,7 @@ def drawer(size: int) -> Callable[[str], Drawing]:
     data = resvg_py.svg_to_bytes(
       svg_string=svg, width=size, height=size, skip_system_fonts=True
     )
-    with Image.open(io.BytesIO(bytes(data))) as image:
-      return np.array(image.convert("RGBA"))
+    return decode_drawing(bytes(data))
 
   return draw
 
