@@ -66,7 +66,7 @@ def test_encoded_images_cannot_be_augmented(system, tmp_path):
   """Those of t2i alone do not care; systems that read codes encode again."""
 
   def load(change):
-    tree = emoji.get_config(system)
+    tree = emoji.get_config(f"full,{system}".strip(","))
     tree.data.root = str(tmp_path)
     change(tree)
     config = systems.resolve(tree)
@@ -92,7 +92,7 @@ def test_encoded_images_cannot_be_augmented(system, tmp_path):
 
 
 def test_the_range_of_each_number():
-  config = systems.resolve(emoji.get_config())
+  config = systems.resolve(emoji.get_config("full"))
   assert config.data.augment.changes
   wrong = dataclasses.replace(config.data.augment, scale=1.0)
   data = dataclasses.replace(config.data, augment=wrong)
