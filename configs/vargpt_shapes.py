@@ -13,7 +13,8 @@ train, on the same images. `:joint` trains everything at once, from scratch.
 `:stage2,pretrained` and `:stage3,pretrained` start where stage 1 does, without
 the stages before them.
 
-Hardware: 2 CPU cores, 20 minutes. Measured numbers: docs/results.md.
+Hardware: 2 CPU cores, 20 minutes. Measured: captions 1.00, VQA .86, draws when
+asked 1.00, GenEval-shapes .42, which misses its target (docs/results.md).
 """
 
 from configs import shapes, tokenizer
