@@ -87,7 +87,13 @@ def test_every_system_and_codec_is_known_here():
   modules = {s.partition(":")[0].rpartition(".")[2] for s in REGISTRY.values()}
   assert modules == set(SYSTEMS)
   files = {p.stem for p in (ROOT / "codecs").glob("*.py")}
-  assert set(CODECS) == files - {"__init__", "cache", "copies", "encoding", "inputs"}
+  assert set(CODECS) == files - {
+    "__init__",
+    "cache",
+    "copies",
+    "encoding",
+    "inputs",
+  }
 
 
 def test_shared_code_names_no_system_and_no_codec():
