@@ -123,7 +123,8 @@ class Run:
     return isinstance(systems.build(self.config), contract)
 
   def _allows(self, **options: Any) -> bool:
-    if not hasattr(self.config.sampling, *options):
+    known = {field.name for field in dataclasses.fields(self.config.sampling)}
+    if not known.issuperset(options):
       return False
     try:
       self.spec.check_sampling(self.config, self.sampling(options), tasks.T2I)

@@ -44,9 +44,9 @@ _BLOCKS = 4096  # of all shards together: 256 MiB
 _IMAGES = 1 << 14  # files looked into
 _IMAGE_BLOCK = 1 << 14
 _READERS = 32  # at once, of an object store
-# Formats whose readers say which files they read.
-_READ = ("imagefolder", "captions_txt", "class_folders", "table", "webdataset",
-         "arrow")  # fmt: skip
+# Formats whose readers say which files they read, and whether images are files.
+_READ = {"imagefolder": True, "captions_txt": True, "class_folders": True,
+         "table": True, "webdataset": False, "arrow": False}  # fmt: skip
 
 
 def of_data(config: DataConfig) -> dict[str, dict[str, Any]]:
@@ -109,7 +109,7 @@ def of_source(
   elif config.format in _READ:
     reader = sources.open_reader(config, root, "", key)
     digest.shards([epath.Path(shard) for shard in reader.shards])
-    if hasattr(reader, "image_names"):
+    if _READ[config.format]:
       digest.images(epath.Path(reader.folder), reader.image_names())
   else:
     found = _path(root, path, key)

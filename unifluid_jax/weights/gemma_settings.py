@@ -13,7 +13,12 @@ from unifluid_jax.core import checkpoint
 from unifluid_jax.core.presets import GEMMA, DecoderConfig
 from unifluid_jax.weights import llama_settings
 from unifluid_jax.weights.rows import WeightsError
-from unifluid_jax.weights.settings import Settings, config_beside, config_file
+from unifluid_jax.weights.settings import (
+  Settings,
+  config_beside,
+  config_file,
+  differences,
+)
 
 SHAPE = ("vocab", "width", "depth", "mlp", "heads", "kv_heads", "head_dim")
 _LAYERS = {"sliding_attention": "local", "full_attention": "global"}
@@ -110,15 +115,10 @@ def check_writable(path: str, config: DecoderConfig) -> None:
     wanted |= {"pattern": ("global",)}
   if number < 3:
     wanted |= {"rope_base": config.rope_base_global}
-  wrong = [
-    f"{key} {getattr(config, key)} (there {value})"
-    for key, value in wanted.items()
-    if getattr(config, key) != value
-  ]
-  if wrong:
+  if wrong := differences(config, wanted):
     raise WeightsError(
       f"{path}: transformers' Gemma {number} cannot compute its decoder: "
-      f"{', '.join(wrong)}"
+      f"{wrong}"
     )
 
 

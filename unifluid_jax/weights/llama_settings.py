@@ -18,6 +18,7 @@ from unifluid_jax.weights.settings import (
   check_depth,
   config_beside,
   config_file,
+  differences,
 )
 
 # Kind, as config.json calls it too → our settings that it always has.
@@ -158,15 +159,10 @@ def check_writable(path: str, kind: str, config: DecoderConfig) -> None:
   }  # fmt: skip
   if kind == "chameleon":
     wanted["norm_epsilon"] = _CHAMELEON_EPSILON
-  wrong = [
-    f"{key} {getattr(config, key)} (there {value})"
-    for key, value in wanted.items()
-    if getattr(config, key) != value
-  ]
-  if wrong:
+  if wrong := differences(config, wanted):
     raise WeightsError(
       f"{path}: transformers' {kind} cannot compute its decoder: "
-      f"{', '.join(wrong)}: correct the kind in --from"
+      f"{wrong}: correct the kind in --from"
     )
 
 

@@ -9,6 +9,15 @@ from unifluid_jax.weights.rows import WeightsError
 from unifluid_jax.weights.untrusted import read_json
 
 
+def differences(config: Any, wanted: Mapping[str, Any]) -> str:
+  """Where a dataclass is not as wanted, for messages; "" if it is."""
+  return ", ".join(
+    f"{key} {getattr(config, key)} (there {value})"
+    for key, value in wanted.items()
+    if getattr(config, key) != value
+  )
+
+
 def config_file(path: str) -> Path:
   """Where the config.json of a model's directory, or of a file's, would be."""
   place = Path(path)

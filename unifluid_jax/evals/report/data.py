@@ -82,36 +82,43 @@ def write(
       floor_name="chance: unrelated real images",
       sample_steps=sample_steps,
       samples=grid,
-      generations=tuple(generation(s) for s in shown if s.kind == "generated"),
-      captions=tuple(
-        report.Caption(
-          image=s.image,
-          text=s.output,
-          references=s.references,
-          score=s.score,
-          correct=s.correct,
-          group=s.task.replace("_", " "),
-        )
-        for s in shown
-        if s.kind == "caption"
-      ),
-      answers=tuple(
-        report.Answer(s.image, s.prompt, s.output, s.truth, s.correct, s.task)
-        for s in shown
-        if s.kind == "answer"
-      ),
-      edits=tuple(
-        report.EditSample(
-          s.prompt, s.source, s.image, s.target, s.correct, s.task
-        )
-        for s in shown
-        if s.kind == "edit"
-      ),
+      **_examples(shown),
       notes=_notes(rows, found, step, kept[-1] if kept else step),
       times=run_facts.times(train, rows),
       starts=run_facts.starts(began),
       attribution=credit,
       digest=_digest(rows),
+    ),
+  )
+
+
+def _examples(shown: Sequence[Shown]) -> dict[str, tuple[Any, ...]]:
+  """What the newest evaluation drew, said and changed, as `ReportData` has."""
+  return dict(
+    generations=tuple(generation(s) for s in shown if s.kind == "generated"),
+    captions=tuple(
+      report.Caption(
+        image=s.image,
+        text=s.output,
+        references=s.references,
+        score=s.score,
+        correct=s.correct,
+        group=s.task.replace("_", " "),
+      )
+      for s in shown
+      if s.kind == "caption"
+    ),
+    answers=tuple(
+      report.Answer(s.image, s.prompt, s.output, s.truth, s.correct, s.task)
+      for s in shown
+      if s.kind == "answer"
+    ),
+    edits=tuple(
+      report.EditSample(
+        s.prompt, s.source, s.image, s.target, s.correct, s.task
+      )
+      for s in shown
+      if s.kind == "edit"
     ),
   )
 
