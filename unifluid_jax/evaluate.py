@@ -50,6 +50,7 @@ runs that differ in their seed alone are averaged, with 95 % intervals:
 """
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -57,9 +58,10 @@ from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
 from unifluid_jax import evaluation, systems
-from unifluid_jax.core import checkpoint, cli, files, parallel
+from unifluid_jax.core import checkpoint, cli, config_files, files, parallel
 from unifluid_jax.core.config import Config
 from unifluid_jax.evals import bench, transfers
 from unifluid_jax.evals.published import (
@@ -175,11 +177,14 @@ def _watch(say: Say) -> None:
   say(f"unifluid_jax.evaluate: {config.name} in {workdir}")
   evaluator = evaluation.Evaluator(config, workdir, say)
   errors = evaluation.watch(evaluator, _ONCE.value, _STEP.value)
+  prompt, _ = config_files.examples(
+    config_flags.get_config_filename(flags.FLAGS["config"])
+  )
   say(
     f"report: {workdir}/{evaluation.REPORT}\n"
     "next:\n"
     f"  python -m unifluid_jax.generate --workdir={workdir} "
-    '--prompt="two green squares" --out=out.png\n'
+    f"--prompt={shlex.quote(prompt)} --out=out.png\n"
     f"  python -m unifluid_jax.generate --workdir={workdir} --image=out.png"
   )
   if errors:
