@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data import emoji_packages_fixture
+
 REPO = Path(__file__).parent.parent
 # Compiles fast, as tests/conftest.py does.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 COLABS = REPO / "colabs"
 NAMES = sorted(path.name for path in COLABS.glob("*.ipynb"))
+STORED = ("app.ipynb", "emoji.ipynb")  # with what they showed when they ran
 SMALL = "--config.steps=2 --config.checkpoint.every=2 --config.log.every=1 "
 # Of configs/folder.py, whose configuration is not a toy.
 TINY = (
@@ -41,8 +46,11 @@ def parameters(notebook):
   return index
 
 
-def run(notebook, where, home, **values):
-  """Executes it with other parameters; commands must leave with status 0."""
+def run(notebook, where, home, path=(), **values):
+  """Executes it with other parameters; commands must leave with status 0.
+
+  `path`: where modules are looked for before the repository.
+  """
   code = "\n".join(f"{key} = {value!r}" for key, value in values.items())
   cells, start = [], parameters(notebook) + 1
   for cell in notebook.cells[start:]:
@@ -52,9 +60,10 @@ def run(notebook, where, home, **values):
       cells.append(nbformat.v4.new_code_cell(check))
   changed = nbformat.v4.new_code_cell(code)
   notebook.cells = [*notebook.cells[:start], changed, *cells]
-  path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+  programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
   env = {
-    "PATH": path, "HOME": str(home), "PYTHONPATH": str(REPO),
+    "PATH": programs, "HOME": str(home),
+    "PYTHONPATH": ":".join(map(str, (*path, REPO))),
     "JAX_PLATFORMS": "cpu", "IPYTHONDIR": f"{home}/ipython",
     "XLA_FLAGS": FLAGS,
   }  # fmt: skip
@@ -71,21 +80,33 @@ def pictures(outputs):
   return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
+def errors(outputs):
+  return [x for x in outputs if x.output_type == "error"]
+
+
 def said(outputs):
   return "".join(output.get("text", "") for output in outputs)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_is_valid_and_has_no_outputs(name):
+def test_is_valid(name):
   notebook = read(name)
   nbformat.validate(notebook)
   first = notebook.cells[0]
   assert first.cell_type == "markdown"
   assert "**Hardware:**" in first.source and "**Time:**" in first.source
   parameters(notebook)
-  for cell in notebook.cells:
-    if cell.cell_type == "code":
-      assert cell.outputs == [] and cell.execution_count is None
+  ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
+  if name in STORED:
+    order = list(range(1, len(ran) + 1))
+    assert [cell.execution_count for cell in ran] == order
+    outputs = [output for cell in ran for output in cell.outputs]
+    assert pictures(outputs) >= 3 and not errors(outputs)
+    assert (COLABS / name).stat().st_size < 1 << 20
+    text = (COLABS / name).read_text()
+    assert not re.search("/(home|root|tmp|usr|Users|work)/", text)
+  else:
+    assert not any(cell.outputs or cell.execution_count for cell in ran)
 
 
 def test_demo(tmp_path):
@@ -134,6 +155,56 @@ def test_your_images(tmp_path):
   )  # fmt: skip
   assert said(outputs).count("train 2/2 (100 %)") == 2
   assert pictures(outputs) == 5
+
+
+# Every Python process takes the packages in miniature for those of the world.
+PINNED = """
+import types
+from tests.data import emoji_packages_fixture
+emoji_packages_fixture.pinned(types.SimpleNamespace(setattr=setattr))
+"""
+
+
+def test_emoji_and_the_app(tmp_path, monkeypatch):
+  """The pictures of the tests; the app plays with what was trained on them."""
+  pytest.importorskip("gradio", reason="of the extra `app`")
+  made = emoji_packages_fixture.pinned(monkeypatch)
+  packages = emoji_packages_fixture.archives(tmp_path / "npm", made)
+  patch, run_dir = tmp_path / "patch", tmp_path / "run"
+  patch.mkdir()
+  (patch / "sitecustomize.py").write_text(PINNED)
+  world = (
+    f"--config.data.root={tmp_path}/data --config.data.world.validation=2 "
+    "\"--config.data.world.sets=('noto','fluent','emojione')\" "
+    "\"--config.data.world.groups=('animals & nature','food & drink',"
+    "'people & body')\" "
+  )
+  outputs = run(
+    read("emoji.ipynb"), REPO, tmp_path, [patch], WORKDIR=str(run_dir),
+    PACKAGES=packages,
+    OVERRIDES=world +
+    f"--config.text.tokenizer={tmp_path}/data/tokenizer.model "
+    f"--config.model.vae_path={run_dir}/vae --config.text.train_vocab=96 "
+    "--config.model.decoder.vocab=96 "
+    "\"--config.eval.metrics=('emoji_captions',)\" --config.eval.batch=2 "
+    + SMALL + DRAW + TINY,
+    VAE_OVERRIDES=world + SMALL
+    + "--config.model.vae.base=32 --config.batch.image=2",
+  )  # fmt: skip
+  assert said(outputs).count("train 2/2 (100 %)") == 2
+  assert "emoji_captions_held_out/concept" in said(outputs)
+  assert pictures(outputs) == 4
+  notebook = read("app.ipynb")
+  # The notebook leaves the page open.
+  notebook.cells.append(nbformat.v4.new_code_cell("page.terminate()"))
+  with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+  outputs = run(
+    notebook, REPO, tmp_path, RUN=str(run_dir), PORT=port,
+    PROMPT="red apple, noto style",
+  )  # fmt: skip
+  assert f"http://127.0.0.1:{port}/ ready after" in said(outputs)
+  assert pictures(outputs) == 2
 
 
 def first_steps(name):
