@@ -47,6 +47,35 @@ def test_a_picture_of_any_shape_is_cropped_as_training_crops(model):
   assert out.shape == (32, 32, 3) and (out[:16] == [255, 0, 0]).all()
 
 
+def test_several_prompts_share_an_image_or_have_one_each(model):
+  images = [np.full((32, 32, 3), x, np.uint8) for x in (10, 20, 30)]
+  out = model.generate(["a", "b", "c"], given=images, redraw=AGAIN)
+  corners = [np.asarray(x)[[0, 31], 0, 0].tolist() for x in out]
+  assert corners == [[10, 245], [20, 235], [30, 225]]
+  out = model.generate(["a", "b"], given=images[2], redraw=AGAIN)
+  assert [np.asarray(x)[31, 0, 0] for x in out] == [225, 225]
+  assert model.generate([], given=images[2], redraw=AGAIN) == []
+  with pytest.raises(ValueError, match="3 given images for 2 prompts"):
+    model.generate(["a", "b"], given=images, redraw=AGAIN)
+
+
+@pytest.mark.parametrize(
+  "box, cells",
+  [
+    ((0, 16, 32, 32), [[0, 0], [1, 1]]),
+    ((0, 0, 16, 16), [[1, 0], [0, 0]]),
+    ((15.5, 31, 16.5, 32), [[0, 0], [1, 1]]),
+    ((16, 0, 17, 32), [[0, 1], [0, 1]]),
+  ],
+)
+def test_a_box_is_the_cells_that_it_touches(model, box, cells):
+  np.testing.assert_array_equal(model.drawings.cells_of(box), cells)
+  if cells == AGAIN.tolist():
+    image = np.full((32, 32, 3), 10, np.uint8)
+    out = [model.generate("a", given=image, redraw=x) for x in (box, AGAIN)]
+    assert np.array_equal(*out) and np.asarray(out[0])[31, 0, 0] == 245
+
+
 def test_stages_are_pictures_the_last_of_them_whole(model):
   found = model.stages("a", seed=3, most=4)
   assert [np.asarray(x)[0, 0, 0] for x in found] == [0, 85, 170, 255]
@@ -61,6 +90,9 @@ def test_stages_are_pictures_the_last_of_them_whole(model):
     ({"redraw": AGAIN.astype(int)}, r"redraw is int64\[2, 2\]"),
     ({"redraw": ~AGAIN}, "raster order"),
     ({"redraw": AGAIN & False}, "no cell is chosen"),
+    ({"redraw": (0, 0, 40, 8)}, "redraw=0,0,40,8: give left < right and"),
+    ({"redraw": (8, 0, 8, 8)}, "within 0 to 32 pixels"),
+    ({"redraw": (0, 0, 8)}, r"redraw=\(0, 0, 8\): give left, top, right"),
     ({"seed": -1}, "seed=-1"),
     ({"cgf": 1}, "unknown sampling option"),
   ],
@@ -83,4 +115,4 @@ def test_other_systems_say_that_they_cannot(model):
     drawings.stages("a", 0, 4, config.sampling)
   image = np.zeros((8, 8, 3), np.uint8)
   with pytest.raises(ValueError, match="cannot draw cells again"):
-    drawings.redraw("a", 0, image, AGAIN, config.sampling)
+    drawings.redraw(["a"], 0, image, AGAIN, config.sampling)

@@ -77,6 +77,15 @@ ODD = [
   ({"prompts": [], "image": "image.png", "edit": "a", "question": "b"},
    "one at a time"),
   ({"image": "image.png", "edit": "a"}, "--edit and --prompt: one at a time"),
+  ({"given": "image.png"}, "--given and --redraw belong together: give both"),
+  ({"redraw": ["0", "0", "4", "4"]}, "--given and --redraw belong together"),
+  ({"given": "nowhere.png", "redraw": ["0", "0", "4", "4"]}, "no image at"),
+  ({"given": "image.png", "redraw": ["0", "4"]}, "--redraw=0,4: give left,top"),
+  ({"given": "image.png", "redraw": ["0", "0", "x", "4"]}, "--redraw=0,0,x,4"),
+  ({"given": "image.png", "redraw": ["4", "0", "4", "4"]}, "left < right"),
+  ({"given": "image.png", "redraw": ["0", "0", "nan", "4"]}, "left < right"),
+  ({"prompts": [], "image": "image.png", "edit": "a", "given": "image.png",
+    "redraw": ["0", "0", "4", "4"]}, "--redraw needs --prompt"),
   ({"image": "nowhere.png"}, "no image at nowhere.png"),
   ({"image": "folder"}, "folder is no regular file"),
   ({"image": "text.png"}, "text.png: image of 8 bytes cannot be decoded"),
@@ -149,6 +158,12 @@ def test_an_image_is_read_and_nothing_is_made_for_its_caption(place):
   edited = check(Flags(image="image.png", edit="turn it", out="e.jpg"))
   assert edited.names == ["e.jpg"]
   assert np.array_equal(edited.image, looked.image)
+
+
+def test_a_part_to_draw_again_is_an_image_and_a_box(place):
+  made = check(request(given="image.png", redraw=["0", "1.5", "4", "6"]))
+  assert made.given.shape == (6, 8, 3) and made.redraw == (0, 1.5, 4, 6)
+  assert (check(ONE).given, check(ONE).redraw) == (None, None)
 
 
 def test_options_that_are_not_given_are_left_out(place):

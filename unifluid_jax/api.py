@@ -146,9 +146,11 @@ class Model:
       seed: of the first prompt, default 0; the next has seed + 1, and so on.
         An image depends on its prompt, its seed and the sampling options
         alone.
-      given: an image (PIL image, array or path) of which a part is drawn again.
-      redraw: that part, bool[rows, columns] of `drawings.grid`; the other
-        cells are returned as they are.
+      given: an image (PIL image, array or path) of which a part is drawn
+        again; a list has one a prompt.
+      redraw: that part, bool[rows, columns] of `drawings.grid`, or a box
+        (left, top, right, bottom) in pixels of the image that is drawn, whose
+        cells these are; the other cells are returned as they are.
       **sampling: options of the system, e.g. cfg, size=(height, width).
 
     Returns:
@@ -159,10 +161,11 @@ class Model:
         the run's order cannot draw again.
     """
     seed, sampling = arguments.seed_of(seed, sampling)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if given is not None or redraw is not None:
       options = self._sampling(sampling)
-      return self.drawings.redraw(prompt, seed, given, redraw, options)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+      drawn = self.drawings.redraw(prompts, seed, given, redraw, options)
+      return drawn[0] if isinstance(prompt, str) else drawn
     for each in prompts:
       arguments.check_text(each)
     arguments.check_seeds(seed, len(prompts))

@@ -1,6 +1,6 @@
 """Images while they appear, and images of which a part is drawn again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -61,34 +61,68 @@ class Drawings:
       )
     if most < 1:
       raise ValueError(f"most={most} must be at least 1")
-    rows = self._prompt(prompt, sampling)
+    rows = self._prompts([prompt], sampling)
     call = self._call("stages", tuple(rows), sampling, most)
     found = call(np.asarray([seed], np.uint32), *rows.values())[0]
     return [Image.fromarray(x) for x in transforms.to_uint8(found)]
 
   def redraw(
-    self, prompt: Any, seed: int, given: Any, again: Any, sampling: Any
-  ) -> Image.Image:
-    """See `api.Model.generate`.
+    self, prompts: Sequence[str], seed: int, given: Any, again: Any,
+    sampling: Any,
+  ) -> list[Image.Image]:  # fmt: skip
+    """See `api.Model.generate`: one image a prompt.
 
     Raises:
-      ValueError: one of image and cells is missing, cells of another shape,
-        none at all, or some that the run's order cannot draw last.
+      ValueError: one of image and cells is missing, not one image a prompt,
+        cells of another shape, none at all, or some that the run's order
+        cannot draw last.
     """
-    arguments.check_text(prompt)
-    arguments.check_seeds(seed, 1)
+    for prompt in prompts:
+      arguments.check_text(prompt)
+    arguments.check_seeds(seed, len(prompts))
     if given is None or again is None:
       raise ValueError("given and redraw belong together: give both")
     again = self._cells(again, sampling)
-    image = arguments.as_array(given, self._config.data.max_pixels)
-    image = self.fitted(image)
-    rows = self._prompt(prompt, sampling)
+    if not prompts:
+      return []
+    images = self._given(given, len(prompts))
+    rows = self._prompts(prompts, sampling)
     call = self._call("redraw", tuple(rows), sampling)
-    pixels = transforms.to_float(image)[None]
-    seeds = np.asarray([seed], np.uint32)
-    drawn = call(seeds, pixels, again.reshape(1, -1), *rows.values())
-    drawn = transforms.to_uint8(drawn)[0]
-    return Image.fromarray(np.where(self._pixels(again, image), drawn, image))
+    cells = np.repeat(again.reshape(1, -1), len(prompts), axis=0)
+    seeds = np.arange(seed, seed + len(prompts), dtype=np.uint32)
+    pixels = np.stack([transforms.to_float(x) for x in images])
+    drawn = transforms.to_uint8(call(seeds, pixels, cells, *rows.values()))
+    mask = self._pixels(again, images[0])
+    return [
+      Image.fromarray(np.where(mask, new, old))
+      for new, old in zip(drawn, images, strict=True)
+    ]
+
+  def cells_of(self, box: Sequence[int | float]) -> np.ndarray:
+    """The cells that a box touches, bool[rows, columns].
+
+    Args:
+      box: left, top, right and bottom in pixels of the image that is drawn,
+        right and bottom excluded.
+
+    Raises:
+      ValueError: not four numbers, nothing inside, or beyond the image.
+    """
+    size = self._config.model.image_size
+    numbers = np.asarray(box, np.float64)
+    if numbers.shape != (4,):
+      raise ValueError(f"redraw={box!r}: give left, top, right, bottom")
+    left, top, right, bottom = numbers
+    if not (0 <= left < right <= size and 0 <= top < bottom <= size):
+      raise ValueError(
+        f"redraw={','.join(f'{x:g}' for x in numbers)}: give left < right and "
+        f"top < bottom within 0 to {size} pixels"
+      )
+    rows, columns = self.grid
+    y, x = np.arange(rows) * size / rows, np.arange(columns) * size / columns
+    down = (y < bottom) & (y + size / rows > top)
+    across = (x < right) & (x + size / columns > left)
+    return down[:, None] & across[None, :]
 
   def fitted(self, image: np.ndarray) -> np.ndarray:
     """An image as cells are cut of it: uint8 [S, S, 3]."""
@@ -105,10 +139,24 @@ class Drawings:
     spec = systems.spec(self._config.system)
     spec.check_redraw(self._config, sampling, again)
 
-  def _prompt(self, prompt: str, sampling: Any) -> dict[str, np.ndarray]:
-    """The arrays of one prompt."""
+  def _prompts(
+    self, prompts: Sequence[str], sampling: Any
+  ) -> dict[str, np.ndarray]:
+    """The arrays of some prompts."""
     size = systems.drawn_size(self._config, sampling)
-    return self._rows(tasks.T2I, [({"prompt": prompt}, {})], size)
+    return self._rows(tasks.T2I, [({"prompt": p}, {}) for p in prompts], size)
+
+  def _given(self, given: Any, count: int) -> list[np.ndarray]:
+    """One image for all prompts, or a list of one each; fitted."""
+    listed = isinstance(given, list | tuple)
+    if listed and len(given) != count:
+      raise ValueError(f"{len(given)} given images for {count} prompts")
+    limit = self._config.data.max_pixels
+    images = [
+      self.fitted(arguments.as_array(x, limit))
+      for x in (given if listed else [given])
+    ]
+    return images if listed else images * count
 
   def _cells(self, again: Any, sampling: Any) -> np.ndarray:
     if self.grid is None:
@@ -116,11 +164,13 @@ class Drawings:
         f"system {self._config.system!r} cannot draw cells again: leave out "
         "given and redraw"
       )
+    if isinstance(again, list | tuple) and np.ndim(again) == 1:
+      again = self.cells_of(again)
     again = np.asarray(again)
     if again.dtype != bool or again.shape != self.grid:
       raise ValueError(
         f"redraw is {again.dtype}{list(again.shape)}: give bool"
-        f"{list(self.grid)}"
+        f"{list(self.grid)}, or a box of left, top, right, bottom"
       )
     self.check(again, sampling)
     return again

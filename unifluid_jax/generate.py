@@ -7,12 +7,16 @@ r"""Images from prompts, answers about images, edits; from a trained model.
   python -m unifluid_jax.generate --workdir=runs/shapes --image=out.png
   python -m unifluid_jax.generate --workdir=runs/edit --image=out.png \
       --edit="change the red circle to green" --out=edited.png
+  python -m unifluid_jax.generate --workdir=runs/emoji --given=fox.png \
+      --redraw=0,32,64,64 --prompt="fox, noto style"
 
 --workdir is a run, or a folder that unifluid_jax.export wrote; without it, a
 model that ships with the package draws, if one does.
 Without question or edit, an image is captioned. One image goes to --out, by
 default to out.png or, where that exists, to out-1.png and so on. Several
 (--samples, --prompts=FILE with one prompt a line) need a directory as --out.
+With --given, the cells that the box --redraw touches are drawn again and all
+others stay, of runs whose order allows it.
 """
 
 from absl import flags, logging
@@ -30,6 +34,12 @@ _PROMPTS = flags.DEFINE_string("prompts", None, "File, one prompt a line.")
 _IMAGE = flags.DEFINE_string("image", None, "Image file to look at or edit.")
 _QUESTION = flags.DEFINE_string("question", None, "About the image.")
 _EDIT = flags.DEFINE_string("edit", None, "Instruction that changes the image.")
+_GIVEN = flags.DEFINE_string(
+  "given", None, "Image file of which a part is drawn again."
+)
+_REDRAW = flags.DEFINE_list(
+  "redraw", None, "That part: left,top,right,bottom in pixels of the drawing."
+)
 _OUT = flags.DEFINE_string(
   "out", None, "Image file, or directory for several; default out.png."
 )
@@ -59,6 +69,8 @@ def main(_: list[str]) -> None:
       image=_IMAGE.value,
       question=_QUESTION.value,
       edit=_EDIT.value,
+      given=_GIVEN.value,
+      redraw=_REDRAW.value,
       out=_OUT.value,
       seed=_SEED.value,
       samples=_SAMPLES.value,
@@ -89,7 +101,10 @@ def main(_: list[str]) -> None:
   if request.edit:
     images = [model.edit(image, request.edit, _SEED.value, **request.sampling)]
   else:
-    images = model.generate(request.prompts, _SEED.value, **request.sampling)
+    images = model.generate(
+      request.prompts, _SEED.value, given=request.given, redraw=request.redraw,
+      **request.sampling,
+    )  # fmt: skip
   for picture, name in zip(images, request.names, strict=True):
     kind = requests.FORMATS[files.path(name).suffix.lower()]
     files.write(name, encode_image(picture, kind))

@@ -30,6 +30,8 @@ class Flags:
   image: str | None = None
   question: str | None = None
   edit: str | None = None
+  given: str | None = None
+  redraw: Sequence[str] | None = None
   out: str | None = None
   seed: int = 0
   samples: int = 1
@@ -45,6 +47,8 @@ class Request:
   image: np.ndarray | None  # uint8 [H, W, 3]
   question: str | None
   edit: str | None
+  given: np.ndarray | None  # uint8 [H, W, 3] of which a part is drawn again
+  redraw: tuple[float, ...] | None  # that part: left, top, right, bottom
   names: list[str]  # files of the images that are made
   listing: str | None  # file that lists the prompts of a directory
   sampling: dict[str, Any]  # options that were given
@@ -68,7 +72,11 @@ def check(given: Flags, spec: Callable[[], SystemSpec]) -> Request:
     raise ValueError("nothing to do: give --prompt, --prompts or --image")
   _check_sampling(given, spec)
   _check_texts(given, prompts)
-  image = None if given.image is None else api.as_array(given.image)
+  box = _box(given, prompts)
+  image, kept = (
+    None if path is None else api.as_array(path)
+    for path in (given.image, given.given)
+  )
   prompts = [p for p in prompts for _ in range(given.samples)]
   count = 1 if given.edit else len(prompts)
   if not count and given.out is not None:
@@ -80,8 +88,9 @@ def check(given: Flags, spec: Callable[[], SystemSpec]) -> Request:
   names, listing = _places(given.out, count) if count else ([], None)
   sampling = _given(given.sampling)
   return Request(
-    prompts, image, given.question, given.edit, names, listing, sampling
-  )
+    prompts, image, given.question, given.edit, kept, box, names, listing,
+    sampling,
+  )  # fmt: skip
 
 
 def _check_numbers(given: Flags) -> None:
@@ -119,6 +128,26 @@ def size(given: Sequence[str] | None) -> tuple[int, ...] | None:
     raise ValueError(
       f"--size={','.join(given)}: give height,width in pixels"
     ) from error
+
+
+def _box(given: Flags, prompts: Sequence[str]) -> tuple[float, ...] | None:
+  """What --redraw names."""
+  if (given.given is None) != (given.redraw is None):
+    raise ValueError("--given and --redraw belong together: give both")
+  if given.redraw is None:
+    return None
+  if not prompts:
+    raise ValueError("--redraw needs --prompt: what is drawn there")
+  try:
+    box = tuple(float(x) for x in given.redraw)
+  except ValueError:
+    box = ()
+  if len(box) != 4 or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
+    raise ValueError(
+      f"--redraw={','.join(given.redraw)}: give left,top,right,bottom in "
+      "pixels, left < right and top < bottom"
+    )
+  return box
 
 
 def _given(sampling: Mapping[str, Any]) -> dict[str, Any]:
