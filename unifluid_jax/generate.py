@@ -53,6 +53,9 @@ _SIZE = flags.DEFINE_list(
   "size", None, "Height,width in pixels, of runs on images of several sizes."
 )
 _STEPS = flags.DEFINE_integer("steps", None, "Of the diffusion head.")
+_LAST_STEPS = flags.DEFINE_integer(
+  "last_steps", None, "Of the token drawn last, falling to it from --steps."
+)
 _ORDER = flags.DEFINE_enum("order", None, ["raster", "random"], "Of tokens.")
 _CODEC = flags.DEFINE_string(
   "vae_path", None, "Image tokenizer, if it was moved."
@@ -79,6 +82,7 @@ def main(_: list[str]) -> None:
         "cfg": _CFG.value,
         "temperature": _TEMPERATURE.value,
         "steps": _STEPS.value,
+        "last_steps": _LAST_STEPS.value,
         "order": _ORDER.value,
         "size": requests.size(_SIZE.value),
       },

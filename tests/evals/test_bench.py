@@ -107,7 +107,8 @@ def test_results_name_the_options_that_entered_them(tmp_path):
   }  # fmt: skip
   own = sampling_options(tiny().sampling, "images")
   assert list(own) == [
-    "steps", "cfg", "temperature", "order", "cfg_schedule", "clip"
+    "steps", "cfg", "temperature", "order", "cfg_schedule", "clip",
+    "last_steps",
   ]  # fmt: skip
 
 

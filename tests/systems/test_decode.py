@@ -100,11 +100,14 @@ def test_weights_are_narrowed_once_for_all_tokens(what, narrow, monkeypatch):
   assert not weights & converted
 
 
-def recomputed(model, conditions, row_keys, cells, image_cfg=1.0, known=None):
+def recomputed(
+  model, conditions, row_keys, cells, image_cfg=1.0, known=None, steps=None
+):
   """The same images with full forward passes for every token.
 
   `conditions` are prompts: with text, without, and of edits without a source.
-  `known` are tokens in raster order, and how many of each row's order are fed.
+  `known` are tokens in raster order, and how many of each row's order are fed;
+  `steps` are those of each place.
   """
   s, params, (b, n) = model.system, model.params, cells.shape
   heads = [
@@ -112,7 +115,7 @@ def recomputed(model, conditions, row_keys, cells, image_cfg=1.0, known=None):
     for prompts in conditions
     for fields in prompts.values()
   ]
-  schedule = diffusion.respace(SAMPLING.steps)
+  steps = steps or [SAMPLING.steps] * n
   token_keys = jax.vmap(lambda k: jax.random.split(k, 2)[1])(row_keys)
 
   @jax.jit
@@ -132,7 +135,7 @@ def recomputed(model, conditions, row_keys, cells, image_cfg=1.0, known=None):
       1 + (c - 1) * (i + 1) / n for c in (SAMPLING.cfg, image_cfg)
     )
     token = sample_tokens(
-      s.head, params["head"], schedule, z, z_null,
+      s.head, params["head"], diffusion.respace(steps[i]), z, z_null,
       jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(token_keys),
       scale, SAMPLING.temperature, limit=SAMPLING.clip,
       z_none=z_none[0] if z_none else None, image_cfg=image_scale,
@@ -145,6 +148,21 @@ def recomputed(model, conditions, row_keys, cells, image_cfg=1.0, known=None):
   frozen = model.frozen["codec"]
   z = from_latents(z, frozen["latent_mean"], frozen["latent_scale"])
   return jnp.clip(decoded(model, z), -1, 1)
+
+
+def test_late_tokens_take_fewer_steps(model):
+  """DiSA: 3, 2 and 1 steps, for six, five and five of sixteen tokens."""
+  text, k = jnp.asarray(TEXT[:2]), keys(5, 6)
+  sampling = dataclasses.replace(SAMPLING, last_steps=1)
+  got = jax.jit(
+    lambda: model.system.generate(
+      model.params, model.frozen, plain(text), k, sampling
+    )
+  )()
+  steps = [3] * 6 + [2] * 5 + [1] * 5
+  conditions, cells = plain_and_null(text), drawn_orders(k)
+  want = recomputed(model, conditions, k, cells, steps=steps)
+  np.testing.assert_allclose(got, want, atol=2e-4)
 
 
 def decoded(model, z):

@@ -4,6 +4,7 @@ Paper: UniFluid (arXiv 2503.13436) §3 and §4. What it leaves open follows
 PaliGemma (projector, text layout), RAR (position tables) and MAR (head).
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -387,7 +388,8 @@ class UniFluid:
     params = embed.cast_for_decoding(params, self.decoder.dtype)
     head = diffusion_head.narrow(params["head"], self.decoder.dtype)
     params = params | {"head": head}
-    schedule, kind = diffusion.respace(config.steps), config.cfg_schedule
+    kind, last = config.cfg_schedule, config.last_steps or config.steps
+    schedules, which = diffusion.respace_by_place(config.steps, last, n)
     table = params["image"]
     next_rows = order.next(table["next_position"], cells)  # [B, N, D]
     here = table["position"][cells]  # [B, N, D]
@@ -398,7 +400,7 @@ class UniFluid:
       x = x + here[:, jnp.maximum(i - 1, 0)]
       return jnp.where(i == 0, boi, x) + next_rows[:, i]
 
-    def pick(z, i):
+    def sample(schedule, z, i):
       z = [*z, *[None] * (3 - len(z))]
       return diffusion_head.sample_tokens(
         self.head, head, schedule, z[0], z[1],
@@ -407,6 +409,10 @@ class UniFluid:
         limit=config.clip or math.inf, z_none=z[2],
         image_cfg=sampling.cfg_scale(kind, config.image_cfg, i, n),
       )  # fmt: skip
+
+    def pick(z, i):
+      draws = [functools.partial(sample, x) for x in schedules]
+      return jax.lax.switch(jnp.asarray(which)[i], draws, z, i)
 
     conditions = self._conditions(params, frozen, fields, config)
     first = jnp.zeros((b, self.config.model.token_channels), jnp.float32)

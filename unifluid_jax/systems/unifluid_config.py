@@ -100,6 +100,9 @@ class SamplingConfig:
   )
   # Bound of predicted clean tokens, in latent units; 0: off, as MAR.
   clip: float = option("images", default=0.0)
+  # Steps of the token drawn last, with fewer and fewer from the first to it
+  # (DiSA); 0: all tokens have `steps`.
+  last_steps: int = option("images", default=0)
   # Guidance of edits towards their source; 1: no separate one.
   image_cfg: float = option("edits", default=1.0)
 
@@ -138,6 +141,7 @@ RANGES = (
   Row("loss.image_dropout", Range(0, 0.5)),
   Row("loss.random_until loss.raster_from", AMOUNT),
   Row("sampling.steps", Range(1, 1000)),
+  Row("sampling.last_steps", Range(0, 1000)),
   Row("sampling.cfg sampling.image_cfg", AMOUNT),
   Row("sampling.temperature sampling.clip", AMOUNT),
 )
