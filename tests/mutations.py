@@ -129,6 +129,7 @@ VARLOSS = f"{VAR}::test_the_loss_is_a_plain_cross_entropy_over_all_scales"
 VARGUIDE = f"{VAR}::test_guidance_leads_away_from_the_null_class"
 JOINS = f"{VAR}::test_scales_join_one_after_another"
 
+_GROUPS = "systems/common/continuous_decode.py"
 _ALBUM = "evals/worlds/emoji_album.py"
 _JUDGE = "evals/worlds/emoji_classifier.py"
 _PAINTED = "evals/worlds/emoji_suite.py"
@@ -663,6 +664,16 @@ MUTATIONS = tuple(
      PLAIN),
     ("ops/diffusion.py", "np.linspace(first, last, levels)",
      "np.linspace(last, first, levels)", "ops/test_diffusion.py"),
+    (_GROUPS, "range(begun + 1, known)", "range(begun + 2, known)",
+     "systems/test_decode.py"),
+    (_GROUPS, "*[known - 1] * size", "*[known] * size",
+     "systems/test_decode.py"),
+    (_GROUPS, "*[known] * size], np.int32",
+     "*group], np.int32", "systems/test_decode.py"),
+    (_GROUPS, "embed(tokens[known], known, i)",
+     "embed(tokens[known], known, known)", "systems/test_decode.py"),
+    ("ops/order.py", "left - goal)", "max(left - goal, 2))",
+     "ops/test_order.py"),
     ("systems/unifluid.py", "jnp.asarray(which)[i], draws",
      "jnp.asarray(which)[0], draws", "systems/test_decode.py"),
     ("ops/diffusion.py", "_reverse(at, x_t, jax.lax.stop_gradient(eps), value)",

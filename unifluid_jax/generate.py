@@ -56,6 +56,9 @@ _STEPS = flags.DEFINE_integer("steps", None, "Of the diffusion head.")
 _LAST_STEPS = flags.DEFINE_integer(
   "last_steps", None, "Of the token drawn last, falling to it from --steps."
 )
+_PASSES = flags.DEFINE_integer(
+  "passes", None, "Of the decoder, several tokens in each; 0: one a token."
+)
 _ORDER = flags.DEFINE_enum("order", None, ["raster", "random"], "Of tokens.")
 _CODEC = flags.DEFINE_string(
   "vae_path", None, "Image tokenizer, if it was moved."
@@ -83,6 +86,7 @@ def main(_: list[str]) -> None:
         "temperature": _TEMPERATURE.value,
         "steps": _STEPS.value,
         "last_steps": _LAST_STEPS.value,
+        "passes": _PASSES.value,
         "order": _ORDER.value,
         "size": requests.size(_SIZE.value),
       },

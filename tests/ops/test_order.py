@@ -21,6 +21,19 @@ def test_randomness_of_the_paper(step, expected):
   assert float(traced(jnp.int32(step))) == expected
 
 
+@pytest.mark.parametrize("n", [1, 2, 16, 64, 256])
+def test_passes_draw_few_tokens_at_first_and_all_in_the_end(n):
+  for passes in {1, 2, min(3, n), min(8, n), n} & set(range(1, n + 1)):
+    sizes = order.group_sizes(n, passes)
+    assert len(sizes) == passes and sum(sizes) == n and min(sizes) >= 1
+  assert order.group_sizes(n, n) == [1] * n and order.group_sizes(n, 1) == [n]
+
+
+def test_passes_follow_the_cosine_of_mar():
+  assert order.group_sizes(16, 4) == [2, 3, 5, 6]  # 14.8, 11.3, 6.1, 0 left
+  assert order.group_sizes(256, 8) == [5, 15, 24, 31, 39, 45, 48, 49]
+
+
 def test_randomness_without_annealing():
   assert [float(order.randomness(s, 0, 0)) for s in (0, 1, 9)] == [0, 0, 0]
   assert [float(order.randomness(s, 5, 5)) for s in (4, 5)] == [1, 0]

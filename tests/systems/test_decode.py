@@ -101,13 +101,14 @@ def test_weights_are_narrowed_once_for_all_tokens(what, narrow, monkeypatch):
 
 
 def recomputed(
-  model, conditions, row_keys, cells, image_cfg=1.0, known=None, steps=None
-):
+  model, conditions, row_keys, cells, image_cfg=1.0, known=None, steps=None,
+  starts=None,
+):  # fmt: skip
   """The same images with full forward passes for every token.
 
   `conditions` are prompts: with text, without, and of edits without a source.
   `known` are tokens in raster order, and how many of each row's order are fed;
-  `steps` are those of each place.
+  `steps` are those of each place, `starts` the first place of its group.
   """
   s, params, (b, n) = model.system, model.params, cells.shape
   heads = [
@@ -119,8 +120,8 @@ def recomputed(
   token_keys = jax.vmap(lambda k: jax.random.split(k, 2)[1])(row_keys)
 
   @jax.jit
-  def hidden_of(x):
-    tail = s.embed_image(params, x, cells)
+  def hidden_of(x, order):
+    tail = s.embed_image(params, x, order)
     tail = packing.causal(tail, packing.all_valid(tail))
     joined = [packing.join([head, tail]) for head in heads]
     return [
@@ -130,7 +131,10 @@ def recomputed(
 
   x = jnp.zeros((b, n, 16))
   for i in range(n):
-    z, z_null, *z_none = (h[:, i] for h in hidden_of(x))
+    # Its cell comes directly after those that are known.
+    begun = starts[i] if starts else i
+    swapped = cells.at[:, [begun, i]].set(cells[:, [i, begun]])
+    z, z_null, *z_none = (h[:, begun] for h in hidden_of(x, swapped))
     scale, image_scale = (
       1 + (c - 1) * (i + 1) / n for c in (SAMPLING.cfg, image_cfg)
     )
@@ -163,6 +167,34 @@ def test_late_tokens_take_fewer_steps(model):
   conditions, cells = plain_and_null(text), drawn_orders(k)
   want = recomputed(model, conditions, k, cells, steps=steps)
   np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def in_groups(model, text, row_keys, passes, **changes):
+  """Images of several tokens a pass, by a run in random order to the end."""
+  sampling = dataclasses.replace(SAMPLING, passes=passes, **changes)
+  return jax.jit(
+    lambda: model.system.generate(
+      model.params, model.frozen, plain(text), row_keys, sampling
+    )
+  )()
+
+
+def test_groups_of_tokens_equal_full_recomputation(model):
+  """Each from those before its group; 4 passes draw 2, 3, 5 and 6 tokens."""
+  text, k = jnp.asarray(TEXT[:2]), keys(5, 6)
+  assert order.group_sizes(16, 4) == [2, 3, 5, 6]
+  starts = [0] * 2 + [2] * 3 + [5] * 5 + [10] * 6
+  want = recomputed(
+    model, plain_and_null(text), k, drawn_orders(k), starts=starts
+  )
+  np.testing.assert_allclose(in_groups(model, text, k, 4), want, atol=2e-4)
+
+
+def test_a_pass_a_token_is_the_same_program(model):
+  text, k = jnp.asarray(TEXT[:2]), keys(5, 6)
+  one_by_one = in_groups(model, text, k, 0)
+  np.testing.assert_array_equal(in_groups(model, text, k, 16), one_by_one)
+  assert np.abs(in_groups(model, text, k, 15) - one_by_one).max() > 1e-3
 
 
 def decoded(model, z):

@@ -18,8 +18,9 @@ from tests.systems.test_decode import (
   recomputed,
 )
 from unifluid_jax.core import types
+from unifluid_jax.core.config import ConfigError
 from unifluid_jax.systems.common import continuous_decode
-from unifluid_jax.systems.unifluid_config import check_redraw
+from unifluid_jax.systems.unifluid_config import check_redraw, check_sampling
 
 # Bool, 4 x 4 cells in raster order: five and nine are drawn again.
 AGAIN = np.zeros((2, 16), bool)
@@ -138,3 +139,29 @@ def test_cells_are_drawn_again_where_the_order_allows(
     return check_redraw(config, sampling, again)
   with pytest.raises(ValueError, match="raster order: choose a cell and all"):
     check_redraw(config, sampling, again)
+
+
+@pytest.mark.parametrize(
+  "until, passes, words",
+  [
+    (20, 0, None),
+    (20, 16, None),  # one by one
+    (20, 4, "passes=4 draws several tokens at once, and this run ends in"),
+    (10**9, 4, None),
+    (10**9, 17, "passes=17: an image has 16 tokens"),
+  ],
+)
+def test_groups_are_drawn_where_training_ended_in_random_order(
+  until, passes, words
+):
+  changes = dict(loss__raster_from=until, loss__prompt_dropout=0.1)
+  config = tiny(**changes)
+  sampling = dataclasses.replace(config.sampling, passes=passes)
+  if words is None:
+    check_sampling(config, sampling, "t2i")
+    tiny(**changes, sampling__passes=passes)
+    return
+  with pytest.raises(ValueError, match=words):
+    check_sampling(config, sampling, "t2i")
+  with pytest.raises(ConfigError, match=f"sampling.{words}"):
+    tiny(**changes, sampling__passes=passes)

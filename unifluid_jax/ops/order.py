@@ -4,6 +4,8 @@ RAR (arXiv 2411.00776) as UniFluid §3.3 uses it: whole-sequence permutations,
 annealed to raster order by lowering the share of permuted samples.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -46,6 +48,25 @@ def sample_orders(
   coin = jax.random.uniform(coin_key, (batch, 1)) < probability
   shuffled = permutations(jax.random.split(order_key, batch), n)
   return jnp.where(coin, shuffled, raster_orders(batch, n))
+
+
+def group_sizes(n: int, passes: int) -> list[int]:
+  """How many tokens each pass draws: few at first, then more and more.
+
+  MAR's cosine (arXiv 2406.11838 §4.2): after pass p of P, n cos(pi/2 p/P) are
+  left, rounded down; each pass draws at least one.
+
+  Args:
+    n: tokens of an image.
+    passes: P, 1 to n.
+  """
+  sizes = []
+  for done in range(1, passes + 1):
+    left = n - sum(sizes)
+    goal = math.floor(n * math.cos(math.pi / 2 * done / passes) + 1e-9)
+    goal = min(max(goal, passes - done), left - 1)
+    sizes.append(left - goal)
+  return sizes
 
 
 def take_tokens(

@@ -395,10 +395,10 @@ class UniFluid:
     here = table["position"][cells]  # [B, N, D]
     boi = jnp.broadcast_to(table["boi"], (b, table["boi"].shape[0]))
 
-    def embedded(token, i):
+    def embedded(token, i, target):
       x = self.embed_tokens(params, token[:, None])[:, 0]
       x = x + here[:, jnp.maximum(i - 1, 0)]
-      return jnp.where(i == 0, boi, x) + next_rows[:, i]
+      return jnp.where(i == 0, boi, x) + next_rows[:, target]
 
     def sample(schedule, z, i):
       z = [*z, *[None] * (3 - len(z))]
@@ -414,11 +414,19 @@ class UniFluid:
       draws = [functools.partial(sample, x) for x in schedules]
       return jax.lax.switch(jnp.asarray(which)[i], draws, z, i)
 
+    def pick_group(z, group):
+      draw = functools.partial(sample, schedules[which[group[0]]])
+      return jax.vmap(draw, (1, 0), 1)(z, jnp.asarray(group))
+
     conditions = self._conditions(params, frozen, fields, config)
     first = jnp.zeros((b, self.config.model.token_channels), jnp.float32)
-    tokens = continuous_decode.draw(
-      self.decoder, params, conditions, embedded, pick, first, n, known
-    )
+    given = self.decoder, params, conditions, embedded
+    if known is None and 0 < config.passes < n:
+      tokens = continuous_decode.draw_in_groups(
+        *given, pick_group, first, order.group_sizes(n, config.passes)
+      )
+    else:
+      tokens = continuous_decode.draw(*given, pick, first, n, known)
     return tokens, cells
 
   def _conditions(
@@ -492,7 +500,7 @@ SPEC = SystemSpec(
   ranges=unifluid_config.RANGES,
   tasks=("t2i", "i2t", "edit", "text"),
   check=unifluid_config.check,
-  check_sampling=unifluid_config.check_guidance,
+  check_sampling=unifluid_config.check_sampling,
   check_redraw=unifluid_config.check_redraw,
   migrate=unifluid_config.migrate,
   summary=unifluid_config.summary,

@@ -103,6 +103,8 @@ class SamplingConfig:
   # Steps of the token drawn last, with fewer and fewer from the first to it
   # (DiSA); 0: all tokens have `steps`.
   last_steps: int = option("images", default=0)
+  # Passes of the decoder for an image, several tokens in each; 0: one a token.
+  passes: int = option("images", default=0)
   # Guidance of edits towards their source; 1: no separate one.
   image_cfg: float = option("edits", default=1.0)
 
@@ -142,6 +144,7 @@ RANGES = (
   Row("loss.random_until loss.raster_from", AMOUNT),
   Row("sampling.steps", Range(1, 1000)),
   Row("sampling.last_steps", Range(0, 1000)),
+  Row("sampling.passes", AMOUNT),
   Row("sampling.cfg sampling.image_cfg", AMOUNT),
   Row("sampling.temperature sampling.clip", AMOUNT),
 )
@@ -192,10 +195,12 @@ def _check_sampling(c: Any) -> None:
     "sampling.image_cfg != 1 needs edits without their source: set "
     "loss.image_dropout > 0 or sampling.image_cfg=1",
   )
+  wrong = _wrong_passes(c, c.sampling)
+  need(not wrong, f"sampling.{wrong}")
 
 
-def check_guidance(config: Any, sampling: SamplingConfig, task: str) -> None:
-  """Refuses guidance by a null condition that the run never saw.
+def check_sampling(config: Any, sampling: SamplingConfig, task: str) -> None:
+  """Refuses conditions and groups of tokens that the run never saw.
 
   Args:
     config: of the run.
@@ -217,6 +222,21 @@ def check_guidance(config: Any, sampling: SamplingConfig, task: str) -> None:
       f"cfg={sampling.cfg} guides away from images without a prompt, which "
       "this run never saw (config.loss.prompt_dropout=0): use cfg=1"
     )
+  if wrong := _wrong_passes(config, sampling):
+    raise ValueError(wrong)
+
+
+def _wrong_passes(config: Any, sampling: SamplingConfig) -> str:
+  """Why a run cannot draw groups of tokens as asked for; "" if it can."""
+  n = config.model.image_tokens
+  if sampling.passes > n:
+    return f"passes={sampling.passes}: an image has {n} tokens"
+  if 0 < sampling.passes < n and not draws_any_cell(config):
+    return (
+      f"passes={sampling.passes} draws several tokens at once, and this run "
+      "ends in raster order (loss.raster_from is less than steps): use passes=0"
+    )
+  return ""
 
 
 def draws_any_cell(config: Any) -> bool:
