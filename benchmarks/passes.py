@@ -1,0 +1,97 @@
+r"""Drawing with fewer passes and fewer head steps: what it costs and saves.
+
+  python -m benchmarks.passes --config=configs/emoji.py --workdir=runs/emoji \
+      --passes=0,8,4,2,1 --steps=20,10,5 --seeds=3
+
+Draws the prompts of the metric `emoji_drawn` with every pair of passes and
+steps, scores them by the same classifier, and times them: a line each, with
+milliseconds an image, the ratio to the first pair, and each score's mean over
+seeds with the half-width of its 95 % interval. --last_steps=5 lets the steps
+of each image fall to that (DiSA). A run whose metric is `geneval`, as
+configs/shapes.py, is scored by that.
+"""
+
+import dataclasses
+import time
+
+import numpy as np
+from absl import flags
+from scipy import stats
+
+from unifluid_jax import api, systems
+from unifluid_jax.core import cli
+from unifluid_jax.evals.bench import Bench
+from unifluid_jax.evals.worlds import emoji_suite, world_suite
+
+_CONFIG = cli.define_config("configs/emoji.py", "Whose evaluation data count.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/emoji", "Of the trained run.")
+_PASSES = flags.DEFINE_list("passes", ["0"], "0: one a token.")
+_STEPS = flags.DEFINE_list("steps", ["20"], "Of the head.")
+_LAST_STEPS = flags.DEFINE_integer("last_steps", 0, "See config.sampling.")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Drawings of every prompt.", 1)
+_METRICS = {
+  "emoji_drawn": (emoji_suite.drawn, ("emoji_drawn/top1",
+                  "emoji_drawn_held_out/top1", "emoji_drawn_held_out/top5")),
+  "geneval": (world_suite.geneval, ("geneval/overall",
+              "geneval_held_out/colors")),
+}  # fmt: skip
+
+
+class Seeded:
+  """A model that draws from other seeds than it is asked for, and is timed."""
+
+  def __init__(self, model: api.Model, sampling, first: int):
+    self._model, self._sampling, self._first = model, sampling, first
+    self.seconds, self.count = 0.0, 0
+
+  def images(self, prompts, seeds):
+    """See `bench.Subject`."""
+    seeds = [self._first + seed for seed in seeds]
+    begun = time.perf_counter()
+    images = self._model.images(prompts, seeds, self._sampling)
+    self.seconds += time.perf_counter() - begun
+    self.count += len(images)
+    return images
+
+
+def main(_: list[str]) -> None:
+  """Prints a line for every pair."""
+  config = systems.resolve(_CONFIG.value)
+  metric, names = next(
+    _METRICS[name] for name in config.eval.metrics if name in _METRICS
+  )
+  model = api.load(_WORKDIR.value)
+  bench, base = Bench(config, _WORKDIR.value), None
+  for passes in map(int, _PASSES.value):
+    for steps in map(int, _STEPS.value):
+      sampling = dataclasses.replace(
+        model.config.sampling, passes=passes, steps=steps,
+        last_steps=_LAST_STEPS.value,
+      )  # fmt: skip
+      model.images(["warm"] * 32, range(32), sampling)
+      found, seconds, count = [], 0.0, 0
+      for seed in range(_SEEDS.value):
+        subject = Seeded(model, sampling, 10_000 * seed)
+        found.append(metric(subject, bench).values)
+        seconds, count = seconds + subject.seconds, count + subject.count
+      each = 1000 * seconds / count
+      base = base or each
+      scores = "  ".join(f"{n} {_interval([f[n] for f in found])}"
+                         for n in names)  # fmt: skip
+      print(
+        f"passes {passes:3}  steps {steps:3}  {each:7.2f} ms an image  "
+        f"x{base / each:.2f}  {scores}",
+        flush=True,
+      )
+
+
+def _interval(values: list[float]) -> str:
+  mean = f"{np.mean(values):.3f}"
+  if len(values) < 2:
+    return mean
+  half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+  return f"{mean} ± {half:.3f}"
+
+
+if __name__ == "__main__":
+  cli.run(main)
