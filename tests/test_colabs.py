@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ REPO = Path(__file__).parent.parent
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 COLABS = REPO / "colabs"
 NAMES = sorted(path.name for path in COLABS.glob("*.ipynb"))
-STORED = ("app.ipynb", "emoji.ipynb")  # with what they showed when they ran
+STORED = ("emoji.ipynb",)  # with what they showed when they ran
 SMALL = "--config.steps=2 --config.checkpoint.every=2 --config.log.every=1 "
 # Of configs/folder.py, whose configuration is not a toy.
 TINY = (
@@ -235,3 +236,36 @@ def test_clones_where_there_is_no_checkout(tmp_path):
       REPOSITORY=f"file://{origin}",
     )  # fmt: skip
     assert said(outputs).strip() == str(here / "unifluid_jax")
+
+
+def test_badges_and_addresses_come_from_git(tmp_path):
+  folder = tmp_path / "colabs"
+  folder.mkdir()
+  for name in (*NAMES, "badges.py"):
+    shutil.copy(COLABS / name, folder / name)
+  git = ["git", "-C", str(tmp_path)]
+  program = [sys.executable, str(folder / "badges.py")]
+  subprocess.run([*git, "init", "-q"], check=True)
+  refused = subprocess.run(program, capture_output=True, text=True)
+  assert refused.returncode == 1 and "origin is not set" in refused.stderr
+  origin = "git@github.com:someone/thing.git"
+  subprocess.run([*git, "remote", "add", "origin", origin], check=True)
+  contents = []
+  for _ in range(2):  # the second call changes nothing
+    subprocess.run(program, check=True)
+    contents.append([(folder / name).read_text() for name in NAMES])
+  assert contents[0] == contents[1]
+  for name, text in zip(NAMES, contents[0], strict=True):
+    notebook = nbformat.reads(text, as_version=4)
+    nbformat.validate(notebook)
+    first, rest = notebook.cells[0].source.split("\n\n", 1)
+    assert first.startswith("[![Open in Colab](https://colab.research.google")
+    assert first.endswith(f"/github/someone/thing/blob/main/colabs/{name})")
+    assert rest == read(name).cells[0].source
+    source = notebook.cells[parameters(notebook)].source
+    assert 'REPOSITORY = "https://github.com/someone/thing.git"  #' in source
+    assert notebook.cells[1:] == [
+      *read(name).cells[1 : parameters(notebook)],
+      notebook.cells[parameters(notebook)],
+      *read(name).cells[parameters(notebook) + 1 :],
+    ]
