@@ -674,7 +674,7 @@ MUTATIONS = tuple(
      "embed(tokens[known], known, known)", "systems/test_decode.py"),
     ("ops/order.py", "left - goal)", "max(left - goal, 2))",
      "ops/test_order.py"),
-    ("systems/unifluid.py", "jnp.asarray(which)[i], draws",
+    ("systems/unifluid.py", "jnp.asarray(which)[place], draws",
      "jnp.asarray(which)[0], draws", "systems/test_decode.py"),
     ("ops/diffusion.py", "_reverse(at, x_t, jax.lax.stop_gradient(eps), value)",
      "_reverse(at, x_t, eps, value)",

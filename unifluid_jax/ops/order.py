@@ -33,6 +33,13 @@ def raster_orders(batch: int, n: int) -> Int[Array, "B N"]:
   return jnp.broadcast_to(jnp.arange(n), (batch, n))
 
 
+def to_draw(kind: str, keys: Key[Array, "B"], n: int) -> Int[Array, "B N"]:
+  """The order of each row's drawing: "raster", or "random" by its key."""
+  if kind == "random":
+    return permutations(keys, n)
+  return raster_orders(len(keys), n)
+
+
 def sample_orders(
   key: Key[Array, ""],
   batch: int,

@@ -4,7 +4,6 @@ Paper: UniFluid (arXiv 2503.13436) §3 and §4. What it leaves open follows
 PaliGemma (projector, text layout), RAR (position tables) and MAR (head).
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -380,54 +379,41 @@ class UniFluid:
     split = jax.vmap(lambda k: jax.random.split(k, 2))(keys)
     known = None
     if cells is None:
-      cells = order.raster_orders(b, n)
-      if config.order == "random":
-        cells = order.permutations(split[:, 0], n)
+      cells = order.to_draw(config.order, split[:, 0], n)
     if stays is not None:
       cells, known = continuous_decode.known_first(cells, *stays)
     params = embed.cast_for_decoding(params, self.decoder.dtype)
     head = diffusion_head.narrow(params["head"], self.decoder.dtype)
-    params = params | {"head": head}
     kind, last = config.cfg_schedule, config.last_steps or config.steps
     schedules, which = diffusion.respace_by_place(config.steps, last, n)
     table = params["image"]
     next_rows = order.next(table["next_position"], cells)  # [B, N, D]
     here = table["position"][cells]  # [B, N, D]
-    boi = jnp.broadcast_to(table["boi"], (b, table["boi"].shape[0]))
 
     def embedded(token, i, target):
       x = self.embed_tokens(params, token[:, None])[:, 0]
       x = x + here[:, jnp.maximum(i - 1, 0)]
-      return jnp.where(i == 0, boi, x) + next_rows[:, target]
+      return jnp.where(i == 0, table["boi"], x) + next_rows[:, target]
 
-    def sample(schedule, z, i):
+    def pick(z, i, place):
       z = [*z, *[None] * (3 - len(z))]
-      return diffusion_head.sample_tokens(
-        self.head, head, schedule, z[0], z[1],
-        jax.vmap(lambda k: jax.random.fold_in(k, i))(split[:, 1]),
-        sampling.cfg_scale(kind, config.cfg, i, n), config.temperature,
-        limit=config.clip or math.inf, z_none=z[2],
-        image_cfg=sampling.cfg_scale(kind, config.image_cfg, i, n),
-      )  # fmt: skip
 
-    def pick(z, i):
-      draws = [functools.partial(sample, x) for x in schedules]
-      return jax.lax.switch(jnp.asarray(which)[i], draws, z, i)
+      def draw(schedule):
+        return diffusion_head.sample_tokens(
+          self.head, head, schedule, z[0], z[1],
+          jax.vmap(lambda k: jax.random.fold_in(k, i))(split[:, 1]),
+          sampling.cfg_scale(kind, config.cfg, i, n), config.temperature,
+          limit=config.clip or math.inf, z_none=z[2],
+          image_cfg=sampling.cfg_scale(kind, config.image_cfg, i, n),
+        )  # fmt: skip
 
-    def pick_group(z, group):
-      draw = functools.partial(sample, schedules[which[group[0]]])
-      return jax.vmap(draw, (1, 0), 1)(z, jnp.asarray(group))
+      draws = [lambda s=s: draw(s) for s in schedules]
+      return jax.lax.switch(jnp.asarray(which)[place], draws)
 
     conditions = self._conditions(params, frozen, fields, config)
     first = jnp.zeros((b, self.config.model.token_channels), jnp.float32)
-    given = self.decoder, params, conditions, embedded
-    if known is None and 0 < config.passes < n:
-      tokens = continuous_decode.draw_in_groups(
-        *given, pick_group, first, order.group_sizes(n, config.passes)
-      )
-    else:
-      tokens = continuous_decode.draw(*given, pick, first, n, known)
-    return tokens, cells
+    given = self.decoder, params, conditions, embedded, pick, first, n
+    return continuous_decode.draw(*given, known, config.passes), cells
 
   def _conditions(
     self, params: Params, frozen: Params, fields: Fields, config: Any

@@ -1,5 +1,6 @@
 """Continuous image tokens, drawn one by one with a KV cache."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from unifluid_jax.systems.common import packing, text_decode
 # Token i - 1 as drawn, i, and j >= i → the input that predicts token j where
 # only the tokens before i are known.
 Embed = Callable[[Float[Array, "B C"], Any, Any], Float[Array, "B D"]]
-# The states of each condition, and i → token i.
-Pick = Callable[[Sequence[Float[Array, "B D"]], Any], Float[Array, "B C"]]
+# The states of each condition, i, and the first place of its group → token i.
+Pick = Callable[[Sequence[Float[Array, "B D"]], Any, Any], Float[Array, "B C"]]
 
 
 class Known(NamedTuple):
@@ -36,11 +37,12 @@ def draw(
   first: Float[Array, "B C"],
   n: int,
   known: Known | None = None,
+  passes: int = 0,
 ) -> Float[Array, "B N C"]:
   """Tokens in the order they are drawn; each feeds all conditions.
 
   The prompts are prefilled once; then one scan over the image tokens,
-  all conditions in one batch.
+  all conditions in one batch, or `passes` over groups of them.
 
   Args:
     decoder: the network.
@@ -51,8 +53,14 @@ def draw(
     pick: draws a token.
     first: zeros, fed to `embed` with i = 0.
     n: how many tokens there are.
-    known: tokens that are fed as they are.
+    known: tokens that are fed as they are; they are drawn one by one.
+    passes: 0: as many as tokens.
   """
+  if known is None and 0 < passes < n:
+    sizes = order.group_sizes(n, passes)
+    return _draw_in_groups(
+      decoder, params, conditions, embed, pick, first, sizes
+    )
   packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
   cache, _ = text_decode.prefill(decoder, params, packed, n)
   start = packed.x.shape[1]
@@ -74,7 +82,7 @@ def draw(
     )
     b = len(first)
     z = [hidden[k * b : (k + 1) * b, 0] for k in range(len(conditions))]
-    token = pick(z, i)
+    token = pick(z, i, i)
     if known is not None:
       given = (i < known.count)[:, None]
       token = jnp.where(given, known.tokens[:, i], token)
@@ -84,7 +92,7 @@ def draw(
   return tokens.swapaxes(0, 1)
 
 
-def draw_in_groups(
+def _draw_in_groups(
   decoder: Any,
   params: Params,
   conditions: Sequence[packing.Packed],
@@ -103,14 +111,7 @@ def draw_in_groups(
   Differs: within a group tokens are independent, which no single row of
   training asks for; that is what a pass less costs (MAR, arXiv 2406.11838).
 
-  Args:
-    decoder: the network.
-    params: all parameters.
-    conditions: see `draw`.
-    embed: makes inputs of tokens.
-    pick: draws a group: states [B, G, D] of each condition, indices [G].
-    first: zeros, fed to `embed` with i = 0.
-    sizes: of the groups; their sum is N.
+  Args: those of `draw`, and how many tokens each group has.
   """
   packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
   cache, _ = text_decode.prefill(decoder, params, packed, sum(sizes))
@@ -140,7 +141,8 @@ def draw_in_groups(
     z = [
       hidden[k * b : (k + 1) * b, len(chain) :] for k in range(len(conditions))
     ]
-    drawn = pick(z, np.asarray(group))
+    one = functools.partial(pick, place=known)
+    drawn = jax.vmap(one, (1, 0), 1)(z, jnp.asarray(group))
     tokens += [drawn[:, j] for j in range(size)]
     begun = known
   return jnp.stack(tokens[1:], axis=1)
