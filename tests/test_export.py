@@ -117,6 +117,7 @@ def folder(run, root):
   (data / "shapes" / "license_plates.png").write_text("no licence")
   (data / "shapes" / "LICENCES").mkdir()
   (data / "shapes" / "LICENCES" / "pictures.CC-BY-4.0.txt").write_text("by")
+  (data / "shapes" / "LICENCES" / "names.LICENSE").write_text("keep this")
   run_results.append(run.path, [
     {"step": STEP, "metric": "captions/exact", "value": 0.25, "floor": 0.1},
     {"step": STEP, "metric": "captions/exact", "value": 0.75, "floor": 0.1},
@@ -203,6 +204,7 @@ def test_the_folder_tells_what_it_is(folder, run):
     "config.json", "model.safetensors", "codec.safetensors", "tokenizer.model",
     "digests.json", "README.md", "licenses/LICENSE.txt",
     "licenses/ATTRIBUTION.md", "licenses/pictures.CC-BY-4.0.txt",
+    "licenses/names.LICENSE",
   }  # fmt: skip
   source = readers.open_source(str(folder / "model.safetensors"))
   assert {source.dtype(n).name for n in source.names()} == {"bfloat16"}

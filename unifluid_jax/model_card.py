@@ -24,7 +24,7 @@ _FILE = re.compile(
   r"(licen[cs]e|notice|attribution|copying|credits)s?([-_. ].*)?", re.I
 )
 _FOLDER = re.compile(r"licen[cs]es?", re.I)
-_TEXT = ("", ".txt", ".md", ".rst", ".html")
+_TEXT = ("", ".txt", ".md", ".rst", ".html", ".license", ".licence")
 _MOST_BYTES = 1 << 20  # of a licence file
 _TASKS = {  # config.batch → what the model does, and the Hub's pipelines
   "t2i": ("draws images from prompts", "text-to-image"),

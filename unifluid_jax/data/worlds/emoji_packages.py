@@ -318,7 +318,7 @@ def attribution(packages: Sequence[Package]) -> str:
     "",
     "CC-BY-4.0: https://creativecommons.org/licenses/by/4.0/legalcode. "
     "CC-BY-SA-4.0: https://creativecommons.org/licenses/by-sa/4.0/legalcode. "
-    "Texts of the others lie in LICENCES.",
+    "Texts of the others lie in LICENCES, or beside this file.",
     "",
   ])  # fmt: skip
 
