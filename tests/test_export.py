@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import unifluid_jax
 from tests.systems import test_contract
 from tests.weights import helpers
 from unifluid_jax import (
@@ -520,3 +521,25 @@ def test_an_upload_that_cannot_be_is_refused_in_one_line(there, monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(ValueError, match="needs the package huggingface_hub"):
     hub.check("me/shapes")
+
+
+def test_the_model_in_the_box_is_small_free_and_draws():
+  (name,) = boxed.names()
+  folder = Path(boxed.located(name))
+  content = [p for p in folder.rglob("*") if p.is_file()]
+  assert sum(p.stat().st_size for p in content) <= 16e6
+  model = unifluid_jax.load(name)
+  world = model.config.data.world
+  assert list(world["sets"]) == ["twemoji", "noto", "fluent", "emojione"]
+  authors = (folder / "licenses" / "ATTRIBUTION.md").read_text()
+  assert all(f"/{style}" in authors for style in ("twemoji", "noto"))
+  assert "openmoji" not in authors  # share-alike
+  red, green = (
+    np.asarray(model.generate(f"{x} apple, noto style", steps=5)).astype(int)
+    for x in ("red", "green")
+  )
+  assert red.shape == (64, 64, 3)
+  middle = (slice(24, 40), slice(24, 40))
+  assert (red[middle][..., 0] - red[middle][..., 1]).mean() > 60
+  assert (green[middle][..., 1] - green[middle][..., 0]).mean() > 20
+  assert model.caption(red.astype(np.uint8)) == "red apple, noto style"
