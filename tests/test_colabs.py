@@ -22,7 +22,7 @@ REPO = Path(__file__).parent.parent
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 COLABS = REPO / "colabs"
 NAMES = sorted(path.name for path in COLABS.glob("*.ipynb"))
-STORED = ("emoji.ipynb",)  # with what they showed when they ran
+STORED = ("app.ipynb", "emoji.ipynb")  # with what they showed when they ran
 SMALL = "--config.steps=2 --config.checkpoint.every=2 --config.log.every=1 "
 # Of configs/folder.py, whose configuration is not a toy.
 TINY = (
@@ -102,7 +102,7 @@ def test_is_valid(name):
     order = list(range(1, len(ran) + 1))
     assert [cell.execution_count for cell in ran] == order
     outputs = [output for cell in ran for output in cell.outputs]
-    assert pictures(outputs) >= 3 and not errors(outputs)
+    assert pictures(outputs) >= 2 and not errors(outputs)
     assert (COLABS / name).stat().st_size < 1 << 20
     text = (COLABS / name).read_text()
     assert not re.search("/(home|root|tmp|usr|Users|work)/", text)
