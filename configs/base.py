@@ -91,6 +91,8 @@ def base() -> ml_collections.ConfigDict:
   )
   c.sampling = dict(
     steps=100,
+    last_steps=0,  # as many for all tokens
+    passes=0,  # one a token
     cfg=3.0,  # open
     cfg_schedule="constant",
     temperature=1.0,
