@@ -218,7 +218,7 @@ def captions(samples: Sequence[Caption]) -> str:
   for group in groups.values():
     group.sort(key=lambda s: _NEVER if s.score is None else s.score)
   return _cards(
-    "What the model says about images it has not seen, beside the "
+    "What the model says about images of the evaluation data, beside the "
     "references, with the CIDEr-D of each image (0 to 10), lowest first.",
     groups,
     _caption,
@@ -242,7 +242,7 @@ def _caption(sample: Caption) -> str:
 def answers(samples: Sequence[Answer]) -> str:
   """Questions by their kind."""
   return _cards(
-    "The first questions of each kind about images the model has not seen.",
+    "The first questions of each kind about images of the evaluation data.",
     _grouped(samples, lambda s: s.task),
     _answer,
   )
