@@ -28,6 +28,27 @@ class Known(NamedTuple):
   count: Any  # i32[B]
 
 
+class _Prompt(NamedTuple):
+  """All conditions in one batch, prefilled, with room for image tokens."""
+
+  cache: Any
+  slots: int  # of the prompts, padding included
+  seen: Any  # bool[B, T + room]: slots of prompts that are tokens
+  length: Any  # i32[B]: tokens of each prompt
+  dtype: Any  # of inputs
+
+
+def _prefilled(
+  decoder: Any, params: Params, conditions: Sequence[packing.Packed], room: int
+) -> _Prompt:
+  packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
+  cache, _ = text_decode.prefill(decoder, params, packed, room)
+  return _Prompt(
+    cache, packed.x.shape[1], jnp.pad(packed.valid, ((0, 0), (0, room))),
+    packed.valid.sum(axis=1, dtype=jnp.int32), packed.x.dtype,
+  )  # fmt: skip
+
+
 def draw(
   decoder: Any,
   params: Params,
@@ -61,21 +82,17 @@ def draw(
     return _draw_in_groups(
       decoder, params, conditions, embed, pick, first, sizes
     )
-  packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
-  cache, _ = text_decode.prefill(decoder, params, packed, n)
-  start = packed.x.shape[1]
-  prefix_ok = jnp.pad(packed.valid, ((0, 0), (0, n)))
-  offset = packed.valid.sum(axis=1, dtype=jnp.int32)
-  slots = jnp.arange(start + n)
+  prompt = _prefilled(decoder, params, conditions, n)
+  start, slots = prompt.slots, jnp.arange(prompt.slots + n)
 
   def step(carry, i):
     cache, token = carry
     x = jnp.concatenate([embed(token, i, i)] * len(conditions))[:, None]
-    mask = prefix_ok | ((slots >= start) & (slots <= start + i))
+    mask = prompt.seen | ((slots >= start) & (slots <= start + i))
     hidden, cache = decoder.apply(
       {"params": params["decoder"]},
-      x.astype(packed.x.dtype),
-      (offset + i)[:, None],
+      x.astype(prompt.dtype),
+      (prompt.length + i)[:, None],
       mask[:, None],
       cache,
       start + i,
@@ -88,7 +105,7 @@ def draw(
       token = jnp.where(given, known.tokens[:, i], token)
     return (cache, token), token
 
-  _, tokens = jax.lax.scan(step, (cache, first), jnp.arange(n))
+  _, tokens = jax.lax.scan(step, (prompt.cache, first), jnp.arange(n))
   return tokens.swapaxes(0, 1)
 
 
@@ -113,11 +130,8 @@ def _draw_in_groups(
 
   Args: those of `draw`, and how many tokens each group has.
   """
-  packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
-  cache, _ = text_decode.prefill(decoder, params, packed, sum(sizes))
-  start, b = packed.x.shape[1], len(first)
-  prefix_ok = jnp.pad(packed.valid, ((0, 0), (0, sum(sizes))))
-  offset = packed.valid.sum(axis=1, dtype=jnp.int32)
+  prompt = _prefilled(decoder, params, conditions, sum(sizes))
+  start, cache, b = prompt.slots, prompt.cache, len(first)
   slots, tokens, begun = np.arange(start + sum(sizes)), [first], -1
   for size in sizes:
     known = len(tokens) - 1
@@ -132,9 +146,9 @@ def _draw_in_groups(
     places = np.asarray([*chain, *[known] * size], np.int32)
     hidden, cache = decoder.apply(
       {"params": params["decoder"]},
-      x.astype(packed.x.dtype),
-      offset[:, None] + places,
-      prefix_ok[:, None] | sees,
+      x.astype(prompt.dtype),
+      prompt.length[:, None] + places,
+      prompt.seen[:, None] | sees,
       cache,
       jnp.int32(start + begun + 1),
     )
