@@ -49,6 +49,7 @@ ARGS = {
   ),
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
+  "reward": ("shapes", "liquid", "unitoken", "vargpt"),
   "aesthetic": ("",),
   "liquid_2b": (
     *SIZES,

@@ -21,11 +21,12 @@ LAYER = {
   "arguments": 5, "scores": 5, "studies": 5,
   "stages": 5, "dialogues": 5, "loading": 5, "exported": 5, "exporting": 5,
   "boxed": 5, "model_card": 5, "hub": 5, "drawings": 5,
+  "rejection": 5,
   "apps": 6,
   "aot": 6,
   "main": 7, "evaluate": 7, "generate": 7, "prepare": 7, "encode": 7,
   "compile": 7, "experiments": 7, "demo": 7, "instruct": 7,
-  "export": 7, "app": 7,
+  "export": 7, "app": 7, "best_of": 7, "reward": 7,
   "configs": 7,
 }  # fmt: skip
 CONFIGS = ROOT.parent / "configs"

@@ -516,3 +516,65 @@ def test_two_processes_evaluate_what_one_does(space, tmp_path):
     )
   assert len(found[0]) > 3
   assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+# -------------------------------------------- a run trained on its own drawings
+
+REWARD = """
+from configs import debug
+from configs.base import source
+
+def get_config():
+  c = debug.get_config()
+  c.steps, c.checkpoint.every = 2, 2
+  c.init.all = "{run}"
+  c.data.root = "{data}"
+  c.text.tokenizer = "{data}/tokenizer.model"
+  c.model.vae_path = "{run}/codec"
+  c.data.train.rewarded = source(
+    "rewarded", format="imagefolder", tasks=("t2i",), moments="rewarded"
+  )
+  c.eval.metrics = ("tokenizer",)
+  return c
+"""
+
+
+def test_rounds_of_drawing_and_training(space, tmp_path):
+  file, out = tmp_path / "own.py", tmp_path / "out"
+  file.write_text(REWARD.format(run=space.run, data=space.data))
+  before = (space.run / "codec" / "latents.json").read_text()
+  call = [
+    "reward", f"--config={file}", f"--workdir={out}", "--rounds=2",
+    "--prompts=6", "--draws=2",
+  ]  # fmt: skip
+  wrong = command(*call, check=False)  # an untrained run draws nothing right
+  assert wrong.returncode == 1
+  assert "none of the drawings is rewarded 1" in wrong.stderr
+  assert not (out / "drawn_1").exists()
+  said = command(*call, "--least=0").stdout
+  for number in (1, 2):
+    table = (out / f"drawn_{number}" / "metadata.jsonl").read_text()
+    assert len(table.splitlines()) == 6
+    assert (out / f"drawn_{number}_encoded").exists()
+    steps = rows(out / f"round_{number}" / "metrics.jsonl")
+    assert steps[-1]["step"] == 2
+  first, second = (
+    [json.loads(row)["text"] for row in
+     (out / f"drawn_{n}" / "metadata.jsonl").read_text().splitlines()]
+    for n in (1, 2)
+  )  # fmt: skip
+  assert first != second
+  assert f"decoder, head, image, projector, vit from {out}/round_1" in said
+  assert "tokenizer/psnr" in said and (out / "round_2/report.html").exists()
+  # Statistics of latents stay those of the run that it goes on from.
+  assert (space.run / "codec" / "latents.json").read_text() == before
+  copied = json.loads((out / "round_2" / "codec" / "latents.json").read_text())
+  assert copied["scale"] == json.loads(before)["scale"]
+
+
+def test_a_run_without_drawings_is_refused(tmp_path):
+  wrong = command("reward", "--config=debug", f"--workdir={tmp_path}/out",
+                  check=False)  # fmt: skip
+  assert wrong.returncode == 1
+  assert "config.data.train.rewarded: set both" in wrong.stderr
+  assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from unifluid_jax.evals.worlds import (
   emoji_album,
   emoji_classifier,
   emoji_edit_suite,
+  emoji_reward,
   emoji_suite,
   emoji_text_suite,
 )
@@ -326,3 +327,18 @@ def test_data_of_another_world(bench, monkeypatch):
   for metric in METRICS:
     with pytest.raises(ValueError, match="defined on the emoji world"):
       evaluation.METRICS[metric](toys.Silent(), made)
+
+
+# --------------------------------------------------------------------- a reward
+
+
+def test_reward_is_1_for_the_asked_picture_alone(bench):
+  reward = emoji_reward.EmojiReward(bench)
+  asked = reward.prompts(60, np.random.default_rng(0))
+  known = {toys.caption(p): p for p in toys.pictures()}
+  trained = [p for p in known.values() if p not in toys.HELD_OUT]
+  assert {a["prompt"] for a in asked} == {toys.caption(p) for p in trained}
+  images = np.stack([toys.draw(known[a["prompt"]]) for a in asked])
+  assert reward.judge(asked, images).mean() > 0.9
+  assert reward.judge(asked, np.roll(images, 1, axis=0)).mean() < 0.5
+  assert reward.kind(asked[0]) == known[asked[0]["prompt"]].style

@@ -325,12 +325,12 @@ def geneval_prompts(
     raise ValueError(f"pairs={pairs!r}: choose 'seen' or 'held_out'")
   if pairs == "held_out" and tag not in ("colors", "color_attr"):
     raise ValueError(f"tag {tag!r} names no colours: use pairs='seen'")
-  tasks = _geneval_tasks(world, tag, pairs)
+  tasks = geneval_tasks(world, tag, pairs)
   order = rng.permutation(len(tasks))
   return [tasks[order[i % len(tasks)]] for i in range(n)]
 
 
-def _geneval_tasks(world: World, tag: str, pairs: str) -> list[dict[str, Any]]:
+def geneval_tasks(world: World, tag: str, pairs: str) -> list[dict[str, Any]]:
   """Every distinct task of a tag."""
   if tag == "single_object":
     return [_task(tag, article(s), [_clause(s)]) for s in world.shapes]

@@ -1,0 +1,61 @@
+r"""Draws several images of each prompt and keeps those that are right.
+
+  python -m unifluid_jax.best_of --workdir=runs/shapes --to=runs/best/drawn
+
+Prompts and judge are those of the world that the run was trained on
+(unifluid_jax/evals/rewards.py). Writes an imagefolder: metadata.jsonl with
+file_name, text and reward, and the images, which training reads with
+data.train.NAME.format=imagefolder. `python -m unifluid_jax.reward` does this
+and trains on it, several times over.
+"""
+
+import os
+import pathlib
+
+from absl import flags
+
+from unifluid_jax import evaluation, loading, rejection
+from unifluid_jax.core import checkpoint, cli
+from unifluid_jax.data.worlds import shapes_builder
+from unifluid_jax.evals import rewards
+from unifluid_jax.evals.bench import Bench
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of the run that draws.")
+_TO = flags.DEFINE_string("to", None, "Folder to write, on a local disk.")
+_PROMPTS = flags.DEFINE_integer("prompts", 1200, "How many.", 1)
+_DRAWS = flags.DEFINE_integer("draws", 4, "Images of each prompt.", 1)
+_KEEP = flags.DEFINE_integer("keep", 1, "Of each prompt, at most.", 1)
+_LEAST = flags.DEFINE_float("least", 1.0, "Reward that an image needs.", 0, 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of prompts and images.", 0)
+
+
+def main(_: list[str]) -> None:
+  """Draws, judges, writes, unless that is done."""
+  say, workdir = cli.speaker(), _WORKDIR.value
+  step = checkpoint.latest_step(workdir)
+  options = {
+    "prompts": _PROMPTS.value, "draws": _DRAWS.value, "keep": _KEEP.value,
+    "least": _LEAST.value, "seed": _SEED.value,
+  }  # fmt: skip
+  made_of = rejection.recipe(os.path.abspath(workdir), step, **options)
+
+  def fill(folder: pathlib.Path) -> None:
+    parts = loading.read(workdir, step)
+    model = evaluation.load_model(parts.config, workdir, step)
+    reward = rewards.of(Bench(parts.config, workdir))
+    drawn = rejection.drawings(
+      model.images, reward, _PROMPTS.value, _DRAWS.value, _SEED.value
+    )
+    lines = rejection.write(
+      folder, drawn, _KEEP.value, _LEAST.value, reward.kind
+    )
+    for line in lines:
+      say(line)
+
+  target = shapes_builder.write_once(_TO.value, made_of, fill)
+  say(f"right drawings of {workdir}: {target}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["workdir", "to"])
+  cli.run(main)
