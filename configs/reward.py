@@ -29,7 +29,7 @@ def get_config(arg: str = "shapes"):
     raise ValueError(f"config argument {arg!r}: one of {', '.join(_RUNS)}")
   file, run, made = _RUNS[arg]
   c = file.get_config()
-  c.name = f"{c.name}_reward"
+  c.name = f"reward_{arg}"
   c.init = dict(dict.fromkeys(c.init, ""), all=run)
   c.steps = 200
   c.checkpoint.every = c.steps
