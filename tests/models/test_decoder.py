@@ -13,7 +13,7 @@ from tests.jaxprs import operations
 from tests.models.decoder_reference import ref_decoder, ref_norm
 from unifluid_jax.core import optim, parallel, presets
 from unifluid_jax.core.config import MeshConfig
-from unifluid_jax.models import decoder, norms, stack
+from unifluid_jax.models import decoder, key_cache, norms, stack
 from unifluid_jax.ops import attention
 
 # Encoder, codebook and two convolutions of the image tokenizer inside.
@@ -172,9 +172,10 @@ def test_prefill_and_steps_equal_the_full_forward(name):
   size, prefill = T + 2, 6
   mask = jnp.pad(MASK, ((0, 0), (0, 0), (0, size - T)))
   x = embedded(name)
-  cache = decoder.init_cache(model.config, len(x), size, jnp.float32)
+  cache = key_cache.empty(model.config, len(x), size, jnp.float32)
   # Whatever slots hold before they are written must not matter.
-  cache = cache._replace(k=cache.k + 9.0, v=cache.v - 9.0)
+  used = tuple(key_cache.LayerCache(k + 9.0, v - 9.0) for k, v in cache.layers)
+  cache = cache._replace(layers=used)
 
   @jax.jit
   def run(cache, x, positions, mask, index):
@@ -211,11 +212,11 @@ def test_bfloat16_keeps_float32_parameters():
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
   tokens = jnp.arange(T)[None] % TINY["gemma2"].vocab
   x = model.apply({"params": params}, tokens, method="embed")
-  cache = decoder.init_cache(model.config, 1, T, jnp.bfloat16)
+  cache = key_cache.empty(model.config, 1, T, jnp.bfloat16)
   hidden, cache = jax.jit(model.apply)(
     {"params": params}, x, POSITIONS[2:3], MASK[2:3], cache, 0
   )
-  assert (x.dtype, hidden.dtype, cache.k.dtype) == (jnp.bfloat16,) * 3
+  assert (x.dtype, hidden.dtype, cache.layers[0].k.dtype) == (jnp.bfloat16,) * 3
   scores = decoder.logits(model.config, params["embedder"]["table"], hidden)
   assert scores.dtype == jnp.float32
   wide, _ = make("gemma2")
@@ -392,7 +393,7 @@ def test_wrong_arguments_are_refused():
     full("gemma1", remat="some")
   model, params = make("gemma1")
   run = functools.partial(model.apply, {"params": params}, embedded("gemma1"))
-  cache = decoder.init_cache(model.config, len(BLOCK), T + 1, jnp.float32)
+  cache = key_cache.empty(model.config, len(BLOCK), T + 1, jnp.float32)
   with pytest.raises(ValueError, match="both or neither"):
     run(POSITIONS, MASK, cache)
   with pytest.raises(ValueError, match="attention runs over 10"):

@@ -19,7 +19,7 @@ from unifluid_jax.aot import compiled, topology
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import ConfigError, MeshConfig
 from unifluid_jax.core.presets import DecoderConfig
-from unifluid_jax.models import decoder
+from unifluid_jax.models import decoder, key_cache
 from unifluid_jax.ops import attention, fused_attention
 
 splash = functools.partial(fused_attention.splash, interpret=True)
@@ -222,7 +222,7 @@ def test_a_cache_is_read_by_the_plain_kernel():
   """A CPU can run no other: nothing is interpreted here."""
   module = decoder.Decoder(DECODER, jnp.float32, kernel="splash")
   x, positions = jnp.ones((1, 2, 16)), jnp.arange(2)[None]
-  cache = decoder.init_cache(DECODER, 1, 4, jnp.float32)
+  cache = key_cache.empty(DECODER, 1, 4, jnp.float32)
   mask = jnp.ones((1, 2, 4), bool)
 
   def run(key):

@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 
 from tests.weights import helpers, references  # noqa: E402
 from unifluid_jax.models import decoder as ours  # noqa: E402
+from unifluid_jax.models import key_cache  # noqa: E402
 from unifluid_jax.weights import gemma, rows  # noqa: E402
 from unifluid_jax.weights.rows import nested  # noqa: E402
 
@@ -202,7 +203,7 @@ def generate(config, params, start, new):
   """Greedy tokens after `start`, i32[1, T], with a cache."""
   net, size = ours.Decoder(config, jnp.float32), start.shape[1] + new
   variables = {"params": params}
-  cache = ours.init_cache(config, 1, size, jnp.float32)
+  cache = key_cache.empty(config, 1, size, jnp.float32)
   slots = np.arange(size)
   tokens, at, out = start, 0, []
   for _ in range(new):

@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from unifluid_jax.core import parallel
 from unifluid_jax.core.parameter_rows import MATRIX, Row
 from unifluid_jax.core.presets import DecoderConfig
-from unifluid_jax.models import decoder_params, norms, stack
+from unifluid_jax.models import decoder_params, key_cache, norms, stack
+from unifluid_jax.models.key_cache import Cache, LayerCache
 from unifluid_jax.ops import attention
 from unifluid_jax.ops.weight_product import product
 
@@ -29,8 +30,7 @@ _OUT = (None, "tensor", None, "fsdp")
 _UP, _DOWN = (None, "fsdp", "tensor"), (None, "tensor", "fsdp")
 
 _States, _Heads = Float[Array, "B T D"], Float[Array, "B T N H"]
-_KeyCache = Float[Array, "L B S K H"] | None  # of values too
-_Carry = tuple[_States, _KeyCache, _KeyCache]
+_Carry = tuple[_States, LayerCache | None]
 
 # Letters are those of types.py, F the hidden size of the MLP.
 ROWS = (
@@ -47,26 +47,6 @@ ROWS = (
 )
 
 
-class Cache(NamedTuple):
-  """Keys and values of every layer, and where their tokens stand."""
-
-  k: Any  # [L, B, S, K, H] after rotation
-  v: Any  # [L, B, S, K, H]
-  positions: Any  # i32[B, S]
-
-
-def init_cache(
-  config: DecoderConfig, batch: int, size: int, dtype: Any
-) -> Cache:
-  """An empty cache of `size` slots; the caller's mask hides unused ones."""
-  shape = (config.depth, batch, size, config.kv_heads, config.head_dim)
-  return Cache(
-    jnp.zeros(shape, dtype),
-    jnp.zeros(shape, dtype),
-    jnp.zeros((batch, size), jnp.int32),
-  )
-
-
 class Decoder(nn.Module):
   """A decoder without its output layer, which is `logits`.
 
@@ -76,8 +56,8 @@ class Decoder(nn.Module):
     remat: what the backward pass recomputes: "none", "dots" (all but what
       takes products or sums over channels) or "full" (everything but each
       layer's input).
-    scan: False unrolls the layers in Python, for debugging; the parameters
-      are the same.
+    scan: False unrolls the layers in Python; the parameters are the same.
+      With a cache they always are: a loop would copy out each layer's weights.
     kernel: of attention without a cache; see `attention.attend`.
   """
 
@@ -92,9 +72,17 @@ class Decoder(nn.Module):
     specs = decoder_params.specs(self.config)
     # In this order, by which the initial values are drawn.
     self.embedder, self.layers, self.final_norm, *_ = (
-      self.param(name, stack.init_tree, spec) for name, spec in specs.items()
+      self._own(name, spec) for name, spec in specs.items()
     )
     self.style = _style(self.config)
+
+  def _own(self, name: str, spec: Any) -> Any:
+    """Declares parameters, or takes layers that `stack.unstacked` has apart."""
+    there = self.has_variable("params", name)
+    apart = self.get_variable("params", name) if there else None
+    if isinstance(apart, tuple):
+      return apart
+    return self.param(name, stack.init_tree, spec)
 
   def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Embeds token ids, in Gemma times sqrt(D) rounded to `dtype`.
@@ -147,19 +135,25 @@ class Decoder(nn.Module):
       )
     mask = stack.once(mask)
     local = _local(self.config, positions, key_positions, mask)
-    kernel = self.kernel if cache is None else "plain"
     angles = _angles(self.config, positions)
-    call = _Call(mask, local, *angles, index, dropout_key, kernel)
-    k, v = (None, None) if cache is None else (cache.k, cache.v)
-    carry = (x.astype(self.dtype), k, v)
-    layers = stack.narrow(self.layers, self.dtype)
-    stacked = _stacked(self.config, layers)
-    layer = functools.partial(_block, self.config, self.style, call)
-    x, k, v = stack.fold_layers(
-      layer, carry, stacked, remat=self.remat, scan=self.scan
-    )
+    call = _Call(mask, local, *angles, index, dropout_key, self.kernel)
+    block = functools.partial(_block, self.config, self.style, call)
+    x, layers = x.astype(self.dtype), self.layers
+    if not isinstance(layers, tuple):
+      layers = stack.narrow(layers, self.dtype)
+    if cache is None:
+      x = stack.fold_layers(
+        lambda x, layer: block(x, layer, None)[0], x,
+        _stacked(self.config, layers), remat=self.remat, scan=self.scan,
+      )  # fmt: skip
+      return self.style.norm(x, self.final_norm), None
+    written = []
+    apart = _apart(self.config, layers)
+    for layer, own in zip(apart, cache.layers, strict=True):
+      x, own = block(x, layer, own)
+      written.append(own)
     hidden = self.style.norm(x, self.final_norm)
-    return hidden, None if cache is None else Cache(k, v, key_positions)
+    return hidden, Cache(tuple(written), key_positions)
 
 
 @jax.custom_vjp
@@ -289,9 +283,21 @@ class _Layer(NamedTuple):
 
 
 def _stacked(config: DecoderConfig, params: Any) -> _Layer:
+  local = jnp.asarray(_local_layers(config))
+  return _Layer(params, jnp.arange(config.depth), local)
+
+
+def _apart(config: DecoderConfig, params: Any) -> list[_Layer]:
+  """One by one, of a stack or of layers that are apart already."""
+  if not isinstance(params, tuple):
+    params = stack.unstacked(params)
+  numbers = np.arange(config.depth)
+  return list(map(_Layer, params, numbers, _local_layers(config)))
+
+
+def _local_layers(config: DecoderConfig) -> Bool[np.ndarray, "L"]:
   kinds = [config.pattern[i % len(config.pattern)] for i in range(config.depth)]
-  local = np.array([kind == "local" for kind in kinds])
-  return _Layer(params, jnp.arange(config.depth), jnp.asarray(local))
+  return np.array([kind == "local" for kind in kinds])
 
 
 def _angles(
@@ -321,17 +327,14 @@ def _local(
 
 
 def _block(
-  config: DecoderConfig, style: _Style, call: _Call, carry: _Carry,
-  layer: _Layer,
+  config: DecoderConfig, style: _Style, call: _Call, x: _States, layer: _Layer,
+  cache: LayerCache | None,
 ) -> _Carry:  # fmt: skip
-  x, k_cache, v_cache = carry
   p = layer.params
   x = parallel.constrain(x, "BTD")
   with jax.named_scope("attn"):
     y = style.norm(x, p.get("pre_attn"))
-    y, k_cache, v_cache = _attention(
-      config, style, call, layer, y, k_cache, v_cache
-    )
+    y, cache = _attention(config, style, call, layer, y, cache)
     y = style.norm(y, p.get("post_attn"))
     x = x + _dropout(config, call, layer, 0, y)
   with jax.named_scope("mlp"):
@@ -339,12 +342,12 @@ def _block(
     # Before the post-norm here, after it above: as PaliGemma was trained.
     y = _dropout(config, call, layer, 1, y)
     x = x + style.norm(y, p.get("post_ffw"))
-  return parallel.constrain(x, "BTD"), k_cache, v_cache
+  return parallel.constrain(x, "BTD"), cache
 
 
 def _attention(
   config: DecoderConfig, style: _Style, call: _Call, layer: _Layer,
-  x: _States, k_cache: _KeyCache, v_cache: _KeyCache,
+  x: _States, cache: LayerCache | None,
 ) -> _Carry:  # fmt: skip
   p = layer.params["attn"]
   q, k, v = (
@@ -358,25 +361,22 @@ def _attention(
   angles = jax.tree.map(
     functools.partial(jnp.where, layer.is_local), call.local_angles, call.angles
   )
-  if call.index is not None:
-    # The cache keeps keys as they are read: rotated.
-    q, k = (attention.rotate(y, angles) for y in (q, k))
-    angles = None
-    k, k_cache = _write(k_cache, k, layer.number, call.index)
-    v, v_cache = _write(v_cache, v, layer.number, call.index)
-  out = attention.attend(
-    q,
-    k.astype(x.dtype),
-    v.astype(x.dtype),
-    jnp.where(layer.is_local, call.local_mask, call.mask),
-    angles,
+  mask = jnp.where(layer.is_local, call.local_mask, call.mask)
+  how = dict(
     softcap=config.attn_softcap,
     scale=config.query_scale or config.head_dim**-0.5,
-    kernel=call.kernel,
   )
+  if cache is None:
+    out = attention.attend(q, k, v, mask, angles, kernel=call.kernel, **how)
+  else:
+    # The cache keeps keys as they are read: rotated.
+    q, k = (attention.rotate(y, angles) for y in (q, k))
+    cache = key_cache.write(cache, k, v, call.index)
+    seen = (y.astype(x.dtype) for y in cache)
+    out = attention.attend_cached(q, *seen, mask, **how)
   out = stack.keep(out.reshape(*x.shape[:2], -1))
   out = product(out, p["o"].astype(x.dtype), "ND")
-  return out, k_cache, v_cache
+  return out, cache
 
 
 def _heads(
@@ -388,17 +388,6 @@ def _heads(
   if bias is not None:
     out = out + bias.astype(x.dtype)
   return out.reshape(*x.shape[:2], *weight.shape[1:])
-
-
-def _write(
-  cache: Float[Array, "L B S K H"], new: Float[Array, "B T K H"],
-  number: Int[Array, ""], index: int | Int[Array, ""],
-) -> tuple[Float[Array, "B S K H"], Float[Array, "L B S K H"]]:  # fmt: skip
-  """Writes into the whole stack, which XLA updates in place in a loop."""
-  cache = lax.dynamic_update_slice(
-    cache, new[None].astype(cache.dtype), (number, 0, index, 0, 0)
-  )
-  return lax.dynamic_index_in_dim(cache, number, keepdims=False), cache
 
 
 def _mlp(style: _Style, params: Any, x: _States) -> _States:

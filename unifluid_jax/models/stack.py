@@ -65,6 +65,14 @@ def narrow(stacked: Any, dtype: Any) -> Any:
   )
 
 
+def unstacked(stacked: Any) -> tuple[Any, ...]:
+  """Each layer's own arrays; a loop that reads them copies none."""
+  count = len(jax.tree.leaves(stacked)[0])
+  return tuple(
+    jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)
+  )
+
+
 def fold_layers(
   layer: Callable[[Any, Any], Any],
   carry: Any,
@@ -95,6 +103,6 @@ def fold_layers(
     layer = jax.checkpoint(layer, policy=_SAVEABLE[remat], prevent_cse=not scan)
   if scan:
     return lax.scan(lambda c, xs: (layer(c, xs), None), carry, stacked)[0]
-  for i in range(len(jax.tree.leaves(stacked)[0])):
-    carry = layer(carry, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+  for own in unstacked(stacked):
+    carry = layer(carry, own)
   return carry

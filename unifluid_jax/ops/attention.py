@@ -223,9 +223,35 @@ def attend(
   kv = k.shape[2]
   grouped = q.reshape(b, t, kv, n // kv, h)
   logits = scale * wide_product("BTKGH,BSKH->BKGTS", grouped, k)
+  weights = _weights(logits, mask, softcap).astype(v.dtype)
+  out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v)
+  return out.reshape(b, t, n, h)
+
+
+def attend_cached(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B K H S"],
+  v: Float[Array, "B K S H"],
+  mask: Bool[Array, "B T S"],
+  *,
+  softcap: float,
+  scale: float,
+) -> Float[Array, "B T N H"]:
+  """`attend` of keys and values as a cache keeps them; see models/key_cache."""
+  b, t, n, h = q.shape
+  kv = k.shape[1]
+  grouped = q.reshape(b, t, kv, n // kv, h)
+  logits = scale * wide_product("BTKGH,BKHS->BKGTS", grouped, k)
+  weights = _weights(logits, mask, softcap).astype(v.dtype)
+  out = jnp.einsum("BKGTS,BKSH->BTKGH", weights, v)
+  return out.reshape(b, t, n, h)
+
+
+def _weights(
+  logits: Float[Array, "B K G T S"], mask: Bool[Array, "B T S"] | None,
+  softcap: float,
+) -> Float[Array, "B K G T S"]:  # fmt: skip
   logits = soft_cap(logits, softcap)
   if mask is not None:
     logits = jnp.where(mask[:, None, None], logits, MASKED)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-  out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v)
-  return out.reshape(b, t, n, h)
+  return jax.nn.softmax(logits, axis=-1)

@@ -67,10 +67,12 @@ def cast_embedding(params: Params, dtype: Any) -> Params:
 
 
 def cast_for_decoding(params: Params, dtype: Any) -> Params:
-  """Decoder parameters cast once to the dtype of their products.
+  """Decoder parameters cast once to their products' dtype, layer by layer.
 
-  Otherwise each use casts them: all of them again for every token.
+  Otherwise each use casts them, and copies them out of the stack: all of them
+  again for every token.
   """
   params = cast_embedding(params, dtype)
   layers = stack.narrow(params["decoder"]["layers"], dtype)
-  return params | {"decoder": params["decoder"] | {"layers": layers}}
+  own = {"layers": stack.unstacked(layers)}
+  return params | {"decoder": params["decoder"] | own}

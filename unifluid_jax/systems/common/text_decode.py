@@ -7,12 +7,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from unifluid_jax.core import parallel
 from unifluid_jax.core.types import EOS, Params
-from unifluid_jax.models.decoder import (
-  Cache,
-  init_cache,
-  logits,
-  output_table,
-)
+from unifluid_jax.models import key_cache
+from unifluid_jax.models.decoder import logits, output_table
+from unifluid_jax.models.key_cache import Cache
 from unifluid_jax.ops import sampling
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.systems.common import embed, packing
@@ -33,7 +30,7 @@ def prefill(
     The cache of T + room slots, and hidden states.
   """
   b, t = packed.valid.shape
-  cache = init_cache(decoder.config, b, t + room, packed.x.dtype)
+  cache = key_cache.empty(decoder.config, b, t + room, packed.x.dtype)
   mask = block_causal_mask(packed.block, packed.valid)
   mask = jnp.pad(mask, ((0, 0), (0, 0), (0, room)))
   hidden, cache = decoder.apply(
@@ -113,7 +110,4 @@ def answer(
 def _gather_rows(state: Any, rows: Int[Array, "R"]) -> Any:
   """The decoding state of the given rows, e.g. of each beam's parent."""
   cache, valid, offset = state
-  cache = cache._replace(
-    k=cache.k[:, rows], v=cache.v[:, rows], positions=cache.positions[rows]
-  )
-  return cache, valid[rows], offset[rows]
+  return key_cache.of_rows(cache, rows), valid[rows], offset[rows]
