@@ -116,3 +116,23 @@ def test_training_records_that_are_lost_are_passed_over(tmp_path):
   made = bench(tmp_path, 3, bad=())
   (tmp_path / "1.png").unlink()
   assert len(list(made.train_records(4096))) == 4
+
+
+def test_training_records_are_those_of_the_data_that_are_judged(tmp_path):
+  made = bench(tmp_path, 3, bad=())
+  data = made.config.data
+  other = SourceConfig("imagefolder", "drawn")
+  data = dataclasses.replace(data, train={"a": other, **data.train})
+  both = Bench(dataclasses.replace(made.config, data=data), "")
+  assert both.trained_on.path == "e.jsonl"
+  assert len(list(both.train_records(4096))) == 6
+  data = dataclasses.replace(data, train={"a": other})
+  alone = Bench(dataclasses.replace(made.config, data=data), "")
+  assert alone.trained_on == other
+
+
+def test_without_training_questions_nothing_is_guessed(tmp_path):
+  made = bench(tmp_path, 2, bad=())
+  made.train_records = lambda count: iter(())
+  asked = text_suite.vqa(Parrot(), made)
+  assert asked.floors["vqa/all"] == 0 and asked.values["vqa/all"] == 0.5

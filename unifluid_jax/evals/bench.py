@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from absl import logging
 
-from unifluid_jax.core.config import Config
+from unifluid_jax.core.config import Config, SourceConfig
 from unifluid_jax.data import transforms
 from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.sources import source as sources
@@ -186,11 +186,21 @@ class Bench:
       ]
     )
 
+  @property
+  def trained_on(self) -> SourceConfig:
+    """The training source of the first split's data set, else the first one.
+
+    Others may hold images alone, or words that no question of the split has.
+    """
+    data = self.config.data
+    same = data.eval[self.splits[0]].path
+    found = [s for s in data.train.values() if s.path == same]
+    return (found or list(data.train.values()))[0]
+
   def train_records(self, count: int) -> Iterator[sources.Record]:
-    """The first records of the first training source that can be read."""
-    first = next(iter(self.config.data.train.values()))
+    """The first records of `trained_on` that can be read."""
     source = sources.open_source(
-      first, self.config.data.root, self.config.data.caption_prefix
+      self.trained_on, self.config.data.root, self.config.data.caption_prefix
     )
     for i in range(min(count, len(source))):
       try:

@@ -72,12 +72,12 @@ def picture_of(record: Record, metric: str) -> Picture:
 def album_of(bench: Bench) -> "Album":
   """The true pictures of a configuration's data, read once.
 
-  Those of the first training source come first, then those that evaluation
+  Those of `bench.trained_on` come first, then those that evaluation
   splits alone have. Evaluation splits are read whole, whatever
   config.eval.examples says: retrieval is among all concepts.
   """
   data = bench.config.data
-  of = [(next(iter(data.train.values())), True)]
+  of = [(bench.trained_on, True)]
   of += [(data.eval[split], False) for split in bench.splits]
   entries, seen = [], set()
   for config, trained in of:

@@ -33,14 +33,15 @@ class ShapesReward:
   ) -> list[dict[str, Any]]:
     """GenEval's six tasks, none of a held-out pair.
 
-    Each has a share that grows as the square root of how many prompts it has:
-    of few, few are enough, and of two coloured objects there are hundreds.
+    Half are spread evenly over the tasks, half as the square root of how many
+    prompts each has: of two coloured objects there are hundreds, of others few.
     """
     tags = shapes_text.TAGS
     sizes = [
       len(shapes_text.geneval_tasks(self._world, tag, "seen")) for tag in tags
     ]
-    ends = np.cumsum(np.sqrt(sizes)) / np.sqrt(sizes).sum() * count
+    weights = np.sqrt(sizes) / np.sqrt(sizes).sum() + 1 / len(tags)
+    ends = np.cumsum(weights) / 2 * count
     shares = np.diff(np.rint(ends).astype(int), prepend=0).tolist()
     return [
       task

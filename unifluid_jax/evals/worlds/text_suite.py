@@ -124,6 +124,7 @@ def vqa(subject: Subject, bench: Bench) -> Outcome:
 def _blind(bench: Bench, questions: Sequence[str]) -> list[str]:
   """The most frequent training answer to each question, image unseen.
 
+  Empty where training has no questions.
   Case and the mark at the end do not tell questions apart.
   """
   counts = collections.defaultdict(collections.Counter)
@@ -131,6 +132,8 @@ def _blind(bench: Bench, questions: Sequence[str]) -> list[str]:
     for question, answer in record.questions:
       counts[_folded(question)][answer] += 1
       counts[None][answer] += 1
+  if not counts[None]:
+    return [""] * len(questions)
   return [
     (counts.get(_folded(q)) or counts[None]).most_common(1)[0][0]
     for q in questions
