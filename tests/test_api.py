@@ -106,3 +106,47 @@ def test_a_name_of_an_option_that_a_system_lacks_is_said():
     arguments.renamed(
       {"num_inference_steps": 3}, systems.spec("liquid").sampling
     )
+
+
+# -------------------------------------------------------------- lists of images
+
+
+@pytest.fixture
+def asked(monkeypatch):
+  """A model that says what it was asked, of how bright an image, and calls."""
+  config = systems.resolve(debug.get_config())
+  model, calls = (
+    api.Model(config, systems.build(config), Blank(), lambda f: f),
+    [],
+  )
+
+  def answers(images, questions, sampling=None):
+    calls.append((len(images), sampling.top_k))
+    pairs = zip(images, questions, strict=True)
+    return [f"{q} {int(image.max())}" for image, q in pairs]
+
+  monkeypatch.setattr(model, "answers", answers)
+  return model, calls
+
+
+GREYS = [np.full((8, 8, 3), v, np.uint8) for v in (1, 2, 3)]
+
+
+def test_lists_of_images_are_answered_in_one_call(asked):
+  model, calls = asked
+  assert model.answer(GREYS[1], "what") == "what 2"
+  assert model.answer(GREYS, "what", top_k=4) == ["what 1", "what 2", "what 3"]
+  assert model.answer(tuple(GREYS[:2]), ["a", "b"]) == ["a 1", "b 2"]
+  assert model.caption(GREYS) == [f"caption en {v}" for v in (1, 2, 3)]
+  assert model.answer([], "what") == []
+  assert [n for n, _ in calls] == [1, 3, 2, 3] and calls[1][1] == 4
+
+
+@pytest.mark.parametrize("image, question", [
+  (GREYS, ["a", "b"]), (GREYS[0], ["a"]), ([], ["a"]),
+])  # fmt: skip
+def test_questions_that_do_not_fit_the_images_are_refused(
+  asked, image, question
+):
+  with pytest.raises(ValueError, match="one question for each"):
+    asked[0].answer(image, question)

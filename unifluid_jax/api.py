@@ -182,14 +182,38 @@ class Model:
     """An image of a prompt while it appears: at most `most`, the last whole."""
     return self.drawings.stages(prompt, seed, most, self._sampling(sampling))
 
-  def caption(self, image: Any, **sampling: Any) -> str:
-    """Describes an image (PIL image, array or path)."""
+  def caption(self, image: Any, **sampling: Any) -> Any:
+    """Describes an image, or each of a list, as `answer` does."""
     return self.answer(image, self.config.data.caption_prefix, **sampling)
 
-  def answer(self, image: Any, question: str, **sampling: Any) -> str:
-    """Answers a question about an image (PIL image, array or path)."""
-    options = self._sampling(sampling)
-    return self.answers([self._as_array(image)], [question], options)[0]
+  def answer(
+    self, image: Any, question: str | Sequence[str], **sampling: Any
+  ) -> Any:
+    """Answers a question about an image.
+
+    Args:
+      image: a PIL image, an array or a path; or a list of them, answered in
+        batches.
+      question: a text; with a list of images also one for each.
+      **sampling: options of the system.
+
+    Returns:
+      A text; a list for a list.
+
+    Raises:
+      ValueError: not one question an image, an option out of range.
+    """
+    options, several = self._sampling(sampling), isinstance(image, list | tuple)
+    images = [self._as_array(x) for x in (image if several else [image])]
+    single = isinstance(question, str)
+    questions = [question] * len(images) if single else list(question)
+    if len(questions) != len(images) or not (single or several):
+      raise ValueError(
+        f"{len(questions)} questions and {len(images)} images: give a text, or "
+        "a list of images and one question for each"
+      )
+    found = self.answers(images, questions, options) if images else []
+    return found if several else found[0]
 
   def unknown_words(self, text: str) -> list[str]:
     """Words of a text that the run's tokenizer was not trained on."""
