@@ -41,6 +41,16 @@ class Subject(Protocol):
 
 
 @runtime_checkable
+class Redrawing(Protocol):
+  """What a metric needs of a model that draws parts of images again."""
+
+  def generate(
+    self, prompt: Sequence[str], seed: int, *, given: Any, redraw: Any
+  ) -> list[Any]:
+    """PIL images: the given ones with a box drawn again; see `api.Model`."""
+
+
+@runtime_checkable
 class TextScorer(Protocol):
   """What a metric needs of a model that says how likely texts are."""
 
