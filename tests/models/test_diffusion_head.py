@@ -321,16 +321,16 @@ def test_hoisting_changes_nothing(limit):
   np.testing.assert_allclose(got, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_hoisted_steps_fit_the_limit():
+def testhoisted_steps_fit_the_limit():
   def steps(n, limit):
-    return diffusion_head._hoisted_steps(HEAD_, n, 6, limit)
+    return diffusion_head.hoisted_steps(HEAD_, n, 6, limit)
 
   assert steps(6, 6 * STEP_BYTES) == 6
   assert steps(6, 6 * STEP_BYTES - 1) == 3
   assert steps(7, 6 * STEP_BYTES) == 1
   assert steps(6, 0) == 1
   half = DiffusionHead(HeadConfig(W, DEPTH), C, jnp.bfloat16)
-  assert diffusion_head._hoisted_steps(half, 6, 6, 3 * STEP_BYTES) == 6
+  assert diffusion_head.hoisted_steps(half, 6, 6, 3 * STEP_BYTES) == 6
 
 
 def test_scale_one_is_the_conditional_alone():
