@@ -136,6 +136,9 @@ def test_a_run_refuses_steps_that_its_head_has_not_learned():
   asked = dataclasses.replace(config.sampling, steps=4)
   with pytest.raises(ValueError, match="^steps=4: an energy head"):
     unifluid_config.check_sampling(config, asked, "t2i")
+  prompts = {"t2i": {"prompt": jnp.asarray(TEXT)}}
+  with pytest.raises(ValueError, match="^steps=4: an energy head"):
+    model("energy")[0].generate({}, {}, prompts, jax.random.key(0), asked)
 
 
 def test_older_runs_have_mars_head():

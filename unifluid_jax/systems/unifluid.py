@@ -365,6 +365,8 @@ class UniFluid:
     config: Any, cells: Any = None, stays: tuple[Array, Array] | None = None,
   ) -> tuple[Float[Array, "B N C"], Int[Array, "B N"]]:  # fmt: skip
     """Tokens in the order they were drawn, and that order."""
+    if wrong := token_head.refusal(self.config.model.head.kind, config):
+      raise ValueError(wrong)
     ((_, fields),) = prompts.items()
     b, n = len(fields["prompt"]), self.config.model.image_tokens
     keys = keys if keys.ndim else jax.random.split(keys, b)
