@@ -85,6 +85,10 @@ _SAID, _ASKED = "data/conversation.py", "evals/worlds/dialogue_suite.py"
 _FEW = "data/instructions/few_shot.py"
 _INTERLEAVED = "systems/common/interleaved.py"
 _UNIFLUID = "systems/unifluid.py"
+_COMMON_COST = "systems/common/cost.py"
+_FLOW, FLOW = "ops/flow.py", "ops/test_flow.py"
+ENERGY, HEADS = "ops/test_energy.py", "models/test_token_heads.py"
+SYSTEM_HEADS = "systems/test_heads.py"
 _CONTINUOUS = "systems/common/continuous_decode.py"
 REDRAW = "systems/test_redraw.py"
 _VQ = "systems/vq_training.py"
@@ -679,6 +683,57 @@ MUTATIONS = tuple(
     ("ops/diffusion.py", "_reverse(at, x_t, jax.lax.stop_gradient(eps), value)",
      "_reverse(at, x_t, eps, value)",
      f"{LOSS}::test_vb_trains_only_the_variance_output"),
+    # -------------------------------------------------------- few-step heads
+    (_FLOW, "(1 - t) * noise + t * x0", "t * noise + (1 - t) * x0", FLOW),
+    (_FLOW, "return (stratum + u) / draws", "return u + 0 * stratum", FLOW),
+    (_FLOW, "np.repeat(starts, 2)[1:]", "np.repeat(starts, 2)[:-1]", FLOW),
+    (_FLOW, "(state.slope + v) / 2", "v", FLOW),
+    (_FLOW, "jnp.where(at.corrects, state.start, state.x)", "state.x", FLOW),
+    (_FLOW, "left = 1 - at.time", "left = 1.0", FLOW),
+    (_FLOW, "jnp.floor(u * count) / count", "u", FLOW),
+    (_FLOW, "half = 2.0 ** -(level + 1)", "half = 2.0**-level", FLOW),
+    (_FLOW, "velocity(middle, t + half, level + 1)",
+     "velocity(middle, t, level + 1)", FLOW),
+    (_FLOW, "jax.lax.stop_gradient((first + second) / 2)",
+     "(first + second) / 2", FLOW),
+    (_FLOW, "max(1, draws // _SHARE)", "draws // _SHARE", FLOW),
+    ("ops/energy.py", "/ (n - 1)", "/ n", ENERGY),
+    ("ops/energy.py", "-0.5 * sum(others)", "-1.0 * sum(others)", ENERGY),
+    ("ops/energy.py", "jnp.sqrt(jnp.where(apart, square, 1.0))",
+     "jnp.sqrt(square)", ENERGY),
+    ("ops/sampling.py", "*others, self.scale, self.image_scale",
+     "*others, self.image_scale, self.scale", "ops/test_sampling.py"),
+    ("models/flow_head.py", "x, _CHAIN * t, z, level", "x, t, z, level", HEADS),
+    ("models/flow_head.py", "_CHAIN * part.time", "part.time", HEADS),
+    ("models/flow_head.py", "flow.begin(temperature * noise)",
+     "flow.begin(noise)", HEADS),
+    ("models/flow_head.py",
+     "jax.vmap(lambda k: jax.random.normal(k, (net.channels,)))(keys)",
+     "jax.random.normal(keys[0], (len(keys), net.channels))", HEADS),
+    ("models/flow_head.py", "return guided.combine(out)",
+     "return out[: len(keys)]", HEADS),
+    ("models/shortcut_head.py", "level=steps.bit_length() - 1",
+     "level=flow.FINEST", HEADS),
+    ("models/shortcut_head.py", "jnp.full(t.shape, flow.FINEST)",
+     "jnp.zeros(t.shape, jnp.int32)", HEADS),
+    ("models/shortcut_head.py", "(x0 - noise)[twice:]",
+     "(x0 - noise)[:-twice]", HEADS),
+    ("models/energy_head.py", "temperature * jax.vmap(draw)(keys)",
+     "jax.vmap(draw)(keys)", HEADS),
+    ("models/energy_head.py", "jnp.clip(guided.combine(tokens), -limit, limit)",
+     "guided.combine(jnp.clip(tokens, -limit, limit))", HEADS),
+    ("models/token_head.py", "options.solver not in KINDS[kind].solvers",
+     "False", HEADS),
+    ("systems/unifluid_config.py", "draws >= fewest,", "draws > 0,",
+     f"{SYSTEM_HEADS}::test_refused_configurations"),
+    ("systems/unifluid_config.py",
+     "return token_head.refusal(config.model.head.kind, sampling)",
+     'return ""', f"{SYSTEM_HEADS}::test_refused_configurations"),
+    (_UNIFLUID, "limit=config.clip or math.inf, solver=config.solver,",
+     'limit=config.clip or math.inf, solver="euler",',
+     f"{SYSTEM_HEADS}::test_options_reach_the_head"),
+    (_COMMON_COST, "draws + 2 / 3 * targets", "draws + 2 * targets",
+     "systems/test_cost.py"),
     ("ops/attention.py", "block[:, None, :] <= block[:, :, None]",
      "block[:, None, :] < block[:, :, None]",
      "ops/test_attention.py::test_block_causal_mask_examples"),

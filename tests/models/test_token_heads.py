@@ -273,15 +273,16 @@ def test_without_temperature_a_token_is_a_function_of_its_condition(kind):
 
 
 @pytest.mark.parametrize("kind", FEW)
-def test_a_limit_bounds_tokens(kind):
-  params, z = random_params(kind), [2 * CONDITIONS[0]]
-  free = draw(kind, params, z, keys(3))
+def test_a_limit_bounds_guided_tokens(kind):
+  params, z = random_params(kind), CONDITIONS[:2]
+
+  def drawn(limit):
+    return draw(kind, params, z, keys(3), (3.0, 1.0), limit=limit)
+
+  free = drawn(np.inf)
   limit = float(np.abs(free).max()) / 2
-  bound = draw(kind, params, z, keys(3), limit=limit)
-  np.testing.assert_allclose(np.abs(bound).max(), limit, rtol=1e-6)
-  np.testing.assert_allclose(
-    draw(kind, params, z, keys(3), limit=1e3), free, rtol=1e-4, atol=1e-4
-  )
+  np.testing.assert_allclose(np.abs(drawn(limit)).max(), limit, rtol=1e-6)
+  np.testing.assert_allclose(drawn(1e3), free, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", FEW)

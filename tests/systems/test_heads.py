@@ -19,6 +19,7 @@ from tests.systems.conftest import (
 )
 from unifluid_jax import boxed, systems
 from unifluid_jax.core.freeze import ConfigError
+from unifluid_jax.models import flow_head
 from unifluid_jax.systems import unifluid_config
 
 # Terms of the objective, and options to draw with.
@@ -103,6 +104,33 @@ def test_an_image_depends_on_its_own_seed_and_prompt_only(kind, passes):
   np.testing.assert_allclose(a[0], b[2], atol=1e-5)
   np.testing.assert_allclose(a[2], b[0], atol=1e-5)
   assert np.abs(a[1] - b[1]).max() > 1e-3
+
+
+def test_options_reach_the_head(monkeypatch):
+  """Steps of each place, temperature, bound, solver and both scales."""
+  system, params = model("flow")
+  seen = []
+
+  def watched(self, params, guided, keys, steps, temperature, **options):
+    seen.append((
+      steps, temperature, options, len(guided.conditions),
+      guided.scale, guided.image_scale,
+    ))  # fmt: skip
+    return jnp.zeros((len(keys), 64))
+
+  monkeypatch.setattr(flow_head.FlowHead, "sample", watched)
+  sampling = dataclasses.replace(
+    system.config.sampling, steps=3, last_steps=2, solver="heun", clip=2.5,
+    temperature=0.7, cfg=4.0, image_cfg=1.0,
+  )  # fmt: skip
+  prompts = {"t2i": {"prompt": jnp.asarray(TEXT)}}
+  jax.eval_shape(
+    lambda: system.generate(
+      params, base().frozen, prompts, jax.random.key(0), sampling
+    )
+  )
+  told = {"limit": 2.5, "solver": "heun"}
+  assert seen == [(n, 0.7, told, 2, 4.0, 1.0) for n in (3, 2)]
 
 
 # -------------------------------------------------------------- configuration

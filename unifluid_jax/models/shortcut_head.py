@@ -13,7 +13,6 @@ paper trains one scale into its targets, which fixes it.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, ClassVar
 
@@ -69,14 +68,12 @@ class ShortcutHead:
     t = jnp.concatenate([begin, t])
     x_t = flow.interpolate(x0, t, noise)
 
-    net = functools.partial(flow_head.velocity, self.net)
-    fixed = jax.lax.stop_gradient((params, z))
-    target = flow.two_halves(
-      lambda x, t, level: net(fixed[0], x, t, fixed[1], level),
-      x_t[:twice], begin, level,
-    )  # fmt: skip
+    def predict(x, t, level):
+      return flow_head.velocity(self.net, params, x, t, z, level)
+
+    target = flow.two_halves(predict, x_t[:twice], begin, level)
     target = jnp.concatenate([target, (x0 - noise)[twice:]])
-    out = net(params, x_t, t, z, jnp.concatenate([level, finest]))
+    out = predict(x_t, t, jnp.concatenate([level, finest]))
     error = flow.squared_error(out, target)
     return {"velocity": error[twice:], "consistency": error[:twice]}
 
