@@ -97,6 +97,7 @@ def base() -> ml_collections.ConfigDict:
     cfg_schedule="constant",
     temperature=1.0,
     clip=0.0,
+    solver="euler",  # or "heun", of head.kind="flow"
     order="raster",
     text="greedy",
     text_temperature=1.0,
@@ -169,7 +170,12 @@ def _model() -> dict:
       **unset(int, "width depth mlp heads patch image_size"),
     ),
     head=dict(  # open: "a lightweight MLP"
-      preset="mar_b", **unset(int, "width depth")
+      preset="mar_b",
+      # Or "flow" and "shortcut", which draw a token in few steps, and
+      # "energy", in one (sampling.steps=1). EAR trains an energy head at a
+      # quarter of the rate: optim.rates.head=0.25.
+      kind="ddpm",
+      **unset(int, "width depth"),
     ),
     vae=dict(
       preset="sd_f8",

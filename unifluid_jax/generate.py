@@ -56,6 +56,9 @@ _STEPS = flags.DEFINE_integer("steps", None, "Of the diffusion head.")
 _LAST_STEPS = flags.DEFINE_integer(
   "last_steps", None, "Of the token drawn last, falling to it from --steps."
 )
+_SOLVER = flags.DEFINE_enum(
+  "solver", None, ["euler", "heun"], "Of flow heads; Heun's evaluates twice."
+)
 _PASSES = flags.DEFINE_integer(
   "passes", None, "Of the decoder, several tokens in each; 0: one a token."
 )
@@ -87,6 +90,7 @@ def main(_: list[str]) -> None:
         "steps": _STEPS.value,
         "last_steps": _LAST_STEPS.value,
         "passes": _PASSES.value,
+        "solver": _SOLVER.value,
         "order": _ORDER.value,
         "size": requests.size(_SIZE.value),
       },

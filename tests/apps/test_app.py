@@ -111,6 +111,22 @@ def test_settings_are_options_that_the_system_has(run):
       run.settings(guidance, steps)
 
 
+def test_steps_are_those_that_the_head_can_draw_with(run):
+  def offered(kind, own):
+    model = run.config.model
+    head = dataclasses.replace(model.head, kind=kind)
+    config = dataclasses.replace(
+      run.config,
+      model=dataclasses.replace(model, head=head),
+      sampling=dataclasses.replace(run.config.sampling, steps=own),
+    )
+    return dataclasses.replace(run, model=_Holds(config)).steps
+
+  assert offered("energy", 1) == (1,)
+  assert offered("shortcut", 4) == (4,)
+  assert offered("flow", 4) == (4, 10, 25, 50, 100)
+
+
 def test_guidance_cannot_be_chosen_where_the_run_has_none(run):
   loss = dataclasses.replace(run.config.loss, prompt_dropout=0.0)
   config = dataclasses.replace(run.config, loss=loss)

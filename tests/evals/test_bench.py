@@ -108,7 +108,7 @@ def test_results_name_the_options_that_entered_them(tmp_path):
   own = sampling_options(tiny().sampling, "images")
   assert list(own) == [
     "steps", "cfg", "temperature", "order", "cfg_schedule", "clip",
-    "last_steps", "passes",
+    "solver", "last_steps", "passes",
   ]  # fmt: skip
 
 

@@ -41,8 +41,8 @@ def random_params(seed=1, scale=0.4):
   return jax.tree.unflatten(tree, noise)
 
 
-def reference(params, x, t, z):
-  """MAR's net, row by row, float64."""
+def reference(params, x, t, z, level=None):
+  """MAR's net, row by row, float64; other heads have no t, or a level too."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   x, z = np.asarray(x, np.float64), np.asarray(z, np.float64)
 
@@ -56,15 +56,17 @@ def reference(params, x, t, z):
     v = v - v.mean(-1, keepdims=True)
     return v / np.sqrt((v**2).mean(-1, keepdims=True) + 1e-6)
 
-  angle = np.asarray(t)[:, None] * np.exp(
-    -np.log(10_000) * np.arange(128) / 128
-  )
-  te = np.concatenate([np.cos(angle), np.sin(angle)], 1)
-  te = dense(p["time"]["out"], silu(dense(p["time"]["in"], te)))
-  y = silu(te + dense(p["cond"], z))
+  y = dense(p["cond"], z)
+  for name, number in (("time", t), ("step", level)):
+    if number is not None:
+      angle = np.asarray(number)[:, None] * np.exp(
+        -np.log(10_000) * np.arange(128) / 128
+      )
+      te = np.concatenate([np.cos(angle), np.sin(angle)], 1)
+      y = y + dense(p[name]["out"], silu(dense(p[name]["in"], te)))
+  y = silu(y)
   h = dense(p["input"], x)
-  for i in range(DEPTH):
-    b = p[f"block_{i}"]
+  for b in (p[k] for k in sorted(p) if k.startswith("block_")):
     shift, scale, gate = np.split(dense(b["modulation"], y), 3, axis=1)
     u = norm(h) * b["norm"]["scale"] + b["norm"]["bias"]
     u = u * (1 + scale) + shift
@@ -321,16 +323,16 @@ def test_hoisting_changes_nothing(limit):
   np.testing.assert_allclose(got, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_hoisted_steps_fit_the_limit():
+def testhoisted_steps_fit_the_limit():
   def steps(n, limit):
-    return diffusion_head._hoisted_steps(HEAD_, n, 6, limit)
+    return diffusion_head.hoisted_steps(HEAD_, n, 6, limit)
 
   assert steps(6, 6 * STEP_BYTES) == 6
   assert steps(6, 6 * STEP_BYTES - 1) == 3
   assert steps(7, 6 * STEP_BYTES) == 1
   assert steps(6, 0) == 1
   half = DiffusionHead(HeadConfig(W, DEPTH), C, jnp.bfloat16)
-  assert diffusion_head._hoisted_steps(half, 6, 6, 3 * STEP_BYTES) == 6
+  assert diffusion_head.hoisted_steps(half, 6, 6, 3 * STEP_BYTES) == 6
 
 
 def test_scale_one_is_the_conditional_alone():

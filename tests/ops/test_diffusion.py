@@ -90,20 +90,6 @@ def test_respaced_chains_are_sound():
     assert all(np.isfinite(f).all() for f in s)
 
 
-def test_steps_fall_from_the_first_token_to_the_last():
-  def counts(*given):
-    schedules, which = diffusion.respace_by_place(*given)
-    return [len(schedules[i].index) for i in which]
-
-  assert counts(50, 50, 4) == [50] * 4 and counts(9, 1, 1) == [9]
-  assert counts(50, 10, 5) == [50, 40, 30, 20, 10]
-  assert counts(2, 1, 5) == [2, 2, 2, 1, 1]
-  assert counts(1, 3, 3) == [1, 2, 3]
-  falling = counts(100, 5, 256)
-  assert falling == sorted(falling, reverse=True) and len(set(falling)) == 5
-  assert (falling[0], falling[-1]) == (100, 5) and falling.count(100) == 52
-
-
 @pytest.mark.parametrize("count", [0, 1001])
 def test_bad_count(count):
   with pytest.raises(ValueError, match="choose 1..1000"):

@@ -43,6 +43,36 @@ def test_guide_edit():
     )
 
 
+def test_predictions_of_all_conditions_are_combined():
+  """Rows of the conditions follow one another, two rows each."""
+  full, source, null = [[7.0], [8.0]], [[3.0], [5.0]], [[1.0], [2.0]]
+
+  def guided(conditions, *scales):
+    made = sampling.Guided([jnp.zeros((2, 4))] * len(conditions), *scales)
+    np.testing.assert_array_equal(
+      made.same(jnp.asarray([[5.0], [6.0]])), [[5.0], [6.0]] * len(conditions)
+    )
+    return made.combine(jnp.concatenate(jnp.asarray(conditions))).tolist()
+
+  assert guided([full], 9.0) == full
+  assert guided([full, source], 2.0) == [[11.0], [11.0]]
+  assert guided([full, source, null], 2.0, 3.0) == [[15.0], [17.0]]
+
+
+def test_steps_fall_from_the_first_token_to_the_last():
+  def counts(*given):
+    found, which = sampling.steps_by_place(*given)
+    return [found[i] for i in which]
+
+  assert counts(50, 50, 4) == [50] * 4 and counts(9, 1, 1) == [9]
+  assert counts(50, 10, 5) == [50, 40, 30, 20, 10]
+  assert counts(2, 1, 5) == [2, 2, 2, 1, 1]
+  assert counts(1, 3, 3) == [1, 2, 3]
+  falling = counts(100, 5, 256)
+  assert falling == sorted(falling, reverse=True) and len(set(falling)) == 5
+  assert (falling[0], falling[-1]) == (100, 5) and falling.count(100) == 52
+
+
 def test_cfg_scale():
   linear = [float(sampling.cfg_scale("linear", 3.0, i, 4)) for i in range(4)]
   assert linear == [1.5, 2.0, 2.5, 3.0]

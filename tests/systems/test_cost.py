@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
+import pytest
 
 from configs import unified_2b
 from unifluid_jax import systems
 from unifluid_jax.core import presets
+from unifluid_jax.models import token_head
 from unifluid_jax.systems.common import cost
 from unifluid_jax.systems.unifluid_config import step_cost
 
@@ -71,6 +74,35 @@ def test_a_scale_decoder_without_layers_costs_its_ends():
     c = presets.ScaleDecoderConfig(16, 0, 2, 24, 11, 3, (1, 2), 1, shared)
     want = 2 * (5 * 16 * (3 + 11) + 2 * 16 * 16)
     assert cost.scale_decoder_flops(c) == want
+
+
+@pytest.mark.parametrize("kind", token_head.KINDS)
+def test_a_heads_products_are_those_of_its_kernels(kind):
+  """Each is used once in an evaluation."""
+  c = presets.HeadConfig(24, 3, kind)
+  head = token_head.build(c, 5, "float32")
+  shapes = jax.eval_shape(
+    lambda: head.net.init(jax.random.key(0), *head.inputs(7))
+  )
+  kernels = sum(x.size for x in jax.tree.leaves(shapes) if x.ndim == 2)
+  assert cost.head_flops(c, 7, 5) == 2 * kernels
+
+
+def test_targets_of_self_consistency_have_no_backward_pass():
+  """One draw of four costs two forward passes more; a step is three."""
+  mar, shortcut = (presets.HeadConfig(8, 1, k) for k in ("ddpm", "shortcut"))
+  assert cost.head_evaluations(mar, 4) == 4
+  assert 3 * cost.head_evaluations(shortcut, 4) == pytest.approx(3 * 4 + 2)
+  assert 3 * cost.head_evaluations(shortcut, 8) == pytest.approx(3 * 8 + 4)
+  one = resolved(t2i=1)
+  head = dataclasses.replace(one.model.head, kind="shortcut")
+  c = dataclasses.replace(one, model=dataclasses.replace(one.model, head=head))
+  more = 256 * (
+    (4 + 2 / 3) * cost.head_flops(head, 2304, 16)
+    - 4 * cost.head_flops(one.model.head, 2304, 16)
+  )
+  found = step_cost(c).flops - step_cost(one).flops
+  np.testing.assert_allclose(found, 3 * more, rtol=1e-6)
 
 
 def test_cost_scales_with_the_batch_and_the_draws():

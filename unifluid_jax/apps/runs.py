@@ -93,7 +93,9 @@ class Run:
   def steps(self) -> tuple[int, ...]:
     """Numbers of steps to choose among; none where it has no such option."""
     own = getattr(self.config.sampling, "steps", None)
-    return () if own is None else tuple(sorted({own, *_STEPS}))
+    if own is None:
+      return ()
+    return tuple(n for n in sorted({own, *_STEPS}) if self._allows(steps=n))
 
   def settings(
     self, guidance: float | None, steps: int | None

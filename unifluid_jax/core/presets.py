@@ -61,10 +61,11 @@ class VitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-  """MAR's diffusion head."""
+  """The head that draws continuous tokens; see `models/token_head.py`."""
 
   width: int
   depth: int
+  kind: Literal["ddpm", "flow", "shortcut", "energy"] = "ddpm"
 
 
 @dataclasses.dataclass(frozen=True)

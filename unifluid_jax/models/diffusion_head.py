@@ -2,17 +2,19 @@
 
 MAR (arXiv 2406.11838) models/diffloss.py. The modulations depend on the step
 and the token's condition, not on the noisy token, so sampling computes them
-before its inner loop.
+before its inner loop. Other kinds of heads (`models/token_head.py`) have the
+same network.
 """
 
+import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Real
 
 from unifluid_jax.core import parallel
 from unifluid_jax.core.parameter_rows import Row
@@ -25,7 +27,7 @@ from unifluid_jax.ops import diffusion, sampling
 _DENSE, _DECAY = ((0,), (1,)), ("paligemma",)
 ROWS = (
   Row(r"input/kernel", (None, "fsdp"), decay=_DECAY),  # CW
-  Row(r"(cond|time/in|time/out)/kernel", ("fsdp", None), _DENSE, _DECAY),  # ZW
+  Row(r"(cond|(time|step)/\w+)/kernel", ("fsdp", None), _DENSE, _DECAY),  # ZW
   Row(r"block_\d+/(modulation|in|out)/kernel", ("fsdp", None), _DENSE, _DECAY),
   Row(r"final/(modulation|out)/kernel", ("fsdp", None), decay=_DECAY),
   Row(r".*(bias|norm/scale)", (None,)),
@@ -70,13 +72,13 @@ def _modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 
 class _Time(nn.Module):
-  """Features of the step: sinusoid, then two layers."""
+  """Features of a number: sinusoid, then two layers."""
 
   width: int
   dtype: Any
 
   @nn.compact
-  def __call__(self, t: Int[Array, "*rows"]) -> Float[Array, "*rows W"]:
+  def __call__(self, t: Real[Array, "*rows"]) -> Float[Array, "*rows W"]:
     rates = 10_000.0 ** -(np.arange(_FREQUENCIES) / _FREQUENCIES)
     angle = t.astype(jnp.float32)[..., None] * rates.astype(np.float32)
     features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
@@ -111,10 +113,10 @@ class _Block(nn.Module):
 
 
 class _Final(nn.Module):
-  """Modulated projection to noise and variance; starts at zero."""
+  """Modulated projection to what is predicted; starts at zero."""
 
   width: int
-  channels: int
+  features: int
   dtype: Any
 
   def setup(self):
@@ -123,7 +125,7 @@ class _Final(nn.Module):
     )
     zeros = nn.initializers.zeros
     self.modulation = _dense(2 * self.width, "modulation", self.dtype, zeros)
-    self.out = _dense(2 * self.channels, "out", jnp.float32, zeros, _EXACT)
+    self.out = _dense(self.features, "out", jnp.float32, zeros, _EXACT)
 
   def modulations(self, y: Array) -> Array:
     return self.modulation(y)
@@ -144,59 +146,78 @@ class DiffusionHead(nn.Module):
     config: width W and depth.
     channels: C of a token.
     dtype: compute dtype.
+    outputs: values that are predicted for each channel.
   """
 
   config: HeadConfig
   channels: int
   dtype: Any = jnp.float32
+  outputs: int = 2
 
   def setup(self):
-    """Names the parts as in the parameter tree."""
-    width = self.config.width
+    """Names the parts; those that a kind never calls have no parameters."""
+    width, features = self.config.width, self.outputs * self.channels
     self.input = _dense(width, "input", jnp.float32, precision=_EXACT)
     self.time = _Time(width, self.dtype, name="time")
+    self.step = _Time(width, self.dtype, name="step")
     self.cond = _dense(width, "cond", self.dtype)
     self.blocks = [
       _Block(width, self.dtype, name=f"block_{i}")
       for i in range(self.config.depth)
     ]
-    self.final = _Final(width, self.channels, self.dtype, name="final")
+    self.final = _Final(width, features, self.dtype, name="final")
 
   def __call__(
     self,
-    x: Float[Array, "*rows C"],
-    t: Int[Array, "*rows"],
+    x: Float[Array, "... C"],
+    t: Real[Array, "*rows"] | None,
     z: Float[Array, "*tokens Z"],
-  ) -> Float[Array, "*rows C2"]:
+    level: Int[Array, "*rows"] | None = None,
+  ) -> Float[Array, "*rows F"]:
     """Training form.
 
     Args:
       x: noisy tokens.
-      t: steps of the full chain, 0 .. 999.
+      t: steps of the full chain, 0 .. 999, or None.
       z: decoder outputs; its leading axes broadcast against those of t, so
         that several draws of a token share one projection of z.
+      level: of the step's size, for shortcuts.
 
     Returns:
       Noise in the first C channels, variance value in the last C; float32.
+      With one output a channel, what the kind of head says.
     """
-    return self.denoise(x, self._modulations(self.time(t) + self.cond(z)))
+    y = self.cond(z)
+    if t is not None:
+      y = self._told(t, level) + y
+    return self.denoise(x, self._modulations(y))
 
   def modulations(
-    self, t: Int[Array, "S"], z: Float[Array, "B Z"]
+    self,
+    t: Real[Array, "S"],
+    z: Float[Array, "B Z"],
+    level: Int[Array, "S"] | None = None,
   ) -> Modulations:
     """Modulations of every pair of step and row: leaves [S, B, ...]."""
-    return self._modulations(self.time(t)[:, None] + self.cond(z))
+    told = self._told(t, level)
+    return self._modulations(told[:, None] + self.cond(z))
 
   def denoise(
-    self, x: Float[Array, "*rows C"], modulations: Modulations
-  ) -> Float[Array, "*rows C2"]:
+    self, x: Float[Array, "... C"], modulations: Modulations
+  ) -> Float[Array, "*rows F"]:
     """The part that depends on the noisy token; leaves are [*rows, ...]."""
     h = self.input(x)
     for block, modulation in zip(self.blocks, modulations.blocks, strict=True):
       h = block(h, modulation)
     return self.final(h, modulations.final)
 
-  def _modulations(self, y: Array) -> Modulations:
+  def _told(
+    self, t: Real[Array, "*rows"], level: Int[Array, "*rows"] | None
+  ) -> Float[Array, "*rows W"]:
+    features = self.time(t)
+    return features if level is None else features + self.step(level)
+
+  def _modulations(self, y: Float[Array, "*rows W"]) -> Modulations:
     y = nn.silu(y)
     return Modulations(
       tuple(block.modulations(y) for block in self.blocks),
@@ -258,20 +279,15 @@ def sample_tokens(
   """
   variables = {"params": params}
   given = [c for c in (z, z_null, z_none) if c is not None]
+  guided = sampling.Guided(given, cfg, image_cfg)
   rows = jnp.concatenate(given)
 
   def denoise(x, modulations):
-    same = jnp.concatenate([x] * len(given))
-    out = head.apply(variables, same, modulations, method="denoise")
+    out = head.apply(variables, guided.same(x), modulations, method="denoise")
     if len(given) == 1:
       return out
     eps, value = jnp.split(out, 2, axis=-1)
-    cond, *others = jnp.split(eps, len(given))
-    if z_none is None:
-      eps = sampling.guide(cond, *others, cfg)
-    else:
-      eps = sampling.guide_edit(cond, *others, cfg, image_cfg)
-    return jnp.concatenate([eps, value[: len(x)]], axis=-1)
+    return jnp.concatenate([guided.combine(eps), value[: len(x)]], axis=-1)
 
   def run_of_steps(x, part):
     modulations = head.apply(
@@ -283,18 +299,93 @@ def sample_tokens(
 
   start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
   x = jax.vmap(lambda k: jax.random.normal(k, (head.channels,)))(start_keys)
-  run = _hoisted_steps(head, len(schedule.index), rows.shape[0], hoist_bytes)
+  run = hoisted_steps(head, len(schedule.index), rows.shape[0], hoist_bytes)
   parts = jax.tree.map(lambda a: jnp.reshape(a, (-1, run)), schedule)
   return jax.lax.scan(run_of_steps, x, parts, reverse=True)[0]
 
 
-def _hoisted_steps(
+def hoisted_steps(
   head: DiffusionHead, steps: int, rows: int, limit: int
 ) -> int:
-  """Largest divisor of `steps` whose modulations fit in `limit` bytes."""
+  """Largest divisor of `steps` whose modulations fit in `limit` bytes.
+
+  Args:
+    head: the module.
+    steps: evaluations, one after another.
+    rows: of each, all conditions together.
+    limit: bytes.
+  """
   values = (3 * head.config.depth + 2) * head.config.width
   step_bytes = rows * values * jnp.dtype(head.dtype).itemsize
   fitting = [
     n for n in range(1, steps + 1) if steps % n == 0 and n * step_bytes <= limit
   ]
   return max(fitting, default=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DdpmHead:
+  """MAR's diffusion loss and sampler; see `token_head.TokenHead`.
+
+  Attributes:
+    net: predicts noise and variance.
+  """
+
+  net: DiffusionHead
+
+  outputs: ClassVar[int] = 2
+  fewest_draws: ClassVar[int] = 1
+  solvers: ClassVar[tuple[str, ...]] = ("euler",)
+
+  def inputs(self, condition: int) -> tuple[Array, ...]:
+    """See `token_head.TokenHead`."""
+    token = jnp.zeros((1, self.net.channels))
+    return token, jnp.zeros(1, jnp.int32), jnp.zeros((1, condition))
+
+  def losses(
+    self,
+    params: Params,
+    z: Float[Array, "B N Z"],
+    x0: Float[Array, "B N C"],
+    key: Key[Array, ""],
+    draws: int,
+  ) -> dict[str, Float[Array, "n B N"]]:
+    """Squared error of the noise, and the variational bound."""
+    chain = diffusion.cosine_schedule()
+    x0 = jnp.broadcast_to(x0, (draws, *x0.shape))
+    k_t, k_noise = jax.random.split(key)
+    t = diffusion.sample_steps(k_t, draws, x0.shape[1:-1])
+    noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
+    x_t = diffusion.q_sample(chain, x0, t, noise)
+    # Constrained explicitly: GSPMD would choose partial sums over fsdp.
+    x_t = parallel.constrain(x_t, "_BTC")
+    t = parallel.constrain(t, "_BT")
+    out = self.net.apply({"params": params}, x_t, t, z)
+    mse, vb = diffusion.loss_terms(chain, out, x0, x_t, t, noise)
+    return {"mse": mse, "vb": vb}
+
+  def sample(
+    self,
+    params: Params,
+    guided: sampling.Guided,
+    keys: Key[Array, "B"],
+    steps: int,
+    temperature: float | Float[Array, ""],
+    *,
+    limit: float = math.inf,
+    solver: str = "euler",
+  ) -> Float[Array, "B C"]:
+    """Ancestral sampling, whatever the solver; see `sample_tokens`."""
+    del solver
+    z, z_null, z_none = (*guided.conditions, None, None)[:3]
+    return sample_tokens(
+      self.net, params, diffusion.respace(steps), z, z_null, keys,
+      guided.scale, temperature,
+      limit=limit, z_none=z_none, image_cfg=guided.image_scale,
+    )  # fmt: skip
+
+  @staticmethod
+  def refusal(options: Any) -> str:
+    """See `token_head.TokenHead`."""
+    del options
+    return ""

@@ -81,31 +81,6 @@ def respace(count: int, steps: int = 1000) -> Schedule:
   return _from_alphas_bar(_cosine_alphas_bar(steps)[timesteps], timesteps)
 
 
-def respace_by_place(
-  first: int, last: int, places: int, levels: int = 5
-) -> tuple[list[Schedule], Int[np.ndarray, "N"]]:
-  """Fewer and fewer sampling steps from an image's first token to its last.
-
-  DiSA (arXiv 2505.20297): those drawn before leave late tokens little choice,
-  so that they need few steps. Linear in the place.
-
-  Differs: neighbours share a count, as each one is a program to compile.
-
-  Args:
-    first: steps of the first token.
-    last: steps of the last one.
-    places: N, tokens of an image.
-    levels: different counts at most.
-
-  Returns:
-    The schedules, and which of them each token is drawn by.
-  """
-  levels = min(levels, places, abs(first - last) + 1)
-  counts = np.rint(np.linspace(first, last, levels)).astype(int)
-  which = np.arange(places, dtype=np.int32) * levels // places
-  return [respace(int(count)) for count in counts], which
-
-
 def _cosine_alphas_bar(steps: int) -> Float64[np.ndarray, "T"]:
   """Cumulative alphas after beta was clipped to 0.999."""
   u = np.arange(steps + 1, dtype=np.float64) / steps

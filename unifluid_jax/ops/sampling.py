@@ -5,11 +5,12 @@ predict_fns.py); guidance is Ho and Salimans' (arXiv 2207.12598), of edits
 InstructPix2Pix's (arXiv 2211.09800 §3.2.1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from unifluid_jax.core.types import EOS, PAD
@@ -48,6 +49,59 @@ def guide_edit(
     image_scale: towards the source image.
   """
   return guide(source, null, image_scale) + scale * (cond - source)
+
+
+class Guided(NamedTuple):
+  """Conditions of the same rows, and how predictions for them are combined.
+
+  Attributes:
+    conditions: each [B, ...]: what is asked for; then without its text; then
+      of edits without text and source.
+    scale: towards the text; unused with one condition.
+    image_scale: towards the source; unused with fewer than three.
+  """
+
+  conditions: Sequence[Any]
+  scale: Any
+  image_scale: Any = 1.0
+
+  def same(self, x: Float[Array, "B *rest"]) -> Float[Array, "KB *rest"]:
+    """What all K conditions see alike, once for each."""
+    return jnp.concatenate([x] * len(self.conditions))
+
+  def combine(self, prediction: Float[Array, "KB C"]) -> Float[Array, "B C"]:
+    """The guided prediction from those of all conditions."""
+    cond, *others = jnp.split(prediction, len(self.conditions))
+    if not others:
+      return cond
+    if len(others) == 1:
+      return guide(cond, *others, self.scale)
+    return guide_edit(cond, *others, self.scale, self.image_scale)
+
+
+def steps_by_place(
+  first: int, last: int, places: int, levels: int = 5
+) -> tuple[list[int], Int[np.ndarray, "N"]]:
+  """Fewer and fewer sampling steps from an image's first token to its last.
+
+  DiSA (arXiv 2505.20297): those drawn before leave late tokens little choice,
+  so that they need few steps. Linear in the place.
+
+  Differs: neighbours share a count, as each one is a program to compile.
+
+  Args:
+    first: steps of the first token.
+    last: steps of the last one.
+    places: N, tokens of an image.
+    levels: different counts at most.
+
+  Returns:
+    The counts, and which of them each token is drawn by.
+  """
+  levels = min(levels, places, abs(first - last) + 1)
+  counts = np.rint(np.linspace(first, last, levels)).astype(int)
+  which = np.arange(places, dtype=np.int32) * levels // places
+  return [int(count) for count in counts], which
 
 
 def cfg_scale(

@@ -4,7 +4,9 @@ Paper: UniFluid (arXiv 2503.13436) §3 and §4. What it leaves open follows
 PaliGemma (projector, text layout), RAR (position tables) and MAR (head).
 """
 
+import functools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +25,9 @@ from unifluid_jax.core.types import (
   Part,
   SystemSpec,
 )
-from unifluid_jax.models import decoder, diffusion_head
+from unifluid_jax.models import decoder, diffusion_head, token_head
 from unifluid_jax.models.vit import Vit
-from unifluid_jax.ops import diffusion, order, sampling
+from unifluid_jax.ops import order, sampling
 from unifluid_jax.systems import unifluid_config
 from unifluid_jax.systems.common import (
   continuous_decode,
@@ -56,7 +58,8 @@ class UniFluid:
     # Attention of the vision encoder in training. The other fused kernels
     # take masks only, or were not timed with its heads.
     self.vit_kernel = "mosaic" if m.attention == "mosaic" else "plain"
-    self.head = diffusion_head.DiffusionHead(m.head, m.token_channels, dtype)
+    self.tokens = token_head.build(m.head, m.token_channels, dtype)
+    self.head = self.tokens.net
     self.codec = KlVaeCodec(
       m.vae, m.vae_path, m.image_size, m.patch, m.latent_std, dtype
     )
@@ -64,7 +67,6 @@ class UniFluid:
       m.decoder.width, dtype=dtype, kernel_init=nn.initializers.zeros
     )
     self.embed_token = nn.Dense(m.decoder.width, dtype=dtype)
-    self.schedule = diffusion.cosine_schedule()
     self.inputs = unifluid_config.inputs(config, self.codec)
     self.special, self.grid = unifluid_config.special_ids(config), (m.grid,) * 2
     # Runs on text and understanding alone need no codec.
@@ -80,8 +82,8 @@ class UniFluid:
     m = self.config.model
     keys = jax.random.split(key, 7)
     width, pixels = m.decoder.width, m.vit.image_size
-    tokens, states = (1, m.token_channels), (1, width)
-    x, position = jnp.zeros((1, *states)), jnp.zeros((1, 1), jnp.int32)
+    x, position = jnp.zeros((1, 1, width)), jnp.zeros((1, 1), jnp.int32)
+    tokens = jnp.zeros((1, m.token_channels))
     table = nn.initializers.truncated_normal(0.02)
 
     def fresh(network, key, *inputs):
@@ -94,14 +96,12 @@ class UniFluid:
       "vit": fresh(self.vit, keys[1], jnp.zeros((1, pixels, pixels, 3))),
       "projector": fresh(self.project, keys[2], jnp.zeros((1, m.vit.width))),
       "image": {
-        "in": fresh(self.embed_token, keys[3], jnp.zeros(tokens)),
+        "in": fresh(self.embed_token, keys[3], tokens),
         "position": table(keys[4], (m.image_tokens, width)),
         "next_position": table(keys[5], (m.image_tokens, width)),
         "boi": table(keys[6], (width,)),
       },
-      "head": fresh(
-        self.head, key, jnp.zeros(tokens), position[0], jnp.zeros(states)
-      ),
+      "head": fresh(self.head, key, *self.tokens.inputs(width)),
     }
 
   def cost(self) -> cost.StepCost:
@@ -291,7 +291,7 @@ class UniFluid:
     counts: Mapping[str, Any],
     key: PRNGKeyArray,
   ) -> tuple[Float[Array, ""], Metrics]:
-    """MSE + VB of every image token, several noise draws each (MAR).
+    """What the head learns of every image token, several draws each (MAR).
 
     Args:
       params: all parameters.
@@ -304,19 +304,11 @@ class UniFluid:
     z = parallel.constrain(jnp.concatenate(z), "BTD")
     x0 = parallel.constrain(jnp.concatenate(x0), "BTC")
     draws = self.config.loss.draws
-    x0 = jnp.broadcast_to(x0, (draws, *x0.shape))
-    k_t, k_noise = jax.random.split(key)
-    t = diffusion.sample_steps(k_t, draws, x0.shape[1:-1])
-    noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
-    x_t = diffusion.q_sample(self.schedule, x0, t, noise)
-    # Constrained explicitly: GSPMD would choose partial sums over fsdp.
-    x_t = parallel.constrain(x_t, "_BTC")
-    t = parallel.constrain(t, "_BT")
-    out = self.head.apply({"params": params["head"]}, x_t, t, z)
-    mse, vb = diffusion.loss_terms(self.schedule, out, x0, x_t, t, noise)
+    terms = self.tokens.losses(params["head"], z, x0, key, draws)
     count = draws * counts["image_tokens"]
-    mse, vb = mse.sum() / count, vb.sum() / count
-    return mse + vb, {"loss_visual": mse + vb, "mse": mse, "vb": vb}
+    terms = {name: term.sum() / count for name, term in terms.items()}
+    total = functools.reduce(operator.add, terms.values())
+    return total, {"loss_visual": total, **terms}
 
   # ------------------------------------------------------------------ decode
 
@@ -373,6 +365,8 @@ class UniFluid:
     config: Any, cells: Any = None, stays: tuple[Array, Array] | None = None,
   ) -> tuple[Float[Array, "B N C"], Int[Array, "B N"]]:  # fmt: skip
     """Tokens in the order they were drawn, and that order."""
+    if wrong := token_head.refusal(self.config.model.head.kind, config):
+      raise ValueError(wrong)
     ((_, fields),) = prompts.items()
     b, n = len(fields["prompt"]), self.config.model.image_tokens
     keys = keys if keys.ndim else jax.random.split(keys, b)
@@ -385,7 +379,7 @@ class UniFluid:
     params = embed.cast_for_decoding(params, self.decoder.dtype)
     head = diffusion_head.narrow(params["head"], self.decoder.dtype)
     kind, last = config.cfg_schedule, config.last_steps or config.steps
-    schedules, which = diffusion.respace_by_place(config.steps, last, n)
+    counts, which = sampling.steps_by_place(config.steps, last, n)
     table = params["image"]
     next_rows = order.next(table["next_position"], cells)  # [B, N, D]
     here = table["position"][cells]  # [B, N, D]
@@ -396,18 +390,20 @@ class UniFluid:
       return jnp.where(i == 0, table["boi"], x) + next_rows[:, target]
 
     def pick(z, i, place):
-      z = [*z, *[None] * (3 - len(z))]
+      cfg, image_cfg = (
+        sampling.cfg_scale(kind, scale, i, n)
+        for scale in (config.cfg, config.image_cfg)
+      )
 
-      def draw(schedule):
-        return diffusion_head.sample_tokens(
-          self.head, head, schedule, z[0], z[1],
+      def draw(steps):
+        return self.tokens.sample(
+          head, sampling.Guided(z, cfg, image_cfg),
           jax.vmap(lambda k: jax.random.fold_in(k, i))(split[:, 1]),
-          sampling.cfg_scale(kind, config.cfg, i, n), config.temperature,
-          limit=config.clip or math.inf, z_none=z[2],
-          image_cfg=sampling.cfg_scale(kind, config.image_cfg, i, n),
+          steps, config.temperature,
+          limit=config.clip or math.inf, solver=config.solver,
         )  # fmt: skip
 
-      draws = [lambda s=s: draw(s) for s in schedules]
+      draws = [lambda steps=steps: draw(steps) for steps in counts]
       return jax.lax.switch(jnp.asarray(which)[place], draws)
 
     conditions = self._conditions(params, frozen, fields, config)
@@ -491,7 +487,7 @@ SPEC = SystemSpec(
   migrate=unifluid_config.migrate,
   summary=unifluid_config.summary,
   losses={
-    "loss_visual": "L_visual (MSE + VB)",
+    "loss_visual": "L_visual",
     "loss_text": "L_text (nats)",
   },
   build=UniFluid,

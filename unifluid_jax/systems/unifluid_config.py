@@ -21,7 +21,7 @@ from unifluid_jax.core.ranges import (
 )
 from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data.fields import Cached, Field, Pixels, Text
-from unifluid_jax.models import decoder, diffusion_head, vit
+from unifluid_jax.models import decoder, diffusion_head, token_head, vit
 from unifluid_jax.systems.common import cost, networks
 
 
@@ -100,6 +100,8 @@ class SamplingConfig:
   )
   # Bound of predicted clean tokens, in latent units; 0: off, as MAR.
   clip: float = option("images", default=0.0)
+  # Of flow heads; Heun's takes two evaluations a step, but one for the last.
+  solver: Literal["euler", "heun"] = option("images", default="euler")
   # Steps of the token drawn last, with fewer and fewer from the first to it
   # (DiSA); 0: all tokens have `steps`.
   last_steps: int = option("images", default=0)
@@ -173,6 +175,13 @@ def check(config: Any, mesh: Any = None) -> None:
     f"loss.random_until={config.loss.random_until} lies after "
     f"loss.raster_from={config.loss.raster_from}",
   )
+  kind, draws = config.model.head.kind, config.loss.draws
+  fewest = token_head.KINDS[kind].fewest_draws
+  need(
+    draws >= fewest,
+    f"loss.draws={draws}: heads of kind {kind!r} compare draws of a token: "
+    f"set loss.draws to {fewest} or more",
+  )
   _check_sampling(config)
 
 
@@ -195,12 +204,12 @@ def _check_sampling(c: Any) -> None:
     "sampling.image_cfg != 1 needs edits without their source: set "
     "loss.image_dropout > 0 or sampling.image_cfg=1",
   )
-  wrong = _wrong_passes(c, c.sampling)
+  wrong = _refusal(c, c.sampling)
   need(not wrong, f"sampling.{wrong}")
 
 
 def check_sampling(config: Any, sampling: SamplingConfig, task: str) -> None:
-  """Refuses conditions and groups of tokens that the run never saw.
+  """Refuses conditions, groups of tokens and steps that the run never saw.
 
   Args:
     config: of the run.
@@ -222,12 +231,12 @@ def check_sampling(config: Any, sampling: SamplingConfig, task: str) -> None:
       f"cfg={sampling.cfg} guides away from images without a prompt, which "
       "this run never saw (config.loss.prompt_dropout=0): use cfg=1"
     )
-  if wrong := _wrong_passes(config, sampling):
+  if wrong := _refusal(config, sampling):
     raise ValueError(wrong)
 
 
-def _wrong_passes(config: Any, sampling: SamplingConfig) -> str:
-  """Why a run cannot draw groups of tokens as asked for; "" if it can."""
+def _refusal(config: Any, sampling: SamplingConfig) -> str:
+  """Why a run cannot draw tokens as asked for; "" if it can."""
   n = config.model.image_tokens
   if sampling.passes > n:
     return f"passes={sampling.passes}: an image has {n} tokens"
@@ -236,7 +245,7 @@ def _wrong_passes(config: Any, sampling: SamplingConfig) -> str:
       f"passes={sampling.passes} draws several tokens at once, and this run "
       "ends in raster order (loss.raster_from is less than steps): use passes=0"
     )
-  return ""
+  return token_head.refusal(config.model.head.kind, sampling)
 
 
 def draws_any_cell(config: Any) -> bool:
@@ -286,6 +295,7 @@ def summary(config: Any) -> dict[str, str]:
   batch = ", ".join(f"{k} {v}" for k, v in config.batch.items() if v)
   return {
     "decoder": f"{d.depth} layers x {d.width}",
+    "head": f"{m.head.kind}, {m.head.depth} layers x {m.head.width}",
     "image tokens": f"{m.image_tokens} x {m.token_channels}",
     "batch": batch,
     "lambda": f"{config.loss.text_weight:g}",
@@ -327,7 +337,7 @@ def step_cost(config: Any) -> cost.StepCost:
   n, v = m.image_tokens, cost.vit_tokens(m.vit)
   drawn, source = text.prompt + n, v + (n if m.edit_latents else 0)
   seen, answer = config.data.images, text.prefix + text.suffix - 1
-  head = n * config.loss.draws
+  head = n * cost.head_evaluations(m.head, config.loss.draws)
   head *= cost.head_flops(m.head, m.decoder.width, m.token_channels)
   of = cost.Sequences
   tasks = {

@@ -14,6 +14,8 @@ from unifluid_jax.core.presets import (
   ScaleDecoderConfig,
   VitConfig,
 )
+from unifluid_jax.models import energy_head
+from unifluid_jax.ops import flow
 
 
 class Sequences(NamedTuple):
@@ -142,7 +144,26 @@ def vit_flops(c: VitConfig) -> float:
 
 
 def head_flops(c: HeadConfig, condition: int, channels: int) -> float:
-  """Forward FLOPs of one draw of one token."""
+  """Forward FLOPs of one evaluation for one token.
+
+  Args:
+    c: its shape and kind.
+    condition: Z, width of the decoder's states.
+    channels: C of a token.
+  """
   blocks = c.depth * 5 * c.width**2 + 2 * c.width**2
-  rest = c.width**2 + 256 * c.width + 3 * channels * c.width
-  return 2.0 * (blocks + rest + condition * c.width)
+  told = {"ddpm": 1, "flow": 1, "shortcut": 2, "energy": 0}[c.kind]
+  told *= c.width**2 + 256 * c.width
+  read = energy_head.NOISE if c.kind == "energy" else channels
+  ends = read + (2 if c.kind == "ddpm" else 1) * channels
+  return 2.0 * (blocks + told + ends * c.width + condition * c.width)
+
+
+def head_evaluations(c: HeadConfig, draws: int) -> float:
+  """Evaluations of a token's draws in training, forward and backward.
+
+  The two that make a target of self-consistency have no backward pass: each
+  counts for a third.
+  """
+  targets = flow.consistency_draws(draws) if c.kind == "shortcut" else 0
+  return draws + 2 / 3 * targets
