@@ -384,8 +384,8 @@ def test_without_layers_of_its_own_the_decoder_leaves_codes_to_the_text_model():
 
   @jax.jit
   def drawn():
-    packed = system._texts(params, prompt)
-    return system.draw(params, frozen, packed, keys, how).codes
+    prompts = {"t2i": {"prompt": prompt}}
+    return system.draw(params, frozen, prompts, keys, how).codes
 
   codes = drawn()
   whole = logits(codes)
