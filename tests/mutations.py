@@ -91,6 +91,12 @@ ENERGY, HEADS = "ops/test_energy.py", "models/test_token_heads.py"
 SYSTEM_HEADS = "systems/test_heads.py"
 _CONTINUOUS = "systems/common/continuous_decode.py"
 REDRAW = "systems/test_redraw.py"
+_CELLS, CODE_BY_CODE = (
+  "systems/common/drawn_cells.py", "systems/test_drawn_codes.py",
+)  # fmt: skip
+TAIL = (
+  f"{_CONTRACT}::test_raster_order_draws_a_cell_again_with_all_cells_after_it"
+)
 _VQ = "systems/vq_training.py"
 _REBUILT = "systems/common/reconstruction.py"
 _NEW_ROWS = "weights/new_rows.py"
@@ -649,11 +655,31 @@ MUTATIONS = tuple(
     (_CONTINUOUS, "(i < known.count)", "(i <= known.count)", REDRAW),
     (_CONTINUOUS, "jnp.argsort(again, axis=1", "jnp.argsort(~again, axis=1",
      REDRAW),
-    (_CONTINUOUS, "shown = rank < known", "shown = rank <= known", REDRAW),
+    (_CELLS, "known = rank < count", "known = rank <= count", REDRAW),
+    (_CELLS, "n * (k + 1) // count", "n * k // count + 1", CODE_BY_CODE),
+    (_CELLS, "cells[cells.argmax() :].all()", "cells[cells.argmax() :].any()",
+     TAIL),
+    (_CONTINUOUS, "jnp.where(known[..., None], placed, 0.0)", "placed",
+     f"{REDRAW}::test_images_of_stages_are_decoded_from_what_is_known"),
+    (_TOKENS, "rank % known.sum(axis=1, keepdims=True)", "rank", CODE_BY_CODE),
+    (_TOKENS, "jnp.where(given == PAD, drawn, given)", "drawn", CODE_BY_CODE),
+    (_LIQUID, "jnp.where(again, PAD, codes)", "jnp.where(again, codes, PAD)",
+     CODE_BY_CODE),
+    (_LIQUID, "      self.image_ids(known),", "      known,", CODE_BY_CODE),
+    (_UNI, "jnp.where(again, PAD, codes)", "jnp.where(again, codes, PAD)",
+     CODE_BY_CODE),
+    (_UNI, ".set(known_ids)", ".set(known_ids[:, ::-1])", CODE_BY_CODE),
+    (_UNI, "jnp.where(known == PAD, PAD, known + first)", "known",
+     CODE_BY_CODE),
+    (_BYSCALE, "drawn.sums[size - 1]", "drawn.sums[size - 2]", BYSCALE),
+    (_BYSCALE, "return self.sums[-1]", "return self.sums[0]", BYSCALE),
+    ("drawings.py", "height * rows // side", "width * rows // side", SIZED),
+    ("drawings.py", "crop_resize(image, self._size(sampling))",
+     "crop_resize(image, self._size(sampling)[::-1])", SIZED),
     ("drawings.py", "np.where(mask, new, old)", "new", "test_drawings.py"),
     ("drawings.py", "(y < bottom)", "(y <= bottom)", "test_drawings.py"),
-    ("drawings.py", "(x + size / columns > left)",
-     "(x + size / columns >= left)", "test_drawings.py"),
+    ("drawings.py", "(x + width / columns > left)",
+     "(x + width / columns >= left)", "test_drawings.py"),
     (_UNIFLUID, 'count = draws * counts["image_tokens"]', "count = x0.size",
      "systems/test_accumulate.py"),
     (_UNIFLUID, "total + c.text_weight * text", "total + text",

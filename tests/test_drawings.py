@@ -69,7 +69,8 @@ def test_several_prompts_share_an_image_or_have_one_each(model):
   ],
 )
 def test_a_box_is_the_cells_that_it_touches(model, box, cells):
-  np.testing.assert_array_equal(model.drawings.cells_of(box), cells)
+  found = model.drawings.cells_of(box, model.config.sampling)
+  np.testing.assert_array_equal(found, cells)
   if cells == AGAIN.tolist():
     image = np.full((32, 32, 3), 10, np.uint8)
     out = [model.generate("a", given=image, redraw=x) for x in (box, AGAIN)]
@@ -91,7 +92,7 @@ def test_stages_are_pictures_the_last_of_them_whole(model):
     ({"redraw": ~AGAIN}, "raster order"),
     ({"redraw": AGAIN & False}, "no cell is chosen"),
     ({"redraw": (0, 0, 40, 8)}, "redraw=0,0,40,8: give left < right and"),
-    ({"redraw": (8, 0, 8, 8)}, "within 0 to 32 pixels"),
+    ({"redraw": (8, 0, 8, 8)}, "the drawing's width 32 and height 32"),
     ({"redraw": (0, 0, 8)}, r"redraw=\(0, 0, 8\): give left, top, right"),
     ({"seed": -1}, "seed=-1"),
     ({"cgf": 1}, "unknown sampling option"),
@@ -114,5 +115,7 @@ def test_other_systems_say_that_they_cannot(model):
   with pytest.raises(ValueError, match="does not show how an image appears"):
     drawings.stages("a", 0, 4, config.sampling)
   image = np.zeros((8, 8, 3), np.uint8)
-  with pytest.raises(ValueError, match="cannot draw cells again"):
+  with pytest.raises(
+    ValueError, match="no cells that it can draw again: leave"
+  ):
     drawings.redraw(["a"], 0, image, AGAIN, config.sampling)

@@ -148,7 +148,8 @@ class Model:
         alone.
       given: an image (PIL image, array or path) of which a part is drawn
         again; a list has one a prompt.
-      redraw: that part, bool[rows, columns] of `drawings.grid`, or a box
+      redraw: that part, bool[rows, columns] of `drawings.grid` (with an option
+        `size`, of `drawings.grid_of`), or a box
         (left, top, right, bottom) in pixels of the image that is drawn, whose
         cells these are; the other cells are returned as they are.
       **sampling: options of the system, e.g. cfg, size=(height, width).
@@ -179,7 +180,11 @@ class Model:
   def stages(
     self, prompt: str, seed: int = 0, most: int = 16, **sampling: Any
   ) -> list[Image.Image]:
-    """An image of a prompt while it appears: at most `most`, the last whole."""
+    """An image of a prompt while it appears: at most `most`, the last whole.
+
+    Cell by cell, those not drawn yet grey; or coarse at first, of systems that
+    draw scale by scale.
+    """
     return self.drawings.stages(prompt, seed, most, self._sampling(sampling))
 
   def caption(self, image: Any, **sampling: Any) -> Any:

@@ -19,7 +19,8 @@ class Drawings:
 
   Attributes:
     shows_stages: whether images can be seen while they appear.
-    grid: rows and columns of cells that can be drawn again; None: none can.
+    grid: rows and columns of cells that can be drawn again, of images that
+      the run's own sampling options ask for; None: none can.
   """
 
   def __init__(
@@ -41,7 +42,8 @@ class Drawings:
     self._rows, self._mapper = rows, mapper
     self._functions: dict[tuple[Any, ...], Callable[..., np.ndarray]] = {}
     self.shows_stages = isinstance(system, Stager)
-    self.grid = system.grid if isinstance(system, Redrawer) else None
+    redraws = isinstance(system, Redrawer)
+    self.grid = self.grid_of(config.sampling) if redraws else None
 
   def stages(
     self, prompt: str, seed: int, most: int, sampling: Any
@@ -85,7 +87,7 @@ class Drawings:
     again = self._cells(again, sampling)
     if not prompts:
       return []
-    images = self._given(given, len(prompts))
+    images = self._given(given, len(prompts), sampling)
     rows = self._prompts(prompts, sampling)
     call = self._call("redraw", tuple(rows), sampling)
     cells = np.repeat(again.reshape(1, -1), len(prompts), axis=0)
@@ -98,35 +100,45 @@ class Drawings:
       for new, old in zip(drawn, images, strict=True)
     ]
 
-  def cells_of(self, box: Sequence[int | float]) -> np.ndarray:
+  def grid_of(self, sampling: Any) -> tuple[int, int]:
+    """Rows and columns of cells of the images that these options ask for.
+
+    The system draws cells again.
+    """
+    side, (rows, columns) = self._config.model.image_size, self._system.grid
+    height, width = self._size(sampling)
+    return height * rows // side, width * columns // side
+
+  def cells_of(self, box: Sequence[int | float], sampling: Any) -> np.ndarray:
     """The cells that a box touches, bool[rows, columns].
 
     Args:
       box: left, top, right and bottom in pixels of the image that is drawn,
         right and bottom excluded.
+      sampling: how it is drawn.
 
     Raises:
       ValueError: not four numbers, nothing inside, or beyond the image.
     """
-    size = self._config.model.image_size
+    height, width = self._size(sampling)
     numbers = np.asarray(box, np.float64)
     if numbers.shape != (4,):
       raise ValueError(f"redraw={box!r}: give left, top, right, bottom")
     left, top, right, bottom = numbers
-    if not (0 <= left < right <= size and 0 <= top < bottom <= size):
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
       raise ValueError(
         f"redraw={','.join(f'{x:g}' for x in numbers)}: give left < right and "
-        f"top < bottom within 0 to {size} pixels"
+        f"top < bottom within the drawing's width {width} and height {height}"
       )
-    rows, columns = self.grid
-    y, x = np.arange(rows) * size / rows, np.arange(columns) * size / columns
-    down = (y < bottom) & (y + size / rows > top)
-    across = (x < right) & (x + size / columns > left)
+    rows, columns = self.grid_of(sampling)
+    y, x = np.arange(rows) * height / rows, np.arange(columns) * width / columns
+    down = (y < bottom) & (y + height / rows > top)
+    across = (x < right) & (x + width / columns > left)
     return down[:, None] & across[None, :]
 
-  def fitted(self, image: np.ndarray) -> np.ndarray:
-    """An image as cells are cut of it: uint8 [S, S, 3]."""
-    return transforms.centre_crop_resize(image, self._config.model.image_size)
+  def fitted(self, image: np.ndarray, sampling: Any) -> np.ndarray:
+    """An image as cells are cut of it: uint8 [H, W, 3] of the drawn size."""
+    return transforms.crop_resize(image, self._size(sampling))
 
   def check(self, again: np.ndarray, sampling: Any) -> None:
     """Whether cells can be drawn again, bool[rows, columns].
@@ -139,6 +151,11 @@ class Drawings:
     spec = systems.spec(self._config.system)
     spec.check_redraw(self._config, sampling, again)
 
+  def _size(self, sampling: Any) -> tuple[int, int]:
+    """Height and width of the images that are drawn."""
+    side = self._config.model.image_size
+    return systems.drawn_size(self._config, sampling) or (side, side)
+
   def _prompts(
     self, prompts: Sequence[str], sampling: Any
   ) -> dict[str, np.ndarray]:
@@ -146,14 +163,14 @@ class Drawings:
     size = systems.drawn_size(self._config, sampling)
     return self._rows(tasks.T2I, [({"prompt": p}, {}) for p in prompts], size)
 
-  def _given(self, given: Any, count: int) -> list[np.ndarray]:
+  def _given(self, given: Any, count: int, sampling: Any) -> list[np.ndarray]:
     """One image for all prompts, or a list of one each; fitted."""
     listed = isinstance(given, list | tuple)
     if listed and len(given) != count:
       raise ValueError(f"{len(given)} given images for {count} prompts")
     limit = self._config.data.max_pixels
     images = [
-      self.fitted(arguments.as_array(x, limit))
+      self.fitted(arguments.as_array(x, limit), sampling)
       for x in (given if listed else [given])
     ]
     return images if listed else images * count
@@ -161,22 +178,22 @@ class Drawings:
   def _cells(self, again: Any, sampling: Any) -> np.ndarray:
     if self.grid is None:
       raise ValueError(
-        f"system {self._config.system!r} cannot draw cells again: leave out "
-        "given and redraw"
+        f"system {self._config.system!r} has no cells that it can draw again: "
+        "leave out given and redraw"
       )
     if isinstance(again, list | tuple) and np.ndim(again) == 1:
-      again = self.cells_of(again)
-    again = np.asarray(again)
-    if again.dtype != bool or again.shape != self.grid:
+      again = self.cells_of(again, sampling)
+    again, grid = np.asarray(again), self.grid_of(sampling)
+    if again.dtype != bool or again.shape != grid:
       raise ValueError(
         f"redraw is {again.dtype}{list(again.shape)}: give bool"
-        f"{list(self.grid)}, or a box of left, top, right, bottom"
+        f"{list(grid)}, or a box of left, top, right, bottom"
       )
     self.check(again, sampling)
     return again
 
   def _pixels(self, again: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The cells of a mask as pixels, bool[S, S, 1]."""
+    """The cells of a mask as pixels, bool[H, W, 1]."""
     (height, width), (rows, columns) = image.shape[:2], again.shape
     cell = np.ones((height // rows, width // columns), bool)
     return np.kron(again, cell)[..., None]

@@ -16,7 +16,8 @@ Without question or edit, an image is captioned. One image goes to --out, by
 default to out.png or, where that exists, to out-1.png and so on. Several
 (--samples, --prompts=FILE with one prompt a line) need a directory as --out.
 With --given, the cells that the box --redraw touches are drawn again and all
-others stay, of runs whose order allows it.
+others stay, of runs that draw cell by cell (unifluid, liquid, unitoken) in an
+order that allows it.
 """
 
 from absl import flags, logging

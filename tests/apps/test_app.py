@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,6 +148,28 @@ def test_a_picture_is_drawn_stage_by_stage(tabs, run):
   assert made.note.startswith("32 × 32 pixels, seed 200, ")
   with pytest.raises(ValueError, match="the text is empty"):
     tabs["draw"].draw(run, "", 0, None, None)
+
+
+def test_runs_that_draw_no_cells_again_are_named(tabs, run):
+  held = _Holds(run.config)
+  held.drawings = SimpleNamespace(grid=None)
+  other = dataclasses.replace(run, model=held, name="<b>")
+  assert tabs["draw"].without_redraw([run]) == ""
+  said = tabs["draw"].without_redraw([run, other])
+  assert said == "No cells can be drawn again with &lt;b&gt;."
+  assert tabs["page"].abilities([run, other])["Redraw"] == [run]
+
+
+def test_a_board_has_the_shape_of_the_picture(tabs, run):
+  fit = lambda image, sampling: image[:16]  # noqa: E731
+  held = _Holds(run.config)
+  held.drawings = SimpleNamespace(
+    grid=(1, 2), fitted=fit, check=lambda *_: None
+  )
+  wide = dataclasses.replace(run, model=held)
+  value = tabs["redraw"].board(wide, np.zeros((32, 32, 3), np.uint8))
+  assert (value["rows"], value["columns"], value["cells"]) == (1, 2, "00")
+  assert "--rows: ${value.rows}" in tabs["redraw"]._HTML
 
 
 def test_cells_that_a_browser_chose_are_drawn_again(tabs, run):

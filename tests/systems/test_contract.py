@@ -55,6 +55,7 @@ from unifluid_jax.data import identity as data_identity
 from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.sources import source as sources
 from unifluid_jax.data.worlds import in_context, shapes, shapes_builder
+from unifluid_jax.drawings import Drawings
 from unifluid_jax.models import decoder
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.systems.common import embed, packing
@@ -71,6 +72,8 @@ TOKENIZERS = {
   "multiscale_vq": test_multiscale_vq,
 }
 SCORERS = ("unifluid", "liquid", "unitoken", "vargpt", "toy")
+STAGERS = ("unifluid", "liquid", "unitoken", "vargpt", "var")
+REDRAWERS = ("unifluid", "liquid", "unitoken")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -258,6 +261,8 @@ def test_a_system_says_all_that_the_package_asks(name):
   assert isinstance(system, types.Generator) == (name not in TOKENIZERS)
   answers = name not in (*TOKENIZERS, "var")
   assert isinstance(system, types.Answerer) == answers
+  assert isinstance(system, types.Stager) == (name in STAGERS)
+  assert isinstance(system, types.Redrawer) == (name in REDRAWERS)
   # A tokenizer reads captions where its objective does, and images alone else.
   captioned = {"t2i"} if name in ("vq", "multiscale_vq") else set()
   assert set(system.inputs) == set(spec.tasks) - captioned
@@ -309,6 +314,71 @@ def test_keys_of_another_system_are_refused_by_name(name, key):
   tree[node] = {**tree[node], last: 1}
   with pytest.raises(ConfigError, match=f"unknown key config.{key}"):
     systems.resolve(tree)
+
+
+def prompts_of(name, system, rows):
+  """Fields of "t2i" without targets."""
+  made = {
+    "unifluid": examples, "liquid": test_liquid.examples,
+    "unitoken": unitoken_tiny.examples, "var": test_var.examples,
+    "vargpt": lambda rows: vargpt_tiny.examples(system, rows),
+  }  # fmt: skip
+  return given(made[name](rows=rows), "t2i")
+
+
+@pytest.mark.parametrize("name", STAGERS)
+def test_stages_and_parts_have_the_shapes_of_images(name):
+  """Traced only: what they show is tested of each system."""
+  system = systems.build(config_of(name))
+  size, sampling = system.config.model.image_size, system.config.sampling
+  asked = (
+    systems.init_shapes(system), systems.frozen_shapes(system),
+    prompts_of(name, system, 2), keys(2),
+  )  # fmt: skip
+  run = functools.partial(system.stages, sampling=sampling, most=2)
+  assert jax.eval_shape(run, *asked).shape == (2, 2, size, size, 3)
+  if name not in REDRAWERS:
+    return
+  rows, columns = system.grid
+  assert size % rows == 0 == size % columns
+  run = functools.partial(system.redraw, sampling=sampling)
+  images = jax.ShapeDtypeStruct((2, size, size, 3), np.float32)
+  cells = jax.ShapeDtypeStruct((2, rows * columns), bool)
+  out = jax.eval_shape(
+    lambda *a: run(*a[:4], given=a[4], again=a[5]), *asked, images, cells
+  )
+  assert out.shape == images.shape
+
+
+@pytest.mark.parametrize("name", REDRAWERS)
+@pytest.mark.parametrize("cells, fits", [
+  ([3], False), ([13, 15], False), ([15], True), ([14, 15], True),
+  (range(16), True), (range(15), False),
+])  # fmt: skip
+def test_raster_order_draws_a_cell_again_with_all_cells_after_it(
+  name, cells, fits
+):
+  config, again = config_of(name), np.zeros(16, bool)
+  again[list(cells)] = True
+  check = functools.partial(
+    systems.spec(name).check_redraw, config, config.sampling,
+    again.reshape(4, 4),
+  )  # fmt: skip
+  if fits:
+    return check()
+  with pytest.raises(ValueError, match="raster order: choose a cell and all"):
+    check()
+
+
+@pytest.mark.parametrize("name", ["vargpt", "var", "toy"])
+def test_others_say_that_they_draw_no_cells_again(name):
+  config = config_of(name)
+  system = systems.build(config)
+  drawings = Drawings(config, system, lambda *_: {}, lambda function: function)
+  assert drawings.grid is None
+  image, again = np.zeros((8, 8, 3), np.uint8), np.ones((4, 4), bool)
+  with pytest.raises(ValueError, match=f"'{name}' has no cells that it can dr"):
+    drawings.redraw(["a"], 0, image, again, config.sampling)
 
 
 @pytest.mark.parametrize("name", SCORERS)

@@ -211,6 +211,44 @@ def test_images_are_drawn_in_the_size_that_prompts_name(model, size):
   np.testing.assert_array_equal(names[""][0], [PAD] * (12 - len(want)) + want)
 
 
+@pytest.mark.parametrize("options, box, cells", [
+  (dict(size=(24, 48)), (8, 9, 40, 16), np.s_[1, 1:5]),
+  (dict(size=(40, 16)), (0, 33, 16, 40), np.s_[4, :]),
+  ({}, (0, 24, 9, 32), np.s_[3, :2]),
+])  # fmt: skip
+def test_cells_of_a_size_are_drawn_again(model, options, box, cells):
+  """All cells after them too; the others come back as they were."""
+  height, width = options.get("size", (32, 32))
+  again = np.zeros((height // 8, width // 8), bool)
+  again[cells] = True
+  first = again.reshape(-1).argmax()
+  tail = (np.arange(again.size) >= first).reshape(again.shape)
+  asked = []
+
+  def redraw(params, frozen, prompts, keys, sampling, given, again):
+    asked.append((given.shape, again.shape))
+    return 1 - 2 * jnp.ones_like(given) * again.any()
+
+  system = systems.build(model.config)
+  system.redraw = redraw
+  painter = api.Model(model.config, system, Words(), api.jitted({}, {}, 4))
+  sampling = painter._sampling(options)
+  found = painter.drawings.cells_of(box, sampling)
+  np.testing.assert_array_equal(found, again)
+  assert painter.drawings.grid == (4, 4)
+  assert painter.drawings.grid_of(sampling) == again.shape
+  image = np.full((64, 128, 3), 200, np.uint8)
+  made = painter.generate("5", given=image, redraw=tail, **options)
+  assert made.size == (width, height)
+  want = np.where(np.kron(tail, np.ones((8, 8))), 0, 200)
+  np.testing.assert_array_equal(np.asarray(made)[..., 1], want)
+  assert asked == [((1, height, width, 3), (1, again.size))]
+  with pytest.raises(ValueError, match=rf"give bool\[{height // 8}, "):
+    painter.generate("5", given=image, redraw=tail[:-1], **options)
+  with pytest.raises(ValueError, match=f"width {width} and height {height}"):
+    painter.generate("5", given=image, redraw=(0, 0, 49, 8), **options)
+
+
 # -------------------------------------------------------------------- images
 
 

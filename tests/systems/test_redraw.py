@@ -103,18 +103,20 @@ def test_stages_are_the_image_as_its_cells_appear(model):
 
 
 def test_images_of_stages_are_decoded_from_what_is_known():
-  """By a codec whose pixels are its tokens."""
+  """By a codec whose pixels are its tokens and, in hundreds, their sum."""
 
   class Copy:
     def decode(self, frozen, tokens):
-      pixels = frozen + tokens.reshape(-1, 2, 2, 1)
+      sums = 100 * tokens.sum(axis=1, keepdims=True)
+      pixels = frozen + (tokens + sums).reshape(-1, 2, 2, 1)
       return jnp.repeat(pixels, 3, axis=3)
 
   tokens = jnp.asarray([[[5.0], [6.0], [7.0], [8.0]]])  # in drawing order
   cells = jnp.asarray([[2, 0, 3, 1]])
   out = continuous_decode.images_of_stages(Copy(), 1.0, tokens, cells, 99)
   np.testing.assert_array_equal(out[0, :, :, :, 0], [
-    [[0, 0], [6, 0]], [[7, 0], [6, 0]], [[7, 0], [6, 8]], [[7, 9], [6, 8]],
+    [[0, 0], [506, 0]], [[1107, 0], [1106, 0]], [[1807, 0], [1806, 1808]],
+    [[2607, 2609], [2606, 2608]],
   ])  # fmt: skip
 
 

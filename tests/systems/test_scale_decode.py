@@ -37,6 +37,9 @@ class Mean:
   def add_vectors(self, frozen, latent, k, h):
     return latent + h.mean(1)[:, None, None]
 
+  def image(self, frozen, latent):
+    return latent + frozen
+
 
 def step(state, inputs, k):
   """Logits of both conditions; the state counts scales."""
@@ -88,8 +91,9 @@ def noises_of_rows():
 
 
 def plain(row, cfg=0.0, temperature=1.0, top_k=V, smooth=False):
-  """Codes and f^ of one row, scale by scale and slot by slot."""
+  """Codes of one row, slot by slot, and f^ after each scale."""
   latent, codes, noises = np.zeros(Z), [], iter(noises_of_rows()[row])
+  sums = []
   for k, side in enumerate(SIDES):
     share = k / 2
     vectors = []
@@ -108,7 +112,8 @@ def plain(row, cfg=0.0, temperature=1.0, top_k=V, smooth=False):
         vector = weights @ TABLE / weights.sum()
       vectors.append(vector)
     latent = latent + np.mean(vectors, axis=0)
-  return codes, latent
+    sums.append(latent)
+  return codes, sums
 
 
 @pytest.mark.parametrize("how", [PLAIN, GUIDED, SMOOTH],
@@ -117,9 +122,12 @@ def test_draws_are_those_of_a_loop_over_slots(how):
   drawn = draw(how)
   rest = {k.removeprefix("image_"): v for k, v in how.items() if k != "run"}
   for i in range(B):
-    codes, latent = plain(i, **rest)
+    codes, sums = plain(i, **rest)
     np.testing.assert_array_equal(drawn.codes[i], codes)
-    np.testing.assert_allclose(drawn.latent[i, 0, 0], latent, rtol=1e-4)
+    np.testing.assert_allclose(
+      jnp.stack(drawn.sums)[:, i, 0, 0], sums, rtol=1e-4
+    )
+    np.testing.assert_array_equal(drawn.latent[i], drawn.sums[-1][i])
   assert len(np.unique(drawn.codes[:, 5:])) > 2
 
 
@@ -129,6 +137,17 @@ def test_the_first_scale_knows_no_guidance_and_no_other_row():
   assert (one.codes[:, 1:] != guided.codes[:, 1:]).any()
   moved = draw(PLAIN, rows=keys(B, first=2))
   np.testing.assert_array_equal(moved.codes[:2], one.codes[2:])
+
+
+@pytest.mark.parametrize(
+  "most, shown", [(1, [2]), (2, [0, 2]), (3, [0, 1, 2]), (9, [0, 1, 2])]
+)
+def test_stages_are_images_of_the_first_scales(most, shown):
+  drawn = draw(SMOOTH)
+  made = scale_decode.images_of_stages(Mean(), 5.0, drawn, most)
+  want = np.stack([drawn.sums[k] + 5.0 for k in shown], axis=1)
+  np.testing.assert_array_equal(made, want)
+  assert made.shape == (B, len(shown), 1, 1, 3)
 
 
 def test_conditions_that_a_step_needs():

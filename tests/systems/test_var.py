@@ -244,7 +244,7 @@ def test_images_are_decoded_from_what_was_drawn(model, monkeypatch):
 
   def drawn(params, frozen, labels, keys, sampling):
     used.append((labels, keys))
-    return scale_decode.Drawn(None, latent)
+    return scale_decode.Drawn(None, (latent,))
 
   system = systems.build(model.config)
   monkeypatch.setattr(system, "draw", drawn)

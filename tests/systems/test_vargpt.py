@@ -362,32 +362,66 @@ def test_drawing_with_caches_is_full_recomputation(
   assert (codes[0] != codes[1]).any()
 
 
-def test_without_layers_of_its_own_the_decoder_leaves_codes_to_the_text_model():
-  """Greedy drawing is the argmax of whole rows; no code knows its own scale."""
+@pytest.fixture(scope="module")
+def shallow():
+  """One whose codes the text model alone decides."""
   system = systems.build(
     vg.tiny(model__visual_decoder__depth=0, model__decoder__depth=1)
   )
-  params = vg.filled(systems.init_shapes(system))
-  assert "layers" not in params["visual_decoder"]
-  frozen = vg.filled(systems.frozen_shapes(system), seed=1)
-  prompt = jnp.asarray(vg.examples(system, rows=2)["t2i"]["prompt"])
+  return SimpleNamespace(
+    system=system, params=vg.filled(systems.init_shapes(system)),
+    frozen=vg.filled(systems.frozen_shapes(system), seed=1),
+    prompt=jnp.asarray(vg.examples(system, rows=2)["t2i"]["prompt"]),
+  )  # fmt: skip
+
+
+def asked(model, **how):
+  """What two images are drawn of."""
+  sampling = dataclasses.replace(model.system.config.sampling, cfg=0.0, **how)
   keys = jax.vmap(jax.random.key)(jnp.arange(2))
-  how = dataclasses.replace(system.config.sampling, cfg=0.0, image_top_k=1)
+  prompts = {"t2i": {"prompt": model.prompt}}
+  return model.params, model.frozen, prompts, keys, sampling
+
+
+def test_stages_are_images_of_the_sums_of_the_first_scales(shallow):
+  s, frozen = shallow.system, shallow.frozen["codec"]
+  given = asked(shallow)
+  run = jax.jit(lambda: (s.stages(*given, 9), s.draw(*given).codes))
+  stages, codes = run()
+  assert stages.shape == (2, 3, 24, 24, 3)
+  image, f_hat = jax.jit(s.codec.image), s.codec.empty(2)
+  for k, part in enumerate(np.split(codes, [1, 5], axis=1)):
+    f_hat = s.codec.add(frozen, f_hat, k, jnp.asarray(part))
+    want = image(frozen, f_hat)
+    np.testing.assert_allclose(stages[:, k], want, atol=1e-5)
+
+
+def test_the_last_stage_is_generation_bit_by_bit(shallow):
+  """In programs of their own; codes are smoothed, and one stage left out."""
+  given = asked(shallow, smooth=True)
+  stages = jax.jit(lambda: shallow.system.stages(*given, 2))()
+  whole = jax.jit(lambda: shallow.system.generate(*given))()
+  assert stages.shape == (2, 2, 24, 24, 3)
+  np.testing.assert_array_equal(stages[:, -1], whole)
+
+
+def test_without_layers_of_its_own_the_decoder_leaves_codes_to_the_text_model(
+  shallow,
+):
+  """Greedy drawing is the argmax of whole rows; no code knows its own scale."""
+  system, params, frozen = shallow.system, shallow.params, shallow.frozen
+  assert "layers" not in params["visual_decoder"]
 
   @jax.jit
   def logits(codes):
     drop = jnp.zeros((2, 1), bool)
-    rows = system.drawn(params, frozen, prompt, codes, drop)
+    rows = system.drawn(params, frozen, shallow.prompt, codes, drop)
     (states,) = packing.hidden_states(system.decoder, params, [rows.packed])
     states = states[:, vg.PROMPT : vg.PROMPT + N]
     return system.drawing.logits(params, states)[0]
 
-  @jax.jit
-  def drawn():
-    packed = system._texts(params, prompt)
-    return system.draw(params, frozen, packed, keys, how).codes
-
-  codes = drawn()
+  given = asked(shallow, image_top_k=1)
+  codes = jax.jit(lambda: system.draw(*given).codes)()
   whole = logits(codes)
   np.testing.assert_array_equal(codes, whole.argmax(axis=-1))
   moved = logits(codes.at[:, 2].set((codes[:, 2] + 1) % vg.CODES)) - whole

@@ -1,5 +1,6 @@
-"""Draw: a prompt becomes a picture, group of cells by group of cells."""
+"""Draw: a prompt becomes a picture, cells by cells or scale by scale."""
 
+import html
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -39,6 +40,12 @@ def draw(
   return Drawing([pictures.enlarged(x) for x in found], found[-1], said)
 
 
+def without_redraw(runs: Sequence[Run]) -> str:
+  """HTML that names the runs that draw no cells again; "" if all do."""
+  names = ", ".join(run.name for run in runs if not run.redraws)
+  return names and html.escape(f"No cells can be drawn again with {names}.")
+
+
 def tab(runs: Sequence[Run], last: gr.State) -> None:
   """The widgets.
 
@@ -67,6 +74,7 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
         visible=False, elem_id="stage",
       )  # fmt: skip
       said = widgets.note("drawn-note")
+      gr.HTML(without_redraw(runs), elem_classes="note")
   stages = gr.State([], time_to_live=3600)
 
   def on_draw(name: str, *asked: Any) -> Iterator[Any]:

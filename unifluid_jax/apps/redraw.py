@@ -11,10 +11,10 @@ from PIL import Image
 from unifluid_jax.apps import pictures, widgets
 from unifluid_jax.apps.runs import Run
 
-_BLANK = {"picture": "", "cells": "", "rows": 0, "columns": 0, "tail": False}
+_BLANK = {"picture": "", "cells": "", "rows": 1, "columns": 1, "tail": False}
 # `value` is what `board` makes; strings of it come from this program alone.
 _HTML = """
-<div class="cells" style="--columns: ${value.columns}">
+<div class="cells" style="--columns: ${value.columns}; --rows: ${value.rows}">
   ${value.picture ? '<img alt="" src="' + value.picture + '">' : ''}
   <div class="grid">${[...value.cells].map(
     (c) => '<span class="' + (c == '1' ? 'on' : '') + '"></span>').join('')}
@@ -24,7 +24,8 @@ _HTML = """
 """
 
 _CSS = """
-.cells { position: relative; width: 100%; max-width: 512px; aspect-ratio: 1;
+.cells { position: relative; width: 100%; max-width: 512px;
+  aspect-ratio: var(--columns) / var(--rows);
   border-radius: 8px; overflow: hidden;
   background: var(--block-background-fill);
   border: 1px solid var(--border-color-primary); }
@@ -96,11 +97,16 @@ element.addEventListener('keydown', (e) => {
 def board(run: Run, image: np.ndarray) -> dict[str, Any]:
   """The value of the grid of cells over an image, none of them chosen."""
   rows, columns = run.model.drawings.grid
-  picture = pictures.data_uri(run.model.drawings.fitted(image))
+  picture = pictures.data_uri(_fitted(run, image))
   return {
     "picture": picture, "cells": "0" * (rows * columns), "rows": rows,
     "columns": columns, "tail": tail_only(run),
   }  # fmt: skip
+
+
+def _fitted(run: Run, image: np.ndarray) -> np.ndarray:
+  """An image in the size that the run draws."""
+  return run.model.drawings.fitted(image, run.config.sampling)
 
 
 def tail_only(run: Run) -> bool:
@@ -184,11 +190,11 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
         elem_id="cells",
       )  # fmt: skip
       said = widgets.note("redraw-note")
-  source = gr.State(None, time_to_live=3600)  # uint8 [S, S, 3]
+  source = gr.State(None, time_to_live=3600)  # uint8 [H, W, 3]
 
   def on_source(name: str, image: Any) -> Any:
     run = find(name)
-    image = run.model.drawings.fitted(np.asarray(image))
+    image = _fitted(run, np.asarray(image))
     return image, board(run, image), ""
 
   def on_upload(name: str, path: str | None) -> Any:

@@ -230,7 +230,7 @@ class Generator(System, Protocol):
 
 @runtime_checkable
 class Stager(Protocol):
-  """A Generator that can show its images while they appear; few are one."""
+  """A Generator that can show its images while they appear; most are one."""
 
   def stages(
     self, params: Params, frozen: Params, prompts: Batch, keys: Any,
@@ -238,17 +238,21 @@ class Stager(Protocol):
   ) -> Any:  # fmt: skip
     """f32[B, S, H, W, 3] in [-1, 1], S of at most `most`.
 
-    The last of each row is what `generate` draws; cells that are not drawn yet
-    are grey (0).
+    The last of each row is what `generate` draws. Systems that draw cell by
+    cell show those that are not drawn yet grey (0); those that draw scale by
+    scale show whole images, coarse at first.
     """
 
 
 @runtime_checkable
 class Redrawer(Protocol):
-  """A Generator that can draw some cells of an image again; few are one.
+  """A Generator that can draw some cells of an image again.
+
+  Only systems that draw cell by cell are one.
 
   Attributes:
-    grid: rows and columns of cells.
+    grid: rows and columns of cells of an image of `model.image_size` squared;
+      images of other sizes have cells of the same size.
   """
 
   grid: tuple[int, int]
@@ -259,14 +263,18 @@ class Redrawer(Protocol):
   ) -> Any:  # fmt: skip
     """Images in [-1, 1], f32[B, H, W, 3].
 
+    Cells that stay keep their tokens exactly. Their pixels may change: they
+    are decoded again, and a decoder sees the tokens around each cell.
+
     Args:
       params: all parameters.
       frozen: frozen weights.
       prompts: B rows of "t2i".
       keys: one per row.
       sampling: the system's options.
-      given: images in [-1, 1], f32[B, H, W, 3]. The tokens of cells that stay
-        are theirs, and known to every cell that is drawn.
+      given: images in [-1, 1], f32[B, H, W, 3], of the size that is drawn. The
+        tokens of cells that stay are theirs, and known to every cell that is
+        drawn.
       again: bool[B, N], the cells in raster order that are drawn again.
     """
 

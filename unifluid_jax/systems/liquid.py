@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from unifluid_jax.codecs.vq import VqCodec
@@ -48,6 +47,7 @@ from unifluid_jax.ops.cross_entropy import TokenLosses
 from unifluid_jax.systems import liquid_config
 from unifluid_jax.systems.common import (
   cost,
+  drawn_cells,
   embed,
   interleaved,
   networks,
@@ -93,6 +93,7 @@ class Liquid:
     self.ids = networks.special_ids(config.text.special, m.decoder.vocab)
     self._ends = self.ids["boi"], self.ids["eoi"]
     self.inputs = liquid_config.inputs(config, self.codec)
+    self.grid = self.codec.grid((m.image_size, m.image_size))
     # Runs on text alone need no codec. Exact: a code that flips is another.
     codec = Part(self.codec.shapes, self.codec.load, exact=True)
     images = any(config.batch.get(t) for t in (_DRAWN, "i2t", _TURNS))
@@ -327,6 +328,34 @@ class Liquid:
       keys: one key, split by row, or one key per row.
       sampling: cfg, temperature, image_top_k, image_top_p, size.
     """
+    codes = self._codes(params, prompts, keys, sampling)
+    return self.codec.decode(frozen["codec"], codes, self._grid(sampling))
+
+  def stages(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, most: int,
+  ) -> Float[Array, "B S H W 3"]:  # fmt: skip
+    """Images while they appear, code by code; see `types.Stager`."""
+    codes = self._codes(params, prompts, keys, sampling)
+    return token_decode.images_of_stages(
+      self.codec, frozen["codec"], codes, self._grid(sampling), most
+    )
+
+  def redraw(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, given: Float[Array, "B H W 3"], again: Bool[Array, "B N"],
+  ) -> Float[Array, "B H W 3"]:  # fmt: skip
+    """Images with some cells drawn again; see `types.Redrawer`."""
+    codes = self.codec.encode(frozen["codec"], given)
+    known = jnp.where(again, PAD, codes)
+    codes = self._codes(params, prompts, keys, sampling, known)
+    return self.codec.decode(frozen["codec"], codes, self._grid(sampling))
+
+  def _codes(
+    self, params: Params, prompts: Batch, keys: Any, sampling: Any,
+    known: Int[Array, "B N"] | None = None,
+  ) -> Int[Array, "B N"]:  # fmt: skip
+    """Codes of the images that `generate` is asked for; see `draw`."""
     ((task, fields),) = prompts.items()
     if task == _TURNS:
       prompt = self.turns(fields)
@@ -337,9 +366,7 @@ class Liquid:
       prompt, null = fields["prompt"], self.null_of(fields)
     keys = keys if keys.ndim else jax.random.split(keys, len(prompt))
     params = embed.cast_for_decoding(params, self.decoder.dtype)
-    codes = self.draw(params, prompt, null, keys, sampling)
-    grid = self._grid(sampling)
-    return self.codec.decode(frozen["codec"], codes, grid)
+    return self.draw(params, prompt, null, keys, sampling, known)
 
   def _grid(self, sampling: Any) -> tuple[int, int]:
     """Rows and columns of the codes that are drawn."""
@@ -352,11 +379,16 @@ class Liquid:
     null: Int[Array, "B P"],
     keys: Key[Array, "B"],
     sampling: Any,
+    known: Int[Array, "B N"] | None = None,
   ) -> Int[Array, "B N"]:
     """The codes of `sampling.size` after each prompt, and nothing else.
 
     Neither eoi nor text is ever drawn: the size says how many codes there are.
+    Codes that are known, and not PAD, are fed as they are.
     """
+    if known is None:
+      n = math.prod(self._grid(sampling))
+      known = jnp.full((len(prompt), n), PAD, jnp.int32)
     prompts = [prompt]
     if sampling.cfg != 1:
       prompts.append(null)
@@ -364,7 +396,7 @@ class Liquid:
       self.decoder,
       params,
       [self._sequence(params, p) for p in prompts],
-      np.full(math.prod(self._grid(sampling)), PAD, np.int32),
+      self.image_ids(known),
       lambda keys, states: self.image_ids(
         self.pick(params, states, keys, sampling)
       ),
@@ -454,6 +486,7 @@ SPEC = SystemSpec(
   tasks=("t2i", "i2t", "text", "dialogue"),
   check=liquid_config.check,
   check_sampling=liquid_config.check_sampling,
+  check_redraw=drawn_cells.check_redraw,
   migrate=dict,
   summary=liquid_config.summary,
   losses={"loss_image": "L_image (nats)", "loss_text": "L_text (nats)"},

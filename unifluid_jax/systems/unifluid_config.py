@@ -22,7 +22,7 @@ from unifluid_jax.core.ranges import (
 from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data.fields import Cached, Field, Pixels, Text
 from unifluid_jax.models import decoder, diffusion_head, token_head, vit
-from unifluid_jax.systems.common import cost, networks
+from unifluid_jax.systems.common import cost, drawn_cells, networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,9 +256,6 @@ def draws_any_cell(config: Any) -> bool:
 def check_redraw(config: Any, sampling: SamplingConfig, again: Any) -> None:
   """Refuses cells that the run's order cannot draw last.
 
-  A run that ended in raster order has never seen a cell whose later cells are
-  known.
-
   Args:
     config: of the run.
     sampling: how images are to be drawn.
@@ -267,13 +264,8 @@ def check_redraw(config: Any, sampling: SamplingConfig, again: Any) -> None:
   Raises:
     ValueError: says which cells can be drawn again.
   """
-  if sampling.order == "random" or draws_any_cell(config):
-    return
-  cells = again.reshape(-1)
-  if not cells[cells.argmax() :].all():
-    raise ValueError(
-      "this run draws in raster order: choose a cell and all cells after it"
-    )
+  if sampling.order != "random" and not draws_any_cell(config):
+    drawn_cells.check_redraw(config, sampling, again)
 
 
 def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:

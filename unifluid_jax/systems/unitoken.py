@@ -41,6 +41,7 @@ from unifluid_jax.ops import sampling as sampling_ops
 from unifluid_jax.systems import unitoken_config
 from unifluid_jax.systems.common import (
   cost,
+  drawn_cells,
   embed,
   networks,
   packing,
@@ -77,6 +78,7 @@ class UniToken:
       m, self.ids, m.image_size, m.image_size
     )
     self.inputs = unitoken_config.inputs(config, self.codec)
+    self.grid = m.grid, m.grid
     self.parts = {
       name: rows
       for name, rows in unitoken_config.PARTS.items()
@@ -326,11 +328,38 @@ class UniToken:
       keys: one key, split by row, or one key per row.
       sampling: cfg, temperature, image_top_k.
     """
+    codes = self._codes(params, prompts, keys, sampling)
+    return self.codec.decode(frozen["codec"], codes)
+
+  def stages(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, most: int,
+  ) -> Float[Array, "B S H W 3"]:  # fmt: skip
+    """Images while they appear, code by code; see `types.Stager`."""
+    codes = self._codes(params, prompts, keys, sampling)
+    return token_decode.images_of_stages(
+      self.codec, frozen["codec"], codes, self.grid, most
+    )
+
+  def redraw(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, given: Float[Array, "B H W 3"], again: Bool[Array, "B N"],
+  ) -> Float[Array, "B H W 3"]:  # fmt: skip
+    """Images with some cells drawn again; see `types.Redrawer`."""
+    codes = self.codec.encode(frozen["codec"], given)
+    known = jnp.where(again, PAD, codes)
+    codes = self._codes(params, prompts, keys, sampling, known)
+    return self.codec.decode(frozen["codec"], codes)
+
+  def _codes(
+    self, params: Params, prompts: Batch, keys: Any, sampling: Any,
+    known: Int[Array, "B N"] | None = None,
+  ) -> Int[Array, "B N"]:  # fmt: skip
+    """Codes of the images that `generate` is asked for; see `draw`."""
     prompt = prompts["t2i"]["prompt"]
     keys = keys if keys.ndim else jax.random.split(keys, len(prompt))
     params = embed.cast_for_decoding(params, self.decoder.dtype)
-    codes = self.draw(params, prompt, keys, sampling)
-    return self.codec.decode(frozen["codec"], codes)
+    return self.draw(params, prompt, keys, sampling, known)
 
   def draw(
     self,
@@ -338,26 +367,32 @@ class UniToken:
     prompt: Int[Array, "B P"],
     keys: Key[Array, "B"],
     sampling: Any,
+    known: Int[Array, "B N"] | None = None,
   ) -> Int[Array, "B N"]:
     """N codes after each prompt.
 
     soi, the sizes and the new lines are given; codes are all that is drawn.
+    Codes that are known, and not PAD, are fed as they are.
     The null condition of guidance begins with soi, without BOS or prompt, and
     counts its positions from there. The last new line and eoi, which no code
     sees, are not fed.
     """
     soi = self._constant(prompt, "soi")
     drops = [False] if sampling.cfg == 1 else [False, True]
-    plan = self.template[1:-2]
+    plan, first = self.template[1:-2], self.config.model.code_offset
+    forced = jnp.broadcast_to(plan, (len(prompt), len(plan)))
+    if known is not None:
+      known_ids = jnp.where(known == PAD, PAD, known + first)
+      forced = forced.at[:, plan == PAD].set(known_ids)
     ids = token_decode.draw(
       self.decoder,
       params,
       [self.drawn(params, prompt, soi, jnp.full(soi.shape, d)) for d in drops],
-      plan,
+      forced,
       lambda keys, states: self.pick(params, states, keys, sampling),
       keys,
     )
-    return ids[:, plan == PAD] - self.config.model.code_offset
+    return ids[:, plan == PAD] - first
 
   def pick(
     self,
@@ -436,6 +471,7 @@ SPEC = SystemSpec(
   ranges=unitoken_config.RANGES,
   tasks=("t2i", "i2t", "text"),
   check=unitoken_config.check,
+  check_redraw=drawn_cells.check_redraw,
   migrate=dict,
   summary=unitoken_config.summary,
   losses={"loss_image": "L_image (nats)", "loss_text": "L_text (nats)"},

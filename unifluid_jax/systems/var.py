@@ -188,10 +188,26 @@ class Var:
       keys: one key, split by row, or one key per row.
       sampling: cfg, temperature, image_top_k, image_top_p, smooth.
     """
+    drawn = self._drawn(params, frozen, prompts, keys, sampling)
+    return self.codec.image(frozen["codec"], drawn.latent)
+
+  def stages(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, most: int,
+  ) -> Float[Array, "B S H W 3"]:  # fmt: skip
+    """Images while they appear, scale by scale; see `types.Stager`."""
+    drawn = self._drawn(params, frozen, prompts, keys, sampling)
+    codec = self.codec, frozen["codec"]
+    return scale_decode.images_of_stages(*codec, drawn, most)
+
+  def _drawn(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any,
+  ) -> scale_decode.Drawn:  # fmt: skip
+    """What `generate` decodes; arguments are the same."""
     labels = prompts[_TASK]["class"]
     keys = keys if keys.ndim else jax.random.split(keys, len(labels))
-    drawn = self.draw(params, frozen["codec"], labels, keys, sampling)
-    return self.codec.image(frozen["codec"], drawn.latent)
+    return self.draw(params, frozen["codec"], labels, keys, sampling)
 
   def draw(
     self,

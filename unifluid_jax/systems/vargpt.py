@@ -406,29 +406,33 @@ class VarGpt:
       keys: one key, split by row, or one key per row.
       sampling: cfg, temperature, image_top_k, image_top_p, smooth.
     """
+    drawn = self.draw(params, frozen, prompts, keys, sampling)
+    return self.codec.image(frozen["codec"], drawn.latent)
+
+  def stages(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any, most: int,
+  ) -> Float[Array, "B S H W 3"]:  # fmt: skip
+    """Images while they appear, scale by scale; see `types.Stager`."""
+    drawn = self.draw(params, frozen, prompts, keys, sampling)
+    codec = self.codec, frozen["codec"]
+    return scale_decode.images_of_stages(*codec, drawn, most)
+
+  def draw(
+    self, params: Params, frozen: Params, prompts: Batch, keys: Any,
+    sampling: Any,
+  ) -> scale_decode.Drawn:  # fmt: skip
+    """An image after each prompt; arguments are those of `generate`."""
     ((task, fields),) = prompts.items()
     params = embed.cast_for_decoding(params, self.decoder.dtype)
     if task == _TURNS:
       fields = interleaved.extended(fields, self.ids["boi"])
-      packed = self.turns(params, frozen, fields)
+      given = [self.turns(params, frozen, fields)]
     else:
-      packed = self._texts(params, fields["prompt"])
-    keys = keys if keys.ndim else jax.random.split(keys, len(packed.x))
-    drawn = self.draw(params, frozen, packed, keys, sampling)
-    return self.codec.image(frozen["codec"], drawn.latent)
-
-  def draw(
-    self,
-    params: Params,
-    frozen: Params,
-    prompt: packing.Packed,
-    keys: Key[Array, "B"],
-    sampling: Any,
-  ) -> scale_decode.Drawn:
-    """An image after each prompt, which ends with boi."""
-    given = [prompt]
+      given = [self._texts(params, fields["prompt"])]
+    keys = keys if keys.ndim else jax.random.split(keys, len(given[0].x))
     if sampling.cfg and self.config.model.null == "prompt":
-      null = jnp.zeros(prompt.valid.shape, jnp.int32)
+      null = jnp.zeros(given[0].valid.shape, jnp.int32)
       given.append(self._texts(params, self.null(null)))
     return self.drawing.draw(
       self.decoder, params, frozen, given, keys, sampling

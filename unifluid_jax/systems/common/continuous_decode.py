@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from unifluid_jax.core.types import Params
 from unifluid_jax.ops import order
-from unifluid_jax.systems.common import packing, text_decode
+from unifluid_jax.systems.common import drawn_cells, packing, text_decode
 
 # Token i - 1 as drawn, i, and j >= i → the input that predicts token j where
 # only the tokens before i are known.
@@ -200,17 +200,10 @@ def images_of_stages(
     most: images per row, about equally many tokens apart; S is N if that is
       less.
   """
-  n = tokens.shape[1]
-  side, count = math.isqrt(n), min(n, most)
+  side = math.isqrt(tokens.shape[1])
   placed, rank = order.put_tokens(tokens, cells), jnp.argsort(cells, axis=1)
 
-  def image(known: Any) -> Float[Array, "B H W 3"]:
-    shown = rank < known
-    x = codec.decode(frozen, jnp.where(shown[..., None], placed, 0.0))
-    shown = shown.reshape(-1, side, side)
-    for axis in (1, 2):
-      shown = jnp.repeat(shown, x.shape[axis] // side, axis=axis)
-    return jnp.where(shown[..., None], x, 0.0)
+  def decode(known: Bool[Array, "B N"]) -> Float[Array, "B H W 3"]:
+    return codec.decode(frozen, jnp.where(known[..., None], placed, 0.0))
 
-  sizes = jnp.asarray([n * (k + 1) // count for k in range(count)])
-  return jax.lax.map(image, sizes).swapaxes(0, 1)
+  return drawn_cells.images_of_stages(decode, rank, (side, side), most)

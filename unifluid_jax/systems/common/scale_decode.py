@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from unifluid_jax.ops import sampling as sampling_ops
+from unifluid_jax.systems.common import drawn_cells
 
 # (state, inputs f32[B, P_k^2, Z], k) → logits f32[B, P_k^2, V] of each
 # condition, and the next state. A system's own networks and their caches.
@@ -22,7 +23,12 @@ class Drawn(NamedTuple):
   """An image before it is decoded."""
 
   codes: Any  # i32[B, N]
-  latent: Any  # f32[B, g, g, Z], the sum of all scales
+  sums: Any  # a tuple of f32[B, g, g, Z]: of the first scale, of two, of all
+
+  @property
+  def latent(self) -> Float[Array, "B g g Z"]:
+    """The sum of all scales."""
+    return self.sums[-1]
 
 
 def draw(
@@ -45,7 +51,7 @@ def draw(
     sampling: cfg, temperature, image_top_k, image_top_p, smooth.
   """
   scales = codec.config.scales
-  latent, codes = codec.empty(len(keys)), []
+  latent, codes, sums = codec.empty(len(keys)), [], []
   for k in range(len(scales)):
     inputs = codec.next_input(latent, k)
     found, state = step(state, inputs, k)
@@ -64,7 +70,26 @@ def draw(
       latent = codec.add_vectors(frozen, latent, k, mean.reshape(inputs.shape))
     else:
       latent = codec.add(frozen, latent, k, codes[-1])
-  return Drawn(jnp.concatenate(codes, axis=1), latent)
+    sums.append(latent)
+  return Drawn(jnp.concatenate(codes, axis=1), tuple(sums))
+
+
+def images_of_stages(
+  codec: Any, frozen: Any, drawn: Drawn, most: int
+) -> Float[Array, "B S H W 3"]:
+  """Images of the first scales, of more, of all: coarse at first.
+
+  Args:
+    codec: a `codecs.multiscale_vq.MultiscaleVqCodec`.
+    frozen: its weights.
+    drawn: scale by scale.
+    most: images per row, about equally many scales apart; S is the number of
+      scales if that is less.
+  """
+  sizes = drawn_cells.stage_sizes(len(drawn.sums), most)
+  sums = jnp.stack([drawn.sums[size - 1] for size in sizes])
+  images = jax.lax.map(lambda latent: codec.image(frozen, latent), sums)
+  return images.swapaxes(0, 1)
 
 
 def conditions(cfg: float) -> int:

@@ -5,13 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from unifluid_jax.core.types import PAD, Params
 from unifluid_jax.models.decoder import logits, output_table
 from unifluid_jax.ops import sampling
-from unifluid_jax.systems.common import embed, packing, text_decode
+from unifluid_jax.systems.common import (
+  drawn_cells,
+  embed,
+  packing,
+  text_decode,
+)
 
 # keys [B], the states [B, D] of each condition → ids i32[B]
 Pick = Callable[[Key[Array, "B"], Sequence[Float[Array, "B D"]]], Array]
@@ -21,7 +25,7 @@ def draw(
   decoder: Any,
   params: Params,
   conditions: Sequence[packing.Packed],
-  forced: Int[np.ndarray, "M"],
+  forced: Int[Array, "B M"],
   pick: Pick,
   keys: Key[Array, "B"],
 ) -> Int[Array, "B M"]:
@@ -35,23 +39,24 @@ def draw(
     params: all parameters.
     conditions: prompts of one length T, plain causal, right-aligned, B rows
       each: what is asked for, then the null conditions of guidance.
-    forced: static ids that need no drawing; PAD where one is drawn.
+    forced: ids that need no drawing; PAD where one is drawn.
     pick: draws an id from the states.
     keys: one per row; token i draws from `fold_in(key, i)`.
   """
-  n = len(forced)
+  n = forced.shape[1]
   packed = jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditions)
   # The last token that is drawn is never fed.
   cache, hidden = text_decode.prefill(decoder, params, packed, n - 1)
   start = packed.x.shape[1]
   offset = packed.valid.sum(axis=1, dtype=jnp.int32)
   valid = jnp.pad(packed.valid, ((0, 0), (0, n - 1)))
-  slots, plan = jnp.arange(start + n - 1), jnp.asarray(forced, jnp.int32)
+  slots = jnp.arange(start + n - 1)
 
   def choose(states: Float[Array, "rows D"], i: Any) -> Int[Array, "B"]:
     folded = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
     drawn = pick(folded, jnp.split(states, len(conditions)))
-    return jnp.where(plan[i] == PAD, drawn, plan[i]).astype(jnp.int32)
+    given = forced[:, i]
+    return jnp.where(given == PAD, drawn, given).astype(jnp.int32)
 
   def step(carry, i):
     cache, token = carry
@@ -70,6 +75,37 @@ def draw(
   first = choose(hidden[:, -1], 0)
   _, rest = jax.lax.scan(step, (cache, first), jnp.arange(1, n))
   return jnp.concatenate([first[:, None], rest.T], axis=1)
+
+
+def images_of_stages(
+  codec: Any,
+  frozen: Any,
+  codes: Int[Array, "B N"],
+  grid: tuple[int, int],
+  most: int,
+) -> Float[Array, "B S H W 3"]:
+  """Images of the first codes, of more, of all; undrawn cells are grey.
+
+  For what is not known yet the decoder reads the known codes over and over.
+  Its norms and attention span the image, and so see what images are made of:
+  the colours of known cells come closer to their last ones than with zeros or
+  the codebook's mean, which no image is.
+
+  Args:
+    codec: `codecs.vq.VqCodec`.
+    frozen: its weights.
+    codes: in raster order, in which they were drawn.
+    grid: rows and columns of the codes.
+    most: images per row; see `drawn_cells.images_of_stages`.
+  """
+  rank = jnp.broadcast_to(jnp.arange(codes.shape[1]), codes.shape)
+
+  def decode(known: Bool[Array, "B N"]) -> Float[Array, "B H W 3"]:
+    repeated = rank % known.sum(axis=1, keepdims=True)
+    known_codes = jnp.take_along_axis(codes, repeated, axis=1)
+    return codec.decode(frozen, known_codes, grid)
+
+  return drawn_cells.images_of_stages(decode, rank, grid, most)
 
 
 def guided_scores(
