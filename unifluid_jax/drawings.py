@@ -103,7 +103,7 @@ class Drawings:
   def grid_of(self, sampling: Any) -> tuple[int, int]:
     """Rows and columns of cells of the images that these options ask for.
 
-    The system draws cells again.
+    Only for systems that draw cells again.
     """
     side, (rows, columns) = self._config.model.image_size, self._system.grid
     height, width = self._size(sampling)

@@ -1,4 +1,4 @@
-"""Draw: a prompt becomes a picture, cells by cells or scale by scale."""
+"""Draw: a prompt becomes a picture, cell by cell or scale by scale."""
 
 import html
 import time

@@ -86,10 +86,11 @@ def images_of_stages(
 ) -> Float[Array, "B S H W 3"]:
   """Images of the first codes, of more, of all; undrawn cells are grey.
 
-  For what is not known yet the decoder reads the known codes over and over.
-  Its norms and attention span the image, and so see what images are made of:
-  the colours of known cells come closer to their last ones than with zeros or
-  the codebook's mean, which no image is.
+  In the place of unknown codes the decoder reads the known ones, repeated. Its
+  norms and attention span the whole image, so that this choice shows in the
+  known cells too: repeated codes have the statistics of an image, and known
+  cells look much more like they will in the end than with zeros or the mean
+  vector of the codebook.
 
   Args:
     codec: `codecs.vq.VqCodec`.
