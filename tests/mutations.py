@@ -37,6 +37,9 @@ COMPARISON = "evals/test_comparison.py"
 _REPORT = "evals/report"
 DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
 LIQUID = "systems/test_liquid.py"
+_KEYS, COPIES = "models/key_cache.py", "systems/test_decode_program.py"
+CACHED = "models/test_decoder.py::test_prefill_and_steps_equal_the_full_forward"
+_BEST, BEST = "rejection.py", "test_rejection.py"
 LIQUID_DECODE = "systems/test_liquid_decode.py"
 LIQUID_TURNS = "systems/test_liquid_dialogue.py"
 SIZED = "systems/test_liquid_sizes.py"
@@ -621,11 +624,11 @@ MUTATIONS = tuple(
     (_LIQUID, "codes = size.prod(axis=1).sum()", "pass", SIZED_LOSS),
     (_LIQUID, "self.null_of(fields), prompt)", 'self.null(fields["prompt"]), '
      "prompt)", SIZED_LOSS),
-    (_LIQUID, "np.full(math.prod(self._grid(sampling)), PAD",
-     "np.full(self.config.model.image_tokens, PAD",
+    (_LIQUID, "n = math.prod(self._grid(sampling))",
+     "n = self.config.model.image_tokens",
      f"{SIZED}::test_a_size_is_drawn_code_by_code"),
-    (_LIQUID, 'decode(frozen["codec"], codes, grid)',
-     'decode(frozen["codec"], codes)',
+    (_LIQUID, 'frozen["codec"], codes, self._grid(sampling))\n\n  def stages',
+     'frozen["codec"], codes)\n\n  def stages',
      f"{SIZED}::test_images_are_drawn_in_the_size_that_prompts_name"),
     ("codecs/inputs.py", "images[:, :height, :width]",
      "images[:, -height:, -width:]", SIZED_FILES),
@@ -655,6 +658,26 @@ MUTATIONS = tuple(
     (_CONTINUOUS, "(i < known.count)", "(i <= known.count)", REDRAW),
     (_CONTINUOUS, "jnp.argsort(again, axis=1", "jnp.argsort(~again, axis=1",
      REDRAW),
+    (_KEYS, "(0, 0, 0, index)", "(0, 0, index, 0)", CACHED),
+    (_KEYS, "v.swapaxes(1, 2)", "k.swapaxes(1, 2)", CACHED),
+    (_KEYS, "lambda x: x[rows]", "lambda x: x", "systems/test_decode.py"),
+    ("ops/attention.py", '"BTKGH,BKHS->BKGTS", grouped, k)',
+     '"BTKGH,BKHS->BKGTS", grouped, k[..., ::-1])', CACHED),
+    ("models/decoder.py", "local = jnp.asarray(_local_layers(config))",
+     "local = ~jnp.asarray(_local_layers(config))", "models/test_decoder.py"),
+    ("systems/common/embed.py", '{"layers": stack.unstacked(layers)}',
+     '{"layers": layers}', COPIES),
+    (_BEST, "np.argsort(-self.rewards", "np.argsort(self.rewards", BEST),
+    (_BEST, "if self.rewards[i] >= least", "if self.rewards[i] > least", BEST),
+    (_BEST, "for task in part for _ in range(draws)",
+     "for _ in range(draws) for task in part", BEST),
+    (_BEST, "seed * count + number", "number", BEST),
+    (_BEST, "config.init.all={before}", "config.init.all={start}", BEST),
+    ("evals/worlds/shapes_reward.py", "count == wanted and ", "", BEST),
+    ("evals/worlds/redraw_suite.py", "images[:, half] == before[:, half]",
+     "images[:, half] == images[:, half]", "evals/test_redraw_suite.py"),
+    ("evals/bench.py", "if s.path == same", "if s.path != same",
+     "evals/test_bench.py"),
     (_CELLS, "known = rank < count", "known = rank <= count", REDRAW),
     (_CELLS, "n * (k + 1) // count", "n * k // count + 1", CODE_BY_CODE),
     (_CELLS, "cells[cells.argmax() :].all()", "cells[cells.argmax() :].any()",
@@ -824,20 +847,22 @@ MUTATIONS = tuple(
     ("systems/common/alignment.py", 'after=("eos",)', "after=()", ALIGNED),
     # ------------------------------------------------------------- decoding
     (_UNIFLUID, "here[:, jnp.maximum(i - 1, 0)]", "here[:, i]", DRAW),
-    (_UNIFLUID, "next_rows[:, i]", "next_rows[:, jnp.maximum(i - 1, 0)]", DRAW),
+    (_UNIFLUID, "next_rows[:, target]",
+     "next_rows[:, jnp.maximum(target - 1, 0)]", DRAW),
     (_UNIFLUID, "jax.random.fold_in(k, i))(split",
      "jax.random.fold_in(k, 0))(split", DRAW),
-    (_CONTINUOUS, "x.astype(packed.x.dtype),\n      (offset + i)[:, None],",
-     "x.astype(packed.x.dtype),\n      (offset + i + 1)[:, None],", DRAW),
+    (_CONTINUOUS, "(prompt.length + i)[:, None]",
+     "(prompt.length + i + 1)[:, None]", DRAW),
     (_CONTINUOUS, "cache,\n      start + i,",
      "cache,\n      start + jnp.maximum(i - 1, 0),", DRAW),
     (_CONTINUOUS,
-     "mask = prefix_ok | ((slots >= start) & (slots <= start + i))",
-     "mask = prefix_ok | ((slots >= start) & (slots < start + i))", DRAW),
-    (_UNIFLUID, "z[0], z[1],", "z[0], z[0],", DRAW),
-    (_UNIFLUID, "config.cfg, i, n)", "config.cfg, 0, n)", DRAW),
-    (_UNIFLUID, "config.temperature,\n        limit", "1.0,\n        limit",
+     "mask = prompt.seen | ((slots >= start) & (slots <= start + i))",
+     "mask = prompt.seen | ((slots >= start) & (slots < start + i))", DRAW),
+    (_UNIFLUID, "sampling.Guided(z, cfg", "sampling.Guided(z[:1] * 2, cfg",
      DRAW),
+    (_UNIFLUID, "cfg_scale(kind, scale, i, n)", "cfg_scale(kind, scale, 0, n)",
+     DRAW),
+    (_UNIFLUID, "steps, config.temperature,", "steps, 1.0,", DRAW),
     (_UNIFLUID, "limit=config.clip or math.inf", "limit=math.inf", DRAW),
     (_UNIFLUID,
      "sampling, cells)\n    return self.codec.decode(frozen[\"codec\"], "

@@ -1,6 +1,7 @@
 """Compiling for TPUs ahead of time, where libtpu is."""
 
 import collections
+import math
 import re
 
 import jax
@@ -11,9 +12,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.libtpu import needs_libtpu
+from tests.systems import test_decode_program
 from tests.systems.conftest import tiny
+from unifluid_jax import systems
 from unifluid_jax.aot import compiled, hlo, lower, report, topology
-from unifluid_jax.core import parallel, xla_options
+from unifluid_jax.core import config_files, parallel, xla_options
 from unifluid_jax.core.config import ConfigError, MeshConfig
 from unifluid_jax.models import convolutions, stack
 from unifluid_jax.ops import attention
@@ -210,3 +213,20 @@ def test_unknown_options_are_refused():
   lowered = on_one(place, lambda x: x + 1, 8)
   with pytest.raises(ValueError, match="xla_no_such"):
     compiled.compile_program(lowered, place, {"xla_no_such": "1"})
+
+
+def test_a_tpu_copies_no_weights_for_a_token():
+  """As tests/systems/test_decode_program.py reads it of CPU programs."""
+  tree = config_files.load("configs/shapes.py")
+  wide = {"width": 512, "mlp": 1024, "head_dim": 128, "depth": 2}
+  tree.model.decoder.update(wide)
+  tree.model.update(scan=True, dtype="bfloat16")
+  tree.sampling.steps = 2
+  config, place = systems.resolve(tree), topology.get("v5e:2x2")
+  (program,) = lower.programs(
+    config, "generate", place.devices, test_decode_program.ROWS
+  )
+  done = compiled.compile_program(program.lowered, place)
+  found = test_decode_program.moved(hlo.parse(done.text, 1))
+  weights = test_decode_program.weights_of(systems.build(config))
+  assert not {math.prod(shape) for shape in found} & weights
