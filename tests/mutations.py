@@ -38,7 +38,9 @@ _REPORT = "evals/report"
 DRAW = "systems/test_decode.py::test_generation_equals_full_recomputation"
 LIQUID = "systems/test_liquid.py"
 _KEYS, COPIES = "models/key_cache.py", "systems/test_decode_program.py"
-CACHED = "models/test_decoder.py::test_prefill_and_steps_equal_the_full_forward"
+STEPWISE = (
+  "models/test_decoder.py::test_prefill_and_steps_equal_the_full_forward"
+)
 _BEST, BEST = "rejection.py", "test_rejection.py"
 LIQUID_DECODE = "systems/test_liquid_decode.py"
 LIQUID_TURNS = "systems/test_liquid_dialogue.py"
@@ -658,11 +660,11 @@ MUTATIONS = tuple(
     (_CONTINUOUS, "(i < known.count)", "(i <= known.count)", REDRAW),
     (_CONTINUOUS, "jnp.argsort(again, axis=1", "jnp.argsort(~again, axis=1",
      REDRAW),
-    (_KEYS, "(0, 0, 0, index)", "(0, 0, index, 0)", CACHED),
-    (_KEYS, "v.swapaxes(1, 2)", "k.swapaxes(1, 2)", CACHED),
+    (_KEYS, "(0, 0, 0, index)", "(0, 0, index, 0)", STEPWISE),
+    (_KEYS, "v.swapaxes(1, 2)", "k.swapaxes(1, 2)", STEPWISE),
     (_KEYS, "lambda x: x[rows]", "lambda x: x", "systems/test_decode.py"),
     ("ops/attention.py", '"BTKGH,BKHS->BKGTS", grouped, k)',
-     '"BTKGH,BKHS->BKGTS", grouped, k[..., ::-1])', CACHED),
+     '"BTKGH,BKHS->BKGTS", grouped, k[..., ::-1])', STEPWISE),
     ("models/decoder.py", "local = jnp.asarray(_local_layers(config))",
      "local = ~jnp.asarray(_local_layers(config))", "models/test_decoder.py"),
     ("systems/common/embed.py", '{"layers": stack.unstacked(layers)}',

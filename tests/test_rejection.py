@@ -133,6 +133,7 @@ def test_rounds_draw_with_the_run_before():
   assert (first["workdir"], again["workdir"]) == ("runs/a", "/w/round_1")
   assert (first["to"], again["to"]) == ("/w/drawn_1", "/w/drawn_2")
   assert (first["seed"], again["seed"]) == ("3", "4")
+  assert first["sampling"] == "cfg=1"
   for encode, train, here in ((1, 2, 1), (4, 5, 2)):
     key = "config.data.train.rewarded"
     assert given[train][f"{key}.path"] == f"/w/drawn_{here}"
@@ -142,6 +143,18 @@ def test_rounds_draw_with_the_run_before():
   assert given[2]["config.init.all"] == "runs/a"
   assert given[5]["config.init.all"] == "/w/round_1"
   assert given[6]["workdir"] == "/w/round_2"
+
+
+def test_sampling_options_are_those_of_the_run_but_for_changes():
+  config = tiny()
+  found = rejection.sampling_of(config, ["cfg=1", "order=random", "steps=7"])
+  assert (found.cfg, found.order, found.steps) == (1, "random", 7)
+  assert found.temperature == config.sampling.temperature
+  for change, words in (
+    ("cfg", "write OPTION=VALUE"), ("cgf=1", "cgf"), ("steps=0", "steps"),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match=words):
+      rejection.sampling_of(config, [change])
 
 
 # ------------------------------------------------------------------ The rewards

@@ -5,10 +5,13 @@ r"""Draws several images of each prompt and keeps those that are right.
 Prompts and judge are those of the world that the run was trained on
 (unifluid_jax/evals/rewards.py). Writes an imagefolder: metadata.jsonl with
 file_name, text and reward, and the images, which training reads with
-data.train.NAME.format=imagefolder. `python -m unifluid_jax.reward` does this
+data.train.NAME.format=imagefolder. Without guidance, unless --sampling says
+otherwise: training on guided images and guiding again makes all images alike.
+`python -m unifluid_jax.reward` does this
 and trains on it, several times over.
 """
 
+import functools
 import os
 import pathlib
 
@@ -27,6 +30,9 @@ _DRAWS = flags.DEFINE_integer("draws", 4, "Images of each prompt.", 1)
 _KEEP = flags.DEFINE_integer("keep", 1, "Of each prompt, at most.", 1)
 _LEAST = flags.DEFINE_float("least", 1.0, "Reward that an image needs.", 0, 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of prompts and images.", 0)
+_SAMPLING = flags.DEFINE_multi_string(
+  "sampling", ["cfg=1"], "How images are drawn: OPTION=VALUE; repeated."
+)
 
 
 def main(_: list[str]) -> None:
@@ -35,7 +41,7 @@ def main(_: list[str]) -> None:
   step = checkpoint.latest_step(workdir)
   options = {
     "prompts": _PROMPTS.value, "draws": _DRAWS.value, "keep": _KEEP.value,
-    "least": _LEAST.value, "seed": _SEED.value,
+    "least": _LEAST.value, "seed": _SEED.value, "sampling": _SAMPLING.value,
   }  # fmt: skip
   made_of = rejection.recipe(os.path.abspath(workdir), step, **options)
 
@@ -43,9 +49,11 @@ def main(_: list[str]) -> None:
     parts = loading.read(workdir, step)
     model = evaluation.load_model(parts.config, workdir, step)
     reward = rewards.of(Bench(parts.config, workdir))
+    sampling = rejection.sampling_of(parts.config, _SAMPLING.value)
     drawn = rejection.drawings(
-      model.images, reward, _PROMPTS.value, _DRAWS.value, _SEED.value
-    )
+      functools.partial(model.images, sampling=sampling), reward,
+      _PROMPTS.value, _DRAWS.value, _SEED.value,
+    )  # fmt: skip
     lines = rejection.write(
       folder, drawn, _KEEP.value, _LEAST.value, reward.kind
     )

@@ -5,6 +5,8 @@ Rejection sampling as language models are fine-tuned by it (Llama 2, arXiv
 keep the best, where they are right, and train on them as on any others.
 """
 
+import ast
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from unifluid_jax import arguments, systems
+from unifluid_jax.core.config import Config
+from unifluid_jax.data import tasks
 from unifluid_jax.data.images import encode_image
 from unifluid_jax.evals.rewards import Asked, Reward
 from unifluid_jax.stages import Stage
@@ -120,6 +125,29 @@ def _shares(judged: dict[str, Sequence[np.ndarray]]) -> Iterator[str]:
     )
 
 
+def sampling_of(config: Config, changes: Sequence[str]) -> Any:
+  """A run's sampling options with OPTION=VALUE changes.
+
+  Raises:
+    ValueError: no such option, or a value out of its range.
+  """
+  spec, found = systems.spec(config.system), {}
+  for change in changes:
+    name, equals, value = change.partition("=")
+    if not equals:
+      raise ValueError(f"--sampling={change}: write OPTION=VALUE, as in cfg=1")
+    try:
+      found[name] = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+      found[name] = value
+    if isinstance(getattr(config.sampling, name, None), float):
+      found[name] = float(found[name])
+  arguments.check_sampling(found, spec.sampling, spec.ranges)
+  sampling = dataclasses.replace(config.sampling, **found)
+  spec.check_sampling(config, sampling, tasks.T2I)
+  return sampling
+
+
 def recipe(workdir: str, step: int | None, **options: Any) -> dict[str, Any]:
   """All that determines what is kept, as `shapes_builder.write_once` has it."""
   return {"version": "1.0.0", "workdir": workdir, "step": step, **options}
@@ -128,6 +156,7 @@ def recipe(workdir: str, step: int | None, **options: Any) -> dict[str, Any]:
 def rounds(
   config: str, start: str, workdir: str, steps: int, *, count: int,
   prompts: int, draws: int, least: float, seed: int,
+  sampling: Sequence[str] = ("cfg=1",),
 ) -> list[Stage]:  # fmt: skip
   """The commands of all rounds, then the evaluation of the last.
 
@@ -141,6 +170,7 @@ def rounds(
     draws: images of each prompt.
     least: reward that an image needs.
     seed: of all drawings; no two rounds of any two seeds share one.
+    sampling: how images are drawn, OPTION=VALUE.
   """
   out, before = [], start
   for number in range(1, count + 1):
@@ -149,6 +179,7 @@ def rounds(
       "best_of", f"--workdir={before}", f"--to={drawn}", f"--prompts={prompts}",
       f"--draws={draws}", f"--least={least:g}",
       f"--seed={seed * count + number}",
+      *(f"--sampling={change}" for change in sampling),
     ]  # fmt: skip
     run_flags = [
       f"--config={config}",

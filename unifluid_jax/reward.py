@@ -27,6 +27,9 @@ _PROMPTS = flags.DEFINE_integer("prompts", 1200, "Of each round.", 1)
 _DRAWS = flags.DEFINE_integer("draws", 4, "Images of each prompt.", 1)
 _LEAST = flags.DEFINE_float("least", 1.0, "Reward that an image needs.", 0, 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of all drawings.", 0)
+_SAMPLING = flags.DEFINE_multi_string(
+  "sampling", ["cfg=1"], "How images are drawn: OPTION=VALUE; repeated."
+)
 
 
 def main(_: list[str]) -> None:
@@ -48,7 +51,7 @@ def main(_: list[str]) -> None:
   todo = rejection.rounds(
     value, config.init.all, workdir, steps,
     count=_ROUNDS.value, prompts=_PROMPTS.value, draws=_DRAWS.value,
-    least=_LEAST.value, seed=_SEED.value,
+    least=_LEAST.value, seed=_SEED.value, sampling=_SAMPLING.value,
   )  # fmt: skip
   status = stages.run(todo, stages.execute, _say)
   if status:
