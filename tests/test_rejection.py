@@ -120,7 +120,7 @@ def test_no_right_drawing_is_an_error(tmp_path):
 def test_rounds_draw_with_the_run_before():
   todo = rejection.rounds(
     "reward:shapes", "runs/a", "/w", 200, count=2, prompts=30, draws=4,
-    least=1.0, seed=1,
+    least=1.0, seed=1, sampling=["cfg=1"],
   )  # fmt: skip
   modules = [stage.command[0] for stage in todo]
   assert modules == [*["best_of", "encode", "main"] * 2, "evaluate"]

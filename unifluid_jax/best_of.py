@@ -5,9 +5,8 @@ r"""Draws several images of each prompt and keeps those that are right.
 Prompts and judge are those of the world that the run was trained on
 (unifluid_jax/evals/rewards.py). Writes an imagefolder: metadata.jsonl with
 file_name, text and reward, and the images, which training reads with
-data.train.NAME.format=imagefolder. Without guidance, unless --sampling says
-otherwise: training on guided images and guiding again makes all images alike.
-`python -m unifluid_jax.reward` does this
+data.train.NAME.format=imagefolder. Drawn as the run draws, unless --sampling
+says otherwise. `python -m unifluid_jax.reward` does this
 and trains on it, several times over.
 """
 
@@ -31,7 +30,9 @@ _KEEP = flags.DEFINE_integer("keep", 1, "Of each prompt, at most.", 1)
 _LEAST = flags.DEFINE_float("least", 1.0, "Reward that an image needs.", 0, 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of prompts and images.", 0)
 _SAMPLING = flags.DEFINE_multi_string(
-  "sampling", ["cfg=1"], "How images are drawn: OPTION=VALUE; repeated."
+  "sampling",
+  [],
+  "How images are drawn, where not as the run does: OPTION=VALUE; repeated.",
 )
 
 

@@ -156,7 +156,7 @@ def recipe(workdir: str, step: int | None, **options: Any) -> dict[str, Any]:
 def rounds(
   config: str, start: str, workdir: str, steps: int, *, count: int,
   prompts: int, draws: int, least: float, seed: int,
-  sampling: Sequence[str] = ("cfg=1",),
+  sampling: Sequence[str] = (),
 ) -> list[Stage]:  # fmt: skip
   """The commands of all rounds, then the evaluation of the last.
 

@@ -28,7 +28,9 @@ _DRAWS = flags.DEFINE_integer("draws", 4, "Images of each prompt.", 1)
 _LEAST = flags.DEFINE_float("least", 1.0, "Reward that an image needs.", 0, 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of all drawings.", 0)
 _SAMPLING = flags.DEFINE_multi_string(
-  "sampling", ["cfg=1"], "How images are drawn: OPTION=VALUE; repeated."
+  "sampling",
+  [],
+  "How images are drawn, where not as the run does: OPTION=VALUE; repeated.",
 )
 
 
