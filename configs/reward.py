@@ -6,9 +6,9 @@
 Goes on from `make demo`'s run; `:liquid`, `:unitoken` and `:vargpt` from those
 of the other systems' demos. A round draws 1,200 prompts four times, keeps an
 image that the detector finds right of each, and trains 200 steps, half of
-whose prompts are these. Hardware: 2 CPU cores, some 10 minutes. Measured:
-GenEval-shapes .85 to .90, two colours .50 to .70, guided less strongly than
-before (cfg 1.5); images become more alike (docs/results.md).
+whose prompts are these. Hardware: 2 CPU cores, 26 minutes beside other work.
+Measured: GenEval-shapes .85 to .90, two colours .50 to .70, guided less
+strongly than before (cfg 1.5); images become more alike (docs/results.md).
 """
 
 from configs import liquid_shapes, shapes, unitoken_shapes, vargpt_shapes

@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags
 
-from unifluid_jax import evaluation, loading, rejection
+from unifluid_jax import evaluation, rejection, systems
 from unifluid_jax.core import checkpoint, cli
 from unifluid_jax.data.worlds import shapes_builder
 from unifluid_jax.evals import rewards
@@ -47,10 +47,10 @@ def main(_: list[str]) -> None:
   made_of = rejection.recipe(os.path.abspath(workdir), step, **options)
 
   def fill(folder: pathlib.Path) -> None:
-    parts = loading.read(workdir, step)
-    model = evaluation.load_model(parts.config, workdir, step)
-    reward = rewards.of(Bench(parts.config, workdir))
-    sampling = rejection.sampling_of(parts.config, _SAMPLING.value)
+    config = systems.resolve(checkpoint.read_meta(workdir, step)["config"])
+    reward = rewards.of(Bench(config, workdir))
+    sampling = rejection.sampling_of(config, _SAMPLING.value)
+    model = evaluation.load_model(config, workdir, step)
     drawn = rejection.drawings(
       functools.partial(model.images, sampling=sampling), reward,
       _PROMPTS.value, _DRAWS.value, _SEED.value,
