@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 
 from unifluid_jax import evaluation, rejection, systems
-from unifluid_jax.core import checkpoint, cli
+from unifluid_jax.core import checkpoint, cli, files
 from unifluid_jax.data.worlds import shapes_builder
 from unifluid_jax.evals import rewards
 from unifluid_jax.evals.bench import Bench
@@ -39,6 +39,7 @@ _SAMPLING = flags.DEFINE_multi_string(
 def main(_: list[str]) -> None:
   """Draws, judges, writes, unless that is done."""
   say, workdir = cli.speaker(), _WORKDIR.value
+  to = files.local(_TO.value, "drawn images", "--to")
   step = checkpoint.latest_step(workdir)
   options = {
     "prompts": _PROMPTS.value, "draws": _DRAWS.value, "keep": _KEEP.value,
@@ -61,7 +62,7 @@ def main(_: list[str]) -> None:
     for line in lines:
       say(line)
 
-  target = shapes_builder.write_once(_TO.value, made_of, fill)
+  target = shapes_builder.write_once(to, made_of, fill)
   say(f"right drawings of {workdir}: {target}")
 
 

@@ -577,4 +577,8 @@ def test_a_run_without_drawings_is_refused(tmp_path):
                   check=False)  # fmt: skip
   assert wrong.returncode == 1
   assert "config.data.train.rewarded: set both" in wrong.stderr
+  remote = command("best_of", "--workdir=nowhere", "--to=gs://bucket/drawn",
+                   check=False)  # fmt: skip
+  assert "must lie on a local disk" in remote.stderr
+  assert "change --to" in remote.stderr
   assert not (tmp_path / "out").exists()
