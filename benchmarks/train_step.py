@@ -46,7 +46,7 @@ def measure(config) -> tuple[float, float, float]:
   job = train.make_job(config, system)
   tokenizer = None
   if pipeline.needs_text(system.inputs):
-    tokenizer = text.Tokenizer.load(config.text.tokenizer)
+    tokenizer = text.Tokenizer.load(config.text.tokenizer, config.text.special)
   loader = pipeline.make_loader(config, system.inputs, tokenizer)
   batch = next(loader)
   loader.close()

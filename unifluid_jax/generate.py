@@ -63,7 +63,10 @@ _SOLVER = flags.DEFINE_enum(
 _PASSES = flags.DEFINE_integer(
   "passes", None, "Of the decoder, several tokens in each; 0: one a token."
 )
-_ORDER = flags.DEFINE_enum("order", None, ["raster", "random"], "Of tokens.")
+_ORDER = flags.DEFINE_enum(
+  "order", None, ["raster", "random", "spread"],
+  "Of tokens; spread: those of a pass far apart, near known ones.",
+)  # fmt: skip
 _CODEC = flags.DEFINE_string(
   "vae_path", None, "Image tokenizer, if it was moved."
 )

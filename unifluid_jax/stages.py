@@ -22,6 +22,9 @@ from unifluid_jax.evals.report import run_results
 # run's, where its configuration does not say.
 _START = 20.0
 _STEPS = (0.05, 0.22)
+# Seconds that the guess counts beside what was measured: a first stage of half
+# a minute says little about the speed of hours.
+_TRUST = 60.0
 _PROGRESS = re.compile(r"\b(\d+)/(\d+) \(\d+ %\)")
 
 Say = Callable[[str], None]
@@ -106,8 +109,8 @@ class Clock:
       done: steps of this stage so far.
       total: its steps; 0: not known.
     """
-    guessed = sum(guess for guess, _ in self._took)
-    speed = sum(took for _, took in self._took) / guessed if guessed else 1.0
+    guessed = _TRUST + sum(guess for guess, _ in self._took)
+    speed = (_TRUST + sum(took for _, took in self._took)) / guessed
     later = speed * sum(self._guesses[self._stage + 1 :])
     here = speed * self._guesses[self._stage] - (self._now() - self._begin)
     if total:

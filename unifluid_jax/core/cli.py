@@ -13,7 +13,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from unifluid_jax.core import compile_cache, config_files, interrupt
+from unifluid_jax.core import (
+  compile_cache,
+  config_files,
+  host_memory,
+  interrupt,
+)
 
 # Flags that are defined here belong to the entry point that asks for them.
 flags.disclaim_key_flags()
@@ -77,6 +82,7 @@ def run(
   def guarded(argv: list[str]) -> Any:
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)
+    host_memory.keep_freed()
     with _reported(sys.argv):
       if caches and _CACHE.value:
         compile_cache.enable()

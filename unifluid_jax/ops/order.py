@@ -5,22 +5,27 @@ annealed to raster order by lowering the share of permuted samples.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 
 def randomness(
-  step: int | Int[Array, ""], random_until: int, raster_from: int
+  step: int | Int[Array, ""],
+  random_until: int,
+  raster_from: int,
+  share: float = 0.0,
 ) -> Float[Array, ""]:
   """Probability that a sample's order is random at a training step.
 
-  1 up to `random_until`, then linear to 0 at `raster_from`. Both 0: raster
-  order from the start.
+  1 up to `random_until`, then linear to 0 at `raster_from`, but never below
+  `share`. Both steps 0: raster order from the start.
   """
   left = jnp.asarray(raster_from - step, jnp.float32)
-  return jnp.clip(left / max(raster_from - random_until, 1), 0.0, 1.0)
+  return jnp.clip(left / max(raster_from - random_until, 1), share, 1.0)
 
 
 def permutations(keys: Key[Array, "B"], n: int) -> Int[Array, "B N"]:
@@ -33,11 +38,53 @@ def raster_orders(batch: int, n: int) -> Int[Array, "B N"]:
   return jnp.broadcast_to(jnp.arange(n), (batch, n))
 
 
-def to_draw(kind: str, keys: Key[Array, "B"], n: int) -> Int[Array, "B N"]:
-  """The order of each row's drawing: "raster", or "random" by its key."""
+def to_draw(
+  kind: str, keys: Key[Array, "B"], n: int, passes: int = 0
+) -> Int[Array, "B N"]:
+  """The order of each row's drawing.
+
+  Args:
+    kind: "raster"; "random" by the row's key; "spread", for all rows alike.
+    keys: one a row.
+    n: tokens of an image.
+    passes: of the decoder for an image, 1 to N; 0: one a token.
+  """
   if kind == "random":
     return permutations(keys, n)
+  if kind == "spread":
+    cells = spread(n, group_sizes(n, passes or n))
+    return jnp.broadcast_to(jnp.asarray(cells), (len(keys), n))
   return raster_orders(len(keys), n)
+
+
+def spread(n: int, sizes: Sequence[int]) -> Int[np.ndarray, "N"]:
+  """An order whose groups are far apart and near what is known.
+
+  Tokens of a group do not see one another: the nearer two cells are, the more
+  that loses. Each cell is the one farthest from its group, less its distance
+  from the nearest cell of earlier groups; the first in raster order of several.
+
+  Differs: LPD (arXiv 2507.01957 §3.2) thresholds both distances, and relaxes
+  them where too few cells are left.
+
+  Args:
+    n: tokens of a square image.
+    sizes: of the groups.
+  """
+  side = math.isqrt(n)
+  at = np.stack(np.divmod(np.arange(n), side), axis=1).astype(float)
+  distance = np.linalg.norm(at[:, None] - at[None], axis=-1)
+  known: list[int] = []
+  for size in sizes:
+    context = distance[:, known].min(axis=1) if known else np.zeros(n)
+    group: list[int] = []
+    for _ in range(size):
+      apart = distance[:, group].min(axis=1) if group else np.zeros(n)
+      score = apart - context
+      score[[*known, *group]] = -np.inf
+      group.append(int(score.argmax()))
+    known += group
+  return np.asarray(known, np.int32)
 
 
 def sample_orders(

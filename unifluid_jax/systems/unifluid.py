@@ -185,7 +185,7 @@ class UniFluid:
     keys = jax.random.split(key, 5)
     c = self.config.loss
     params = embed.cast_embedding(params, self.decoder.dtype)
-    r = order.randomness(step, c.random_until, c.raster_from)
+    r = order.randomness(step, c.random_until, c.raster_from, c.random_share)
     tasks, images, answers = [], [], []
     for i, task in enumerate(("t2i", "edit")):
       if task in batch:
@@ -373,7 +373,7 @@ class UniFluid:
     split = jax.vmap(lambda k: jax.random.split(k, 2))(keys)
     known = None
     if cells is None:
-      cells = order.to_draw(config.order, split[:, 0], n)
+      cells = order.to_draw(config.order, split[:, 0], n, config.passes)
     if stays is not None:
       cells, known = continuous_decode.known_first(cells, *stays)
     params = embed.cast_for_decoding(params, self.decoder.dtype)

@@ -15,6 +15,7 @@ from unifluid_jax.core.ranges import (
   COUNT,
   DECAY,
   POSITIVE,
+  SHARE,
   Range,
   Row,
   below,
@@ -74,6 +75,8 @@ class LossConfig:
   # Random token order: probability 1, linear to 0 between the two steps.
   random_until: int
   raster_from: int
+  # Never below this: such a run draws any cells last, several in one pass.
+  random_share: float = 0.0
   label_smoothing: float = 0.0  # of answers
   word_dropout: float = 0.0  # of answers' words, as input
   # Mean over all answer tokens, or per answer first (PaliGemma).
@@ -88,7 +91,8 @@ class SamplingConfig:
   steps: int = option("images")  # of the diffusion head
   cfg: float = option("images")  # 1: no guidance
   temperature: float = option("images")
-  order: Literal["raster", "random"] = option("images")
+  # spread: groups of far cells near known ones; see ops/order.spread.
+  order: Literal["raster", "random", "spread"] = option("images")
   text: Literal["greedy", "sample", "beam"] = option("text")
   text_temperature: float = option("text")
   top_k: int = option("text")  # 0: off
@@ -143,6 +147,7 @@ RANGES = (
   Row("loss.draws loss.vocab_chunk", COUNT),
   Row(below("loss", "prompt_dropout label_smoothing word_dropout"), DECAY),
   Row("loss.image_dropout", Range(0, 0.5)),
+  Row("loss.random_share", SHARE),
   Row("loss.random_until loss.raster_from", AMOUNT),
   Row("sampling.steps", Range(1, 1000)),
   Row("sampling.last_steps", Range(0, 1000)),
@@ -243,14 +248,16 @@ def _refusal(config: Any, sampling: SamplingConfig) -> str:
   if 0 < sampling.passes < n and not draws_any_cell(config):
     return (
       f"passes={sampling.passes} draws several tokens at once, and this run "
-      "ends in raster order (loss.raster_from is less than steps): use passes=0"
+      "ends in raster order alone (loss.raster_from is less than steps and "
+      "loss.random_share is 0): use passes=0"
     )
   return token_head.refusal(config.model.head.kind, sampling)
 
 
 def draws_any_cell(config: Any) -> bool:
   """Whether training ends with some orders still random."""
-  return config.loss.raster_from >= config.steps > 0
+  loss = config.loss
+  return loss.random_share > 0 or loss.raster_from >= config.steps > 0
 
 
 def check_redraw(config: Any, sampling: SamplingConfig, again: Any) -> None:
@@ -264,7 +271,7 @@ def check_redraw(config: Any, sampling: SamplingConfig, again: Any) -> None:
   Raises:
     ValueError: says which cells can be drawn again.
   """
-  if sampling.order != "random" and not draws_any_cell(config):
+  if sampling.order == "raster" and not draws_any_cell(config):
     drawn_cells.check_redraw(config, sampling, again)
 
 
