@@ -1,11 +1,11 @@
 r"""Drawing with fewer passes and fewer head steps: what it costs and saves.
 
   python -m benchmarks.passes --config=configs/emoji.py --workdir=runs/emoji \
-      --passes=0,8,4,2,1 --steps=20,10,5 --seeds=3
+      --passes=0,8,4,2,1 --steps=20,10,5 --seeds=3 [--orders=random,spread]
 
-Draws the prompts of the metric `emoji_drawn` with every pair of passes and
+Draws the prompts of the metric `emoji_drawn` with every order, passes and
 steps, scores them by the same classifier, and times them: a line each, with
-milliseconds an image, the ratio to the first pair, and each score's mean over
+milliseconds an image, the ratio to the first line, and each score's mean over
 seeds with the half-width of its 95 % interval. --last_steps=5 lets the steps
 of each image fall to that (DiSA). A run whose metric is `geneval`, as
 configs/shapes.py, is scored by that.
@@ -33,6 +33,7 @@ powers of two.
 """
 
 import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -48,6 +49,7 @@ from unifluid_jax.evals.worlds import emoji_suite, world_suite
 _CONFIG = cli.define_config("configs/emoji.py", "Whose evaluation data count.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/emoji", "Of the trained run.")
 _PASSES = flags.DEFINE_list("passes", ["0"], "0: one a token.")
+_ORDERS = flags.DEFINE_list("orders", [], "Of cells; default the run's.")
 _STEPS = flags.DEFINE_list("steps", ["20"], "Of the head.")
 _LAST_STEPS = flags.DEFINE_integer("last_steps", 0, "See config.sampling.")
 _SOLVER = flags.DEFINE_enum(
@@ -83,32 +85,33 @@ def main(_: list[str]) -> None:
   )
   model = api.load(_WORKDIR.value)
   bench, base = Bench(config, _WORKDIR.value), None
-  for passes in map(int, _PASSES.value):
-    for steps in map(int, _STEPS.value):
-      sampling = dataclasses.replace(
-        model.config.sampling, passes=passes, steps=steps,
-        last_steps=_LAST_STEPS.value, solver=_SOLVER.value,
-      )  # fmt: skip
-      try:
-        systems.spec(model.config.system).check_sampling(
-          model.config, sampling, tasks.T2I
-        )
-      except ValueError as error:
-        print(f"passes {passes:3}  steps {steps:3}  {error}", flush=True)
-        continue
-      found = [
-        metric(Seeded(model, sampling, 10_000 * seed), bench).values
-        for seed in range(_SEEDS.value)
-      ]
-      each = _milliseconds(model, sampling)
-      base = base or each
-      scores = "  ".join(f"{n} {_interval([f[n] for f in found])}"
-                         for n in names)  # fmt: skip
-      print(
-        f"passes {passes:3}  steps {steps:3}  {each:7.2f} ms an image  "
-        f"x{base / each:.2f}  {scores}",
-        flush=True,
+  orders = _ORDERS.value or [model.config.sampling.order]
+  for order, passes, steps in itertools.product(
+    orders, map(int, _PASSES.value), map(int, _STEPS.value)
+  ):
+    sampling = dataclasses.replace(
+      model.config.sampling, order=order, passes=passes, steps=steps,
+      last_steps=_LAST_STEPS.value, solver=_SOLVER.value,
+    )  # fmt: skip
+    row = f"{order:6}  passes {passes:3}  steps {steps:3}"
+    try:
+      systems.spec(model.config.system).check_sampling(
+        model.config, sampling, tasks.T2I
       )
+    except ValueError as error:
+      print(f"{row}  {error}", flush=True)
+      continue
+    found = [
+      metric(Seeded(model, sampling, 10_000 * seed), bench).values
+      for seed in range(_SEEDS.value)
+    ]
+    each = _milliseconds(model, sampling)
+    base = base or each
+    scores = "  ".join(f"{n} {_interval([f[n] for f in found])}" for n in names)
+    print(
+      f"{row}  {each:7.2f} ms an image  x{base / each:.2f}  {scores}",
+      flush=True,
+    )
 
 
 def _milliseconds(model: api.Model, sampling) -> float:

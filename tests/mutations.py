@@ -62,6 +62,7 @@ LAYOUT = (
 )
 TRACE = "test_golden.py::test_training_steps_are_those_pinned"
 AVERAGE = f"{STEP}::test_average_is_of_the_new_parameters_and_warms_up"
+SHARE = "systems/test_unifluid.py::test_a_share_of_orders_stays_random"
 ORDER = f"{INPUTS}::test_the_share_of_random_orders_is_the_steps"
 CELLS = (
   f"{INPUTS}::test_tokens_are_fed_and_predicted_in_the_order_of_their_cells"
@@ -112,7 +113,7 @@ _LIQUID = "systems/liquid.py"
 _EMBED = "systems/common/embed.py"
 _TOKENS = "systems/common/token_decode.py"
 _PACKING = "systems/common/packing.py"
-_ORDER = "r = order.randomness(step, c.random_until, c.raster_from)"
+_ORDER = "order.randomness(step, c.random_until, c.raster_from, c.random_share)"
 
 _UNI, _UNICONFIG = "systems/unitoken.py", "systems/unitoken_config.py"
 _ANYRES, SEEN = "data/any_resolution.py", "data/test_any_resolution.py"
@@ -545,8 +546,9 @@ MUTATIONS = tuple(
      "return packing.join([prefix, target]), order.put_tokens(x, cells)",
      CELLS),
     (_UNIFLUID, "x = order.take_tokens(x, cells)", "pass", CELLS),
-    (_UNIFLUID, _ORDER, "r = jnp.float32(0)", ORDER),
-    (_UNIFLUID, _ORDER, "r = jnp.float32(1)", ORDER),
+    (_UNIFLUID, _ORDER, "jnp.float32(0)", ORDER),
+    (_UNIFLUID, _ORDER, "jnp.float32(1)", ORDER),
+    (_UNIFLUID, ", c.random_share)", ")", SHARE),
     (_UNIFLUID, "order.sample_orders(k_order, b, n, r)",
      "order.sample_orders(k_order, b, n, 1 - r)", CELLS),
     ("codecs/kl_vae.py", "kl_vae.sample(cached.astype(jnp.float32), key)",
@@ -728,6 +730,10 @@ MUTATIONS = tuple(
     (_GROUPS, "embed(tokens[known], known, i)",
      "embed(tokens[known], known, known)", "systems/test_decode.py"),
     ("ops/order.py", "left - goal)", "max(left - goal, 2))",
+     "ops/test_order.py"),
+    ("ops/order.py", "score = apart - context", "score = apart + context",
+     "ops/test_order.py"),
+    ("ops/order.py", "group_sizes(n, passes or n))", "group_sizes(n, n))",
      "ops/test_order.py"),
     ("systems/unifluid.py", "jnp.asarray(which)[place], draws",
      "jnp.asarray(which)[0], draws", "systems/test_decode.py"),

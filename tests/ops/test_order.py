@@ -34,6 +34,40 @@ def test_passes_follow_the_cosine_of_mar():
   assert order.group_sizes(256, 8) == [5, 15, 24, 31, 39, 45, 48, 49]
 
 
+def test_a_share_stays_random():
+  got = [float(order.randomness(s, 4, 8, 0.25)) for s in (0, 4, 6, 7, 8, 99)]
+  assert got == [1, 1, 0.5, 0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("n", [1, 4, 16, 64])
+def test_a_spread_order_is_a_permutation_for_any_number_of_passes(n):
+  for passes in sorted({0, 1, min(4, n), n}):
+    got = order.to_draw("spread", jax.random.split(jax.random.key(0), 3), n,
+                        passes)  # fmt: skip
+    np.testing.assert_array_equal(np.sort(got), np.tile(np.arange(n), (3, 1)))
+
+
+def test_cells_of_a_pass_are_far_apart_and_near_what_is_known():
+  """Four passes over 4 x 4 cells; distances worked out by hand."""
+  keys = jax.random.split(jax.random.key(0), 1)
+  cells = np.asarray(order.to_draw("spread", keys, 16, 4)[0])
+  # Opposite corners; then a neighbour of the first, 1; then 14, a neighbour of
+  # 15 and sqrt(10) from 1; then 4, next to 0 and sqrt(2) from 1: 11 is as good.
+  assert cells[:4].tolist() == [0, 15, 1, 14]
+  apart, context = [], []
+  for name in ("spread", "random"):
+    at = np.asarray(order.to_draw(name, keys, 16, 4)[0])
+    xy = np.stack(np.divmod(at, 4), axis=1)
+    d = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
+    groups = np.split(np.arange(16), [2, 5, 10])
+    inside = [d[np.ix_(g, g)][~np.eye(len(g), dtype=bool)].min()
+              for g in groups[:3]]  # fmt: skip
+    apart.append(np.mean(inside))
+    context.append(np.mean([d[g][:, : g[0]].min(axis=1).mean()
+                            for g in groups[1:3]]))  # fmt: skip
+  assert apart[0] > apart[1] and context[0] <= context[1]
+
+
 def test_randomness_without_annealing():
   assert [float(order.randomness(s, 0, 0)) for s in (0, 1, 9)] == [0, 0, 0]
   assert [float(order.randomness(s, 5, 5)) for s in (4, 5)] == [1, 0]

@@ -143,6 +143,14 @@ def test_cells_are_drawn_again_where_the_order_allows(
     check_redraw(config, sampling, again)
 
 
+def test_a_share_of_random_orders_to_the_end_draws_any_cell():
+  changes = dict(loss__raster_from=20, loss__prompt_dropout=0.1)
+  config = tiny(**changes, loss__random_share=0.1, sampling__passes=4)
+  again = np.zeros((4, 4), bool)
+  again[1, 2] = True
+  check_redraw(config, config.sampling, again)
+
+
 @pytest.mark.parametrize(
   "until, passes, words",
   [

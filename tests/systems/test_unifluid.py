@@ -192,6 +192,13 @@ def test_moments_and_pixels_give_the_same_tokens(model):
   )
 
 
+def test_a_share_of_orders_stays_random():
+  m = Tiny(loss__random_until=10, loss__raster_from=20, loss__random_share=0.25)
+  batch = {"t2i": examples()["t2i"]}
+  values = [loss(m, batch, step=s)[1]["order_randomness"] for s in (15, 20)]
+  assert list(map(float, values)) == [0.5, 0.25]
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_merge_and_split_are_inverse_and_keep_rows_in_their_group(groups):
   def packed(rows, length, start):
