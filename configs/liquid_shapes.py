@@ -31,6 +31,7 @@ def get_config(arg: str = ""):
     what is inferred; with --config.batch.dialogue=0 the run without them.
   dialogues: trains conversations that ask for images, describe and change
     them, and scores whether it draws when asked.
+  longer: twice the steps, and more of each to read.
   """
   c = shapes.get_config()
   liquid_2b.liquid(c)
@@ -101,4 +102,22 @@ def dialogues(c):
   c.eval.metrics = (*c.eval.metrics, "draws_when_asked")
 
 
-_VARIATIONS = {"in_context": in_context, "dialogues": dialogues}
+def longer(c):
+  """Answers "is there a red circle" too, which takes a causal decoder long.
+
+  Slower rotations and whole answers learn it sooner, drawing later
+  (docs/log.md).
+  """
+  c.name = f"{c.name}_longer"
+  c.steps = 5600
+  c.batch.i2t = 32
+  c.loss.update(word_dropout=0.0, text_weight=1.0)
+  c.model.decoder.update(rope_base=1000.0, rope_base_global=1000.0)
+  c.checkpoint.update(every=1400, keep=4)
+
+
+_VARIATIONS = {
+  "in_context": in_context,
+  "dialogues": dialogues,
+  "longer": longer,
+}

@@ -32,6 +32,7 @@ def get_config(arg: str = ""):
 
   reading: trains questions about signs too, whose small words only the grid
     shows unshrunk, and scores what is read.
+  longer: twice the steps, and more of each to read.
   """
   c = shapes.get_config()
   unitoken(c)
@@ -94,12 +95,23 @@ def _vary(c, arg: str) -> None:
       c.batch.i2t = 0
     elif item == "i2t_only":
       c.batch.t2i = 0
+    elif item == "longer":
+      _longer(c)
     elif item != "reading":
       raise ValueError(
         f"unknown config argument {item!r}; known: reading, base, discrete, "
-        "t2i_only, i2t_only"
+        "t2i_only, i2t_only, longer"
       )
     c.name = f"{c.name}_{item}"
+
+
+def _longer(c) -> None:
+  """As configs/liquid_shapes.py's; so that yes/no questions are learned."""
+  c.steps = 4000
+  c.batch.i2t = 32
+  c.loss.update(word_dropout=0.0, text_weight=8.0)
+  c.model.decoder.update(rope_base=1000.0, rope_base_global=1000.0)
+  c.checkpoint.update(every=1000, keep=4)
 
 
 def _reading(c) -> None:

@@ -66,6 +66,7 @@ ARGS = {
     "text_only",
     "apart",
     "in_context,apart",
+    "longer",
     "dialogues",
   ),
   "liquid_smol": ("", "t2i_only", "apart"),
@@ -79,6 +80,7 @@ ARGS = {
     "reading",
     "base,reading,i2t_only",
     "reading,discrete",
+    "longer",
   ),
   "vargpt_7b": tuple(
     stage + variant
