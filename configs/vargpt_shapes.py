@@ -51,8 +51,8 @@ _VARIANTS = ("causal", "noise", "pretrained")
 _RECIPES = {
   "stage0": (("decoder", "encoder", "projector"), (0, 64, 0), 1300, 3e-3),
   "stage1": (_GEN, (32, 0, 0), 150, 3e-3),
-  "stage2": (("decoder", "projector"), (24, 24, 8), 900, 3e-3),
-  "stage3": (("visual_decoder", *_GEN), (32, 0, 0), 1200, 2e-3),
+  "stage2": (("decoder", "projector"), (24, 24, 8), 700, 3e-3),
+  "stage3": (("visual_decoder", *_GEN), (32, 0, 0), 1000, 2e-3),
 }
 
 

@@ -62,6 +62,7 @@ LAYOUT = (
 )
 TRACE = "test_golden.py::test_training_steps_are_those_pinned"
 AVERAGE = f"{STEP}::test_average_is_of_the_new_parameters_and_warms_up"
+MEMORY = "test_host_memory.py"
 SHARE = "systems/test_unifluid.py::test_a_share_of_orders_stays_random"
 ORDER = f"{INPUTS}::test_the_share_of_random_orders_is_the_steps"
 CELLS = (
@@ -731,6 +732,8 @@ MUTATIONS = tuple(
      "embed(tokens[known], known, known)", "systems/test_decode.py"),
     ("ops/order.py", "left - goal)", "max(left - goal, 2))",
      "ops/test_order.py"),
+    ("core/host_memory.py", "mallopt(_MMAP_MAX, 0)", "pass", MEMORY),
+    ("core/host_memory.py", 'return asked == "cpu"', "return True", MEMORY),
     ("ops/order.py", "score = apart - context", "score = apart + context",
      "ops/test_order.py"),
     ("ops/order.py", "group_sizes(n, passes or n))", "group_sizes(n, n))",

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ transformers = pytest.importorskip("transformers")
 
 from tests.weights import helpers, references  # noqa: E402
 from tests.weights.test_gemma_settings import DECODERS  # noqa: E402
-from unifluid_jax.core.presets import VitConfig  # noqa: E402
+from unifluid_jax.core import checkpoint  # noqa: E402
+from unifluid_jax.core.presets import VaeConfig, VitConfig  # noqa: E402
+from unifluid_jax.models.kl_vae import KlVae  # noqa: E402
 from unifluid_jax.weights import (  # noqa: E402
+  convert,
   gemma,
   gemma_settings,
   hf_parts,
@@ -68,3 +72,34 @@ def test_siglip(tmp_path):
   meta = {"vit": dataclasses.asdict(config)}
   got = helpers.run_vit(meta, params["vit"], images)
   assert helpers.relative(got, want) < 2e-5
+
+
+def test_autoencoder(tmp_path):
+  """The codec of an exported run, as `export --hf` writes it."""
+  diffusers = pytest.importorskip("diffusers")
+  from tests.parity.test_kl_vae_parity import make
+
+  make("f2").save_pretrained(tmp_path / "hf")
+  convert.to_checkpoint(
+    f"kl_vae:{tmp_path / 'hf'}", str(tmp_path / "vae"), lambda _: None
+  )
+  step = checkpoint.latest_step(str(tmp_path / "vae"))
+  meta = checkpoint.read_meta(str(tmp_path / "vae"), step)["weights"]["vae"]
+  config = VaeConfig(**meta | {"multipliers": tuple(meta["multipliers"])})
+  net = KlVae(config)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  like = {"vae": shapes["params"]}
+  codec = checkpoint.restore_part(str(tmp_path / "vae"), step, "params", like)
+  parts, others = hf_parts.plan(
+    None, {}, codec | {"latent_mean": jnp.float32(0.1)}, "run",
+    str(tmp_path / "vae"),
+  )  # fmt: skip
+  assert list(parts) == ["vae"] and not others
+  hf_parts.write(tmp_path / "out", parts["vae"])
+  theirs = loaded(diffusers.AutoencoderKL, tmp_path / "out")
+  z = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+  with torch.no_grad():
+    want = theirs.decode(torch.tensor(z.transpose(0, 3, 1, 2))).sample
+  variables = {"params": codec["vae"]}
+  got = net.apply(variables, jnp.asarray(z), method="decode")
+  assert helpers.absolute(got.transpose(0, 3, 1, 2), want) < 5e-5
