@@ -1,7 +1,7 @@
 r"""Drawing with fewer passes and fewer head steps: what it costs and saves.
 
   python -m benchmarks.passes --config=configs/emoji.py --workdir=runs/emoji \
-      --passes=0,8,4,2,1 --steps=20,10,5 --seeds=3 [--orders=random,spread]
+      --passes=0,8,4,2,1 --steps=20,10,5 --seeds=3 [--order=random --order=spread]
 
 Draws the prompts of the metric `emoji_drawn` with every order, passes and
 steps, scores them by the same classifier, and times them: a line each, with
@@ -49,7 +49,10 @@ from unifluid_jax.evals.worlds import emoji_suite, world_suite
 _CONFIG = cli.define_config("configs/emoji.py", "Whose evaluation data count.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/emoji", "Of the trained run.")
 _PASSES = flags.DEFINE_list("passes", ["0"], "0: one a token.")
-_ORDERS = flags.DEFINE_list("orders", [], "Of cells; default the run's.")
+_ORDERS = flags.DEFINE_multi_enum(
+  "order", [], ["raster", "random", "spread"],
+  "Of cells, repeated; default the run's.",
+)  # fmt: skip
 _STEPS = flags.DEFINE_list("steps", ["20"], "Of the head.")
 _LAST_STEPS = flags.DEFINE_integer("last_steps", 0, "See config.sampling.")
 _SOLVER = flags.DEFINE_enum(

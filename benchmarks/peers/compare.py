@@ -44,6 +44,8 @@ Call = Callable[[], Any]
 
 def main(_: list[str]) -> None:
   """Prints milliseconds of each and ratios."""
+  if jax.default_backend() != "cpu":
+    raise ValueError("this compares on CPUs: set JAX_PLATFORMS=cpu")
   tree = _CONFIG.value.copy_and_resolve_references()
   tree.optim.name, tree.optim.adam_lr = "adamw", tree.optim.lr
   tree.loss.random_until = tree.loss.raster_from = tree.steps
