@@ -16,15 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks import random_arrays
 from unifluid_jax import systems, train
 from unifluid_jax.aot import lower
 from unifluid_jax.core import cli
 from unifluid_jax.core.config import Config
-from unifluid_jax.core.types import UNK
 
 _CONFIG = cli.define_config()
 _WHAT = flags.DEFINE_enum("what", "train", ["train", "generate", "answer"], "")
@@ -59,7 +58,7 @@ def _train(config: Config) -> str:
       out_shardings=job.shardings,
     )()
     frozen, batch = (
-      _random(shapes, config.model.decoder.vocab)
+      random_arrays.like(shapes, config.model.decoder.vocab)
       for shapes in (
         systems.frozen_shapes(system), lower.batch_shapes(config, system)
       )
@@ -88,31 +87,14 @@ def _call(config: Config) -> str:
   (program,) = lower.programs(config, _WHAT.value, [device], _ROWS.value)
   compiled = program.lowered.compile()
   weights = (
-    _random(program.held[part], vocab) for part in ("parameters", "frozen")
+    random_arrays.like(program.held[part], vocab)
+    for part in ("parameters", "frozen")
   )
-  arguments = (*weights, *_random(program.held["batch"], vocab))
+  arguments = (*weights, *random_arrays.like(program.held["batch"], vocab))
   first, middle = _time(lambda: compiled(*arguments))
   return (
     f"first call {first:.1f} s, then {middle:.3f} s for {program.rows} rows: "
     f"{program.rows / middle:.2f} a second, {_peak()}"
-  )
-
-
-def _random(shapes: Any, vocab: int) -> Any:
-  """Arrays of these shapes: token ids, or small numbers around zero."""
-  leaves, tree = jax.tree.flatten(shapes)
-  keys = jax.random.split(jax.random.key(0), len(leaves))
-
-  def draw(key, leaf):
-    if jnp.issubdtype(leaf.dtype, jnp.integer):
-      draws = jax.random.randint(key, leaf.shape, UNK + 1, vocab)
-      return draws.astype(leaf.dtype)
-    return 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)
-
-  make = jax.jit(draw, static_argnums=1)
-  return tree.unflatten(
-    make(key, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    for key, leaf in zip(keys, leaves, strict=True)
   )
 
 

@@ -1,7 +1,7 @@
 r"""Drawing with fewer passes and fewer head steps: what it costs and saves.
 
   python -m benchmarks.passes --config=configs/emoji.py --workdir=runs/emoji \
-      --passes=0,8,4,2,1 --steps=20,10,5 --seeds=3 [--order=random --order=spread]
+      --passes=0,8,4,2,1 --steps=20,10,5 --seeds=3 [--order=spread]
 
 Draws the prompts of the metric `emoji_drawn` with every order, passes and
 steps, scores them by the same classifier, and times them: a line each, with

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from absl import flags
 
+from benchmarks import random_arrays
 from benchmarks.peers import torch_unifluid as peer
 from unifluid_jax import systems, train
 from unifluid_jax.aot import lower
@@ -86,8 +87,9 @@ def _train(config: Config) -> dict[str, Call]:
       lambda: train.init_state(system, job.optimizer, config),
       out_shardings=job.shardings,
     )()
-  frozen = _random(systems.frozen_shapes(system), config)
-  batch = _random(lower.batch_shapes(config, system), config)
+  vocab = config.model.decoder.vocab
+  frozen = random_arrays.like(systems.frozen_shapes(system), vocab)
+  batch = random_arrays.like(lower.batch_shapes(config, system), vocab)
   params = jax.tree.map(lambda x: x.requires_grad_(), _tensors(state.params))
   theirs = _tensors(batch), _tensors(frozen["codec"])
 
@@ -131,7 +133,8 @@ def _generate(config: Config) -> dict[str, Call]:
   """Images of random prompts; ours are decoded."""
   system, rows = systems.build(config), _IMAGES.value
   params = jax.jit(system.init)(jax.random.key(0))
-  frozen = _random(systems.frozen_shapes(system), config)
+  vocab = config.model.decoder.vocab
+  frozen = random_arrays.like(systems.frozen_shapes(system), vocab)
   prompt = jnp.full((rows, config.text.prompt), UNK, jnp.int32)
   keys = jax.random.split(jax.random.key(1), rows)
   options = dataclasses.replace(config.sampling, passes=0, last_steps=0)
@@ -168,19 +171,6 @@ def _generate(config: Config) -> dict[str, Call]:
     }
     calls["PyTorch, compiled"] = lambda: peers(parts)
   return calls
-
-
-def _random(shapes: Any, config: Config) -> Any:
-  """Token ids, or small numbers around zero."""
-  rng = np.random.default_rng(0)
-
-  def draw(leaf):
-    if jnp.issubdtype(leaf.dtype, jnp.integer):
-      ids = rng.integers(UNK + 1, config.model.decoder.vocab, leaf.shape)
-      return jnp.asarray(ids, leaf.dtype)
-    return jnp.asarray(0.02 * rng.standard_normal(leaf.shape), leaf.dtype)
-
-  return jax.tree.map(draw, shapes)
 
 
 def _tensors(tree: Any) -> Any:
