@@ -20,8 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from absl import flags
+
+try:
+  import torch
+except ModuleNotFoundError as error:
+  raise SystemExit(
+    "error: the peer needs torch: pip install torch==2.13.0"
+  ) from error
 
 from benchmarks import random_arrays
 from benchmarks.peers import torch_unifluid as peer
