@@ -17,8 +17,8 @@ _READS = ("vqa", "captions", "draws_when_asked")
 # Steps of the demo's runs, as the configurations have them; "classes" is the
 # class-conditional one, of configs/var.py.
 STEPS = {
-  "classes": 1000, "stage0": 1300, "stage1": 150, "stage2": 700,
-  "stage3": 1000, "joint": 2000,
+  "classes": 800, "stage0": 1200, "stage1": 150, "stage2": 600,
+  "stage3": 800, "joint": 2000,
 }  # fmt: skip
 
 
