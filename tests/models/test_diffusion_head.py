@@ -9,7 +9,8 @@ import pytest
 
 from unifluid_jax.core.presets import HEAD, HeadConfig
 from unifluid_jax.models import diffusion_head
-from unifluid_jax.models.diffusion_head import DiffusionHead, sample_tokens
+from unifluid_jax.models.ddpm_head import sample_tokens
+from unifluid_jax.models.diffusion_head import DiffusionHead
 from unifluid_jax.ops import diffusion
 
 C, Z, W, DEPTH = 3, 5, 8, 2
@@ -203,8 +204,9 @@ def test_hoisted_modulations_are_those_of_the_plain_call():
   hoist = jax.jit(functools.partial(HEAD_.apply, method="modulations"))
   denoise = jax.jit(functools.partial(HEAD_.apply, method="denoise"))
   hoisted = hoist(variables, t, z)
-  assert [b.shape for b in hoisted.blocks] == [(3, 2, 3 * W)] * DEPTH
-  assert hoisted.final.shape == (3, 2, 2 * W)
+  shapes = jax.tree.map(jnp.shape, hoisted)
+  assert shapes.blocks == (((3, 2, W),) * 3,) * DEPTH
+  assert shapes.final == ((3, 2, W),) * 2
   for i in range(3):
     step = jax.tree.map(lambda a, i=i: a[i], hoisted)
     np.testing.assert_allclose(

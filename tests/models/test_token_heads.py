@@ -17,11 +17,8 @@ from tests.models.test_diffusion_head import keys, normal, reference
 from unifluid_jax.core import optim
 from unifluid_jax.core.presets import HeadConfig
 from unifluid_jax.models import energy_head, flow_head, token_head
-from unifluid_jax.models.diffusion_head import (
-  ROWS,
-  DiffusionHead,
-  sample_tokens,
-)
+from unifluid_jax.models.ddpm_head import sample_tokens
+from unifluid_jax.models.diffusion_head import ROWS, DiffusionHead
 from unifluid_jax.ops import diffusion, flow
 from unifluid_jax.ops.sampling import Guided
 

@@ -12,8 +12,8 @@ import pytest
 from tests.jaxprs import repeated
 from tests.systems.conftest import Tiny, examples, right_aligned
 from unifluid_jax.core.types import BOS, EOS, PAD
-from unifluid_jax.models import decoder, diffusion_head
-from unifluid_jax.models.diffusion_head import sample_tokens
+from unifluid_jax.models import ddpm_head, decoder, diffusion_head
+from unifluid_jax.models.ddpm_head import sample_tokens
 from unifluid_jax.models.kl_vae import KlVae, from_latents
 from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops import sampling as sampling_ops
@@ -438,7 +438,7 @@ def test_image_scale_one_is_two_way_guidance_bit_by_bit(editor, monkeypatch):
 
   edits, drawn = edited(editor, cfg=2.0, image_cfg=1.0)
   images = edits(), drawn()
-  monkeypatch.setattr(diffusion_head, "sample_tokens", watched)
+  monkeypatch.setattr(ddpm_head, "sample_tokens", watched)
   monkeypatch.setattr(packing, "hide_source", never)
   np.testing.assert_array_equal(images[0], edits())
   # Without a source there is nothing to guide towards, whatever the scale.

@@ -66,6 +66,7 @@ class HeadConfig:
   width: int
   depth: int
   kind: Literal["ddpm", "flow", "shortcut", "energy"] = "ddpm"
+  fused: bool = False  # drawing, by the kernels of `ops/fused_head.py`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,26 +1,23 @@
-"""MAR's diffusion head: an adaLN MLP that denoises one image token.
+"""The network of all heads: an adaLN MLP that denoises one image token.
 
 MAR (arXiv 2406.11838) models/diffloss.py. The modulations depend on the step
 and the token's condition, not on the noisy token, so sampling computes them
-before its inner loop. Other kinds of heads (`models/token_head.py`) have the
-same network.
+before its inner loop.
 """
 
-import dataclasses
-import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Real
+from jaxtyping import Array, Float, Int, Real
 
 from unifluid_jax.core import parallel
 from unifluid_jax.core.parameter_rows import Row
 from unifluid_jax.core.presets import HeadConfig
 from unifluid_jax.core.types import Params
-from unifluid_jax.ops import diffusion, sampling
+from unifluid_jax.ops import fused_head
 
 # Nothing decays as MAR trains; all kernels do where PaliGemma's recipe is
 # asked for. C channels of a token, Z of its condition, W the width.
@@ -47,10 +44,13 @@ HOIST_BYTES = 2**28
 
 
 class Modulations(NamedTuple):
-  """All that a denoising step needs besides the noisy tokens."""
+  """All that a denoising step needs besides the noisy tokens.
 
-  blocks: Any  # tuple over depth of [... 3W]: shift, scale, gate
-  final: Any  # [... 2W]: shift, scale
+  Arrays apart, so that no step of a loop splits them.
+  """
+
+  blocks: Any  # tuple over depth of shift, scale and gate [... W]
+  final: Any  # shift, scale [... W]
 
 
 def _dense(
@@ -103,11 +103,16 @@ class _Block(nn.Module):
     self.up = _dense(self.width, "in", self.dtype)
     self.down = _dense(self.width, "out", self.dtype)
 
-  def modulations(self, y: Array) -> Array:
-    return self.modulation(y)
+  def modulations(self, y: Array) -> tuple[Array, ...]:
+    return tuple(jnp.split(self.modulation(y), 3, axis=-1))
 
-  def __call__(self, h: Array, modulation: Array) -> Array:
-    shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+  def __call__(
+    self, h: Array, modulation: tuple[Array, ...], kernel: str
+  ) -> Array:
+    if kernel != "plain":
+      params = self.variables["params"]
+      return fused_head.block(h, modulation, params, kernel)
+    shift, scale, gate = modulation
     u = _modulate(self.norm(h).astype(self.dtype), shift, scale)
     return h + gate * self.down(nn.silu(self.up(u)))
 
@@ -127,11 +132,11 @@ class _Final(nn.Module):
     self.modulation = _dense(2 * self.width, "modulation", self.dtype, zeros)
     self.out = _dense(self.features, "out", jnp.float32, zeros, _EXACT)
 
-  def modulations(self, y: Array) -> Array:
-    return self.modulation(y)
+  def modulations(self, y: Array) -> tuple[Array, ...]:
+    return tuple(jnp.split(self.modulation(y), 2, axis=-1))
 
-  def __call__(self, h: Array, modulation: Array) -> Array:
-    shift, scale = jnp.split(modulation, 2, axis=-1)
+  def __call__(self, h: Array, modulation: tuple[Array, ...]) -> Array:
+    shift, scale = modulation
     return self.out(_modulate(self.norm(h), shift, scale))
 
 
@@ -147,12 +152,15 @@ class DiffusionHead(nn.Module):
     channels: C of a token.
     dtype: compute dtype.
     outputs: values that are predicted for each channel.
+    kernel: of the blocks, once modulations are hoisted: "plain", or one of
+      `fused_head.block`'s.
   """
 
   config: HeadConfig
   channels: int
   dtype: Any = jnp.float32
   outputs: int = 2
+  kernel: str = "plain"
 
   def setup(self):
     """Names the parts; those that a kind never calls have no parameters."""
@@ -190,7 +198,7 @@ class DiffusionHead(nn.Module):
     y = self.cond(z)
     if t is not None:
       y = self._told(t, level) + y
-    return self.denoise(x, self._modulations(y))
+    return self._predict(x, self._modulations(y), "plain")
 
   def modulations(
     self,
@@ -205,10 +213,15 @@ class DiffusionHead(nn.Module):
   def denoise(
     self, x: Float[Array, "... C"], modulations: Modulations
   ) -> Float[Array, "*rows F"]:
-    """The part that depends on the noisy token; leaves are [*rows, ...]."""
+    """The part that depends on the noisy token; leaves are [*rows, W]."""
+    return self._predict(x, modulations, self.kernel)
+
+  def _predict(
+    self, x: Float[Array, "... C"], modulations: Modulations, kernel: str
+  ) -> Float[Array, "*rows F"]:
     h = self.input(x)
     for block, modulation in zip(self.blocks, modulations.blocks, strict=True):
-      h = block(h, modulation)
+      h = block(h, modulation, kernel)
     return self.final(h, modulations.final)
 
   def _told(
@@ -240,68 +253,69 @@ def narrow(params: Params, dtype: Any) -> Params:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def sample_tokens(
-  head: DiffusionHead,
-  params: Any,
-  schedule: diffusion.Schedule,
+def hoist(
+  net: DiffusionHead,
+  params: Params,
+  t: Real[Array, "S"],
   z: Float[Array, "B Z"],
-  z_null: Float[Array, "B Z"] | None,
-  keys: Key[Array, "B"],
-  cfg: float | Float[Array, ""],
-  temperature: float | Float[Array, ""],
-  *,
-  limit: float = math.inf,
-  hoist_bytes: int = HOIST_BYTES,
-  z_none: Float[Array, "B Z"] | None = None,
-  image_cfg: float | Float[Array, ""] = 1.0,
-) -> Float[Array, "B C"]:
-  """Draws one token for each row.
-
-  Guidance acts on the predicted noise only; the variance is the conditional
-  one, and all predictions see the same noisy token (MAR models/diffloss.py).
+  level: Int[Array, "S"] | None = None,
+) -> Modulations:
+  """What `step` needs of every pair of evaluation and row.
 
   Args:
-    head: the module.
+    net: the module.
     params: its parameters, without a collection name.
-    schedule: of the sampling steps.
+    t: steps of the full chain.
     z: conditions.
-    z_null: conditions of the empty prompt (of an edit, with its source); None
-      is no guidance, at half the work.
-    keys: one per row; a row depends on its own key only.
-    cfg: guidance scale; 1 is no guidance.
-    temperature: of the noise added at each step.
-    limit: of predicted clean tokens, see `diffusion.ancestral_sample`.
-    hoist_bytes: static; modulations of as many steps as fit in it are
-      computed at once. It changes speed and memory, not the result.
-    z_none: conditions of neither prompt nor source, for edits with a scale of
-      their own towards the source; needs z_null.
-    image_cfg: that scale; without z_none it is unused.
+    level: of the steps' size, for shortcuts.
+
+  Returns:
+    Leaves [S, B, W]; with fused kernels B is padded to whole programs.
   """
+  if net.config.fused:
+    z = _pad_rows(z, fused_head.padded_rows(len(z)))
   variables = {"params": params}
-  given = [c for c in (z, z_null, z_none) if c is not None]
-  guided = sampling.Guided(given, cfg, image_cfg)
-  rows = jnp.concatenate(given)
+  return net.apply(variables, t, z, level, method="modulations")
 
-  def denoise(x, modulations):
-    out = head.apply(variables, guided.same(x), modulations, method="denoise")
-    if len(given) == 1:
-      return out
-    eps, value = jnp.split(out, 2, axis=-1)
-    return jnp.concatenate([guided.combine(eps), value[: len(x)]], axis=-1)
 
-  def run_of_steps(x, part):
-    modulations = head.apply(
-      variables, part.timesteps, rows, method="modulations"
-    )
-    return diffusion.ancestral_sample(
-      part, denoise, x, step_keys, temperature, modulations, limit
-    ), None
+def step(
+  net: DiffusionHead,
+  params: Params,
+  x: Float[Array, "B C"],
+  modulations: Modulations,
+) -> Float[Array, "B F"]:
+  """One evaluation at noisy tokens, by the kernels that `net` asks for.
 
-  start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-  x = jax.vmap(lambda k: jax.random.normal(k, (head.channels,)))(start_keys)
-  run = hoisted_steps(head, len(schedule.index), rows.shape[0], hoist_bytes)
-  parts = jax.tree.map(lambda a: jnp.reshape(a, (-1, run)), schedule)
-  return jax.lax.scan(run_of_steps, x, parts, reverse=True)[0]
+  With `config.fused` the platform that the program is lowered for decides
+  which they are; others than NVIDIA GPUs and TPUs run the plain operations.
+
+  Args:
+    net: the module.
+    params: its parameters, without a collection name.
+    x: noisy tokens.
+    modulations: one evaluation's of what `hoist` gives.
+  """
+
+  def by(kernel):
+    clone = net.clone(kernel=kernel)
+
+    def run(x, modulations):
+      variables = {"params": params}
+      return clone.apply(variables, x, modulations, method="denoise")
+
+    return run
+
+  if not net.config.fused:
+    return by("plain")(x, modulations)
+  padded = _pad_rows(x, len(modulations.final[0]))
+  kernels = {"cuda": by("triton"), "tpu": by("mosaic")}
+  return jax.lax.platform_dependent(
+    padded, modulations, default=by("plain"), **kernels
+  )[: len(x)]
+
+
+def _pad_rows(x: Float[Array, "B ..."], rows: int) -> Float[Array, "R ..."]:
+  return jnp.pad(x, ((0, rows - len(x)), (0, 0)))
 
 
 def hoisted_steps(
@@ -321,71 +335,3 @@ def hoisted_steps(
     n for n in range(1, steps + 1) if steps % n == 0 and n * step_bytes <= limit
   ]
   return max(fitting, default=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class DdpmHead:
-  """MAR's diffusion loss and sampler; see `token_head.TokenHead`.
-
-  Attributes:
-    net: predicts noise and variance.
-  """
-
-  net: DiffusionHead
-
-  outputs: ClassVar[int] = 2
-  fewest_draws: ClassVar[int] = 1
-  solvers: ClassVar[tuple[str, ...]] = ("euler",)
-
-  def inputs(self, condition: int) -> tuple[Array, ...]:
-    """See `token_head.TokenHead`."""
-    token = jnp.zeros((1, self.net.channels))
-    return token, jnp.zeros(1, jnp.int32), jnp.zeros((1, condition))
-
-  def losses(
-    self,
-    params: Params,
-    z: Float[Array, "B N Z"],
-    x0: Float[Array, "B N C"],
-    key: Key[Array, ""],
-    draws: int,
-  ) -> dict[str, Float[Array, "n B N"]]:
-    """Squared error of the noise, and the variational bound."""
-    chain = diffusion.cosine_schedule()
-    x0 = jnp.broadcast_to(x0, (draws, *x0.shape))
-    k_t, k_noise = jax.random.split(key)
-    t = diffusion.sample_steps(k_t, draws, x0.shape[1:-1])
-    noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
-    x_t = diffusion.q_sample(chain, x0, t, noise)
-    # Constrained explicitly: GSPMD would choose partial sums over fsdp.
-    x_t = parallel.constrain(x_t, "_BTC")
-    t = parallel.constrain(t, "_BT")
-    out = self.net.apply({"params": params}, x_t, t, z)
-    mse, vb = diffusion.loss_terms(chain, out, x0, x_t, t, noise)
-    return {"mse": mse, "vb": vb}
-
-  def sample(
-    self,
-    params: Params,
-    guided: sampling.Guided,
-    keys: Key[Array, "B"],
-    steps: int,
-    temperature: float | Float[Array, ""],
-    *,
-    limit: float = math.inf,
-    solver: str = "euler",
-  ) -> Float[Array, "B C"]:
-    """Ancestral sampling, whatever the solver; see `sample_tokens`."""
-    del solver
-    z, z_null, z_none = (*guided.conditions, None, None)[:3]
-    return sample_tokens(
-      self.net, params, diffusion.respace(steps), z, z_null, keys,
-      guided.scale, temperature,
-      limit=limit, z_none=z_none, image_cfg=guided.image_scale,
-    )  # fmt: skip
-
-  @staticmethod
-  def refusal(options: Any) -> str:
-    """See `token_head.TokenHead`."""
-    del options
-    return ""

@@ -77,17 +77,16 @@ def solve(
     hoist_bytes: static; modulations of as many evaluations as fit in it are
       computed at once. It changes speed and memory, not the result.
   """
-  variables, rows = {"params": params}, jnp.concatenate(guided.conditions)
+  rows = jnp.concatenate(guided.conditions)
 
   def predict(x, modulations):
-    x = guided.same(x)
-    out = net.apply(variables, x, modulations, method="denoise")
+    out = diffusion_head.step(net, params, guided.same(x), modulations)
     return guided.combine(out)
 
   def run_of_evaluations(state, part):
     levels = None if level is None else jnp.full(part.time.shape, level)
-    modulations = net.apply(
-      variables, _CHAIN * part.time, rows, levels, method="modulations"
+    modulations = diffusion_head.hoist(
+      net, params, _CHAIN * part.time, rows, levels
     )
     return flow.integrate(part, predict, state, modulations, limit), None
 

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Key
 
 from unifluid_jax.core.presets import HeadConfig
 from unifluid_jax.core.types import Params
-from unifluid_jax.models.diffusion_head import DdpmHead, DiffusionHead
+from unifluid_jax.models.ddpm_head import DdpmHead
+from unifluid_jax.models.diffusion_head import DiffusionHead
 from unifluid_jax.models.energy_head import EnergyHead
 from unifluid_jax.models.flow_head import FlowHead
 from unifluid_jax.models.shortcut_head import ShortcutHead

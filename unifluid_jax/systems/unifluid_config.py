@@ -23,6 +23,7 @@ from unifluid_jax.core.ranges import (
 from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data.fields import Cached, Field, Pixels, Text
 from unifluid_jax.models import decoder, diffusion_head, token_head, vit
+from unifluid_jax.ops import fused_head
 from unifluid_jax.systems.common import cost, drawn_cells, networks
 
 
@@ -180,13 +181,7 @@ def check(config: Any, mesh: Any = None) -> None:
     f"loss.random_until={config.loss.random_until} lies after "
     f"loss.raster_from={config.loss.raster_from}",
   )
-  kind, draws = config.model.head.kind, config.loss.draws
-  fewest = token_head.KINDS[kind].fewest_draws
-  need(
-    draws >= fewest,
-    f"loss.draws={draws}: heads of kind {kind!r} compare draws of a token: "
-    f"set loss.draws to {fewest} or more",
-  )
+  _check_head(m.head, config.loss.draws)
   _check_sampling(config)
 
 
@@ -194,6 +189,22 @@ def special_ids(config: Any) -> dict[str, int]:
   """Name → id of the special tokens that the system reads."""
   vocab = config.model.decoder.vocab
   return networks.special_ids(config.text.special, vocab)
+
+
+def _check_head(head: presets.HeadConfig, draws: int) -> None:
+  kind = head.kind
+  fewest = token_head.KINDS[kind].fewest_draws
+  need(
+    draws >= fewest,
+    f"loss.draws={draws}: heads of kind {kind!r} compare draws of a token: "
+    f"set loss.draws to {fewest} or more",
+  )
+  need(
+    not head.fused or (kind != "energy" and head.width % fused_head.LANES == 0),
+    "model.head.fused: its kernels are for many steps of a width that is a "
+    f"multiple of {fused_head.LANES}, and this is a head of kind {kind!r} and "
+    f"width {head.width}: set model.head.fused=False",
+  )
 
 
 def _check_sampling(c: Any) -> None:

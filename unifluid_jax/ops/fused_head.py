@@ -1,0 +1,191 @@
+"""A block of a diffusion head's step in two kernels, for GPUs and TPUs.
+
+With few images a head step is bound by how many kernels it launches, not by
+what they compute. Here norm, modulation, first product, bias and SiLU are one
+kernel, and second product, bias, gate and residual another: a column of the
+second product reads every column of the first, so there is no fewer without
+a barrier across the device. Written in Pallas; the same kernels are lowered
+by Triton and by Mosaic, and interpreted by a CPU.
+
+R rows of a program, W the head's width, J of its columns.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu, triton
+from jaxtyping import Array, Float
+
+from unifluid_jax.core.types import Params
+
+Kernel = Literal["triton", "mosaic", "interpret"]
+
+# What a width is to be a multiple of: a TPU's vector register is as wide.
+# Products walk over the width in such parts.
+LANES = 128
+_EPSILON = 1e-6  # of the norm
+_FEWEST, _MOST = 16, 64  # rows of a program: powers of two, as Triton asks
+# A GPU wants many programs, a TPU runs them one after another. Not timed.
+_COLUMNS = {"triton": 32, "mosaic": LANES, "interpret": LANES}
+
+
+def padded_rows(rows: int) -> int:
+  """The multiple of a program's rows that holds so many."""
+  return rows + -rows % _rows(rows)
+
+
+def block(
+  h: Float[Array, "B W"],
+  modulation: tuple[Array, Array, Array],
+  params: Params,
+  kernel: Kernel,
+) -> Float[Array, "B W"]:
+  """h + gate * (SiLU(modulated norm of h @ in) @ out), biases included.
+
+  Differs: values between operations are float32 within a kernel; by
+  operations they are rounded to the products' dtype each time.
+
+  Args:
+    h: residual stream, float32; B as `padded_rows` gives it, W a multiple of
+      `LANES`.
+    modulation: shift, scale and gate [B, W], in the products' dtype.
+    params: of a block of `models/diffusion_head.py`.
+    kernel: whose compiler lowers it.
+
+  Returns:
+    The next block's residual stream, float32.
+  """
+  shift, scale, gate = modulation
+  dtype = shift.dtype
+  norm, up, down = (params[name] for name in ("norm", "in", "out"))
+  row, column, weight, vector = "row", "column", "weight", "vector"
+  whole = "whole vector"
+  launch = functools.partial(_launch, h.shape, kernel)
+  u = launch(_up_kernel, (row, row, row, whole, whole, weight, vector), dtype)(
+    h, shift, scale, _wide(norm["scale"]), _wide(norm["bias"]),
+    up["kernel"].astype(dtype), _wide(up["bias"]),
+  )  # fmt: skip
+  down_specs = (row, weight, vector, column, column)
+  return launch(_down_kernel, down_specs, h.dtype)(
+    u, down["kernel"].astype(dtype), _wide(down["bias"]), gate, h
+  )
+
+
+def _rows(rows: int) -> int:
+  """Of a program."""
+  return min(_MOST, max(_FEWEST, pl.next_power_of_2(rows)))
+
+
+def _wide(vector: Float[Array, "W"]) -> Float[Array, "1 W"]:
+  return vector[None].astype(jnp.float32)
+
+
+def _launch(
+  shape: tuple[int, ...],
+  kernel: Kernel,
+  body: Callable[..., None],
+  inputs: tuple[str, ...],
+  dtype: Any,
+) -> Callable[..., Array]:
+  """A kernel over [B, W] outputs, by columns, then by rows.
+
+  Rows come last, so that a program finds its neighbour's weights on chip.
+  """
+  (rows, width), columns = shape, _COLUMNS[kernel]
+  tall = _rows(rows)
+  specs = {
+    "row": pl.BlockSpec((tall, width), lambda j, i: (i, 0)),
+    "column": pl.BlockSpec((tall, columns), lambda j, i: (i, j)),
+    "weight": pl.BlockSpec((width, columns), lambda j, i: (0, j)),
+    "vector": pl.BlockSpec((1, columns), lambda j, i: (0, j)),
+    "whole vector": pl.BlockSpec((1, width), lambda j, i: (0, 0)),
+  }
+  params = {
+    "triton": triton.CompilerParams(num_warps=4, num_stages=2),
+    "mosaic": tpu.CompilerParams(
+      dimension_semantics=("parallel", "parallel")
+    ),
+    "interpret": None,
+  }  # fmt: skip
+  return pl.pallas_call(
+    body,
+    grid=(width // columns, rows // tall),
+    in_specs=[specs[name] for name in inputs],
+    out_specs=specs["column"],
+    out_shape=jax.ShapeDtypeStruct(shape, dtype),
+    interpret=kernel == "interpret",
+    compiler_params=params[kernel],
+  )
+
+
+def _up_kernel(
+  h_ref: Any,  # f32[R, W]
+  shift_ref: Any, scale_ref: Any,  # [R, W]
+  norm_scale_ref: Any, norm_bias_ref: Any,  # f32[1, W]
+  kernel_ref: Any,  # [W, J]
+  bias_ref: Any,  # f32[1, J]
+  out_ref: Any,  # [R, J]
+) -> None:  # fmt: skip
+  """SiLU(modulated norm of h @ kernel + bias); the norm in every program."""
+  rows, width = h_ref.shape
+  none = jnp.zeros((rows, 1), jnp.float32)
+  mean = _over(
+    width, none, lambda at: h_ref[:, at].sum(axis=1, keepdims=True)
+  ) / width  # fmt: skip
+  spread = _over(
+    width,
+    none,
+    lambda at: ((h_ref[:, at] - mean) ** 2).sum(axis=1, keepdims=True),
+  )
+  factor = lax.rsqrt(spread / width + _EPSILON)
+
+  def product(at: Any) -> Float[Array, "R J"]:
+    u = (h_ref[:, at] - mean) * factor
+    u = u * norm_scale_ref[:, at] + norm_bias_ref[:, at]
+    scale = scale_ref[:, at].astype(jnp.float32)
+    u = u * (1 + scale) + shift_ref[:, at].astype(jnp.float32)
+    return _dot(u.astype(kernel_ref.dtype), kernel_ref[at, :])
+
+  out = _over(width, jnp.zeros(out_ref.shape, jnp.float32), product)
+  out += bias_ref[...]
+  out_ref[...] = (out * jax.nn.sigmoid(out)).astype(out_ref.dtype)
+
+
+def _down_kernel(
+  u_ref: Any,  # [R, W]
+  kernel_ref: Any,  # [W, J]
+  bias_ref: Any,  # f32[1, J]
+  gate_ref: Any,  # [R, J]
+  h_ref: Any,  # f32[R, J]
+  out_ref: Any,  # f32[R, J]
+) -> None:
+  """h + gate * (u @ kernel + bias)."""
+  out = _over(
+    u_ref.shape[1],
+    jnp.zeros(out_ref.shape, jnp.float32),
+    lambda at: _dot(u_ref[:, at], kernel_ref[at, :]),
+  )
+  gate = gate_ref[...].astype(jnp.float32)
+  out_ref[...] = h_ref[...] + gate * (out + bias_ref[...])
+
+
+def _over(width: int, zero: Array, part: Callable[[Any], Array]) -> Array:
+  """Sum of a function of each part of the width."""
+
+  def step(i: Any, total: Array) -> Array:
+    return total + part(pl.ds(pl.multiple_of(i * LANES, LANES), LANES))
+
+  return lax.fori_loop(0, width // LANES, step, zero)
+
+
+def _dot(a: Float[Array, "R K"], b: Float[Array, "K J"]) -> Array:
+  return jnp.dot(
+    a, b,
+    precision=lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,
+    preferred_element_type=jnp.float32,
+  )  # fmt: skip
