@@ -25,8 +25,8 @@ from unifluid_jax.ops import diffusion, fused_head
 C, Z, W, DEPTH = 4, 6, 256, 2
 
 
-def head(dtype=jnp.float32, **kwargs):
-  return DiffusionHead(HeadConfig(W, DEPTH, fused=True), C, dtype, **kwargs)
+def head(dtype=jnp.float32):
+  return DiffusionHead(HeadConfig(W, DEPTH, fused=True), C, dtype)
 
 
 @functools.cache
@@ -50,11 +50,13 @@ def params():
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def evaluate(net, kernel, params, x, t, z):
   """One step's noise and variance by a kernel, as `diffusion_head.step`."""
-  each = diffusion_head.hoist(net, params, t, z)
-  each = jax.tree.map(lambda a: a[0], each)
-  x = jnp.pad(x, ((0, len(each.final[0]) - len(x)), (0, 0)))
-  clone = net.clone(kernel=kernel)
-  return clone.apply({"params": params}, x, each, method="denoise")
+  packed = diffusion_head.hoist(net, params, t, z)[0]
+  x = jnp.pad(x, ((0, len(packed) - len(x)), (0, 0)))
+  call = functools.partial(net.apply, {"params": params}, x)
+  if kernel == "plain":
+    parts = diffusion_head.unpack(packed, DEPTH)
+    return call(parts, method="denoise")
+  return call(packed, kernel, method="denoise_fused")
 
 
 def inputs(rows):

@@ -5,6 +5,7 @@ and the token's condition, not on the noisy token, so sampling computes them
 before its inner loop.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -106,12 +107,7 @@ class _Block(nn.Module):
   def modulations(self, y: Array) -> tuple[Array, ...]:
     return tuple(jnp.split(self.modulation(y), 3, axis=-1))
 
-  def __call__(
-    self, h: Array, modulation: tuple[Array, ...], kernel: str
-  ) -> Array:
-    if kernel != "plain":
-      params = self.variables["params"]
-      return fused_head.block(h, modulation, params, kernel)
+  def __call__(self, h: Array, modulation: tuple[Array, ...]) -> Array:
     shift, scale, gate = modulation
     u = _modulate(self.norm(h).astype(self.dtype), shift, scale)
     return h + gate * self.down(nn.silu(self.up(u)))
@@ -152,15 +148,12 @@ class DiffusionHead(nn.Module):
     channels: C of a token.
     dtype: compute dtype.
     outputs: values that are predicted for each channel.
-    kernel: of the blocks, once modulations are hoisted: "plain", or one of
-      `fused_head.block`'s.
   """
 
   config: HeadConfig
   channels: int
   dtype: Any = jnp.float32
   outputs: int = 2
-  kernel: str = "plain"
 
   def setup(self):
     """Names the parts; those that a kind never calls have no parameters."""
@@ -198,7 +191,7 @@ class DiffusionHead(nn.Module):
     y = self.cond(z)
     if t is not None:
       y = self._told(t, level) + y
-    return self._predict(x, self._modulations(y), "plain")
+    return self.denoise(x, self._modulations(y))
 
   def modulations(
     self,
@@ -214,15 +207,23 @@ class DiffusionHead(nn.Module):
     self, x: Float[Array, "... C"], modulations: Modulations
   ) -> Float[Array, "*rows F"]:
     """The part that depends on the noisy token; leaves are [*rows, W]."""
-    return self._predict(x, modulations, self.kernel)
-
-  def _predict(
-    self, x: Float[Array, "... C"], modulations: Modulations, kernel: str
-  ) -> Float[Array, "*rows F"]:
     h = self.input(x)
     for block, modulation in zip(self.blocks, modulations.blocks, strict=True):
-      h = block(h, modulation, kernel)
+      h = block(h, modulation)
     return self.final(h, modulations.final)
+
+  def denoise_fused(
+    self,
+    x: Float[Array, "B C"],
+    modulations: Float[Array, "B M"],
+    kernel: fused_head.Kernel,
+  ) -> Float[Array, "B F"]:
+    """The same by `ops/fused_head.py`, of what `pack` gives."""
+    h = self.input(x)
+    for i, block in enumerate(self.blocks):
+      params = block.variables["params"]
+      h = fused_head.block(h, modulations, i, params, kernel)
+    return self.final(h, unpack(modulations, self.config.depth).final)
 
   def _told(
     self, t: Real[Array, "*rows"], level: Int[Array, "*rows"] | None
@@ -253,13 +254,25 @@ def narrow(params: Params, dtype: Any) -> Params:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
+def pack(modulations: Modulations) -> Float[Array, "*rows M"]:
+  """All as one array, in their order."""
+  return jnp.concatenate(jax.tree.leaves(modulations), axis=-1)
+
+
+def unpack(packed: Float[Array, "*rows M"], depth: int) -> Modulations:
+  """What `pack` took, of so many blocks."""
+  parts = jnp.split(packed, 3 * depth + 2, axis=-1)
+  blocks = (tuple(parts[3 * i : 3 * i + 3]) for i in range(depth))
+  return Modulations(tuple(blocks), tuple(parts[-2:]))
+
+
 def hoist(
   net: DiffusionHead,
   params: Params,
   t: Real[Array, "S"],
   z: Float[Array, "B Z"],
   level: Int[Array, "S"] | None = None,
-) -> Modulations:
+) -> Any:
   """What `step` needs of every pair of evaluation and row.
 
   Args:
@@ -270,48 +283,50 @@ def hoist(
     level: of the steps' size, for shortcuts.
 
   Returns:
-    Leaves [S, B, W]; with fused kernels B is padded to whole programs.
+    Leaves [S, B, ...]; with `config.fused` B is padded to whole programs.
   """
-  if net.config.fused:
-    z = _pad_rows(z, fused_head.padded_rows(len(z)))
-  variables = {"params": params}
-  return net.apply(variables, t, z, level, method="modulations")
+
+  def of(z):
+    return net.apply({"params": params}, t, z, level, method="modulations")
+
+  if not net.config.fused:
+    return of(z)
+  return pack(of(_pad_rows(z, fused_head.padded_rows(len(z)))))
 
 
 def step(
   net: DiffusionHead,
   params: Params,
   x: Float[Array, "B C"],
-  modulations: Modulations,
+  hoisted: Any,
 ) -> Float[Array, "B F"]:
-  """One evaluation at noisy tokens, by the kernels that `net` asks for.
+  """One evaluation at noisy tokens.
 
   With `config.fused` the platform that the program is lowered for decides
-  which they are; others than NVIDIA GPUs and TPUs run the plain operations.
+  whose kernels they are; NVIDIA GPUs and TPUs have some, others run the plain
+  operations.
 
   Args:
     net: the module.
     params: its parameters, without a collection name.
     x: noisy tokens.
-    modulations: one evaluation's of what `hoist` gives.
+    hoisted: one evaluation's of what `hoist` gives.
   """
-
-  def by(kernel):
-    clone = net.clone(kernel=kernel)
-
-    def run(x, modulations):
-      variables = {"params": params}
-      return clone.apply(variables, x, modulations, method="denoise")
-
-    return run
-
+  evaluate = functools.partial(net.apply, {"params": params})
   if not net.config.fused:
-    return by("plain")(x, modulations)
-  padded = _pad_rows(x, len(modulations.final[0]))
-  kernels = {"cuda": by("triton"), "tpu": by("mosaic")}
-  return jax.lax.platform_dependent(
-    padded, modulations, default=by("plain"), **kernels
-  )[: len(x)]
+    return evaluate(x, hoisted, method="denoise")
+
+  def plain(x, packed):
+    parts = unpack(packed, net.config.depth)
+    return evaluate(x, parts, method="denoise")
+
+  def fused(kernel):
+    return lambda x, m: evaluate(x, m, kernel, method="denoise_fused")
+
+  kernels = {"cuda": fused("triton"), "tpu": fused("mosaic")}
+  padded = _pad_rows(x, len(hoisted))
+  out = jax.lax.platform_dependent(padded, hoisted, default=plain, **kernels)
+  return out[: len(x)]
 
 
 def _pad_rows(x: Float[Array, "B ..."], rows: int) -> Float[Array, "R ..."]:

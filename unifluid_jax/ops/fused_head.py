@@ -7,7 +7,11 @@ second product reads every column of the first, so there is no fewer without
 a barrier across the device. Written in Pallas; the same kernels are lowered
 by Triton and by Mosaic, and interpreted by a CPU.
 
-R rows of a program, W the head's width, J of its columns.
+A step's modulations are one array, of which a kernel reads its own columns:
+as arrays apart, a loop over steps would copy each of them for every step.
+
+R rows of a program, W the head's width, J of its columns, M of all
+modulations.
 """
 
 import functools
@@ -41,7 +45,8 @@ def padded_rows(rows: int) -> int:
 
 def block(
   h: Float[Array, "B W"],
-  modulation: tuple[Array, Array, Array],
+  modulations: Float[Array, "B M"],
+  index: int,
   params: Params,
   kernel: Kernel,
 ) -> Float[Array, "B W"]:
@@ -53,26 +58,42 @@ def block(
   Args:
     h: residual stream, float32; B as `padded_rows` gives it, W a multiple of
       `LANES`.
-    modulation: shift, scale and gate [B, W], in the products' dtype.
+    modulations: shift, scale and gate of each block, one after another, in
+      the products' dtype; more may follow.
+    index: of the block.
     params: of a block of `models/diffusion_head.py`.
     kernel: whose compiler lowers it.
 
   Returns:
     The next block's residual stream, float32.
   """
-  shift, scale, gate = modulation
-  dtype = shift.dtype
+  (rows, width), dtype = h.shape, modulations.dtype
+  columns, tall = _COLUMNS[kernel], _rows(rows)
+  first = 3 * index
+
+  def row(at: int = 0) -> pl.BlockSpec:
+    return pl.BlockSpec((tall, width), lambda j, i: (i, at))
+
+  def column(at: int = 0) -> pl.BlockSpec:
+    before = at * (width // columns)
+    return pl.BlockSpec((tall, columns), lambda j, i: (i, before + j))
+
+  weight = pl.BlockSpec((width, columns), lambda j, i: (0, j))
+  vector = pl.BlockSpec((1, columns), lambda j, i: (0, j))
+  whole = pl.BlockSpec((1, width), lambda j, i: (0, 0))
+  # Rows come last, so that a program finds its neighbour's weights on chip.
+  launch = functools.partial(
+    _launch, (width // columns, rows // tall), column(), h.shape, kernel
+  )
   norm, up, down = (params[name] for name in ("norm", "in", "out"))
-  row, column, weight, vector = "row", "column", "weight", "vector"
-  whole = "whole vector"
-  launch = functools.partial(_launch, h.shape, kernel)
-  u = launch(_up_kernel, (row, row, row, whole, whole, weight, vector), dtype)(
-    h, shift, scale, _wide(norm["scale"]), _wide(norm["bias"]),
+  specs = [row(), row(first), row(first + 1), whole, whole, weight, vector]
+  u = launch(_up_kernel, specs, dtype)(
+    h, modulations, modulations, _wide(norm["scale"]), _wide(norm["bias"]),
     up["kernel"].astype(dtype), _wide(up["bias"]),
   )  # fmt: skip
-  down_specs = (row, weight, vector, column, column)
-  return launch(_down_kernel, down_specs, h.dtype)(
-    u, down["kernel"].astype(dtype), _wide(down["bias"]), gate, h
+  specs = [row(), weight, vector, column(first + 2), column()]
+  return launch(_down_kernel, specs, h.dtype)(
+    u, down["kernel"].astype(dtype), _wide(down["bias"]), modulations, h
   )
 
 
@@ -86,25 +107,14 @@ def _wide(vector: Float[Array, "W"]) -> Float[Array, "1 W"]:
 
 
 def _launch(
+  grid: tuple[int, int],
+  out: pl.BlockSpec,
   shape: tuple[int, ...],
   kernel: Kernel,
   body: Callable[..., None],
-  inputs: tuple[str, ...],
+  inputs: list[pl.BlockSpec],
   dtype: Any,
 ) -> Callable[..., Array]:
-  """A kernel over [B, W] outputs, by columns, then by rows.
-
-  Rows come last, so that a program finds its neighbour's weights on chip.
-  """
-  (rows, width), columns = shape, _COLUMNS[kernel]
-  tall = _rows(rows)
-  specs = {
-    "row": pl.BlockSpec((tall, width), lambda j, i: (i, 0)),
-    "column": pl.BlockSpec((tall, columns), lambda j, i: (i, j)),
-    "weight": pl.BlockSpec((width, columns), lambda j, i: (0, j)),
-    "vector": pl.BlockSpec((1, columns), lambda j, i: (0, j)),
-    "whole vector": pl.BlockSpec((1, width), lambda j, i: (0, 0)),
-  }
   params = {
     "triton": triton.CompilerParams(num_warps=4, num_stages=2),
     "mosaic": tpu.CompilerParams(
@@ -114,9 +124,9 @@ def _launch(
   }  # fmt: skip
   return pl.pallas_call(
     body,
-    grid=(width // columns, rows // tall),
-    in_specs=[specs[name] for name in inputs],
-    out_specs=specs["column"],
+    grid=grid,
+    in_specs=inputs,
+    out_specs=out,
     out_shape=jax.ShapeDtypeStruct(shape, dtype),
     interpret=kernel == "interpret",
     compiler_params=params[kernel],
