@@ -96,6 +96,7 @@ _COMMON_COST = "systems/common/cost.py"
 _FLOW, FLOW = "ops/flow.py", "ops/test_flow.py"
 ENERGY, HEADS = "ops/test_energy.py", "models/test_token_heads.py"
 SYSTEM_HEADS = "systems/test_heads.py"
+_FUSED, FUSED = "ops/fused_head.py", "ops/test_fused_head.py"
 _CONTINUOUS = "systems/common/continuous_decode.py"
 REDRAW = "systems/test_redraw.py"
 _CELLS, CODE_BY_CODE = (
@@ -784,6 +785,17 @@ MUTATIONS = tuple(
      "guided.combine(jnp.clip(tokens, -limit, limit))", HEADS),
     ("models/token_head.py", "options.solver not in KINDS[kind].solvers",
      "False", HEADS),
+    (_FUSED, "(h_ref[:, at] - mean) ** 2", "h_ref[:, at] ** 2", FUSED),
+    (_FUSED, "u * (1 + scale)", "u * scale", FUSED),
+    (_FUSED, "row(first), row(first + 1)", "row(first + 1), row(first)", FUSED),
+    (_FUSED, "column(first + 2)", "column(first)", FUSED),
+    (_FUSED, "first = 3 * index", "first = 0", FUSED),
+    (_FUSED, "out * jax.nn.sigmoid(out)", "jax.nn.sigmoid(out)", FUSED),
+    (_FUSED, "(i, before + j)", "(i, before)", FUSED),
+    ("models/diffusion_head.py", "tuple(parts[-2:])", "tuple(parts[:2])",
+     FUSED),
+    ("systems/unifluid_config.py", "head.width % fused_head.LANES == 0",
+     "True", FUSED),
     ("systems/unifluid_config.py", "draws >= fewest,", "draws > 0,",
      f"{SYSTEM_HEADS}::test_refused_configurations"),
     ("systems/unifluid_config.py",

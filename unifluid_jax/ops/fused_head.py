@@ -123,7 +123,7 @@ def _launch(
     "interpret": None,
   }  # fmt: skip
   return pl.pallas_call(
-    body,
+    functools.partial(body, unroll=kernel == "mosaic"),
     grid=grid,
     in_specs=inputs,
     out_specs=out,
@@ -140,18 +140,14 @@ def _up_kernel(
   kernel_ref: Any,  # [W, J]
   bias_ref: Any,  # f32[1, J]
   out_ref: Any,  # [R, J]
+  *, unroll: bool,
 ) -> None:  # fmt: skip
   """SiLU(modulated norm of h @ kernel + bias); the norm in every program."""
   rows, width = h_ref.shape
+  over = functools.partial(_over, width, unroll)
   none = jnp.zeros((rows, 1), jnp.float32)
-  mean = _over(
-    width, none, lambda at: h_ref[:, at].sum(axis=1, keepdims=True)
-  ) / width  # fmt: skip
-  spread = _over(
-    width,
-    none,
-    lambda at: ((h_ref[:, at] - mean) ** 2).sum(axis=1, keepdims=True),
-  )
+  mean = over(none, lambda at: _sum(h_ref[:, at])) / width
+  spread = over(none, lambda at: _sum((h_ref[:, at] - mean) ** 2))
   factor = lax.rsqrt(spread / width + _EPSILON)
 
   def product(at: Any) -> Float[Array, "R J"]:
@@ -161,7 +157,7 @@ def _up_kernel(
     u = u * (1 + scale) + shift_ref[:, at].astype(jnp.float32)
     return _dot(u.astype(kernel_ref.dtype), kernel_ref[at, :])
 
-  out = _over(width, jnp.zeros(out_ref.shape, jnp.float32), product)
+  out = over(jnp.zeros(out_ref.shape, jnp.float32), product)
   out += bias_ref[...]
   out_ref[...] = (out * jax.nn.sigmoid(out)).astype(out_ref.dtype)
 
@@ -173,10 +169,13 @@ def _down_kernel(
   gate_ref: Any,  # [R, J]
   h_ref: Any,  # f32[R, J]
   out_ref: Any,  # f32[R, J]
+  *,
+  unroll: bool,
 ) -> None:
   """h + gate * (u @ kernel + bias)."""
   out = _over(
     u_ref.shape[1],
+    unroll,
     jnp.zeros(out_ref.shape, jnp.float32),
     lambda at: _dot(u_ref[:, at], kernel_ref[at, :]),
   )
@@ -184,13 +183,22 @@ def _down_kernel(
   out_ref[...] = h_ref[...] + gate * (out + bias_ref[...])
 
 
-def _over(width: int, zero: Array, part: Callable[[Any], Array]) -> Array:
-  """Sum of a function of each part of the width."""
+def _over(
+  width: int, unroll: bool, zero: Array, part: Callable[[Any], Array]
+) -> Array:
+  """Sum of a function of each part of the width.
+
+  Unrolled, a TPU's scheduler sees all parts at once; Triton pipelines loops.
+  """
 
   def step(i: Any, total: Array) -> Array:
     return total + part(pl.ds(pl.multiple_of(i * LANES, LANES), LANES))
 
-  return lax.fori_loop(0, width // LANES, step, zero)
+  return lax.fori_loop(0, width // LANES, step, zero, unroll=unroll)
+
+
+def _sum(x: Float[Array, "R K"]) -> Float[Array, "R 1"]:
+  return x.sum(axis=1, keepdims=True)
 
 
 def _dot(a: Float[Array, "R K"], b: Float[Array, "K J"]) -> Array:
