@@ -15,6 +15,7 @@ modulations.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -34,8 +35,9 @@ Kernel = Literal["triton", "mosaic", "interpret"]
 LANES = 128
 _EPSILON = 1e-6  # of the norm
 _FEWEST, _MOST = 16, 64  # rows of a program: powers of two, as Triton asks
-# A GPU wants many programs, a TPU runs them one after another. Not timed.
-_COLUMNS = {"triton": 32, "mosaic": LANES, "interpret": LANES}
+# At most, of a program. A GPU wants many programs; a TPU runs them one after
+# another, each for a price. Not timed.
+_COLUMNS = {"triton": 32, "mosaic": 4 * LANES, "interpret": LANES}
 
 
 def padded_rows(rows: int) -> int:
@@ -68,7 +70,7 @@ def block(
     The next block's residual stream, float32.
   """
   (rows, width), dtype = h.shape, modulations.dtype
-  columns, tall = _COLUMNS[kernel], _rows(rows)
+  columns, tall = math.gcd(width, _COLUMNS[kernel]), _rows(rows)
   first = 3 * index
 
   def row(at: int = 0) -> pl.BlockSpec:
