@@ -2,11 +2,11 @@ r"""A head step as the TPU compiler schedules it, plain and fused.
 
   python -m benchmarks.head_step --topology=v5e:2x2,v5p:2x2x1,v6e:2x2
 
-No TPU is needed. Draws one token of `--images` images with guidance by a head of
-configs/unified_2b.py, 100 steps. Printed of one step: operations in the body
-of the loop; cycles that the compiler estimates, of fused kernels without what
-they do inside; and what that is: scheduled instructions of all programs, which
-take a cycle each if nothing waits. `model.head.fused` chooses the second.
+No TPU is needed. Draws one token of `--images` images with guidance by the head
+of configs/unified_2b.py, 100 steps. Printed of one step: operations in the body
+of the loop; cycles that the compiler estimates, fused kernels apart; and of
+these the instructions of all programs, a cycle each if nothing waits.
+`config.model.head.fused` chooses between the two.
 """
 
 import dataclasses
