@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import stats
 
 from unifluid_jax import experiments, studies, systems
-from unifluid_jax.core import checkpoint, config_files
+from unifluid_jax.core import checkpoint, checkpoint_files, config_files
 from unifluid_jax.evals.bench import Shown
 from unifluid_jax.evals.published import (
   scaling_tables,
@@ -55,7 +55,10 @@ class Machine:
       for step in {*range(every, steps + 1, every), steps}:
         write(folder, f"checkpoints/{step}/_CHECKPOINT_METADATA", "")
       return
-    settings = {"cfg": float(given.get("config.sampling.cfg", 2.0))}
+    settings = {"cfg": 2.0} | {
+      key.rpartition(".")[2]: value if value.isalpha() else float(value)
+      for key, value in given.items() if "config.sampling." in key
+    }  # fmt: skip
     metrics = re.findall(r"'(\w+)'", given["config.eval.metrics"])
     rows = [
       {"step": int(given["step"]), "metric": metric, "settings": settings,
@@ -74,6 +77,12 @@ class Machine:
     return [
       (m, g.get("workdir", "").rpartition("/")[2]) for m, g in self.commands
     ]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+  """The machine's checkpoints are empty: no read waits for them to vanish."""
+  monkeypatch.setattr(checkpoint_files, "_VANISHING_SECONDS", 0.0)
 
 
 def write(folder, name, content, mode="w"):
@@ -155,6 +164,26 @@ def test_guidance_is_varied_on_one_trained_run(tmp_path):
   )
   assert found[40]["GenEval (GenAI-Bench basic)"] == tree.sampling.cfg / 100
   assert {1.0, 15.0} < {float(g) for g, _ in rows}
+
+
+@pytest.mark.parametrize("name", ["heads", "passes"])
+def test_every_way_to_draw_is_scored_once_of_one_run(name, tmp_path):
+  """Two ways never share a score, though they share a workdir."""
+  ways, study = [], STUDIES[name]
+
+  def value(metric, given):
+    way = {k: v for k, v in given.items() if k != "config.eval.metrics"}
+    ways.append(way) if way not in ways else None
+    return ways.index(way) / 10
+
+  machine = Machine(value)
+  text = carry_out(study, tmp_path, machine, 1)
+  runs = {arm.name for arm in study.arms}
+  assert [m for m, _ in machine.did()].count("main") == len(runs)
+  assert len(ways) == len(study.arms)
+  for i, arm in enumerate(study.arms):
+    cell = f"{i / 10:.3g} [–]"
+    assert f"| {arm.title} | {cell} | {cell} | {cell} | {cell} |" in text
 
 
 def test_means_over_seeds_stand_beside_the_papers_numbers(tmp_path):
@@ -294,7 +323,8 @@ def test_arms_of_one_name_are_one_run(name):
     for arm in study.arms:
       plain = arm._replace(title="", metrics=(), published={}, where={})
       if arm.where:  # of sampling, which changes no training
-        plain = plain._replace(flags=())
+        kept = [f for f in arm.flags if "config.sampling." not in f]
+        plain = plain._replace(flags=tuple(kept))
       assert found.setdefault(arm.name, plain) == plain, arm.name
   names = [a.name for a in STUDIES[name].arms]
   for i, arm in enumerate(STUDIES[name].arms):

@@ -34,6 +34,9 @@ see, what guidance leads away from. These vary configs/vargpt_shapes.py, and
 need the image tokenizer that `make demo-vargpt` trains first. --budget is of
 stage 3: other stages, and runs from scratch, take as much more or less as in
 the demo.
+
+heads: kinds of heads by their steps; passes: order of cells by passes. These
+vary configs/shapes.py, with sixteen tokens an image.
 """
 
 import sys

@@ -217,8 +217,9 @@ def basis(runs: Mapping[str, str], step: int) -> list[str]:
     step: of their checkpoints, which say it.
   """
   titles: dict[str, list[str]] = {}
+  known = {workdir: _basis(workdir, step) for workdir in set(runs.values())}
   for title, workdir in runs.items():
-    titles.setdefault(_basis(workdir, step), []).append(title)
+    titles.setdefault(known[workdir], []).append(title)
   if len(titles) == 1:
     return [f"Ours: {text}." for text in titles]
   return [f"{'; '.join(those)}: {text}." for text, those in titles.items()]

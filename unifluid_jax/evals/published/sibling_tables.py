@@ -2,12 +2,13 @@
 
 Liquid (arXiv 2412.04332) tables 1, 5 and 6, figures 3 to 6 and 10; UniToken
 (arXiv 2504.04423) tables 5 and 6. Columns name our measure and, in brackets,
-the paper's of the same kind: only trends compare. `paper_tables` has
-UniFluid's, `vargpt_tables` VARGPT's.
+the paper's of the same kind: only trends compare. `paper_tables` and
+`drawing_tables` have UniFluid's, `vargpt_tables` VARGPT's.
 """
 
 from collections.abc import Mapping
 
+from unifluid_jax.evals.published.drawing_tables import DRAWING_STUDIES
 from unifluid_jax.evals.published.paper_tables import Arm, Study
 from unifluid_jax.evals.published.vargpt_tables import VARGPT_STUDIES
 
@@ -276,4 +277,5 @@ STUDIES: Mapping[str, Study] = {
   "unitoken6": _UNITOKEN6,
   "unitoken_reading": _READING,
   **VARGPT_STUDIES,
+  **DRAWING_STUDIES,
 }
