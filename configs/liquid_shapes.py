@@ -32,6 +32,8 @@ def get_config(arg: str = ""):
   dialogues: trains conversations that ask for images, describe and change
     them, and scores whether it draws when asked.
   longer: twice the steps, and more of each to read.
+  questions: goes on from runs/shapes/liquid_longer, which is `longer`'s workdir,
+    mostly with captions and questions.
   """
   c = shapes.get_config()
   liquid_2b.liquid(c)
@@ -116,8 +118,20 @@ def longer(c):
   c.checkpoint.update(every=1400, keep=4)
 
 
+def questions(c):
+  """Names the colour of one thing among others; drawing stays as it was."""
+  longer(c)
+  c.name = c.name.replace("longer", "questions")
+  c.steps = 1000
+  c.batch.update(t2i=12, i2t=64)
+  c.optim.update(lr=2.5e-3, adam_lr=1e-3)
+  c.checkpoint.update(every=500)
+  c.init.all = f"{ROOT}/liquid_longer"
+
+
 _VARIATIONS = {
   "in_context": in_context,
   "dialogues": dialogues,
   "longer": longer,
+  "questions": questions,
 }

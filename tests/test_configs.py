@@ -67,6 +67,7 @@ ARGS = {
     "apart",
     "in_context,apart",
     "longer",
+    "questions",
     "dialogues",
   ),
   "liquid_smol": ("", "t2i_only", "apart"),
