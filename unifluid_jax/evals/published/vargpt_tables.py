@@ -17,7 +17,7 @@ _READS = ("vqa", "captions", "draws_when_asked")
 # Steps of the demo's runs, as the configurations have them; "classes" is the
 # class-conditional one, of configs/var.py.
 STEPS = {
-  "classes": 800, "stage0": 1200, "stage1": 150, "stage2": 600,
+  "classes": 600, "stage0": 1000, "stage1": 100, "stage2": 500,
   "stage3": 800, "joint": 2000,
 }  # fmt: skip
 
