@@ -192,7 +192,7 @@ def tiny_multiscale(c) -> None:
   c.model.vq = multiscale_vq()
   tiny_multiscale_vq(c.model.vq)
   c.batch.image = 16
-  c.steps = 2000
+  c.steps = 2500
   c.optim.lr = 4e-3
 
 
