@@ -10,22 +10,11 @@ seeds with the half-width of its 95 % interval. --last_steps=5 lets the steps
 of each image fall to that (DiSA). A run whose metric is `geneval`, as
 configs/shapes.py, is scored by that.
 
-Heads that draw in few steps are trained side by side, on the data and the
-autoencoder of the demo (`make demo`):
-
-  for kind in ddpm flow shortcut; do
-    python -m unifluid_jax.main --config=configs/shapes.py \
-        --config.model.head.kind=$kind --config.sampling.steps=4 \
-        --workdir=runs/shapes_$kind
-  done
-  python -m unifluid_jax.main --config=configs/shapes.py \
-      --config.model.head.kind=energy --config.sampling.steps=1 \
-      --config.optim.rates.head=0.25 --workdir=runs/shapes_energy
-
-and each is drawn with by
+Heads that draw in few steps are trained side by side by
+`python -m unifluid_jax.experiments heads`, and each is timed by
 
   python -m benchmarks.passes --config=configs/shapes.py \
-      --workdir=runs/shapes_flow --steps=50,25,10,4,2,1 --seeds=3
+      --workdir=RUN --steps=50,25,10,4,2,1 --seeds=3
 
 (--solver=heun: two evaluations a step but the last). Pairs that a head cannot
 draw with are named and left out: an energy head has one step, a shortcut head
