@@ -32,8 +32,8 @@ def get_config(arg: str = ""):
   dialogues: trains conversations that ask for images, describe and change
     them, and scores whether it draws when asked.
   longer: twice the steps, and more of each to read.
-  questions: goes on from runs/shapes/liquid_longer, which is `longer`'s workdir,
-    mostly with captions and questions.
+  questions: goes on from `longer` in runs/shapes/liquid_longer, mostly with
+    captions and questions.
   """
   c = shapes.get_config()
   liquid_2b.liquid(c)
