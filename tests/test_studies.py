@@ -57,7 +57,8 @@ class Machine:
       return
     settings = {"cfg": 2.0} | {
       key.rpartition(".")[2]: value if value.isalpha() else float(value)
-      for key, value in given.items() if "config.sampling." in key
+      for key, value in given.items()
+      if "config.sampling." in key and value != "0"  # a default is left out
     }  # fmt: skip
     metrics = re.findall(r"'(\w+)'", given["config.eval.metrics"])
     rows = [

@@ -1,6 +1,7 @@
 """Scores of a study's runs: read, averaged over seeds, as Markdown."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -24,11 +25,22 @@ def scores(workdir: str, study: Study, arm: Arm) -> dict[int, dict[str, float]]:
   found: dict[int, dict[str, float]] = {}
   for row in run_results.read(workdir):
     settings = row.get("settings") or {}
-    other = any(settings.get(k, v) != v for k, v in arm.where.items())
-    if "value" in row and row["metric"] in columns and not other:
+    if not _found_with(settings, arm.where):
+      continue
+    if "value" in row and row["metric"] in columns:
       column = columns[row["metric"]]
       found.setdefault(row["step"], {})[column] = row["value"]
   return found
+
+
+def _found_with(settings: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+  """Whether a row is of these settings; one that names none is of all.
+
+  A row that names some leaves others out at their defaults, which are 0.
+  """
+  if not set(settings) & set(where):
+    return True
+  return all(settings.get(k, 0) == v for k, v in where.items())
 
 
 def wanted(study: Study, arm: Arm) -> set[str]:
