@@ -29,7 +29,7 @@ from unifluid_jax.models.ddpm_head import sample_tokens
 from unifluid_jax.ops import diffusion
 
 _TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x2"], "Of libtpu.")
-_IMAGES = flags.DEFINE_list("images", ["1", "32", "256"], "Drawn at once.")
+_IMAGES = flags.DEFINE_list("images", ["1", "32"], "Drawn at once.")
 _STEPS = 100
 # These launch nothing, or fetch weights while something else runs.
 _FREE = (

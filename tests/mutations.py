@@ -785,6 +785,8 @@ MUTATIONS = tuple(
      "guided.combine(jnp.clip(tokens, -limit, limit))", HEADS),
     ("models/token_head.py", "options.solver not in KINDS[kind].solvers",
      "False", HEADS),
+    ("evals/published/study_results.py", "settings.get(k, 0) == v",
+     "settings.get(k, v) == v", "test_studies.py"),
     (_FUSED, "(h_ref[:, at] - mean) ** 2", "h_ref[:, at] ** 2", FUSED),
     (_FUSED, "u * (1 + scale)", "u * scale", FUSED),
     (_FUSED, "row(first), row(first + 1)", "row(first + 1), row(first)", FUSED),
