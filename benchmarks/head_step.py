@@ -11,19 +11,19 @@ these the instructions of all programs, a cycle each if nothing waits.
 
 import dataclasses
 import functools
-import os
 import re
-import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
+from benchmarks import libtpu_dumps
 from configs import unified_2b
 from unifluid_jax import systems
 from unifluid_jax.aot import hlo, topology
+from unifluid_jax.core import cli
 from unifluid_jax.models import diffusion_head
 from unifluid_jax.models.ddpm_head import sample_tokens
 from unifluid_jax.ops import diffusion
@@ -46,15 +46,12 @@ class _Step(NamedTuple):
 
 def main(_: list[str]) -> None:
   """Prints a line a topology, number of images and form."""
-  with tempfile.TemporaryDirectory() as folder:
-    # Read once, when libtpu starts.
-    os.environ["LIBTPU_INIT_ARGS"] = (
-      f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-    )
-    for place in map(topology.get, _TOPOLOGY.value):
+  with libtpu_dumps.folder() as folder:
+    for place in libtpu_dumps.tpus(_TOPOLOGY.value):
       for images in map(int, _IMAGES.value):
         for fused in (False, True):
-          step = _compile(place, images, fused, Path(folder))
+          libtpu_dumps.clear(folder)
+          step = _compile(_trace(place, images, fused), folder)
           print(
             f"{place.name:10} {images:4} images  {('plain', 'fused')[fused]}  "
             f"{step.operations:3} operations, {step.cycles:9,} cycles, "
@@ -63,11 +60,8 @@ def main(_: list[str]) -> None:
           )
 
 
-def _compile(
-  place: topology.Topology, images: int, fused: bool, folder: Path
-) -> _Step:
-  for old in folder.iterdir():
-    old.unlink()
+def _trace(place: topology.Topology, images: int, fused: bool) -> Any:
+  """The drawing of one token."""
   system = systems.build(systems.resolve(unified_2b.get_config()))
   net = system.tokens.net
   net = net.clone(config=dataclasses.replace(net.config, fused=fused))
@@ -76,19 +70,21 @@ def _compile(
   def on_it(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-  weights = systems.init_shapes(system)["head"]
-  narrow = functools.partial(diffusion_head.narrow, dtype=jnp.bfloat16)
-  z = jax.ShapeDtypeStruct(
-    (images, weights["cond"]["kernel"].shape[0]), jnp.float32
-  )
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
-  arguments = (jax.eval_shape(narrow, weights), z, z, keys)
+  def arguments():
+    z = jnp.zeros((images, system.decoder.config.width))
+    return z, z, jax.random.split(jax.random.key(0), images)
 
   def draw(weights, z, z_null, keys):
     schedule = diffusion.respace(_STEPS)
     return sample_tokens(net, weights, schedule, z, z_null, keys, 2.0, 1.0)
 
-  traced = jax.jit(draw).trace(*jax.tree.map(on_it, arguments))
+  narrow = functools.partial(diffusion_head.narrow, dtype=jnp.bfloat16)
+  weights = jax.eval_shape(narrow, systems.init_shapes(system)["head"])
+  given = jax.tree.map(on_it, (weights, *jax.eval_shape(arguments)))
+  return jax.jit(draw).trace(*given)
+
+
+def _compile(traced: Any, dumps: Path) -> _Step:
   module = hlo.parse(traced.lower().compile().as_text(), 1)
   lines = [
     visit.instruction
@@ -100,12 +96,10 @@ def _compile(
   # Of one platform every kernel has the same grid; a TPU's is the smallest.
   grids = re.findall(r"grid=\((\d+), (\d+)\)", str(traced.jaxpr))
   programs = min((int(a) * int(b) for a, b in grids), default=0)
-  scheduled = [
-    int(re.search(r"total scheduled bundles:\s+(\d+)", path.read_text())[1])
-    for path in folder.glob("*denoise_fused*schedule-analysis_final_bundles*")
-  ]
-  return _Step(len(launched), sum(cycles), programs * sum(scheduled))
+  # Programs around the kernels name them in their texts, not their files.
+  kernels = [n for _, n in libtpu_dumps.schedules(dumps, "denoise_fused")]
+  return _Step(len(launched), sum(cycles), programs * sum(kernels))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

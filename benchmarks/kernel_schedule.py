@@ -12,9 +12,7 @@ assumes speeds below these (`aot/report.py`).
 
 import functools
 import math
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from benchmarks import libtpu_dumps
 from unifluid_jax.aot import topology
 from unifluid_jax.core import cli, presets
 from unifluid_jax.ops import attention
@@ -61,16 +60,10 @@ _PRODUCTS = {"forward": 2, "backward": 5}
 
 def main(_: list[str]) -> None:
   """Prints a line a topology, network and pass, and one for both passes."""
-  with tempfile.TemporaryDirectory() as folder:
-    # Read once, when libtpu starts.
-    os.environ["LIBTPU_INIT_ARGS"] = (
-      f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-    )
-    for place in map(topology.get, _TOPOLOGY.value):
-      if place.chip is None:
-        raise ValueError(f"--topology={place.name} is no TPU; try v5e:2x2")
+  with libtpu_dumps.folder() as folder:
+    for place in libtpu_dumps.tpus(_TOPOLOGY.value):
       for network in _NETWORKS:
-        _report(place, network, Path(folder))
+        _report(place, network, folder)
 
 
 def _report(place: topology.Topology, of: _Network, folder: Path) -> None:
@@ -97,8 +90,7 @@ def _instructions(
   place: topology.Topology, of: _Network, name: str, folder: Path
 ) -> tuple[int, int]:
   """Of the kernel, forward or backward: instructions, and how often it runs."""
-  for old in folder.iterdir():
-    old.unlink()
+  libtpu_dumps.clear(folder)
   sharding = jax.sharding.SingleDeviceSharding(place.devices[0])
   array = functools.partial(
     jax.ShapeDtypeStruct, dtype=jnp.bfloat16, sharding=sharding
@@ -131,23 +123,13 @@ def _instructions(
   # Of a gradient's two kernels the second runs backward.
   grids = re.findall(r"grid=\(([\d, ]+)\)", str(traced.jaxpr))
   traced.lower().compile()
-  return _scheduled(folder), math.prod(map(int, grids[-1].split(",")))
-
-
-def _scheduled(folder: Path) -> int:
-  """Instructions of the longest kernel that libtpu wrote about.
-
-  The program around the kernel names it too, in a few instructions.
-  """
-  texts = [
-    path.read_text()
-    for path in folder.glob("*schedule-analysis_final_bundles.txt")
-  ]
-  return max(
-    int(re.search(r"total scheduled bundles:\s+(\d+)", text)[1])
-    for text in texts
+  # The program around the kernel names it too, in a few instructions.
+  counts = [
+    count
+    for text, count in libtpu_dumps.schedules(folder)
     if "tpu_custom_call" in text
-  )
+  ]
+  return max(counts), math.prod(map(int, grids[-1].split(",")))
 
 
 if __name__ == "__main__":

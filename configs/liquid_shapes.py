@@ -6,7 +6,7 @@ The data set and the tokenizer of texts are those of configs/shapes.py, the
 image tokenizer that of configs/tokenizer.py:shapes: 64 codes out of 512 for
 32 x 32 pixels. Hardware: 2 CPU cores, 19 minutes. Measured:
 GenEval-shapes .67, captions .95, VQA .66, which misses its target; `:longer`
-and then `:questions`, 45 minutes: .80, 1.00, .84 (docs/results.md).
+and then `:questions`, 80 minutes on one core: .80, 1.00, .84 (docs/results.md).
 """
 
 from configs import liquid_2b, shapes, tokenizer

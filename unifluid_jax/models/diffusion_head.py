@@ -18,7 +18,7 @@ from unifluid_jax.core import parallel
 from unifluid_jax.core.parameter_rows import Row
 from unifluid_jax.core.presets import HeadConfig
 from unifluid_jax.core.types import Params
-from unifluid_jax.ops import fused_head
+from unifluid_jax.ops import fused_attention, fused_head
 
 # Nothing decays as MAR trains; all kernels do where PaliGemma's recipe is
 # asked for. C channels of a token, Z of its condition, W the width.
@@ -96,7 +96,7 @@ class _Block(nn.Module):
 
   def setup(self):
     self.norm = nn.LayerNorm(
-      epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False
+      epsilon=fused_head.EPSILON, dtype=jnp.float32, use_fast_variance=False
     )
     self.modulation = _dense(
       3 * self.width, "modulation", self.dtype, nn.initializers.zeros
@@ -291,7 +291,8 @@ def hoist(
 
   if not net.config.fused:
     return of(z)
-  return pack(of(_pad_rows(z, fused_head.padded_rows(len(z)))))
+  whole = fused_head.padded_rows(len(z))
+  return pack(of(fused_attention.padded(z, {0: whole})))
 
 
 def step(
@@ -324,13 +325,9 @@ def step(
     return lambda x, m: evaluate(x, m, kernel, method="denoise_fused")
 
   kernels = {"cuda": fused("triton"), "tpu": fused("mosaic")}
-  padded = _pad_rows(x, len(hoisted))
+  padded = fused_attention.padded(x, {0: len(hoisted)})
   out = jax.lax.platform_dependent(padded, hoisted, default=plain, **kernels)
   return out[: len(x)]
-
-
-def _pad_rows(x: Float[Array, "B ..."], rows: int) -> Float[Array, "R ..."]:
-  return jnp.pad(x, ((0, rows - len(x)), (0, 0)))
 
 
 def hoisted_steps(

@@ -33,7 +33,7 @@ Kernel = Literal["triton", "mosaic", "interpret"]
 # What a width is to be a multiple of: a TPU's vector register is as wide.
 # Products walk over the width in such parts.
 LANES = 128
-_EPSILON = 1e-6  # of the norm
+EPSILON = 1e-6  # of the norm
 _FEWEST, _MOST = 16, 64  # rows of a program: powers of two, as Triton asks
 # At most, of a program. A GPU wants many programs; a TPU runs them one after
 # another, each for a price. Not timed.
@@ -150,7 +150,7 @@ def _up_kernel(
   none = jnp.zeros((rows, 1), jnp.float32)
   mean = over(none, lambda at: _sum(h_ref[:, at])) / width
   spread = over(none, lambda at: _sum((h_ref[:, at] - mean) ** 2))
-  factor = lax.rsqrt(spread / width + _EPSILON)
+  factor = lax.rsqrt(spread / width + EPSILON)
 
   def product(at: Any) -> Float[Array, "R J"]:
     u = (h_ref[:, at] - mean) * factor

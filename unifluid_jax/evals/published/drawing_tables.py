@@ -37,10 +37,9 @@ def _head(kind: str, steps: int, last: int = 0) -> Arm:
   flags.append(f"--config.sampling.steps={steps}")
   flags.append(f"--config.sampling.last_steps={last}")
   fall = f" falling to {last}" if last else ""
-  plural = "s" if steps > 1 else ""
   return Arm(
     f"heads_{kind}",
-    f"{kind}, {steps} step{plural}{fall}",
+    f"{kind}, steps {steps}{fall}",
     flags=tuple(flags),
     metrics=_METRICS,
     where={"steps": steps, "last_steps": last},
@@ -66,10 +65,9 @@ _PASSES = {"random": (16, 8, 4, 2, 1), "spread": (8, 4, 2), "raster": (16, 4)}
 
 
 def _groups(share: float, order: str, passes: int) -> Arm:
-  plural = "es" if passes > 1 else ""
   return Arm(
     f"passes_{share:g}",
-    f"Trained in {_SHARES[share]}; {order} cells, {passes} pass{plural}",
+    f"Trained in {_SHARES[share]}; {order} cells, passes {passes}",
     flags=(
       _TOKENS,
       f"--config.loss.random_share={share}",
