@@ -14,6 +14,8 @@ your own as config.data.train, encoded once by
 `unifluid_jax.encode`.
 """
 
+from collections.abc import Iterable
+
 from configs import tokenizer
 from configs.base import base, source
 
@@ -48,7 +50,7 @@ def get_config(arg: str = ""):
   size, changes = (first, rest) if first in SIZES else ("gemma2_2b", arg)
   c = sized(size)
   c.name = "liquid_2b" if size == "gemma2_2b" else f"liquid_2b_{size}"
-  vary(c, changes)
+  vary(c, changes, SIZES)
   return c
 
 
@@ -159,8 +161,10 @@ ENDINGS = (
 )
 
 
-def vary(c, arg: str) -> None:
+def vary(c, arg: str, others: Iterable[str] = ()) -> None:
   """Applies variants, comma-separated, to a configuration.
+
+  An error names `others` too, which the caller has taken care of.
 
   t2i_only, i2t_only, text_only: one task, same number of rows of it.
   apart: the means of images and of texts apart (loss.weighting).
@@ -179,9 +183,9 @@ def vary(c, arg: str) -> None:
     elif item == "resolutions":
       c.model.sizes = RESOLUTIONS
     else:
-      raise ValueError(
-        f"unknown config argument {item!r}; known: t2i_only, i2t_only, "
-        "text_only, apart, constant, resolutions, and sizes: "
-        f"{', '.join(SIZES)}"
-      )
+      known = ", ".join((
+        "t2i_only", "i2t_only", "text_only", "apart", "constant",
+        "resolutions", *others,
+      ))  # fmt: skip
+      raise ValueError(f"unknown config argument {item!r}; known: {known}")
     c.name = f"{c.name}_{item}"

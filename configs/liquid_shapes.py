@@ -76,7 +76,8 @@ def get_config(arg: str = ""):
   for name, apply in _VARIATIONS.items():
     if name in items:
       apply(c)
-  liquid_2b.vary(c, ",".join(i for i in items if i not in _VARIATIONS))
+  rest = ",".join(i for i in items if i not in _VARIATIONS)
+  liquid_2b.vary(c, rest, _VARIATIONS)
   return c
 
 

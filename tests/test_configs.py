@@ -408,3 +408,11 @@ def test_every_parameter_has_one_rule_on_many_meshes(name, sizes):
 def test_unknown_argument_is_refused():
   with pytest.raises(ValueError, match="unknown config argument 'lamda=1'"):
     load("shapes", "lamda=1")
+
+
+@pytest.mark.parametrize(
+  "name, last", [("liquid_shapes", "questions"), ("liquid_2b", "qwen2_5_32b")]
+)
+def test_an_error_names_what_this_file_knows(name, last):
+  with pytest.raises(ValueError, match=f"'question'; known: .*, {last}$"):
+    load(name, "question")
