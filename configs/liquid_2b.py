@@ -14,8 +14,6 @@ your own as config.data.train, encoded once by
 `unifluid_jax.encode`.
 """
 
-from collections.abc import Iterable
-
 from configs import tokenizer
 from configs.base import base, source
 
@@ -50,7 +48,7 @@ def get_config(arg: str = ""):
   size, changes = (first, rest) if first in SIZES else ("gemma2_2b", arg)
   c = sized(size)
   c.name = "liquid_2b" if size == "gemma2_2b" else f"liquid_2b_{size}"
-  vary(c, changes, SIZES)
+  vary(c, changes, tuple(SIZES))
   return c
 
 
@@ -161,7 +159,7 @@ ENDINGS = (
 )
 
 
-def vary(c, arg: str, others: Iterable[str] = ()) -> None:
+def vary(c, arg: str, others: tuple[str, ...] = ()) -> None:
   """Applies variants, comma-separated, to a configuration.
 
   An error names `others` too, which the caller has taken care of.

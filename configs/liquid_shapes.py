@@ -77,7 +77,7 @@ def get_config(arg: str = ""):
     if name in items:
       apply(c)
   rest = ",".join(i for i in items if i not in _VARIATIONS)
-  liquid_2b.vary(c, rest, _VARIATIONS)
+  liquid_2b.vary(c, rest, tuple(_VARIATIONS))
   return c
 
 
