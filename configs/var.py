@@ -125,7 +125,7 @@ def _imagenet(c, arg: str) -> None:
 
 
 def _shapes(c) -> None:
-  c.steps = 1000
+  c.steps = 700
   c.batch.t2i = 32
   c.data.train.shapes.update(tasks=("t2i",), moments="shapes_scales")
   m = c.model

@@ -49,10 +49,10 @@ _VARIANTS = ("causal", "noise", "pretrained")
 # dialogues, and what a prompt says of each slot, of plain prompts, which are
 # half as long and draw in every row. Stage 3 leaves it as it is.
 _RECIPES = {
-  "stage0": (("decoder", "encoder", "projector"), (0, 64, 0), 1300, 3e-3),
+  "stage0": (("decoder", "encoder", "projector"), (0, 64, 0), 1100, 3e-3),
   "stage1": (_GEN, (32, 0, 0), 150, 3e-3),
-  "stage2": (("decoder", "projector"), (24, 24, 8), 700, 3e-3),
-  "stage3": (("visual_decoder", *_GEN), (32, 0, 0), 1000, 2e-3),
+  "stage2": (("decoder", "projector"), (24, 24, 8), 500, 3e-3),
+  "stage3": (("visual_decoder", *_GEN), (32, 0, 0), 900, 2e-3),
 }
 
 

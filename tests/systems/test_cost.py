@@ -68,6 +68,23 @@ def test_a_question_about_two_images_costs_its_tokens_and_encodings():
   assert step_cost(rest) == step_cost(alone)
 
 
+def test_rows_of_a_pass_of_their_own_are_not_padded():
+  """Fused attention runs over padding, and "dots" saves it."""
+  c = presets.GEMMA["gemma2_2b"]
+  tasks = {
+    "short": cost.Sequences(6, 100),
+    "long": cost.Sequences(2, 500),
+    "alone": cost.Sequences(1, 3000, alone=True),
+  }
+  found = cost.step_cost(c, None, tasks, "splash", "dots", 2)
+  pair = 2 * 26 * 8 * 256  # FLOPs of a product, of a query and a key
+  pairs = 8 * 500**2 + 3000**2
+  assert found.fused == {"decoder": 9 * pair * pairs}
+  kept = 256 * 2 * (8 + 4) + 2 * 2304 + 2 * 9216
+  assert found.saved_by_dots == 2 * 26 * (8 * 500 + 3000) / 2 * kept
+  assert found.tokens == 6 * 100 + 2 * 500 + 3000
+
+
 def test_a_scale_decoder_without_layers_costs_its_ends():
   """Embedding and logits of five slots, the last norm's modulations once."""
   for shared in (False, True):

@@ -315,6 +315,27 @@ def test_the_loss_is_a_plain_cross_entropy_with_z_loss(model):
   np.testing.assert_allclose(total, nll + 0.25 * every[:, 2].mean(), rtol=1e-5)
 
 
+def test_no_task_is_padded_to_another(model, monkeypatch):
+  """What the decoder runs over is what the cost of a step says."""
+  merge, seen = packing.merge, []
+
+  def note(tasks, groups):
+    seen.append([t.x.shape[:2] for t in tasks])
+    return merge(tasks, groups)
+
+  monkeypatch.setattr(packing, "merge", note)
+  jax.eval_shape(
+    whole_loss(model.system), model.params, {"codec": {}}, model.batch,
+    jax.random.key(0), 0,
+  )  # fmt: skip
+  assert sorted(map(len, seen)) == [1, 1, 1]
+  config = dataclasses.replace(
+    model.system.config, batch={k: 8 for k in model.batch}
+  )
+  tokens = unitoken_config.step_cost(config).tokens
+  assert tokens == sum(rows * length for ((rows, length),) in seen)
+
+
 def test_sep_need_not_be_supervised(model):
   loss = dataclasses.replace(model.system.config.loss, supervise_sep=False)
   system = UniToken(dataclasses.replace(model.system.config, loss=loss))

@@ -232,7 +232,8 @@ class UniToken:
         )
         rows.append(self.asked(params, batch[task], fed))
         targets.append(("text", batch[task]["suffix"]))
-    hidden = packing.hidden_states(self.decoder, params, rows, k_layers)
+    # Rows to read are up to four times as long as rows to draw.
+    hidden = packing.hidden_states_apart(self.decoder, params, rows, k_layers)
     predicted: dict[str, Predictions] = {"image": [], "text": []}
     for i, (kind, target) in enumerate(targets):
       (states,), _ = packing.read_out(hidden, rows, [(i, target)])

@@ -1,6 +1,7 @@
 """UniToken's part of the configuration tree, and what follows from it alone."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -269,7 +270,7 @@ def step_cost(config: Any) -> cost.StepCost:
     project = 2.0 * m.decoder.width * (m.vit.width + m.decoder.width)
     project *= views * m.side**2
   sep = int(m.continuous and config.loss.supervise_sep)
-  of = cost.Sequences
+  of = functools.partial(cost.Sequences, alone=True)
   tasks = {
     "t2i": of(rows.get("t2i", 0), text.prompt + tokens, 0, tokens + 1),
     "i2t": of(rows.get("i2t", 0), length, views, text.suffix + sep, project),

@@ -303,7 +303,8 @@ def step_cost(config: Any) -> cost.StepCost:
 
   def of(task: str, length: int, images: int, words: int, others: float) -> Any:
     count = rows.get(task, 0)
-    return cost.Sequences(count, length, images, words, others)
+    alone = task == "dialogue"  # see `interleaved.hidden_states`
+    return cost.Sequences(count, length, images, words, others, alone)
 
   shown = 1 + len(m.user) + m.features
   tasks = {

@@ -17,8 +17,8 @@ _READS = ("vqa", "captions", "draws_when_asked")
 # Steps of the demo's runs, as the configurations have them; "classes" is the
 # class-conditional one, of configs/var.py.
 STEPS = {
-  "classes": 1000, "stage0": 1300, "stage1": 150, "stage2": 700,
-  "stage3": 1000, "joint": 2000,
+  "classes": 700, "stage0": 1100, "stage1": 150, "stage2": 500,
+  "stage3": 900, "joint": 2000,
 }  # fmt: skip
 
 

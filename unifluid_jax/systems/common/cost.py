@@ -5,7 +5,7 @@ rematerialisation: the numerator of MFU as PaLM (arXiv 2204.02311, appendix B)
 defines it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from unifluid_jax.core.presets import (
@@ -26,6 +26,7 @@ class Sequences(NamedTuple):
   images: int = 0  # encoded by the vision encoder, per row
   logits: int = 0  # positions whose vocabulary logits are computed
   others: float = 0.0  # forward FLOPs of other networks, per row
+  alone: bool = False  # a pass of their own, not padded to the longest task
 
 
 class StepCost(NamedTuple):
@@ -70,11 +71,10 @@ def step_cost(
     )
     for s in used
   )
-  length = max((s.length for s in used), default=0)
-  rows = sum(s.rows for s in used)
+  positions = sum(s.rows * n for s, n in zip(used, _padded(used), strict=True))
   kept = decoder.head_dim * (2 * decoder.heads + 2 * decoder.kv_heads)
   kept += 2 * decoder.width + 2 * decoder.mlp
-  saved = 2.0 * decoder.depth * rows / accumulate * length * kept
+  saved = 2.0 * decoder.depth * positions / accumulate * kept
   return StepCost(
     sum(s.rows * s.length for s in used),
     3 * flops,
@@ -85,10 +85,16 @@ def step_cost(
   )
 
 
+def _padded(used: Sequence[Sequences]) -> list[int]:
+  """The length to which each task's rows are padded."""
+  longest = max((s.length for s in used if not s.alone), default=0)
+  return [s.length if s.alone else longest for s in used]
+
+
 def _fused(
   decoder: DecoderConfig,
   vit: VitConfig | None,
-  used: list[Sequences],
+  used: Sequence[Sequences],
   kernel: str,
   remat: str,
 ) -> dict[str, float]:
@@ -96,11 +102,11 @@ def _fused(
 
   Two products forward, again where the layers are rematerialised and do not
   save what the kernel's backward pass reads, and five backward, over rows
-  padded to the longest task.
+  as they are padded.
   """
-  c, length = decoder, max(s.length for s in used)
-  product = 2.0 * c.depth * c.heads * c.head_dim * length**2
-  products = {"decoder": sum(s.rows for s in used) * product}
+  c, lengths = decoder, _padded(used)
+  pairs = sum(s.rows * n**2 for s, n in zip(used, lengths, strict=True))
+  products = {"decoder": 2.0 * c.depth * c.heads * c.head_dim * pairs}
   if kernel == "mosaic" and vit:
     images = sum(s.rows * s.images for s in used)
     c, length = vit, vit_tokens(vit)

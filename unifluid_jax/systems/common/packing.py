@@ -8,8 +8,9 @@ a slice, and training and decoding see the same positions.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unifluid_jax.core import parallel
 from unifluid_jax.core.types import BOS, PAD, Params
@@ -145,6 +146,20 @@ def hidden_states(
     dropout_key=key,
   )
   return split(hidden, [t.x.shape[0] for t in tasks], groups)
+
+
+def hidden_states_apart(
+  decoder: Any, params: Params, tasks: Sequence[Packed], key: PRNGKeyArray
+) -> list[Float[Array, "b T D"]]:
+  """`hidden_states`, a pass for each task.
+
+  For tasks of very different lengths: none is padded to the longest.
+  """
+  found = []
+  for i, task in enumerate(tasks):
+    k = jax.random.fold_in(key, i)
+    found += hidden_states(decoder, params, [task], k)
+  return found
 
 
 def read_out(
