@@ -13,8 +13,8 @@ train, on the same images. `:joint` trains everything at once, from scratch.
 `:stage2,pretrained` and `:stage3,pretrained` start where stage 1 does, without
 the stages before them.
 
-Hardware: 2 CPU cores, 21 minutes. Measured: captions 1.00, VQA .85, draws when
-asked 1.00, GenEval-shapes .41, which misses its target: cells of one scale are
+Hardware: 2 CPU cores, 19 minutes. Measured: captions 1.00, VQA .86, draws when
+asked 1.00, GenEval-shapes .38, which misses its target: cells of one scale are
 drawn apart, so that .60 is about the most they reach (docs/results.md).
 """
 
