@@ -38,8 +38,9 @@ def get_config(arg: str = ""):
   unitoken(c)
   c.name = "unitoken_shapes"
   # Rows are four times as long as UniFluid's: fewer of them.
-  c.steps = 2000
+  c.steps = 1800
   c.batch = dict(t2i=24, i2t=16, text=0)
+  c.checkpoint.every = c.steps
   c.data.train = dict(
     shapes=source(
       "shapes", tasks=("t2i", "i2t", "text"), moments="shapes_codes"
@@ -52,6 +53,8 @@ def get_config(arg: str = ""):
   m = c.model
   # As the embedded default's, but causal throughout.
   m.decoder.update(preset="gemma2_2b", dropout=0.0)
+  # Rows of a hundred tokens and more.
+  m.decoder.update(rope_base=1000.0, rope_base_global=1000.0)
   m.vit.image_size = 32
   m.size_offset = 324  # one size, 32 pixels: row 325
   m.code_offset = 326
@@ -110,7 +113,6 @@ def _longer(c) -> None:
   c.steps = 4000
   c.batch.i2t = 32
   c.loss.update(word_dropout=0.0, text_weight=8.0)
-  c.model.decoder.update(rope_base=1000.0, rope_base_global=1000.0)
   c.checkpoint.update(every=1000, keep=4)
 
 
