@@ -6,7 +6,7 @@ The data set and the tokenizer of texts are those of configs/shapes.py, the
 image tokenizer that of configs/tokenizer.py:shapes: 64 codes out of 512 for
 32 x 32 pixels. The vision encoder sees 2 x 2 features of the whole image and
 of each view of its grid. Hardware: 2 CPU cores. Measured:
-captions .97, GenEval-shapes .63 and VQA .63, which miss their targets;
+captions .97, GenEval-shapes .62 and VQA .64, which miss their targets;
 `:longer`: 1.00, .81 and .88 (docs/results.md).
 """
 
