@@ -81,6 +81,7 @@ def base() -> ml_collections.ConfigDict:
     # of its own; what it does not name is as above.
     parts={},
   )
+  c.policy = dict(prompts=0, draws=8, weight=1.0, worse=1.0, sampling={})
   c.mesh = dict(slices=1, data=1, fsdp=-1, tensor=1)
   c.checkpoint = dict(every=1000, keep=3, keep_every=50_000)
   c.log = dict(

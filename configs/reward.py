@@ -1,8 +1,17 @@
-"""A run trained on what it draws right: rejection fine-tuning, round by round.
+"""A run trained on how right its drawings are.
 
+  python -m unifluid_jax.main --config=configs/reward.py:shapes,policy \
+      --workdir=runs/shapes_policy
   python -m unifluid_jax.reward --config=configs/reward.py:shapes \
       --workdir=runs/shapes_reward
 
+The first by policy gradients: a step draws 96 images of 12 prompts and learns
+which are more right than the others. 100 steps, 4 minutes on one CPU core.
+Measured, three seeds: GenEval-shapes .85 to .95, two colours .50 to .83; images
+become more alike, not as much as by the second way (docs/results.md). Tuned
+for `shapes`, UniFluid's run; tried with no other.
+
+The second is rejection fine-tuning, round by round.
 Goes on from `make demo`'s run; `:liquid`, `:unitoken` and `:vargpt` from those
 of the other systems' demos. A round draws 1,200 prompts four times, keeps an
 image that the detector finds right of each, and trains 200 steps, half of
@@ -26,18 +35,39 @@ _SHARE = 0.5
 
 
 def get_config(arg: str = "shapes"):
-  """`arg`: shapes, which is UniFluid's run, or liquid, unitoken, vargpt."""
-  if arg not in _RUNS:
-    raise ValueError(f"config argument {arg!r}: one of {', '.join(_RUNS)}")
-  file, run, made = _RUNS[arg]
+  """`arg`: shapes, which is UniFluid's run, or liquid, unitoken, vargpt.
+
+  shapes,policy and so on: policy gradients instead of rounds.
+  """
+  name, _, how = arg.partition(",")
+  if name not in _RUNS or how not in ("", "policy"):
+    raise ValueError(
+      f"config argument {arg!r}: one of {', '.join(_RUNS)}; after it ,policy"
+    )
+  file, run, made = _RUNS[name]
   c = file.get_config()
-  c.name = f"reward_{arg}"
+  c.name = f"reward_{arg.replace(',', '_')}"
   c.init = dict(dict.fromkeys(c.init, ""), all=run)
   c.steps = 200
   c.checkpoint.every = c.steps
   # Its own copy, whose statistics stay those it was trained with.
-  key = "vae_path" if arg == "shapes" else "vq_path"
+  key = "vae_path" if name == "shapes" else "vq_path"
   c.model[key] = f"{run}/codec"
+  c.optim.update(lr=0.2 * c.optim.lr, adam_lr=0.2 * c.optim.adam_lr, warmup=20)
+  if name == "shapes":
+    # The order that the run ended with.
+    c.loss.update(random_until=0, raster_from=0)
+  if how:
+    _policy(c)
+    if name == "shapes":
+      # Less guidance keeps drawings more varied.
+      c.sampling.cfg = 1.5
+  else:
+    _rounds(c, made)
+  return c
+
+
+def _rounds(c, made: str) -> None:
   for each in c.data.train.values():
     each.weight = 1 - _SHARE
   # `unifluid_jax.reward` says where each round's lie.
@@ -45,8 +75,12 @@ def get_config(arg: str = "shapes"):
     "rewarded", format="imagefolder", tasks=("t2i",), weight=_SHARE,
     moments=f"rewarded_{made}",
   )  # fmt: skip
-  c.optim.update(lr=0.2 * c.optim.lr, adam_lr=0.2 * c.optim.adam_lr, warmup=20)
-  if arg == "shapes":
-    # The order that the run ended with.
-    c.loss.update(random_until=0, raster_from=0)
-  return c
+
+
+def _policy(c) -> None:
+  c.steps = c.checkpoint.every = 100
+  c.log.every = 10
+  # With 1 for `worse` one run of three seeds ran away.
+  c.policy.update(prompts=12, draws=8, weight=16.0, worse=0.25)
+  c.optim.ema = 0.98
+  c.eval.metrics = (*c.eval.metrics, "geneval_classified")

@@ -42,6 +42,10 @@ STEPWISE = (
   "models/test_decoder.py::test_prefill_and_steps_equal_the_full_forward"
 )
 _BEST, BEST = "rejection.py", "test_rejection.py"
+_POLICY, POLICY = "policy.py", "systems/test_policy.py"
+WEIGHED = (
+  "systems/test_contract.py::test_each_row_to_draw_counts_as_its_weight_says"
+)
 LIQUID_DECODE = "systems/test_liquid_decode.py"
 LIQUID_TURNS = "systems/test_liquid_dialogue.py"
 SIZED = "systems/test_liquid_sizes.py"
@@ -673,6 +677,22 @@ MUTATIONS = tuple(
      "local = ~jnp.asarray(_local_layers(config))", "models/test_decoder.py"),
     ("systems/common/embed.py", '{"layers": stack.unstacked(layers)}',
      '{"layers": layers}', COPIES),
+    (_POLICY, "return rewards - rewards.mean", "return 0 * rewards.mean",
+     POLICY),
+    (_POLICY, "(c.seed, step, jax.process_index())", "(c.seed, 0, 0)", POLICY),
+    (_POLICY, "for _ in range(c.policy.draws)]", "][:count] * c.policy.draws",
+     POLICY),
+    (_POLICY, 'rows[WEIGHT] * scale["drawn"]', "rows[WEIGHT]", POLICY),
+    (_POLICY, 'local["own"], scale["own"]', 'local["own"], 1.0', POLICY),
+    (_POLICY, "concatenate([x, rows[name]", "concatenate([rows[name], x",
+     POLICY),
+    (_PACKING, "return losses * jnp.concatenate(of_rows)[:, None]",
+     "return losses * jnp.concatenate(of_rows)[::-1, None]", WEIGHED),
+    (_LIQUID, "token_loss.weighed(found[_DRAWN], [batch[_DRAWN]])",
+     "found[_DRAWN]", WEIGHED),
+    (_VARGPT, "packing.weigh(codes.weighted, fields)", "codes.weighted",
+     WEIGHED),
+    (_UNI, "          [fields],\n", "          [],\n", WEIGHED),
     (_BEST, "np.argsort(-self.rewards", "np.argsort(self.rewards", BEST),
     (_BEST, "if self.rewards[i] >= least", "if self.rewards[i] > least", BEST),
     (_BEST, "for task in part for _ in range(draws)",

@@ -49,7 +49,16 @@ ARGS = {
   ),
   "debug": ("", "vae", "raster"),
   "edit": ("", "shapes"),
-  "reward": ("shapes", "liquid", "unitoken", "vargpt"),
+  "reward": (
+    "shapes",
+    "liquid",
+    "unitoken",
+    "vargpt",
+    "shapes,policy",
+    "liquid,policy",
+    "unitoken,policy",
+    "vargpt,policy",
+  ),
   "aesthetic": ("",),
   "liquid_2b": (
     *SIZES,

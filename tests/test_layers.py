@@ -21,7 +21,7 @@ LAYER = {
   "arguments": 5, "scores": 5, "studies": 5,
   "stages": 5, "dialogues": 5, "loading": 5, "exported": 5, "exporting": 5,
   "boxed": 5, "model_card": 5, "hub": 5, "drawings": 5,
-  "rejection": 5,
+  "rejection": 5, "policy": 5,
   "apps": 6,
   "aot": 6,
   "main": 7, "evaluate": 7, "generate": 7, "prepare": 7, "encode": 7,

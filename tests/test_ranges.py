@@ -235,6 +235,7 @@ def test_every_number_has_one_row(system):
   tree.data.world = dict(TREES["unifluid"]["data"]["world"], cells=2)
   tree.eval.split = "b"
   tree.optim.parts = {"head": dict(start=2, b1=0.5, lr=1e-3)}
+  tree.policy.sampling = dict(cfg=1.0)
   resolved = systems.resolve(tree)
   if system == "unifluid":
     decoder = dataclasses.replace(resolved.model.decoder, query_scale=0.1)

@@ -10,10 +10,12 @@ arguments of the config file: --config=configs/unified_2b.py:lambda=0.1.
 import jax
 from absl import flags
 
-from unifluid_jax import identity, systems, train
+from unifluid_jax import identity, policy, systems, train
 from unifluid_jax.core import cli, config_files, parallel
 from unifluid_jax.data import pipeline, text
 from unifluid_jax.data.sources import discover
+from unifluid_jax.evals import rewards
+from unifluid_jax.evals.bench import Bench
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -43,6 +45,10 @@ def main(_: list[str]) -> None:
   if pipeline.needs_text(system.inputs):
     tokenizer = text.Tokenizer.load(config.text.tokenizer, config.text.special)
   job = train.make_job(config, system)
+  if config.policy.prompts:
+    job = policy.with_drawings(
+      job, rewards.of(Bench(config, workdir)), tokenizer
+    )
   meta = identity.describe(config, system, tree, workdir, say)
 
   def loader(start_step: int):

@@ -353,7 +353,8 @@ class _Log:
     bad = [k for k in ("loss", "grad_norm") if not np.isfinite(mean[k])]
     if bad:
       raise self._not_finite(" and ".join(bad), self._last, step)
-    shown = [k for k in sorted(mean) if k.startswith(("loss", "text_acc"))]
+    told = ("loss", "text_acc", "reward")
+    shown = [k for k in sorted(mean) if k.startswith(told)]
     text = " ".join(f"{k} {mean[k]:.4f}" for k in shown)
     line, seconds = self._progress.line(step, text)
     window, self._last = (step - self._last) * seconds, step

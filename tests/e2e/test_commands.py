@@ -572,6 +572,30 @@ def test_rounds_of_drawing_and_training(space, tmp_path):
   assert copied["scale"] == json.loads(before)["scale"]
 
 
+def test_policy_gradients_on_what_a_run_draws(space, tmp_path):
+  """They resume as any training does: a step draws what it would have."""
+  file = tmp_path / "own.py"
+  text = REWARD.format(run=space.run, data=space.data)
+  source = text[text.index("  c.data.train.rewarded") : text.index("  c.eval")]
+  policy = """
+  c.policy.update(prompts=2, draws=4)
+  c.optim.schedule = "constant"
+"""
+  file.write_text(text.replace(source, policy))
+
+  def train(name, *more):
+    command("main", f"--config={file}", f"--workdir={tmp_path / name}", *more)
+    found = rows(tmp_path / name / "metrics.jsonl")
+    return {row["step"]: row for row in found}
+
+  whole = train("whole")
+  assert 0 <= whole[2]["reward"] <= 1 and "reward_told_apart" in whole[2]
+  train("parts", "--config.steps=1")
+  parts = train("parts")
+  for name in ("loss", "reward", "loss_visual"):
+    assert parts[2][name] == whole[2][name], name
+
+
 def test_a_run_without_drawings_is_refused(tmp_path):
   wrong = command("reward", "--config=debug", f"--workdir={tmp_path}/out",
                   check=False)  # fmt: skip

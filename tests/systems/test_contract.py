@@ -72,6 +72,7 @@ TOKENIZERS = {
   "multiscale_vq": test_multiscale_vq,
 }
 SCORERS = ("unifluid", "liquid", "unitoken", "vargpt", "toy")
+WEIGHERS = ("unifluid", "liquid", "unitoken", "vargpt", "toy")
 STAGERS = ("unifluid", "liquid", "unitoken", "vargpt", "var")
 REDRAWERS = ("unifluid", "liquid", "unitoken")
 
@@ -348,6 +349,48 @@ def test_stages_and_parts_have_the_shapes_of_images(name):
     lambda *a: run(*a[:4], given=a[4], again=a[5]), *asked, images, cells
   )
   assert out.shape == images.shape
+
+
+@pytest.mark.parametrize("name", WEIGHERS)
+def test_each_row_to_draw_counts_as_its_weight_says(name):
+  """The loss is linear in the weights, and a weight is of its row alone."""
+  system = systems.build(config_of(name))
+  made = {
+    "unifluid": examples, "liquid": test_liquid.examples,
+    "unitoken": unitoken_tiny.examples, "toy": hand_made,
+    "vargpt": lambda rows: vargpt_tiny.examples(system, rows),
+  }  # fmt: skip
+  batch = made[name](rows=4)
+  rng = np.random.default_rng(0)
+  params, frozen = jax.tree.map(
+    lambda x: jnp.float32(0.3 * rng.normal(size=x.shape)),
+    (systems.init_shapes(system), systems.frozen_shapes(system)),
+  )
+
+  @jax.jit
+  def loss(rows):
+    whole = whole_loss(system)
+    return whole(params, frozen, batch | {"t2i": rows}, jax.random.key(0), 0)
+
+  def weighed(w, rows=batch["t2i"]):
+    return np.float64(loss(rows | {types.WEIGHT: jnp.float32(w)})[0])
+
+  plain = loss(batch["t2i"])[0]
+  np.testing.assert_allclose(weighed([1, 1, 1, 1]), plain, rtol=1e-6)
+  a, b = np.array([0.5, -2, 0, 1]), np.array([1, 3, -1, 0])
+  none = weighed(0 * a)
+  assert abs(weighed(a) - none) > 1e-3
+  np.testing.assert_allclose(
+    weighed(a) + weighed(b), weighed(a + b) + none, rtol=1e-5
+  )
+  # The third row has no weight: another image in it changes nothing but what
+  # keeps logits small, which counts all rows.
+  other = jax.tree.map(lambda x: x.at[2].set(x[3]), batch["t2i"])
+  rest = weighed(0 * a, other)
+  np.testing.assert_allclose(
+    weighed(a, other) - rest, weighed(a) - none, rtol=1e-4
+  )
+  assert abs(weighed(b, other) - rest - (weighed(b) - none)) > 1e-3
 
 
 @pytest.mark.parametrize("name", REDRAWERS)

@@ -236,6 +236,7 @@ class Toy:
         lambda x: decoder.logits(c.model.decoder, table, x),
         h, ids, c.loss.vocab_chunk,
       )  # fmt: skip
+      nll = packing.weigh(nll, [batch["t2i"]])
       total = nll.sum() / counts["image_tokens"]
       hits = hits.sum() / counts["image_tokens"]
       metrics = {"loss_image": total, "image_accuracy": hits}

@@ -182,6 +182,18 @@ class LogConfig:
   wandb: str = ""  # project; empty: off
 
 
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+  """Policy gradients on what the run draws; see unifluid_jax/policy.py."""
+
+  prompts: int = 0  # drawn in every step, all devices together; 0: none
+  draws: int = 8  # images of each
+  weight: float = 1.0  # of these rows, where the run's own to draw have 1
+  worse: float = 1.0  # of this, those of images worse than their prompt's mean
+  # Option → value, where drawing differs from config.sampling.
+  sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def option(of: str, **default: Any) -> Any:
   """A sampling option of "images", "edits" or "text".
 
@@ -230,6 +242,7 @@ class Config:
   # How rows of the vocabulary start that what `init` names has not; see
   # weights/new_rows.py.
   new_rows: Literal["random", "mean"] = "random"
+  policy: PolicyConfig = PolicyConfig()
 
 
 PRESETS = {

@@ -95,6 +95,9 @@ ROWS = (
   Row(below("optim.parts.*", "b1 b2"), DECAY),
   # Smaller ones vanish in float32, and 0 / 0 ruins what has no gradient.
   Row("optim.eps", Range(1e-30)),
+  Row("policy.prompts policy.weight policy.worse", AMOUNT),
+  Row("policy.draws", Range(2)),  # an advantage is over others
+  Row("policy.sampling.*", ANY),  # checked as options
   Row(below("mesh", "data fsdp tensor"), Range(1, or_rest=True)),
   Row("mesh.slices", COUNT),
   Row("checkpoint.every checkpoint.keep log.every", COUNT),

@@ -230,8 +230,10 @@ class Liquid:
     if _TURNS in batch:
       rows[_TURNS] = self.interleaved(batch[_TURNS])
     found = self._token_losses(params, list(rows.values()), k_layers)
-    sums = self._sums(rows, dict(zip(rows, found, strict=True)))
-    return *self._objective(sums, counts), {}
+    found = dict(zip(rows, found, strict=True))
+    if _DRAWN in batch:
+      found[_DRAWN] = token_loss.weighed(found[_DRAWN], [batch[_DRAWN]])
+    return *self._objective(self._sums(rows, found), counts), {}
 
   def _token_losses(
     self, params: Params, rows: list[Rows], key: PRNGKeyArray | None = None

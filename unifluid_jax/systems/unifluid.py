@@ -7,7 +7,7 @@ PaliGemma (projector, text layout), RAR (position tables) and MAR (head).
 import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -186,13 +186,14 @@ class UniFluid:
     c = self.config.loss
     params = embed.cast_embedding(params, self.decoder.dtype)
     r = order.randomness(step, c.random_until, c.raster_from, c.random_share)
-    tasks, images, answers = [], [], []
+    tasks, images, rows, answers = [], [], [], []
     for i, task in enumerate(("t2i", "edit")):
       if task in batch:
         packed, target = self._pack_image(
           params, frozen, batch[task], keys[i], r
         )
         images.append((len(tasks), target))
+        rows.append(batch[task])
         tasks.append(packed)
     for i, task in enumerate(("i2t", "text")):
       if task in batch:
@@ -203,7 +204,7 @@ class UniFluid:
     total, metrics = jnp.float32(0), {}
     if images:
       total, metrics = self._visual_loss(
-        params, packing.read_out(hidden, tasks, images), counts, keys[3]
+        params, packing.read_out(hidden, tasks, images), rows, counts, keys[3]
       )
       drawn = sum(target.shape[0] * target.shape[1] for _, target in images)
       metrics["order_randomness"] = r * (drawn / counts["image_tokens"])
@@ -288,6 +289,7 @@ class UniFluid:
     self,
     params: Params,
     read_out: tuple[list[Any], list[Any]],
+    rows: Sequence[Fields],
     counts: Mapping[str, Any],
     key: PRNGKeyArray,
   ) -> tuple[Float[Array, ""], Metrics]:
@@ -297,6 +299,7 @@ class UniFluid:
       params: all parameters.
       read_out: per task the states [B, N, D], and the tokens [B, N, C] that
         they predict.
+      rows: the tasks' fields.
       counts: of the whole batch.
       key: draws steps and noise.
     """
@@ -306,7 +309,7 @@ class UniFluid:
     draws = self.config.loss.draws
     terms = self.tokens.losses(params["head"], z, x0, key, draws)
     count = draws * counts["image_tokens"]
-    terms = {name: term.sum() / count for name, term in terms.items()}
+    terms = {k: packing.weigh(x, rows).sum() / count for k, x in terms.items()}
     total = functools.reduce(operator.add, terms.values())
     return total, {"loss_visual": total, **terms}
 

@@ -52,8 +52,9 @@ from unifluid_jax.systems.common import (
 from unifluid_jax.systems.common import text_loss as texts
 
 Fields = Mapping[str, Any]  # name → array [B, ...] of one task
-# States [B, n, D] and the ids [B, n] that they predict, PAD where none.
-Predictions = list[tuple[Any, Any]]
+# States [B, n, D], the ids [B, n] that they predict, PAD where none, and the
+# fields whose weights count.
+Predictions = list[tuple[Any, Any, Fields]]
 
 
 class UniToken:
@@ -221,7 +222,7 @@ class UniToken:
     if "t2i" in batch:
       packed, target = self._pack_image(params, frozen, batch["t2i"], k_drop)
       rows.append(packed)
-      targets.append(("image", target))
+      targets.append(("image", target, batch["t2i"]))
     for i, task in enumerate(("i2t", "text")):
       if task in batch:
         fed = embed.fed_words(
@@ -231,13 +232,13 @@ class UniToken:
           jax.random.fold_in(k_words, i),
         )
         rows.append(self.asked(params, batch[task], fed))
-        targets.append(("text", batch[task]["suffix"]))
+        targets.append(("text", batch[task]["suffix"], {}))
     # Rows to read are up to four times as long as rows to draw.
     hidden = packing.hidden_states_apart(self.decoder, params, rows, k_layers)
     predicted: dict[str, Predictions] = {"image": [], "text": []}
-    for i, (kind, target) in enumerate(targets):
+    for i, (kind, target, fields) in enumerate(targets):
       (states,), _ = packing.read_out(hidden, rows, [(i, target)])
-      predicted[kind].append((states, target))
+      predicted[kind].append((states, target, fields))
     if "i2t" in batch:
       i = int("t2i" in batch)
       predicted["image"] += self._separators(hidden[i])
@@ -268,7 +269,7 @@ class UniToken:
     if not (c.model.continuous and c.loss.supervise_sep):
       return []
     last = len(self.template) - 1  # BOS, then D without eoi
-    return [(hidden[:, last : last + 1], self._constant(hidden, "sep"))]
+    return [(hidden[:, last : last + 1], self._constant(hidden, "sep"), {})]
 
   def _objective(
     self,
@@ -293,10 +294,13 @@ class UniToken:
       if not rows:
         continue
       found = [
-        token_loss.token_losses(
-          self.config.model.decoder, table, h, target, c.vocab_chunk
+        token_loss.weighed(
+          token_loss.token_losses(
+            self.config.model.decoder, table, h, target, c.vocab_chunk
+          ),
+          [fields],
         )
-        for h, target in rows
+        for h, target, fields in rows
       ]
       nll, hits = (
         sum(getattr(x, name).sum() for x in found) for name in ("nll", "hits")

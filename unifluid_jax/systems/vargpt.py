@@ -27,7 +27,7 @@ scale decoder has one learned condition, where the released code trains one row
 and draws with another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,8 +88,7 @@ class VarGpt:
 
   def __init__(self, config: Config):
     """Builds the networks; no arrays are made here."""
-    m = config.model
-    self.config = config
+    m, self.config = config.model, config
     dtype = jnp.dtype(m.dtype)
     self.decoder = decoder.Decoder(
       m.decoder, dtype, m.remat, m.scan, m.attention
@@ -320,10 +319,12 @@ class VarGpt:
     states = interleaved.hidden_states(self.decoder, params, packed, k_layers)
     sums: dict[str, Sums] = {}
     for i, (task, r) in enumerate(rows.items()):
-      found = self._text_sums(params, task, r, states[task])
+      fields = [batch[task]] if task == _DRAWN else []
+      found = self._text_sums(params, task, r, states[task], fields)
       if r.images is not None:
         k = jax.random.fold_in(k_paths, i)
         codes = self.drawing.losses(params, r.images, states[task], k)
+        codes = codes._replace(weighted=packing.weigh(codes.weighted, fields))
         found["image"] = Sums(*(x.sum() for x in codes))
       for kind, part in found.items():
         before = sums.get(kind)
@@ -341,23 +342,22 @@ class VarGpt:
     )  # fmt: skip
 
   def _text_sums(
-    self, params: Params, task: str, rows: Rows, states: Float[Array, "B T D"]
-  ) -> dict[str, Sums]:
-    """Of texts, and of what begins and ends images."""
-    found = self._text_losses(params, rows, states)
+    self, params: Params, task: str, rows: Rows,
+    states: Float[Array, "B T D"], fields: Sequence[Mapping[str, Any]],
+  ) -> dict[str, Sums]:  # fmt: skip
+    """Of texts, and of what begins and ends images; `fields`: `weigh`'s."""
+    found = token_loss.weighed(self._text_losses(params, rows, states), fields)
     end = jnp.isin(rows.targets, jnp.asarray(self._ends))
     masks = {"text": ~end, "end": end}
     if task in _SAID:
       masks = {"text": jnp.ones_like(end)}
     elif task == _DRAWN:
       masks = {"end": jnp.ones_like(end)}
+    values = Sums(found.nll, found.hits, found.nll)
     return {
-      kind: Sums(*(
-        jnp.where(mask, x, 0).sum()
-        for x in (found.nll, found.hits, found.nll)
-      ))
+      kind: jax.tree.map(lambda x, m=mask: jnp.where(m, x, 0).sum(), values)
       for kind, mask in masks.items()
-    }  # fmt: skip
+    }
 
   def _objective(
     self, sums: Mapping[str, Sums], counts: Mapping[str, Any]

@@ -115,7 +115,7 @@ def frechet(subject: Subject, bench: Bench) -> Outcome:
   split = bench.splits[0]
   records, real = bench.records(split), bench.pixels(split)
   half = len(records) // 2
-  net = _classifier(bench)
+  net = classifier(bench)
   prompts = [r.prompts[0] for r in records[:half]]
   images = subject.images(prompts, range(half))
   reference = _statistics(net, real[half : 2 * half])
@@ -139,7 +139,7 @@ def _statistics(net: Any, images: np.ndarray) -> fid.Statistics:
   )
 
 
-def _classifier(bench: Bench) -> scene_classifier.SceneClassifier:
+def classifier(bench: Bench) -> scene_classifier.SceneClassifier:
   """Trained once per data set, on training scenes; kept beside them."""
   path = epath.Path(bench.config.data.root) / "scene_classifier.npz"
   if path.exists():

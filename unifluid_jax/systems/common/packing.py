@@ -5,7 +5,7 @@ aligned to its right end), then causal tokens. Static slots make every read-out
 a slice, and training and decoding see the same positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unifluid_jax.core import parallel
-from unifluid_jax.core.types import BOS, PAD, Params
+from unifluid_jax.core.types import BOS, PAD, WEIGHT, Params
 from unifluid_jax.ops.attention import block_causal_mask
 
 
@@ -160,6 +160,21 @@ def hidden_states_apart(
     k = jax.random.fold_in(key, i)
     found += hidden_states(decoder, params, [task], k)
   return found
+
+
+def weigh(
+  losses: Float[Array, "*n B N"], fields: Sequence[Mapping[str, Any]]
+) -> Float[Array, "*n B N"]:
+  """Losses of drawn rows, each times its row's weight; see `types.WEIGHT`.
+
+  Args:
+    losses: of the tokens of all rows.
+    fields: of the tasks whose rows these are, one after another.
+  """
+  if not any(WEIGHT in task for task in fields):
+    return losses
+  of_rows = [t.get(WEIGHT, jnp.ones(len(t["prompt"]))) for t in fields]
+  return losses * jnp.concatenate(of_rows)[:, None]
 
 
 def read_out(

@@ -1,5 +1,6 @@
 """Cross entropy over one vocabulary of texts and image codes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from unifluid_jax.core import parallel
 from unifluid_jax.core.types import PAD
 from unifluid_jax.models.decoder import logits
 from unifluid_jax.ops.cross_entropy import TokenLosses, chunked_cross_entropy
+from unifluid_jax.systems.common import packing
 
 
 def token_losses(
@@ -38,6 +40,13 @@ def token_losses(
   counted = ids != PAD
   # No product with 0: a state that counts nowhere may be infinite.
   return jax.tree.map(lambda x: jnp.where(counted, x, 0.0), losses)
+
+
+def weighed(
+  losses: TokenLosses, fields: Sequence[Mapping[str, Any]]
+) -> TokenLosses:
+  """Losses of rows to draw, times their rows' weights; see `packing.weigh`."""
+  return losses._replace(nll=packing.weigh(losses.nll, fields))
 
 
 def positive(count: Any) -> Any:
