@@ -7,9 +7,9 @@
 
 The first by policy gradients: a step draws 96 images of 12 prompts and learns
 which are more right than the others. 100 steps, 4 minutes on one CPU core.
-Measured, three seeds: GenEval-shapes .85 to .95, two colours .50 to .83; images
-become more alike, not as much as by the second way (docs/results.md). Tuned
-for `shapes`, UniFluid's run; tried with no other.
+Measured, two seeds: GenEval-shapes .84 to .89 and .91, two colours .53 to .78;
+images become more alike, not as much as by the second way (docs/results.md).
+Tuned for `shapes`, UniFluid's run; tried with no other.
 
 The second is rejection fine-tuning, round by round.
 Goes on from `make demo`'s run; `:liquid`, `:unitoken` and `:vargpt` from those
