@@ -302,13 +302,6 @@ class Model:
     call = self._drawing(task, tuple(rows), sampling)
     return to_uint8(call(np.asarray(seeds, np.uint32), *rows.values()))
 
-  def prompt_fields(
-    self, prompts: Sequence[str], sampling: Any
-  ) -> dict[str, np.ndarray]:
-    """Name → array [n, ...]: rows to draw without their images."""
-    size = systems.drawn_size(self.config, sampling)
-    return self._rows(tasks.T2I, [({"prompt": p}, {}) for p in prompts], size)
-
   def edits(
     self,
     images: Sequence[np.ndarray],

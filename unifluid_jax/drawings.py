@@ -63,7 +63,7 @@ class Drawings:
       )
     if most < 1:
       raise ValueError(f"most={most} must be at least 1")
-    rows = self._prompts([prompt], sampling)
+    rows = self.prompts([prompt], sampling)
     call = self._call("stages", tuple(rows), sampling, most)
     found = call(np.asarray([seed], np.uint32), *rows.values())[0]
     return [Image.fromarray(x) for x in transforms.to_uint8(found)]
@@ -88,7 +88,7 @@ class Drawings:
     if not prompts:
       return []
     images = self._given(given, len(prompts), sampling)
-    rows = self._prompts(prompts, sampling)
+    rows = self.prompts(prompts, sampling)
     call = self._call("redraw", tuple(rows), sampling)
     cells = np.repeat(again.reshape(1, -1), len(prompts), axis=0)
     seeds = np.arange(seed, seed + len(prompts), dtype=np.uint32)
@@ -156,10 +156,10 @@ class Drawings:
     side = self._config.model.image_size
     return systems.drawn_size(self._config, sampling) or (side, side)
 
-  def _prompts(
+  def prompts(
     self, prompts: Sequence[str], sampling: Any
   ) -> dict[str, np.ndarray]:
-    """The arrays of some prompts."""
+    """Name → array [n, ...]: rows to draw without their images."""
     size = systems.drawn_size(self._config, sampling)
     return self._rows(tasks.T2I, [({"prompt": p}, {}) for p in prompts], size)
 

@@ -72,6 +72,14 @@ def _check(job: Job) -> None:
     f"policy.prompts={config.policy.prompts} needs batch.{tasks.T2I}: the "
     "run's own rows to draw keep images as they are",
   )
+  system = job.system
+  need(
+    set(system.inputs[tasks.T2I]) == {"prompt", "image"}
+    and not getattr(system.codec, "sizes", ()),
+    f"policy.prompts={config.policy.prompts}: drawings are added to rows of a "
+    f"prompt and an image of one size, which system {config.system!r} has not "
+    "as configured",
+  )
   need(
     config.policy.prompts % jax.process_count() == 0,
     f"policy.prompts={config.policy.prompts} must be divisible by the "
@@ -148,7 +156,7 @@ class _Step:
     seeds = rng.integers(_SEEDS, size=len(prompts)).tolist()
     images = self._model.images(prompts, seeds, self._sampling)
     rewards = np.asarray(self._reward.judge(asked, images), np.float32)
-    rows = self._model.prompt_fields(prompts, self._sampling)
+    rows = self._model.drawings.prompts(prompts, self._sampling)
     rows[_PIXELS] = transforms.to_float(images)
     return rows, rewards.reshape(-1, c.policy.draws)
 
@@ -158,12 +166,6 @@ class _Step:
     """The run's own rows to draw, then those it drew, with their weights."""
     if _PIXELS not in own:
       rows["image"] = self._encode(rows.pop(_PIXELS))
-    if set(own) != set(rows):
-      raise ConfigError(
-        f"policy.prompts={self._job.config.policy.prompts}: drawings have "
-        f"{', '.join(sorted(rows))}, this run's rows to draw "
-        f"{', '.join(sorted(own))}"
-      )
     local = {"own": len(own["prompt"]) // jax.process_count(),
              "drawn": advantage.size}  # fmt: skip
     # The loss is a mean over all rows; each kind is to be one by itself.

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.systems import test_liquid_sizes, test_var
 from tests.systems.test_contract import (
   Space,
   registered,  # noqa: F401, a fixture
@@ -170,6 +171,17 @@ def test_what_cannot_be_drawn_is_refused(space, changes, message):
   job = train.make_job(config, systems.build(config), jax.devices()[:8])
   with pytest.raises(ConfigError, match=message):
     policy.with_drawings(job, Favourite(space.colours), space.tokenizer)
+
+
+def test_rows_of_other_fields_are_refused_before_anything_is_drawn(space):
+  """VAR draws classes, and Liquid images of several sizes."""
+  var = test_var.tiny()
+  liquid = test_liquid_sizes.tiny()
+  for config in (var, liquid):
+    config = dataclasses.replace(config, policy=PolicyConfig(prompts=4))
+    job = train.make_job(config, systems.build(config), jax.devices()[:1])
+    with pytest.raises(ConfigError, match="a prompt and an image of one size"):
+      policy.with_drawings(job, Favourite(space.colours), None)
 
 
 def test_a_run_without_rows_to_draw_is_refused(space):

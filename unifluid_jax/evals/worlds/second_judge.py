@@ -5,19 +5,19 @@ alone. The classifier was trained on true scenes and names what each of their
 cells holds; a model never sees it.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from unifluid_jax.data.worlds import shapes, shapes_text
 from unifluid_jax.evals.bench import Bench, Outcome, Subject
-from unifluid_jax.evals.metrics import geneval as rules
+from unifluid_jax.evals.metrics.geneval import Detection
 from unifluid_jax.evals.worlds import (
   scene_classifier,
   shapes_detector,
   world_suite,
 )
+
+_NAME = "geneval_classified"
 
 
 def geneval_classified(subject: Subject, bench: Bench) -> Outcome:
@@ -30,36 +30,50 @@ def geneval_classified(subject: Subject, bench: Bench) -> Outcome:
     ValueError: data that are not of the embedded world.
   """
   world, rng = world_suite.world_of(bench), np.random.default_rng(0)
-  n, net = bench.config.eval.prompts_per_task, world_suite.classifier(bench)
+  n, real = bench.config.eval.prompts_per_task, bench.pixels(bench.splits[0])
   tasks = [
     task
     for tag in shapes_text.TAGS
     for task in shapes_text.geneval_prompts(world, tag, n, rng)
   ]
   images = subject.images([t["prompt"] for t in tasks], range(len(tasks)))
-  real = bench.pixels(bench.splits[0])
-  unrelated = np.stack([real[i % len(real)] for i in range(len(tasks))])
-
-  def right(images):
-    cells = net.predict(scene_classifier.scaled(images))
-    found = [detections(world, np.asarray(row)) for row in cells]
-    return _right(tasks, found)
-
-  detector = shapes_detector.ShapesDetector(world)
-  first = _right(tasks, [detector.detect(image) for image in images])
-  second = right(images)
-  values = _named(tasks, second)
-  same = np.mean([a == b for a, b in zip(first, second, strict=True)])
-  values["geneval_classified/detector_agrees"] = float(same)
+  unrelated = [real[i % len(real)] for i in range(len(tasks))]
+  second = CellDetector(world, world_suite.classifier(bench))
+  judged, floor, first = (
+    world_suite.judge(detector, tasks, of)[0]
+    for detector, of in (
+      (second, images),
+      (second, unrelated),
+      (shapes_detector.ShapesDetector(world), images),
+    )
+  )
+  same = [a.correct == b.correct for a, b in zip(judged, first, strict=True)]
+  values = world_suite.named(_NAME, judged)
+  values[f"{_NAME}/detector_agrees"] = float(np.mean(same))
   settings = {"prompts_per_task": n, "detector": "scene classifier",
               **bench.sampled("images"),
               **bench.skipped(bench.splits[0])}  # fmt: skip
-  return Outcome(values, _named(tasks, right(unrelated)), settings)
+  return Outcome(values, world_suite.named(_NAME, floor), settings)
+
+
+class CellDetector:
+  """The classifier, in the place of a detector."""
+
+  def __init__(
+    self, world: shapes.World, net: scene_classifier.SceneClassifier
+  ):
+    """Binds a trained classifier to the world whose cells it names."""
+    self._world, self._net = world, net
+
+  def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
+    """An object in each cell that is not empty."""
+    labels = self._net.predict(scene_classifier.scaled(image[None]))
+    return detections(self._world, np.asarray(labels[0]))
 
 
 def detections(
   world: shapes.World, labels: Int[np.ndarray, "S"]
-) -> list[rules.Detection]:
+) -> list[Detection]:
   """What cells hold, as a detector says it; see `world_suite.labels_of`."""
   grid = world.grid or 2
   side, found = world.canvas / grid, []
@@ -69,22 +83,6 @@ def detections(
       y, x = (side * place for place in divmod(cell, grid))
       box = x, y, x + side, y + side
       found.append(
-        rules.Detection(world.shapes[shape], 1.0, box, world.colours[colour])
+        Detection(world.shapes[shape], 1.0, box, world.colours[colour])
       )
   return found
-
-
-def _right(
-  tasks: Sequence[dict], found: Sequence[list[rules.Detection]]
-) -> list[bool]:
-  return [rules.judge(t, x)[0] for t, x in zip(tasks, found, strict=True)]
-
-
-def _named(tasks: Sequence[dict], right: Sequence[bool]) -> dict[str, float]:
-  """Accuracy of each task, and their mean first."""
-  scores = rules.aggregate([
-    rules.Result(t["tag"], t["prompt"], x)
-    for t, x in zip(tasks, right, strict=True)
-  ])  # fmt: skip
-  tags = ("overall", *(tag for tag in shapes_text.TAGS if tag in scores))
-  return {f"geneval_classified/{tag}": scores[tag] for tag in tags}

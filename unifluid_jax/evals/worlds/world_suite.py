@@ -59,12 +59,12 @@ def geneval(subject: Subject, bench: Bench) -> Outcome:
   detector = shapes_detector.ShapesDetector(world)
   prompts = [t["prompt"] for t in tasks + held_out]
   images = subject.images(prompts, range(len(prompts)))
-  judged, reasons = _judge(detector, tasks + held_out, images)
-  values = _named("geneval", judged[: len(tasks)])
-  values |= _named("geneval_held_out", judged[len(tasks) :], overall=False)
+  judged, reasons = judge(detector, tasks + held_out, images)
+  values = named("geneval", judged[: len(tasks)])
+  values |= named("geneval_held_out", judged[len(tasks) :], overall=False)
   real = bench.pixels(bench.splits[0])
   unrelated = [real[i % len(real)] for i in range(len(tasks))]
-  floors = _named("geneval", _judge(detector, tasks, unrelated)[0])
+  floors = named("geneval", judge(detector, tasks, unrelated)[0])
   picked = [t * n + i for i in range(min(4, n)) for t in range(6)]
   shown = [
     Shown("generated", images[i], prompts[i], correct=judged[i].correct,
@@ -79,11 +79,11 @@ def geneval(subject: Subject, bench: Bench) -> Outcome:
 
 def geneval_overall(world: shapes.World, tasks: Any, images: Any) -> float:
   """GenEval's overall score of one image a task."""
-  judged, _ = _judge(shapes_detector.ShapesDetector(world), tasks, images)
+  judged, _ = judge(shapes_detector.ShapesDetector(world), tasks, images)
   return rules.aggregate(judged)["overall"]
 
 
-def _judge(
+def judge(
   detector: Any, tasks: Any, images: Any
 ) -> tuple[list[rules.Result], list[str]]:
   """Verdicts and their reasons."""
@@ -98,7 +98,7 @@ def _judge(
   return results, [reason for _, reason in verdicts]
 
 
-def _named(
+def named(
   prefix: str, results: list[rules.Result], overall: bool = True
 ) -> dict[str, float]:
   """Accuracy of each tag, and their mean first."""
