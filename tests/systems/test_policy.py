@@ -42,7 +42,8 @@ class Favourite:
     cells = images[:, 4::8, 4::8].reshape(len(images), -1, 1, 3)
     pixels = (self.colours + 1) * 127.5
     code = np.abs(cells - pixels).sum(-1).argmin(-1)
-    return (code == WANTED).mean(1)
+    self.judged = (code == WANTED).mean(1)
+    return self.judged
 
   def kind(self, asked):
     return "any"
@@ -132,7 +133,7 @@ def test_advantages_are_over_the_other_images_of_a_prompt():
 
 
 def test_rows_are_weighed_so_that_each_kind_is_a_mean_by_itself(space):
-  """8 rows of its own weigh 1 each in the mean over them, 32 drawn ones w."""
+  """8 of its own weigh 1 in the mean over them, 32 drawn ones w A."""
   system = systems.build(config_of(space))
   config = config_of(space, weight=3.0)
   job = train.make_job(config, system, jax.devices()[:1])
@@ -145,9 +146,8 @@ def test_rows_are_weighed_so_that_each_kind_is_a_mean_by_itself(space):
   job = job._replace(step=noted)
   with jax.set_mesh(job.mesh):
     state = train.init_state(system, job.optimizer, config)
-    wrapped = policy.with_drawings(
-      job, Favourite(space.colours), space.tokenizer
-    )
+    reward = Favourite(space.colours)
+    wrapped = policy.with_drawings(job, reward, space.tokenizer)
     loader = pipeline.make_loader(
       config, system.inputs, space.tokenizer, start_step=0
     )
@@ -158,7 +158,10 @@ def test_rows_are_weighed_so_that_each_kind_is_a_mean_by_itself(space):
   drawn = weights[8:].reshape(4, 8)
   np.testing.assert_allclose(drawn.sum(axis=1), 0, atol=1e-6)
   assert told["reward_told_apart"] == (drawn.std(axis=1) > 0).mean()
-  assert 0 < np.abs(drawn).max() <= 3.0 * 40 / 32
+  earned = reward.judged.reshape(4, 8).astype(np.float32)
+  wanted = 3.0 * policy.advantages(earned, 1.0) * 40 / 32
+  np.testing.assert_allclose(drawn, wanted, rtol=1e-5)
+  assert np.abs(drawn).max() > 0
 
 
 @pytest.mark.parametrize("changes, message", [
