@@ -64,6 +64,7 @@ setup(
     "hub": ["huggingface_hub"],  # unifluid_jax.export --push
     "gguf": ["gguf>=0.10"],  # weights --from=gguf:FILE of quantised tensors
     "parity": [
+      "ray[data]",
       "accelerate",  # transformers reads GGUF files with it
       "gguf>=0.10",
       "tokenizers>=0.20",
@@ -74,6 +75,7 @@ setup(
     ],
     "geneval": ["torch==2.13.0", "transformers==5.23.0", "safetensors==0.8.0"],
     "hf": ["tokenizers>=0.20"],  # text.tokenizer=tokenizer.json
+    "ray": ["ray[data]"],  # prepare --ray
     "java_ptb": ["pycocoevalcap"],  # its Stanford tokenizer; Java comes apart
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],

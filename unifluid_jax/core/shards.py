@@ -1,14 +1,16 @@
 """Large files made in shards: by several processes, or over several starts.
 
-Shards lie in a folder beside the file and are numbered: which process makes
-one, and how many processes there are, changes nothing in it. Each appears
-whole or not at all, so that an interrupted job goes on where it stopped. The
-first process joins them.
+Shards lie in a folder beside the file and are numbered: which process (or
+worker of a cluster, see `core.workers`) makes one, and how many there are,
+changes nothing in it. Each appears whole or not at all, so that an interrupted
+job goes on where it stopped. The first process joins them.
 """
 
+import functools
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import multihost
 
-from unifluid_jax.core import files
+from unifluid_jax.core import files, workers
 
 SUFFIX = ".shards"
 _CLAIM = "made_of.json"
@@ -29,6 +31,7 @@ def make(
   count: int,
   write: Callable[[int, str], None],
   join: Callable[[Sequence[str]], None],
+  each: workers.Each = workers.here,
 ) -> None:
   """Makes the missing shards, then the file; all processes call it alike.
 
@@ -39,9 +42,10 @@ def make(
     count: of shards; process p of n makes shards p, p + n, p + 2n, ...
     write: (number, path) writes one shard, whole or not at all.
     join: makes the file of the shards' paths, in order; on process 0.
+    each: has this process's shards made, maybe elsewhere.
 
   Raises:
-    ValueError: the processes share no disk.
+    ValueError: the processes, or workers, share no disk.
   """
   folder = Path(path + SUFFIX)
   if jax.process_index() == 0:
@@ -49,14 +53,24 @@ def make(
   wait(f"{folder} is claimed")
   _check_claim(folder, made_of)
   shards = [folder / f"{k:05d}-of-{count:05d}" for k in range(count)]
-  for k in share(count):
-    if not shards[k].exists():
-      write(k, os.fspath(shards[k]))
+  missing = [(k, os.fspath(shards[k])) for k in share(count)
+             if not shards[k].exists()]  # fmt: skip
+  each(functools.partial(_make_one, folder, made_of, write), missing)
   wait(f"{folder} is complete")
   if jax.process_index() == 0:
     join([os.fspath(shard) for shard in shards])
     shutil.rmtree(folder)
   wait(f"{path} is joined")
+
+
+def _make_one(
+  folder: Path,
+  made_of: Mapping[str, Any],
+  write: Callable[[int, str], None],
+  shard: tuple[int, str],
+) -> None:
+  _check_claim(folder, made_of)
+  write(*shard)
 
 
 def share(count: int) -> range:
@@ -86,8 +100,9 @@ def _claim(folder: Path, made_of: Mapping[str, Any]) -> None:
 def _check_claim(folder: Path, made_of: Mapping[str, Any]) -> None:
   if _read_claim(folder) != _json(made_of):
     raise ValueError(
-      f"process {jax.process_index()} does not find {folder} as process 0 made "
-      "it: config.data.root must lie on a disk that all processes share"
+      f"{socket.gethostname()} (process {os.getpid()}) does not find {folder} "
+      "as the first process made it: config.data.root must lie on a disk that "
+      "all processes and workers share"
     )
 
 

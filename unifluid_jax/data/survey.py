@@ -5,10 +5,11 @@ import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from unifluid_jax.core import workers
 from unifluid_jax.core.config import MAX_PIXELS, DataConfig, SourceConfig
 from unifluid_jax.data.images import decode_image, dimensions
 from unifluid_jax.data.records import BadRecord, Record
@@ -20,6 +21,7 @@ _QUICK = 256  # of these, for a configuration
 _EXAMPLES = 3
 _SHOWN = 90  # characters of an example's text
 _NAMED = 1000  # bad records that a check names; all are counted
+_PIECE = 4096  # records that a worker checks at a time
 _AHEAD = 64  # records that threads of a check have in hand
 
 
@@ -139,18 +141,24 @@ def described_all(data: DataConfig) -> Iterator[str]:
     yield described(source, data.root, data.caption_prefix, key)
 
 
-def verify(data: DataConfig, say: Callable[[str], None]) -> None:
+def verify(
+  data: DataConfig,
+  say: Callable[[str], None],
+  each: workers.Each = workers.here,
+) -> None:
   """Checks every record of every source; names and counts the bad ones.
+
+  Args:
+    data: has the sources.
+    say: gets lines for people.
+    each: who reads the records; workers need the disks of data.root.
 
   Raises:
     ValueError: more of a source are bad than training tolerates.
   """
   broken = []
   for key, source in _taking_part(data).items():
-    named, bad, total = verified(
-      source, data.root, data.caption_prefix, key, data.max_pixels,
-      data.threads,
-    )  # fmt: skip
+    named, bad, total = _verified(data, source, key, each)
     for name in named:
       say(f"  bad: {name}")
     say(f"{key}: verified {total} records, {bad} bad")
@@ -181,9 +189,18 @@ def _same(one: SourceConfig, other: SourceConfig) -> bool:
 
 
 def check(
-  source: sources.Source, max_pixels: int = MAX_PIXELS, threads: int = 1
+  source: sources.Source,
+  span: range,
+  max_pixels: int = MAX_PIXELS,
+  threads: int = 1,
 ) -> Iterator[str | None]:
-  """Reads every record and decodes its images.
+  """Reads records and decodes their images.
+
+  Args:
+    source: of the records.
+    span: which; consecutive ones.
+    max_pixels: of an image that can be used.
+    threads: that read.
 
   Yields:
     None for a record that can be used, else what is wrong with it; in order.
@@ -202,17 +219,33 @@ def check(
     return None
 
   with ThreadPoolExecutor(max(1, threads)) as pool:
-    for start in range(0, len(source), _AHEAD):
-      yield from pool.map(fault, range(start, min(start + _AHEAD, len(source))))
+    for start in range(0, len(span), _AHEAD):
+      yield from pool.map(fault, span[start : start + _AHEAD])
 
 
-def verified(
-  config: SourceConfig,
-  root: str,
-  prefix: str,
-  key: str,
-  max_pixels: int,
-  threads: int,
+class _Checker:
+  """Checks pieces of a source; opens it where it works."""
+
+  def __init__(self, data: DataConfig, config: SourceConfig, key: str):
+    self._config, self._key = config, key
+    self._data = (data.root, data.caption_prefix)
+    self._limits = (data.max_pixels, data.threads)
+
+  @functools.cached_property
+  def source(self) -> sources.Source:
+    return sources.open_source(self._config, *self._data, self._key)
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {k: v for k, v in vars(self).items() if k != "source"}
+
+  def __call__(self, span: range) -> list[Any]:
+    """The bad records of some, a thousand by name, and their number."""
+    found = [text for text in check(self.source, span, *self._limits) if text]
+    return [found[:_NAMED], len(found)]
+
+
+def _verified(
+  data: DataConfig, config: SourceConfig, key: str, each: workers.Each
 ) -> tuple[list[str], int, int]:
   """Checks all of a source.
 
@@ -223,13 +256,13 @@ def verified(
   Raises:
     FileNotFoundError, ValueError: see `open_source`.
   """
-  source = sources.open_source(config, root, prefix, key)
+  checker = _Checker(data, config, key)
+  source = checker.source
+  places = range(len(source))
+  pieces = [places[i : i + _PIECE] for i in places[::_PIECE]]
   named, bad = list(source.bad[:_NAMED]), len(source.bad)
-  for fault in check(source, max_pixels, threads):
-    if fault:
-      bad += 1
-      if len(named) < _NAMED:
-        named.append(fault)
+  for found, count in each(checker, pieces):
+    named, bad = (named + found)[:_NAMED], bad + count
   return [_printable(n) for n in named], bad, len(source) + len(source.bad)
 
 

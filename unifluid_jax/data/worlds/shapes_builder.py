@@ -6,6 +6,7 @@ with `tfds.builder_from_directory(directory).as_data_source(split)`.
 
 import base64
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -100,10 +101,6 @@ def build(
     for start in range(0, size, _CHUNK)
   ]
 
-  def write_piece(number: int, path: str) -> None:
-    split, places = pieces[number]
-    files.write(path, _to_lines(_records(world, split, places, seed)))
-
   def join(paths: Sequence[str]) -> None:
     def records(split: str) -> Iterator[dict[str, Any]]:
       for (of, _), path in zip(pieces, paths, strict=True):
@@ -113,8 +110,20 @@ def build(
     write(records)
 
   if not _is_built(target, made_of):
+    write_piece = functools.partial(_write_piece, world, seed, pieces)
     spread(os.fspath(target), made_of, len(pieces), write_piece, join)
   return target
+
+
+def _write_piece(
+  world: shapes.World,
+  seed: int,
+  pieces: Sequence[tuple[str, range]],
+  number: int,
+  path: str,
+) -> None:
+  split, places = pieces[number]
+  files.write(path, _to_lines(_records(world, split, places, seed)))
 
 
 def write_once(
