@@ -86,6 +86,15 @@ def test_what_a_worker_makes_of_errors():
     worker({"id": 2})
 
 
+def test_what_workers_made_is_in_order():
+  worker = workers._Worker(lambda piece: {"made of": piece}, "abc")
+  done = [worker({"id": i}) for i in (2, 0, 1)]
+  assert workers._in_order(done) == [{"made of": x} for x in "abc"]
+  failed = {"id": 1, "result": "null", "error": "ValueError: b is bad"}
+  with pytest.raises(ValueError, match="b is bad"):
+    workers._in_order([done[0], failed, done[1]])
+
+
 def test_without_ray_the_error_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "ray", None)
   with pytest.raises(ValueError, match=r'needs Ray: pip install -e "\.\[ray'):

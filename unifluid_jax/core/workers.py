@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,10 +49,13 @@ def on_ray(address: str) -> Iterator[Each]:
       f'--ray={address} needs Ray: pip install -e ".[ray]"'
     ) from error
   try:
-    ray.init(
-      address=address, include_dashboard=False if address == LOCAL else None,
-      logging_level=logging.ERROR, log_to_driver=False,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+      # JAX warns of forks; Ray's are replaced by other programs at once.
+      warnings.filterwarnings("ignore", r".*os\.fork\(\)", RuntimeWarning)
+      ray.init(
+        address=address, include_dashboard=False if address == LOCAL else None,
+        logging_level=logging.ERROR, log_to_driver=False,
+      )  # fmt: skip
   except (ConnectionError, RuntimeError) as error:
     raise ValueError(f"--ray={address}: no cluster answers: {error}") from error
   ray.data.DataContext.get_current().enable_progress_bars = False
@@ -70,17 +74,19 @@ def _each(work: Work, pieces: Sequence[Any]) -> list[Any]:
     return []
   cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
   pool = ray.data.ActorPoolStrategy(size=min(len(pieces), cores))
-  done = (
-    ray.data.range(len(pieces), override_num_blocks=len(pieces))
-    .map(_Worker, fn_constructor_args=(work, list(pieces)), compute=pool)
-    .take_all()
-  )
-  results = [None] * len(pieces)
-  for row in done:
+  numbers = ray.data.range(len(pieces), override_num_blocks=len(pieces))
+  arguments = (work, list(pieces))
+  done = numbers.map(_Worker, fn_constructor_args=arguments, compute=pool)
+  return _in_order(done.take_all())
+
+
+def _in_order(done: Sequence[dict[str, Any]]) -> list[Any]:
+  """What workers made of all pieces; the first of what they failed at."""
+  ordered = sorted(done, key=lambda row: row["id"])
+  for row in ordered:
     if row["error"]:
       raise ValueError(row["error"])
-    results[row["id"]] = json.loads(row["result"])
-  return results
+  return [json.loads(row["result"]) for row in ordered]
 
 
 class _Worker:
