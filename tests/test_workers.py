@@ -6,13 +6,11 @@ Ray itself: tests/parity/test_ray.py.
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cloudpickle
 import pytest
 
 from tests.data.test_survey import folder, load  # noqa: F401, a fixture
-from unifluid_jax import prepare
 from unifluid_jax.core import shards, workers
 from unifluid_jax.data import survey
 from unifluid_jax.data.worlds import shapes, shapes_builder
@@ -100,10 +98,3 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch):
   with pytest.raises(ValueError, match=r'needs Ray: pip install -e "\.\[ray'):
     with workers.on_ray("auto"):
       pass
-
-
-def test_one_thing_divides_the_work(monkeypatch):
-  for name, value in (("_RAY", "auto"), ("_COORDINATOR", "host:1")):
-    monkeypatch.setattr(prepare, name, SimpleNamespace(value=value))
-  with pytest.raises(ValueError, match="--ray and --coordinator"):
-    prepare.main([])

@@ -596,6 +596,15 @@ def test_policy_gradients_on_what_a_run_draws(space, tmp_path):
     assert parts[2][name] == whole[2][name], name
 
 
+def test_one_thing_divides_the_work():
+  wrong = command("prepare", "--config=debug", "--ray=auto",
+                  "--coordinator=host:1", check=False)  # fmt: skip
+  assert wrong.returncode == 1
+  assert wrong.stderr == (
+    "error: --ray and --coordinator: one of them divides the work\n"
+  )
+
+
 def test_a_run_without_drawings_is_refused(tmp_path):
   wrong = command("reward", "--config=debug", f"--workdir={tmp_path}/out",
                   check=False)  # fmt: skip
