@@ -6,7 +6,7 @@
       --workdir=runs/shapes_reward
 
 The first by policy gradients: a step draws 96 images of 12 prompts and learns
-which are more right than the others. 240 steps, 6 minutes on one CPU core.
+which are more right than the others. 240 steps, 6 to 8 minutes on one core.
 Measured, three seeds: GenEval-shapes .85 to .94, two colours .50 to .86, the
 Fréchet distance as before (docs/results.md). Tuned for `shapes`, UniFluid's
 run; tried with no other.
@@ -62,7 +62,7 @@ def get_config(arg: str = "shapes"):
     if name == "shapes":
       # What needed guidance is learned; less of it keeps images varied.
       c.sampling.cfg = 1.5
-      # The decoder is to read as well as it did, whatever drawing asks of it.
+      # Texts hold the decoder where it was: images stay nearer to true ones.
       c.loss.text_weight *= 10
   else:
     _rounds(c, made)
@@ -82,8 +82,8 @@ def _rounds(c, made: str) -> None:
 def _policy(c) -> None:
   c.steps = c.checkpoint.every = 240
   c.log.every = 10
-  # With 1 for `worse` one run of three seeds ran away. Drawings without
-  # guidance are the policy's own; learned guided ones are all alike.
+  # With 1 for `worse` two runs of five ran away. Unguided drawings are the
+  # policy's own; learning of guided ones makes images alike (docs/log.md).
   c.policy.update(prompts=12, draws=8, weight=16.0, worse=0.5)
   c.policy.sampling = dict(cfg=1.0)
   c.optim.ema = 0.98

@@ -44,10 +44,10 @@ _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "host:port of process 0, or auto on a TPU pod."
 )
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process.")
 _RAY = flags.DEFINE_string(
   "ray", "", "Address of the Ray cluster that works: HOST:PORT, auto or local."
 )
-_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process.")
 
 
 def main(_: list[str]) -> None:

@@ -33,8 +33,8 @@ def on_ray(address: str) -> Iterator[Each]:
   They need this package, and the disks that the work reads and writes.
 
   Args:
-    address: HOST:PORT of a cluster, ray://HOST:PORT of its client server,
-      "auto" within one, or "local" for the cores of this machine.
+    address: HOST:PORT of a cluster, "auto" on one of its machines, or "local"
+      for the cores of this machine.
 
   Raises:
     ValueError: Ray is not installed, or no cluster answers.
