@@ -57,7 +57,10 @@ def on_ray(address: str) -> Iterator[Each]:
         logging_level=logging.ERROR, log_to_driver=False,
       )  # fmt: skip
   except (ConnectionError, RuntimeError) as error:
-    raise ValueError(f"--ray={address}: no cluster answers: {error}") from error
+    raise ValueError(
+      f"--ray={address}: no cluster answers: {error}; one that was started by "
+      "`ray start` may ask for its token: set RAY_AUTH_MODE=token"
+    ) from error
   ray.data.DataContext.get_current().enable_progress_bars = False
   logging.getLogger("ray.data").setLevel(logging.ERROR)
   try:
