@@ -39,7 +39,6 @@ ARGS = {
   "emoji": (
     "",
     "full",
-    "longer",
     "full,edits",
     "liquid",
     "unitoken",
