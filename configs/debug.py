@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
   m = c.model
   m.decoder.update(width=32, depth=2, mlp=64, heads=2, kv_heads=1, head_dim=16)
   m.vit.update(width=32, depth=1, mlp=64, heads=2)
-  m.head.update(width=32, depth=1)
+  m.head.update(kind="ddpm", width=32, depth=1)
   m.vae.update(base=32)
   m.vae_path = f"{ROOT}/vae"
   c.loss.update(random_until=8, raster_from=16)

@@ -116,8 +116,7 @@ def _networks(m) -> None:
     head_dim=48,
   )  # fmt: skip
   m.vit.update(width=128, depth=3, mlp=512, heads=4, patch=16, image_size=64)
-  # Learns faster than the paper's, "ddpm", and draws in fewer steps.
-  m.head.update(kind="flow", width=256, depth=3)
+  m.head.update(width=256, depth=3)
   m.image_size = 64
   m.patch = 4  # 16 tokens of 64 channels
 
@@ -130,7 +129,7 @@ def _training(c) -> None:
   # Any order to the end: each cell can be drawn again, given all others.
   c.loss.update(random_until=c.steps, raster_from=c.steps)
   c.checkpoint.every = 750
-  c.sampling.update(steps=10, cfg=1.5, order="random")
+  c.sampling.update(cfg=1.5, order="random")
   c.eval.metrics = ("emoji_captions", "emoji_vqa", "emoji_drawn", "emoji_fid")
   c.eval.update(examples=256, prompts_per_task=64, batch=64)
 

@@ -1,8 +1,8 @@
 r"""Times UniFluid beside a PyTorch peer of the same shapes and mathematics.
 
   pip install -e . torch==2.13.0
-  python -m benchmarks.peers.compare --config=configs/shapes.py
-  python -m benchmarks.peers.compare --config=configs/shapes.py --what=generate
+  python -m benchmarks.peers.compare --config=configs/shapes.py \
+      --config.model.head.kind=ddpm [--what=generate --config.sampling.steps=50]
 
 Both start from the same random parameters and take the same random batch, on
 CPUs, in one process, in turns: a round times so many calls of ours, of the

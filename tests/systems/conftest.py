@@ -24,7 +24,7 @@ def tiny(**changes):
   )
   m.vit.update(width=16, depth=1, mlp=32, heads=2, patch=8)
   m.patch = 2
-  m.head.update(width=32, depth=1)
+  m.head.update(kind="ddpm", width=32, depth=1)
   m.vae.update(base=8, groups=4)
   c.text.update(prompt=5, prefix=5, suffix=4)
   c.loss.update(random_until=10, raster_from=20)

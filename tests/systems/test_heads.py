@@ -171,7 +171,9 @@ def test_a_run_refuses_steps_that_its_head_has_not_learned():
 
 def test_older_runs_have_mars_head():
   """Trees without the keys, among them that of the model in the box."""
-  tree = shapes.get_config().to_dict()
+  config = shapes.get_config()
+  config.model.head.kind = "ddpm"
+  tree = config.to_dict()
   whole = systems.resolve(tree)
   del tree["model"]["head"]["kind"], tree["sampling"]["solver"]
   assert systems.resolve(tree) == whole

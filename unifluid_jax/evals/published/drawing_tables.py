@@ -36,6 +36,7 @@ def _head(kind: str, steps: int, last: int = 0) -> Arm:
     flags.append("--config.optim.rates.head=0.25")
   flags.append(f"--config.sampling.steps={steps}")
   flags.append(f"--config.sampling.last_steps={last}")
+  flags.append("--config.sampling.cfg=2.5")
   fall = f" falling to {last}" if last else ""
   return Arm(
     f"heads_{kind}",
@@ -73,6 +74,7 @@ def _groups(share: float, order: str, passes: int) -> Arm:
       # The head that learns fastest, so that orders are what is compared.
       "--config.model.head.kind=flow",
       "--config.sampling.steps=10",
+      "--config.sampling.cfg=2.5",
       f"--config.loss.random_share={share}",
       f"--config.sampling.order={order}",
       f"--config.sampling.passes={passes}",
