@@ -7,11 +7,11 @@ row to draw, times the advantage. With one update per drawing the ratio of new
 to old probabilities is 1, so that there is nothing to clip.
 
 Differs: the log-likelihood is what the system's loss says of an image, exact
-for codes and a bound for a diffusion head (as AWM, arXiv 2509.25050), of
-the drawn pixels encoded again. Advantages are not divided by their deviation,
-which makes much of prompts that nearly always succeed (Dr. GRPO, arXiv
-2503.20783). Instead of a penalty for leaving the first policy, the run's own
-data are trained on in every step.
+for codes and a bound for a diffusion or a flow head (as AWM, arXiv 2509.25050),
+of the drawn pixels encoded again. Advantages are not divided by their
+deviation, which makes much of prompts that nearly always succeed (Dr. GRPO,
+arXiv 2503.20783). Instead of a penalty for leaving the first policy, the run's
+own data are trained on in every step.
 
 A loss has no upper bound: what drives a model away from wrong drawings can run
 away with it. `policy.worse` below 1 holds it back; watch `reward` in the log.
