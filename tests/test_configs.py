@@ -39,6 +39,7 @@ ARGS = {
   "emoji": (
     "",
     "full",
+    "longer",
     "full,edits",
     "liquid",
     "unitoken",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from tests.systems.conftest import (
   tiny,
   whole_loss,
 )
-from unifluid_jax import systems
+from unifluid_jax import boxed, systems
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.models import flow_head
 from unifluid_jax.systems import unifluid_config
@@ -169,7 +170,7 @@ def test_a_run_refuses_steps_that_its_head_has_not_learned():
 
 
 def test_older_runs_have_mars_head():
-  """Trees without the keys."""
+  """Trees without the keys, among them that of the model in the box."""
   config = shapes.get_config()
   config.model.head.kind = "ddpm"
   tree = config.to_dict()
@@ -177,4 +178,8 @@ def test_older_runs_have_mars_head():
   del tree["model"]["head"]["kind"], tree["sampling"]["solver"]
   assert systems.resolve(tree) == whole
   assert (whole.model.head.kind, whole.sampling.solver) == ("ddpm", "euler")
-  assert systems.summary(whole)["head"] == "ddpm, 3 layers x 192"
+  file = boxed.FOLDER / "emoji-small" / "config.json"
+  kept = json.loads(file.read_text())["config"]
+  assert "kind" not in kept["model"]["head"]
+  found = systems.resolve(kept)
+  assert systems.summary(found)["head"] == "ddpm, 3 layers x 256"
