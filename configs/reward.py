@@ -6,18 +6,19 @@
       --workdir=runs/shapes_reward
 
 The first by policy gradients: a step draws 96 images of 12 prompts and learns
-which are more right than the others. 240 steps, 6 to 8 minutes on one core.
-Measured, three seeds: GenEval-shapes .85 to .94, two colours .50 to .86, the
-Fréchet distance as before (docs/results.md). Tuned for `shapes`, UniFluid's
-run; tried with no other.
+which are more right than the others. 240 steps, 5 to 9 minutes on one core.
+Measured, three seeds: GenEval-shapes .84 to .94, two colours .63 to .85; the
+Fréchet distance grows (docs/results.md). Tuned for `shapes`, UniFluid's run;
+tried with no other.
 
 The second is rejection fine-tuning, round by round.
 Goes on from `make demo`'s run; `:liquid`, `:unitoken` and `:vargpt` from those
 of the other systems' demos. A round draws 1,200 prompts four times, keeps an
 image that the detector finds right of each, and trains 200 steps, half of
 whose prompts are these. Hardware: 2 CPU cores, 26 minutes beside other work.
-Measured: GenEval-shapes .85 to .90, two colours .50 to .70, guided less
-strongly than before (cfg 1.5); images become more alike (docs/results.md).
+Measured, with the demo's head as it was (`ddpm`): GenEval-shapes .85 to .90,
+two colours .50 to .70, guided less strongly than before (cfg 1.5); images
+become more alike (docs/results.md).
 """
 
 from configs import liquid_shapes, shapes, unitoken_shapes, vargpt_shapes
