@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
   c.optim.warmup = 5
   c.checkpoint = dict(every=10, keep=4, keep_every=0)
   c.log.every = 5
-  c.sampling.steps = 4
+  c.sampling.update(steps=4, cfg=2.5)
   c.eval.update(examples=16, prompts_per_task=2, batch=16)
   if arg == "vae":
     image_tokenizer(c)
