@@ -3,8 +3,8 @@
   make demo     (or its five commands, one by one)
 
 Trains joint generation and understanding on 16,000 drawn scenes of coloured
-shapes, 32 x 32 pixels. Hardware: 2 CPU cores, 8 minutes. Expected:
-GenEval-shapes .82, captions 1.00, VQA .90; all measured numbers:
+shapes, 32 x 32 pixels. Hardware: 2 CPU cores, 8 to 10 minutes. Expected:
+GenEval-shapes .81, captions 1.00, VQA .90; all measured numbers:
 docs/results.md; why the values below are what they are: docs/log.md.
 """
 
