@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from tests.e2e.test_commands import REPO, command, rows
+from tests.e2e.commands import REPO, command, rows
 
 SMALL = {
   "model.vae.base": 32, "steps": 2, "checkpoint.every": 2, "log.every": 1,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.test_commands import ENV, REPO, command, rows
+from tests.e2e.commands import ENV, REPO, command, rows
 from tests.evals import random_run, tiny_inception, tiny_torch
 from tests.evals.test_geneval_files import FOUND, PROMPTS
 from tests.evals.test_published import write_coco, write_mjhq
