@@ -65,7 +65,7 @@ def get_config(arg: str = ""):
   c.batch.edit = _derived(c, lambda found: _rows("edit", found))
   m = c.model
   m.decoder.vocab = 512
-  m.head.kind = "ddpm"
+  m.head.kind = "ddpm"  # what was measured, with these steps and guidance
   c.sampling.update(steps=50, cfg=2.5)
   follow_size(c)
   m.vit.image_size = m.get_oneway_ref("image_size")

@@ -44,23 +44,26 @@ def check(config: Any) -> None:
     ValueError: names the setting.
   """
   d, m = config.model.decoder, config.model
-  others = {
-    "model.decoder.norm": d.norm != "gemma",
-    "model.decoder.qk_norm": d.qk_norm,
-    "model.decoder.qkv_bias": d.qkv_bias,
-    "model.decoder.dropout": d.dropout,
-    "model.decoder.rope_scale_global": d.rope_scale_global != 1,
-    "model.decoder.rope_base_global": d.rope_base_global != d.rope_base,
-    "model.decoder.activation": d.activation != "gelu_tanh",
-    "model.decoder.tied": not d.tied,
-    "model.head.kind": m.head.kind != "ddpm",
-    "model.dtype": m.dtype != "float32",
-    "loss.label_smoothing": config.loss.label_smoothing,
-    "loss.text_mean": config.loss.text_mean != "tokens",
+  only = {
+    "model.decoder.norm": (d.norm, "gemma"),
+    "model.decoder.qk_norm": (d.qk_norm, False),
+    "model.decoder.qkv_bias": (d.qkv_bias, False),
+    "model.decoder.dropout": (d.dropout, 0.0),
+    "model.decoder.rope_scale_global": (d.rope_scale_global, 1.0),
+    "model.decoder.rope_base_global": (d.rope_base_global, d.rope_base),
+    "model.decoder.activation": (d.activation, "gelu_tanh"),
+    "model.decoder.tied": (d.tied, True),
+    "model.head.kind": (m.head.kind, "ddpm"),
+    "model.dtype": (m.dtype, "float32"),
+    "loss.label_smoothing": (config.loss.label_smoothing, 0.0),
+    "loss.text_mean": (config.loss.text_mean, "tokens"),
   }
-  wrong = [name for name, differs in others.items() if differs]
-  if wrong:
-    raise ValueError(f"the peer computes {wrong[0]} in one way only")
+  for name, (found, computed) in only.items():
+    if found != computed:
+      raise ValueError(
+        f"the peer computes config.{name} in one way only: set it to "
+        f"{computed!r}, not {found!r}"
+      )
 
 
 # ---------------------------------------------------------------------- Loss
