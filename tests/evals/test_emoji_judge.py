@@ -134,10 +134,13 @@ def test_what_a_text_names(text, concept, style):
 
 
 class Colours:
-  """Features are the mean colour."""
+  """Features are the mean colour; each channel stands for a concept."""
 
   def features(self, images):
     return np.asarray(images).mean((1, 2))
+
+  def predict(self, images):
+    return self.features(images).argmax(1)[:, None]
 
 
 RED, GREEN, BLUE = (255, 127, 127), (127, 255, 127), (127, 127, 255)
@@ -180,6 +183,15 @@ def test_ranks_are_among_the_concepts_of_the_style():
     made.ranks([plane(RED)], [DOG._replace(style="fluent")])
   with pytest.raises(ValueError, match="no picture of 'hen'"):
     made.ranks([plane(RED)], [Picture("hen", "noto", "g")])
+
+
+def test_names_are_of_concepts_in_the_order_of_labels():
+  made = judge()  # cat, cow, dog
+  images = [plane(RED), plane(GREEN), plane(BLUE)]
+  asked = [PINK_CAT, COW, COW]
+  assert made.named(images, asked).tolist() == [True, True, False]
+  many = made.named([plane(GREEN)] * 300, [COW] * 300)
+  assert many.all() and len(many) == 300
 
 
 def test_several_pictures_and_equal_ones():

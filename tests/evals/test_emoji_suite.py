@@ -174,6 +174,7 @@ def test_drawings_of_a_model_that_knows_all(bench):
     scores = of(out.values, name)
     assert scores["top1"] == scores["top5"] == scores["style"] == 1
     assert 0.5 < scores["real_top1"] <= scores["real_top5"] <= 1
+    assert 1 / len(toys.CONCEPTS) < scores["real_named"] <= 1
     floors = of(out.floors, name)
     assert floors["top1"] == pytest.approx(1 / len(toys.CONCEPTS))
     assert floors["top5"] == pytest.approx(5 / len(toys.CONCEPTS))

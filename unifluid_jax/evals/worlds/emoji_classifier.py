@@ -10,7 +10,7 @@ view, says how far its verdicts on held-out pairs can be trusted.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -56,8 +56,7 @@ def judge_of(bench: Bench) -> "Judge":
 
 def labels_of(album: Album) -> Int[np.ndarray, "n 3"]:
   """Concept, style and tone of each training picture, as numbers."""
-  concepts = sorted({e.picture.concept for e in album.trained})
-  place = {concept: i for i, concept in enumerate(concepts)}
+  place = {concept: i for i, concept in enumerate(_concepts(album))}
   tones = ["", *sorted({e.picture.tone or "" for e in album.trained} - {""})]
   return np.array(
     [
@@ -66,6 +65,11 @@ def labels_of(album: Album) -> Int[np.ndarray, "n 3"]:
     ],
     np.int32,
   )
+
+
+def _concepts(album: Album) -> list[str]:
+  """Of the training pictures, in the order of their labels."""
+  return sorted({e.picture.concept for e in album.trained})
 
 
 def train(
@@ -128,6 +132,13 @@ def _weights(
   return jnp.maximum(0, 1 - abs(at[..., None] - jnp.arange(side)))
 
 
+class Classifier(fid.FeatureNet, Protocol):
+  """A `scene_classifier.SceneClassifier`, or what stands in for it."""
+
+  def predict(self, images: Any) -> Any:
+    """f32[B, H, W, 3] in [-1, 1] to i32[B, slots], the concept first."""
+
+
 class Judge:
   """A classifier, and its features of all true pictures.
 
@@ -135,9 +146,10 @@ class Judge:
     true_features: f32[n, F], of the album's entries.
   """
 
-  def __init__(self, net: fid.FeatureNet, album: Album):
+  def __init__(self, net: Classifier, album: Album):
     """Describes the album's pictures."""
     self.net = net
+    self._concepts = _concepts(album)
     entries = album.entries
     self.true_features = self.features([e.image for e in entries])
     self._directions = _directions(self.true_features)
@@ -202,6 +214,25 @@ class Judge:
       nearest = rows[np.argmax(self._directions[rows] @ direction)]
       found.append(self._styles[nearest] == picture.style)
     return np.array(found)
+
+  def named(
+    self, images: Any, asked: Sequence[Picture]
+  ) -> Bool[np.ndarray, " n"]:
+    """Whether the classifier gives each image the name of its concept.
+
+    Args:
+      images: u8[H, W, 3].
+      asked: what each shows.
+    """
+    found = [
+      self._concepts[i]
+      for start in range(0, len(images), _CHUNK)
+      for i in np.asarray(
+        self.net.predict(_scaled(images[start : start + _CHUNK]))
+      )[:, 0]
+    ]
+    pairs = zip(found, asked, strict=True)
+    return np.array([name == picture.concept for name, picture in pairs])
 
   def choices(self, picture: Picture) -> tuple[int, int]:
     """How many concepts its style has, and how many styles its concept."""

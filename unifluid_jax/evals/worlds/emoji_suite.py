@@ -61,7 +61,9 @@ def drawn(subject: Subject, bench: Bench) -> Outcome:
   among the true pictures of the asked concept in all styles, that of the asked
   style is the nearest. "real_top1" and the like are what true pictures score,
   from another view (`emoji_classifier.views`): of held-out pairs, which the
-  classifier has not seen, they say how far it can be trusted.
+  classifier has not seen, they say how far it can be trusted. "real_named": the
+  share of true pictures that the classifier calls by their concept; of held-out
+  pairs, what a network trained for nothing else makes of an unseen drawing.
 
   Raises:
     ValueError: data that are not of the emoji world, or without prompts.
@@ -74,6 +76,7 @@ def drawn(subject: Subject, bench: Bench) -> Outcome:
     found = [album.by_words(text).image for text in asked.texts]
     scores = retrieval(judge, images, asked.pictures)
     real = retrieval(judge, judge.other_views(asked.truth), asked.pictures)
+    real["named"] = float(judge.named(asked.truth, asked.pictures).mean())
     looked_up = retrieval(judge, found, asked.pictures)
     chance = chance_retrieval(judge, asked.pictures)
     name = bench.name("emoji_drawn", split)
