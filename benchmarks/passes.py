@@ -3,10 +3,10 @@ r"""Drawing with fewer passes and fewer head steps: what it costs and saves.
   python -m benchmarks.passes --config=configs/emoji.py --workdir=runs/emoji \
       --passes=0,8,4,2,1 --steps=20,10,5 --seeds=3 [--order=spread]
 
-Draws the prompts of the metric `emoji_drawn` with every order, passes and
-steps, scores them by the same classifier, and times them: a line each, with
-milliseconds an image, the ratio to the first line, and each score's mean over
-seeds with the half-width of its 95 % interval. --last_steps=5 lets the steps
+Draws the prompts of the metric `emoji_drawn` with every order, passes, steps
+and guidance (--cfg=2,4), scores them by the same classifier, and times them: a
+line each, with milliseconds an image, the ratio to the first line, and each
+score's mean over seeds with the half-width of its 95 % interval. --last_steps=5 lets the steps
 of each image fall to that (DiSA). A run whose metric is `geneval`, as
 configs/shapes.py, is scored by that.
 
@@ -43,6 +43,7 @@ _ORDERS = flags.DEFINE_multi_enum(
   "Of cells, repeated; default the run's.",
 )  # fmt: skip
 _STEPS = flags.DEFINE_list("steps", ["20"], "Of the head.")
+_CFG = flags.DEFINE_list("cfg", [], "Of guidance; default the run's.")
 _LAST_STEPS = flags.DEFINE_integer("last_steps", 0, "See config.sampling.")
 _SOLVER = flags.DEFINE_enum(
   "solver", "euler", ["euler", "heun"], "Of flow heads."
@@ -78,14 +79,15 @@ def main(_: list[str]) -> None:
   model = api.load(_WORKDIR.value)
   bench, base = Bench(config, _WORKDIR.value), None
   orders = _ORDERS.value or [model.config.sampling.order]
-  for order, passes, steps in itertools.product(
-    orders, map(int, _PASSES.value), map(int, _STEPS.value)
+  scales = [float(c) for c in _CFG.value] or [model.config.sampling.cfg]
+  for order, passes, steps, cfg in itertools.product(
+    orders, map(int, _PASSES.value), map(int, _STEPS.value), scales
   ):
     sampling = dataclasses.replace(
-      model.config.sampling, order=order, passes=passes, steps=steps,
+      model.config.sampling, order=order, passes=passes, steps=steps, cfg=cfg,
       last_steps=_LAST_STEPS.value, solver=_SOLVER.value,
     )  # fmt: skip
-    row = f"{order:6}  passes {passes:3}  steps {steps:3}"
+    row = f"{order:6}  passes {passes:3}  steps {steps:3}  cfg {cfg:g}"
     try:
       systems.spec(model.config.system).check_sampling(
         model.config, sampling, tasks.T2I
