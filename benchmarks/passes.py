@@ -6,9 +6,9 @@ r"""Drawing with fewer passes and fewer head steps: what it costs and saves.
 Draws the prompts of the metric `emoji_drawn` with every order, passes, steps
 and guidance (--cfg=2,4), scores them by the same classifier, and times them: a
 line each, with milliseconds an image, the ratio to the first line, and each
-score's mean over seeds with the half-width of its 95 % interval. --last_steps=5 lets the steps
-of each image fall to that (DiSA). A run whose metric is `geneval`, as
-configs/shapes.py, is scored by that.
+score's mean over seeds with the half-width of its 95 % interval. --last_steps=5
+lets the steps of each image fall to that (DiSA). A run whose metric is
+`geneval`, as configs/shapes.py, is scored by that.
 
 Heads that draw in few steps are trained side by side by
 `python -m unifluid_jax.experiments heads`, and each is timed by

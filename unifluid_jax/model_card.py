@@ -5,6 +5,7 @@ from the run: its configuration, its identity, the rows of its evaluation and
 the licence files beside its data.
 """
 
+import json
 import os
 import re
 import shutil
@@ -170,7 +171,8 @@ def _use(facts: Facts) -> str:
   ]
   trained = _trained(facts.config)
   if "t2i" in trained:
-    lines.append(f"image = model.generate({facts.prompt!r}, seed=0)")
+    prompt = json.dumps(facts.prompt, ensure_ascii=False)
+    lines.append(f"image = model.generate({prompt}, seed=0)")
   if "i2t" in trained:
     shown = "image" if "t2i" in trained else '"image.png"'
     lines.append(f"model.caption({shown})")
