@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import signal, special
 
+from tests.parameters import filled
 from unifluid_jax.core import presets
 from unifluid_jax.models import convolutions, kl_vae
 
@@ -34,25 +35,6 @@ def shapes(config, size):
   vae = kl_vae.KlVae(config)
   images = jnp.zeros((1, size, size, 3))
   return jax.eval_shape(lambda: vae.init(jax.random.key(0), images))["params"]
-
-
-def filled(shapes, seed=0):
-  """Parameters of these shapes, none at its initial 0 or 1.
-
-  Drawn by numpy: compiling one generator per parameter takes far longer than
-  the tests themselves.
-  """
-  rng = np.random.default_rng(seed)
-
-  def fill(path, x):
-    values = rng.standard_normal(x.shape)
-    if path[-1].key == "kernel":
-      values /= np.sqrt(np.prod(x.shape[:-1]))
-    else:
-      values = (path[-1].key == "scale") + values / 10
-    return jnp.asarray(values, x.dtype)
-
-  return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def count(tree):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.test_kl_vae import count, filled
+from tests.models.test_kl_vae import count
+from tests.parameters import filled
 from unifluid_jax.core import presets
 from unifluid_jax.models import multiscale_vq
 

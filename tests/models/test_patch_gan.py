@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parameters import filled
 from unifluid_jax.models import patch_gan
 
 
@@ -37,25 +38,6 @@ def test_initial_distributions():
   scale = np.asarray(p["norm_2"]["scale"])
   assert abs(scale.mean() - 1) < 0.01 and 0.01 < scale.std() < 0.03
   assert "bias" in p["conv_0"] and "bias" not in p["conv_1"]
-
-
-def filled(shapes, seed=0):
-  """Parameters of these shapes, none at its initial 0 or 1.
-
-  Drawn by numpy: compiling one generator per parameter takes far longer than
-  the tests themselves.
-  """
-  rng = np.random.default_rng(seed)
-
-  def fill(path, x):
-    values = rng.standard_normal(x.shape)
-    if path[-1].key == "kernel":
-      values /= np.sqrt(np.prod(x.shape[:-1]))
-    else:
-      values = (path[-1].key == "scale") + values / 10
-    return jnp.asarray(values, x.dtype)
-
-  return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def ref_conv(x, kernel, stride):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import tokenizer
-from tests.systems.test_vae import filled
+from tests.parameters import filled
 from unifluid_jax import systems, train
 from unifluid_jax.codecs import cache
 from unifluid_jax.codecs import multiscale_vq as codecs

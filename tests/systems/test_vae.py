@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from configs.base import base, image_tokenizer
+from tests.parameters import filled
 from tests.systems.conftest import whole_loss
 from unifluid_jax import systems
 from unifluid_jax.core import presets
@@ -42,25 +43,6 @@ def make(accumulate=1, **losses):
   )
   loss = dataclasses.replace(c.loss, **losses)
   return dataclasses.replace(c, model=model, loss=loss, accumulate=accumulate)
-
-
-def filled(shapes, seed=0):
-  """Parameters of these shapes, none at its initial 0 or 1.
-
-  Drawn by numpy: compiling one generator per parameter takes far longer than
-  the tests themselves.
-  """
-  rng = np.random.default_rng(seed)
-
-  def fill(path, x):
-    values = rng.standard_normal(x.shape)
-    if path[-1].key == "kernel":
-      values /= np.sqrt(np.prod(x.shape[:-1]))
-    else:
-      values = (path[-1].key == "scale") + values / 10
-    return jnp.asarray(values, x.dtype)
-
-  return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 class Made:

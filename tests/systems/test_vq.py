@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from configs import tokenizer
-from tests.systems.test_vae import filled, flat_norm, relative
+from tests.parameters import filled
+from tests.systems.test_vae import flat_norm, relative
 from unifluid_jax import systems, train
 from unifluid_jax.codecs import vq as codecs
 from unifluid_jax.core import presets

@@ -10,7 +10,7 @@ import pytest
 
 from configs import tokenizer
 from tests.systems import test_vq
-from tests.systems.test_vae import filled
+from tests.parameters import filled
 from unifluid_jax import systems
 from unifluid_jax.core import presets
 from unifluid_jax.core.freeze import ConfigError
