@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from configs import tokenizer
-from tests.systems import test_vq
 from tests.parameters import filled
+from tests.systems import test_vq
 from unifluid_jax import systems
 from unifluid_jax.core import presets
 from unifluid_jax.core.freeze import ConfigError
