@@ -12,7 +12,7 @@ help:
 	@echo "make demo-liquid    the same data with image tokens from a vocabulary"
 	@echo "make demo-unitoken  the same data, seen as discrete and continuous tokens"
 	@echo "make demo-vargpt    the same data, drawn scale by scale; in the stages of its paper"
-	@echo "make emoji  emoji of four artists, captioned and drawn (37 min on one core); needs npm"
+	@echo "make emoji  emoji of four artists, captioned and drawn (29 min); needs npm"
 	@echo "make test   set up and run the tests"
 	@echo "make smoke  every stage at its smallest"
 	@echo "make test-parity  against PyTorch, transformers and diffusers"
