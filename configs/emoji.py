@@ -11,14 +11,14 @@ come from npm packages, which `prepare` downloads where npm is, or from
 Without argument, or `:small`: animals, nature, food and drink at 64 x 64, 997
 pictures to train on. Hardware: two CPU cores, 29 minutes; one, 37. Measured:
 captions 1.00, drawings retrieved 1.00; of what was held out .20 and .33 (on one
-core .29 and .25), which miss their targets (docs/results.md). `:longer` goes on from that run, drawing
-above all, 44 minutes on a core, and brings fine details:
+core .29 and .25), which miss their targets (docs/results.md). `:longer` goes on
+from that run, drawing above all, 44 minutes on a core, and brings fine details:
 
   python -m unifluid_jax.main --config=configs/emoji.py:longer \
       --workdir=runs/emoji_longer
 
-`:full`: all groups with skin tones; sized for one GPU, not
-yet run by us; its other commands are
+`:full`: all groups with skin tones; sized for one GPU, not yet run by us; its
+other commands are
 
   python -m unifluid_jax.demo --config=configs/emoji.py:full \
       --vae_config=configs/vae.py:emoji_full --workdir=runs/emoji_full
