@@ -26,7 +26,7 @@ other commands are
 `:liquid`, `:unitoken` and `:vargpt` are the other systems on the same data
 (`:full,liquid` on the full set), with --vae_config=configs/tokenizer.py:emoji,
 for vargpt configs/tokenizer.py:multiscale_emoji. liquid: an hour on a core or
-so, drawings retrieved .90; the others have run for 150 steps only.
+so, drawings retrieved .90; the others have run for 150 and 100 steps only.
 """
 
 from configs import liquid_2b, shapes, tokenizer, unitoken_7b, vargpt_7b
