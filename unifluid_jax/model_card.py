@@ -57,7 +57,7 @@ def scores_at(workdir: str, step: int) -> list[Mapping[str, Any]]:
 
 
 def example_prompt(workdir: str) -> str:
-  """A prompt that the run's evaluation drew, else a placeholder."""
+  """What the run's newest evaluation drew first; "a prompt" where none did."""
   for step in reversed(samples.steps(workdir)):
     for sample in samples.read(workdir, step):
       if sample.kind == "generated" and sample.prompt:
