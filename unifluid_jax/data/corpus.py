@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from unifluid_jax.core import files
-from unifluid_jax.core.config import Config, DataConfig
+from unifluid_jax.core.config import Config, DataConfig, SourceConfig
 from unifluid_jax.data import identity, text
 from unifluid_jax.data.sources import source as sources
 from unifluid_jax.data.worlds import written
@@ -78,14 +78,19 @@ def _read(data: DataConfig) -> DataConfig:
   """The data whose texts a tokenizer learns.
 
   Dialogues and signs of the procedural world are left out, as its scenes'
-  texts have pieces for all they say: runs with and without them have one
-  tokenizer.
+  texts have pieces for all they say, and a data set that several sources read,
+  for tasks of their own, counts once: systems over the same data have one
+  tokenizer, and each keeps what another trained.
   """
-  train = {
-    name: source
-    for name, source in data.train.items()
-    if not written.is_beside(data, source)
-  }
+  train: dict[str, SourceConfig] = {}
+  seen = set()
+  for name, source in data.train.items():
+    # All that chooses texts, and whether the source takes part.
+    alike = dataclasses.replace(source, tasks=(), moments="", weight=1.0)
+    key = (alike, source.weight > 0)
+    if key not in seen and not written.is_beside(data, source):
+      train[name] = source
+      seen.add(key)
   return dataclasses.replace(data, train=train)
 
 
