@@ -77,6 +77,7 @@ BESIDE = f"{OPTIM}::test_adam_beside_muon_has_its_own_eps_rate_and_decay"
 HELD = f"{STEP}::test_what_is_held_is_replaced_and_not_averaged"
 OWN = f"{STEP}::test_a_part_starts_late_with_an_optimizer_of_its_own"
 VQ = "systems/test_vq.py"
+CODEBOOK = "systems/test_vq_codebook.py"
 PAIRS = "ops/test_contrastive.py"
 ALIGNED = "systems/test_vq_alignment.py"
 TOWERS = "models/test_alignment.py"
@@ -464,6 +465,8 @@ MUTATIONS = tuple(
     ("train.py", "    new = (grads, dict(metrics, loss=loss), seen)",
      "    new = (grads, dict(metrics, loss=loss), carry[2] if carry else seen)",
      f"{STEP}::test_what_parts_of_a_batch_see_adds_up"),
+    ("train.py", "jax.block_until_ready(self._pending", "(self._pending",
+     "test_train.py::test_a_run_is_never_many_steps_ahead_of_its_device"),
     # ------------------------------------------------------------ optimizer
     (_OPTIM, "lambda step: step >= start", "lambda step: step > start", OWN),
     (_OPTIM, "lambda step: step >= start", "lambda step: step >= 0", OWN),
@@ -865,17 +868,17 @@ MUTATIONS = tuple(
     (_VQ, "jnp.square(_sg(nearest) - z)", "jnp.square(nearest - _sg(z))",
      f"{VQ}::test_the_encoder_is_committed_to_its_codes"),
     (_VQ, "(step + 1) % w.revive_every == 0", "step % w.revive_every == 0",
-     f"{VQ}::test_codes_that_hardly_occur_are_replaced_when_it_is_due"),
+     f"{CODEBOOK}::test_codes_that_hardly_occur_are_replaced_when_it_is_due"),
     (_VQ, "jnp.where(rows, mean, used)", "used",
-     f"{VQ}::test_codes_that_hardly_occur_are_replaced_when_it_is_due"),
+     f"{CODEBOOK}::test_codes_that_hardly_occur_are_replaced_when_it_is_due"),
     (_VQ, "replaced |= step == 0", "replaced |= step >= 0",
-     f"{VQ}::test_codes_begin_as_outputs_of_the_encoder"),
+     f"{CODEBOOK}::test_codes_begin_as_outputs_of_the_encoder"),
     (_VQ, "order = jax.random.permutation(key, len(codes))",
      "order = jnp.arange(len(codes))",
-     f"{VQ}::test_candidates_are_vectors_of_the_batch_each_at_most_once"),
+     f"{CODEBOOK}::test_candidates_are_vectors_of_the_batch_each_at_most_once"),
     (_VQ, "count = jnp.ones(self._config.codes)",
      "count = jnp.zeros(self._config.codes)",
-     f"{VQ}::test_unused_averages_stay_where_they_began"),
+     f"{CODEBOOK}::test_unused_averages_stay_where_they_began"),
     (_VQ, "usage=share * self", "usage=self",
      f"{VQ}::test_parts_of_a_batch_add_up"),
     (_VQ, "if w.adaptive:", "if True:",

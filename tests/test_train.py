@@ -305,6 +305,37 @@ def test_what_a_run_keeps_is_written_under_its_lock(tmp_path):
   assert (tmp_path / "kept").exists()
 
 
+class Late:
+  """A number that a device has not worked out before it is waited for."""
+
+  def __init__(self, value):
+    self.value, self.done = value, False
+
+  def block_until_ready(self):
+    self.done = True
+    return self
+
+  def __array__(self, dtype=None, copy=None):
+    self.done = True
+    return np.asarray(self.value, dtype)
+
+
+def test_a_run_is_never_many_steps_ahead_of_its_device(tmp_path):
+  """Else a signal is answered when all of them are done, too late."""
+  job, handed, ahead = make(tmp_path, log__every=8, checkpoint__every=8), [], []
+
+  def step(*args):
+    ahead.append(sum(not late.done for late in handed))
+    state, metrics = job.step(*args)
+    handed.append(Late(metrics["loss"]))
+    return state, {**metrics, "loss": handed[-1]}
+
+  go(job._replace(step=step), tmp_path / "run")
+  # The first step is waited for, as a window of its own.
+  assert ahead == [0, 0, 1, 2, 2, 2, 2, 2]
+  assert all(late.done for late in handed)
+
+
 def test_metrics_rows_and_progress(tmp_path):
   said = []
   go(make(tmp_path), tmp_path, said)

@@ -32,6 +32,10 @@ from unifluid_jax.core.config import Config
 from unifluid_jax.core.types import Metrics, System, TrainState
 from unifluid_jax.weights import warm_start
 
+# Steps that the host hands out before the device has done them: enough that
+# the device never waits, few enough that a signal is soon answered.
+_AHEAD = 2
+
 
 class NonFiniteError(FloatingPointError):
   """Loss, gradient or parameters became NaN or infinite."""
@@ -248,7 +252,8 @@ def run(
     workdirs.on_first(lambda: lock.refuse_if_held(workdir))
     restored, rung = restore_or_init(job, workdir)
     state, start = restored.state, int(restored.state.step)
-    say(telemetry.table("start", startup_rows(job, rung)))
+    sizes = telemetry.startup_rows(config, job.mesh, job.shapes, job.shardings)
+    say(telemetry.table("start", [*sizes, ("resume rung", rung)]))
     if start >= config.steps:
       say(f"nothing to do: step {start} of {config.steps} is reached")
       return state
@@ -287,35 +292,6 @@ def run(
   return state
 
 
-def startup_rows(job: Job, rung: str) -> list[tuple[str, Any]]:
-  """What a run logs before its first step."""
-  c, mesh = job.config, job.mesh
-  kind = jax.devices()[0].device_kind
-  state_bytes = telemetry.bytes_per_device(job.shapes, job.shardings)
-  rows = [("devices", f"{mesh.size} x {kind}, {jax.process_count()} process")]
-  rows += [("mesh", " x ".join(f"{k} {v}" for k, v in mesh.shape.items()))]
-  rows += [
-    (f"parameters, {name}", f"{n:,}")
-    for name, n in telemetry.parameter_table(job.shapes.params)
-  ]
-  rows += [
-    (f"learning rate, {prefix}", f"x {rate:g}" if rate else "0: frozen")
-    for prefix, rate in c.optim.rates.items()
-    if rate != 1
-  ]
-  rows += [
-    (f"optimizer, {prefix}", f"its own, from step {part.start}")
-    for prefix, part in c.optim.parts.items()
-  ]
-  batch = ", ".join(f"{k} {v}" for k, v in c.batch.items() if v)
-  return [
-    *rows,
-    ("state a device", f"{state_bytes / 2**20:,.1f} MiB"),
-    ("batch", batch + (f" in {c.accumulate} parts" * (c.accumulate > 1))),
-    ("resume rung", rung),
-  ]
-
-
 class _Log:
   """Collects metrics on the device; fetches, checks and prints windows."""
 
@@ -338,7 +314,13 @@ class _Log:
     self._profile = contextlib.ExitStack()
 
   def add(self, metrics: Metrics) -> None:
+    """Keeps a step's metrics; waits for the step before the last two.
+
+    Unbounded, a window of steps would be under way when a run is told to stop,
+    each with buffers of its own for the next state.
+    """
     self._pending.append(metrics)
+    jax.block_until_ready(self._pending[-1 - _AHEAD : -_AHEAD])
 
   def flush(self, step: int) -> None:
     """Writes the mean of the window that ends at `step`."""

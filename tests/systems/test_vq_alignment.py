@@ -10,7 +10,7 @@ import pytest
 
 from configs import tokenizer
 from tests.parameters import filled
-from tests.systems import test_vq
+from tests.systems import tiny_vq
 from unifluid_jax import systems
 from unifluid_jax.core import presets
 from unifluid_jax.core.freeze import ConfigError
@@ -30,7 +30,7 @@ WEIGHT = 3.0
 
 def aligned():
   """A tiny tokenizer, and captions of three tokens."""
-  c = test_vq.make(net=TINY, align=WEIGHT, codebook=0.0)
+  c = tiny_vq.make(net=TINY, align=WEIGHT, codebook=0.0)
   towers = dataclasses.replace(
     c.model.alignment, vocab=10, width=8, image_depth=1, text_depth=1, heads=2
   )
@@ -74,7 +74,7 @@ class Run:
     @functools.partial(jax.value_and_grad, has_aux=True)
     def term(params):
       total, metrics, _ = self.system.loss(
-        params, {}, batch, counts, test_vq.KEY, 0
+        params, {}, batch, counts, tiny_vq.KEY, 0
       )
       return total - 0.7 * metrics["l1"] - 2 * metrics["l2"], metrics
 
@@ -113,16 +113,16 @@ def test_it_trains_the_encoder_and_the_towers_alone(run):
 
 def test_without_it_a_tokenizer_is_as_ever(run):
   """The same parameters from the same key; captions are not asked for."""
-  plain = vq_training.VqSystem(test_vq.make(net=TINY))
+  plain = vq_training.VqSystem(tiny_vq.make(net=TINY))
   assert list(plain.inputs) == ["image"]
-  shapes = [jax.eval_shape(s.init, test_vq.KEY) for s in (plain, run.system)]
+  shapes = [jax.eval_shape(s.init, tiny_vq.KEY) for s in (plain, run.system)]
   assert set(shapes[1]) - set(shapes[0]) == {"alignment"}
 
   def table(system):
     def start(key):
       return system.init(key)["vq"]["codebook"]["table"]
 
-    return jax.jit(start)(test_vq.KEY)
+    return jax.jit(start)(tiny_vq.KEY)
 
   np.testing.assert_array_equal(table(plain), table(run.system))
 

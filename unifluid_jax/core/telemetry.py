@@ -11,6 +11,7 @@ import jax
 from clu import parameter_overview
 
 from unifluid_jax.core import jsonl
+from unifluid_jax.core.config import Config
 
 # Peak dense bf16 FLOP/s of one device (jax.Device.device_kind); published.
 PEAK_FLOPS = {
@@ -149,6 +150,46 @@ def clock(seconds: float) -> str:
   minutes, s = divmod(round(seconds), 60)
   hours, m = divmod(minutes, 60)
   return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+def startup_rows(
+  config: Config, mesh: jax.sharding.Mesh, shapes: Any, shardings: Any
+) -> list[tuple[str, Any]]:
+  """What a run logs before its first step.
+
+  Args:
+    config: of the run.
+    mesh: it trains on.
+    shapes: of its train state.
+    shardings: of its train state.
+
+  Returns:
+    Names and values, for `table`.
+  """
+  kind = jax.devices()[0].device_kind
+  state_bytes = bytes_per_device(shapes, shardings)
+  rows = [("devices", f"{mesh.size} x {kind}, {jax.process_count()} process")]
+  rows += [("mesh", " x ".join(f"{k} {v}" for k, v in mesh.shape.items()))]
+  rows += [
+    (f"parameters, {name}", f"{n:,}")
+    for name, n in parameter_table(shapes.params)
+  ]
+  rows += [
+    (f"learning rate, {prefix}", f"x {rate:g}" if rate else "0: frozen")
+    for prefix, rate in config.optim.rates.items()
+    if rate != 1
+  ]
+  rows += [
+    (f"optimizer, {prefix}", f"its own, from step {part.start}")
+    for prefix, part in config.optim.parts.items()
+  ]
+  batch = ", ".join(f"{k} {v}" for k, v in config.batch.items() if v)
+  parts = f" in {config.accumulate} parts" * (config.accumulate > 1)
+  return [
+    *rows,
+    ("state a device", f"{state_bytes / 2**20:,.1f} MiB"),
+    ("batch", batch + parts),
+  ]
 
 
 def count(tree: Any) -> int:
