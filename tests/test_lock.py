@@ -20,7 +20,7 @@ try:
   with lock.held(sys.argv[1], print):
     print("got it", flush=True)
     time.sleep(60)
-except lock.WorkdirLockedError as error:
+except lock.LockedError as error:
   print(error, flush=True)
 """
 
@@ -62,9 +62,9 @@ def test_a_second_trainer_is_refused_by_name_of_the_first(tmp_path, holders):
   go(other)
   assert other.stdout.readline() == "got it\n"
   words = rf"process {other.pid} on \S+ since .*another --workdir"
-  with pytest.raises(lock.WorkdirLockedError, match=words), held(tmp_path):
+  with pytest.raises(lock.LockedError, match=words), held(tmp_path):
     pass
-  with pytest.raises(lock.WorkdirLockedError, match=words):
+  with pytest.raises(lock.LockedError, match=words):
     lock.refuse_if_held(str(tmp_path))
   other.kill()
   other.wait()
@@ -104,9 +104,9 @@ def test_another_host_counts_while_it_gives_signs_of_life(tmp_path):
   """Some file systems keep flock to each host."""
   claim(tmp_path, **OTHER_HOST)
   words = "process 7 on host-b"
-  with pytest.raises(lock.WorkdirLockedError, match=words), held(tmp_path):
+  with pytest.raises(lock.LockedError, match=words), held(tmp_path):
     pass
-  with pytest.raises(lock.WorkdirLockedError, match=words):
+  with pytest.raises(lock.LockedError, match=words):
     lock.refuse_if_held(str(tmp_path))
   old = int(time.time() - lock.STALE_SECONDS - 5)
   claim(tmp_path, **OTHER_HOST, beat=old)
@@ -127,7 +127,7 @@ def test_without_flock_a_dead_process_is_told_from_a_living_one(
   tmp_path, no_flock
 ):
   claim(tmp_path, token="x")  # this very process, as if another's
-  with pytest.raises(lock.WorkdirLockedError), held(tmp_path):
+  with pytest.raises(lock.LockedError), held(tmp_path):
     pass
   claim(tmp_path, token="x", started="1")  # its number, used before us
   with held(tmp_path):
@@ -139,7 +139,7 @@ def test_without_flock_a_dead_process_is_told_from_a_living_one(
   with held(tmp_path, said):
     assert f"process {gone.pid}" in said[0]
   claim(tmp_path, **OTHER_HOST)
-  with pytest.raises(lock.WorkdirLockedError), held(tmp_path):
+  with pytest.raises(lock.LockedError), held(tmp_path):
     pass
 
 
@@ -152,7 +152,7 @@ def test_without_flock_one_of_many_wins(tmp_path, no_flock):
       with held(tmp_path):
         won.append(1)
         end.wait(10)
-    except lock.WorkdirLockedError:
+    except lock.LockedError:
       pass
 
   threads = [threading.Thread(target=contend) for _ in range(4)]
@@ -181,7 +181,7 @@ def test_without_flock_the_holder_renews_and_notices_a_loss(
     while mine._lost is None:
       assert time.monotonic() < deadline
       time.sleep(0.01)
-    with pytest.raises(lock.WorkdirLockedError, match="host-b"):
+    with pytest.raises(lock.LockedError, match="host-b"):
       mine.check()
   assert "host-b" in (tmp_path / lock.NAME).read_text()  # it is theirs
 

@@ -264,10 +264,10 @@ def test_a_locked_workdir_is_refused_before_its_files_change(
   go(make(tmp_path, steps=4), tmp_path)
   with lock.held(str(tmp_path), [].append):
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(lock.WorkdirLockedError, match=f"process {os.getpid()}"):
+    with pytest.raises(lock.LockedError, match=f"process {os.getpid()}"):
       go(make(tmp_path, Unloadable()), tmp_path)  # nothing is loaded for it
     monkeypatch.setattr(lock, "refuse_if_held", lambda workdir: None)
-    with pytest.raises(lock.WorkdirLockedError, match=f"process {os.getpid()}"):
+    with pytest.raises(lock.LockedError, match=f"process {os.getpid()}"):
       go(make(tmp_path), tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
   go(make(tmp_path), tmp_path)
@@ -279,17 +279,17 @@ def test_a_run_that_another_one_overtook_while_loading_stops(tmp_path):
     go(make(tmp_path, steps=4), tmp_path)
     return loader(start)
 
-  with pytest.raises(lock.WorkdirLockedError, match="while this one started"):
+  with pytest.raises(lock.LockedError, match="while this one started"):
     train.run(make(tmp_path), str(tmp_path), overtaken, {}, [].append)
   assert checkpoint.steps(str(tmp_path)) == [4]
 
 
 def test_a_stolen_lock_stops_the_run_before_it_saves(tmp_path, monkeypatch):
   def stolen(self):
-    raise lock.WorkdirLockedError("taken by another")
+    raise lock.LockedError("taken by another")
 
   monkeypatch.setattr(lock.Lock, "check", stolen)
-  with pytest.raises(lock.WorkdirLockedError, match="taken by another"):
+  with pytest.raises(lock.LockedError, match="taken by another"):
     go(make(tmp_path), tmp_path)
   assert checkpoint.steps(str(tmp_path)) == []
 

@@ -54,7 +54,7 @@ def test_workers_that_do_not_see_the_disk_are_refused(tmp_path):
   with pytest.raises(ValueError, match="all processes and workers share"):
     shards.make(
       str(tmp_path / "file"), {}, 2, lambda *shard: written.append(shard),
-      written.append, without_disk,
+      written.append, lambda: False, without_disk,
     )  # fmt: skip
   assert not written
 

@@ -241,7 +241,7 @@ def run(
 
   Raises:
     NonFiniteError: names the window of steps and the last good checkpoint.
-    lock.WorkdirLockedError: another process trains in this workdir.
+    lock.LockedError: another process trains in this workdir.
     checkpoint.CheckpointError: no checkpoint of this workdir can be used.
   """
   config, began = job.config, time.time()

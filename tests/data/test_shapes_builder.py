@@ -51,13 +51,14 @@ def test_pieces_made_elsewhere_change_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(shapes_builder, "_CHUNK", 12)
   one, many, drawn = tmp_path / "one", tmp_path / "many", []
 
-  def backwards(path, made_of, count, write, join):
-    assert path == str(many) and made_of["sizes"] == SMALL
+  def backwards(path, made_of, count, write, join, made):
+    assert path == str(many) and made_of["sizes"] == SMALL and not made()
     paths = [str(tmp_path / f"piece{i}") for i in range(count)]
     for number in reversed(range(count)):
       write(number, paths[number])
       drawn.append(number)
     join(paths)
+    assert made()
 
   shapes_builder.build(one, WORLD, SMALL, seed=3)
   for _ in range(2):

@@ -61,11 +61,11 @@ def test_what_is_made_already_stays(each, tmp_path):
     path.write_text("".join(Path(p).read_text() for p in parts))
 
   with pytest.raises(ValueError, match="shard 2: no room"):
-    shards.make(str(path), {}, 4, fails, join, each)
+    shards.make(str(path), {}, 4, fails, join, path.exists, each)
   assert not path.exists()
   made = Path(f"{path}{shards.SUFFIX}") / "00000-of-00004"
   made.write_text("kept ")  # whether or not a worker had come to it
-  shards.make(str(path), {}, 4, write, join, each)
+  shards.make(str(path), {}, 4, write, join, path.exists, each)
   assert path.read_text() == "kept 1 2 3 "
 
 

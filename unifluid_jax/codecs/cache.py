@@ -157,9 +157,12 @@ def write(
     What was done, for the log.
   """
   path = files.local(path, "cached moments", "config.data.root")
-  there = epath.Path(path).exists()
-  old = data_identity.read_note(path)
-  if there and old == note:
+  there, old = epath.Path(path).exists(), data_identity.read_note(path)
+
+  def made() -> bool:
+    return epath.Path(path).exists() and data_identity.read_note(path) == note
+
+  if made():
     return "kept"
 
   def write_shard(number: int, part: str) -> None:
@@ -173,7 +176,8 @@ def write(
     files.write(path + ".json", json.dumps(note))
 
   made_of = note | {"total": total, "shard": shard}
-  shards.make(path, made_of, max(1, -(-total // shard)), write_shard, join)
+  count = max(1, -(-total // shard))
+  shards.make(path, made_of, count, write_shard, join, made)
   if not there:
     return "written"
   return f"made anew, as {' and '.join(_changed(old, note))} changed"

@@ -1,5 +1,7 @@
 """One trainer per workdir: `<workdir>/train.lock` names the process that is.
 
+Likewise one process makes a large file in shards: `<file>.lock`.
+
 On a local or network file system the kernel's lock (flock) decides; it goes
 with its process, however that ends. The file's content tells others who holds
 it. A file system that does not share flock between hosts, or has none, and
@@ -30,34 +32,44 @@ NAME = "train.lock"
 BEAT_SECONDS = 30.0
 STALE_SECONDS = 300.0
 SETTLE_SECONDS = 2.0
+POLL_SECONDS = 1.0
+_TRAINED = (
+  "is being trained by {}; wait for it, stop it, or choose another --workdir"
+)
 
 
-class WorkdirLockedError(ValueError):
-  """Another process trains in this workdir; the message says which."""
+class LockedError(ValueError):
+  """Another process holds the lock; the message says which."""
 
 
 class Lock:
-  """The lock of one workdir; see `held`."""
+  """The lock of a workdir or a file; see `held` and `awaited`."""
 
-  def __init__(self, workdir: str, say: Callable[[str], None]):
-    """Does not touch the workdir yet."""
-    self._workdir, self._say = workdir, say
-    self._path = files.path(workdir) / NAME
+  def __init__(self, path: Any, of: str, busy: str, say: Callable[[str], None]):
+    """Does not touch the file yet.
+
+    Args:
+      path: of the lock file.
+      of: what is locked.
+      busy: what its holder does, with {} for the holder.
+      say: told if the lock of a process that is gone was taken over.
+    """
+    self._path, self._of, self._busy, self._say = path, of, busy, say
     self._me = _this_process()
     self._fd: int | None = None  # of the locked file, where flock works
     self._lost: Mapping[str, Any] | None = None
     self._stop = threading.Event()
     self._renewal = threading.Thread(
-      target=self._renew, name="train.lock", daemon=True
+      target=self._renew, name=path.name, daemon=True
     )
 
   def acquire(self) -> None:
     """Takes the lock or raises.
 
     Raises:
-      WorkdirLockedError: names the process that holds it.
+      LockedError: names the process that holds it.
     """
-    if files.is_remote(self._workdir) or not self._acquire_kernel_lock():
+    if files.is_remote(self._of) or not self._acquire_kernel_lock():
       self._acquire_by_content()
     self._renewal.start()
 
@@ -103,7 +115,7 @@ class Lock:
     """Raises if another process has taken the lock meanwhile.
 
     Raises:
-      WorkdirLockedError: names it.
+      LockedError: names it.
     """
     if self._lost is not None:
       raise self._refusal(self._lost)
@@ -139,12 +151,10 @@ class Lock:
 
   def _tell_takeover(self, holder: Mapping[str, Any] | None) -> None:
     if holder:
-      self._say(
-        f"took over the lock of {self._workdir}: {_name(holder)} is gone"
-      )
+      self._say(f"took over the lock of {self._of}: {_name(holder)} is gone")
 
-  def _refusal(self, holder: Mapping[str, Any] | None) -> WorkdirLockedError:
-    return WorkdirLockedError(_refusal(self._workdir, holder))
+  def _refusal(self, holder: Mapping[str, Any] | None) -> LockedError:
+    return LockedError(f"{self._of} {self._busy.format(_name(holder or {}))}")
 
 
 @contextlib.contextmanager
@@ -156,13 +166,42 @@ def held(workdir: str, say: Callable[[str], None]) -> Iterator[Lock]:
     say: told if the lock of a process that is gone was taken over.
 
   Raises:
-    WorkdirLockedError: names the process that trains there.
+    LockedError: names the process that trains there.
   """
-  lock = Lock(workdir, say)
+  lock = Lock(files.path(workdir) / NAME, workdir, _TRAINED, say)
   lock.acquire()
+  with _kept(lock):
+    yield lock
+
+
+@contextlib.contextmanager
+def awaited(path: str) -> Iterator[None]:
+  """Holds `<path>.lock` while the block makes the file at `path`.
+
+  Waits as long as another process makes it, and logs which one does: the
+  block is to look again whether the file is there.
+  """
+  where = files.path(f"{path}.lock")
+  lock, told = Lock(where, path, "is being made by {}", logging.warning), False
+  while True:
+    try:
+      lock.acquire()
+      break
+    except LockedError as error:
+      if not told:
+        logging.warning("%s: waiting", error)
+      told = True
+      time.sleep(POLL_SECONDS)
+  with _kept(lock):
+    yield
+
+
+@contextlib.contextmanager
+def _kept(lock: Lock) -> Iterator[None]:
+  """Releases a lock that was acquired, however the block ends."""
   with interrupt.cleanup(lock.release):
     try:
-      yield lock
+      yield
     finally:
       lock.release()
 
@@ -171,23 +210,16 @@ def refuse_if_held(workdir: str) -> None:
   """A first look that changes nothing; `held` decides.
 
   Raises:
-    WorkdirLockedError: a process that certainly runs trains there.
+    LockedError: a process that certainly runs trains there.
   """
   holder = _read(files.path(workdir) / NAME)
   if not holder:
     return
   if holder.get("boot") == _this_process()["boot"]:
     if _same_processes(holder) and _runs(holder):
-      raise WorkdirLockedError(_refusal(workdir, holder))
+      raise LockedError(f"{workdir} {_TRAINED.format(_name(holder))}")
   elif _recent(holder):
-    raise WorkdirLockedError(_refusal(workdir, holder))
-
-
-def _refusal(workdir: str, holder: Mapping[str, Any] | None) -> str:
-  return (
-    f"{workdir} is being trained by {_name(holder or {})}; wait for it, stop "
-    "it, or choose another --workdir"
-  )
+    raise LockedError(f"{workdir} {_TRAINED.format(_name(holder))}")
 
 
 def _name(holder: Mapping[str, Any]) -> str:

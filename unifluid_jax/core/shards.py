@@ -6,6 +6,7 @@ changes nothing in it. Each appears whole or not at all, so that an interrupted
 job goes on where it stopped. The first process joins them.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import multihost
 
-from unifluid_jax.core import files, workers
+from unifluid_jax.core import files, lock, workers
 
 SUFFIX = ".shards"
 _CLAIM = "made_of.json"
@@ -31,9 +32,12 @@ def make(
   count: int,
   write: Callable[[int, str], None],
   join: Callable[[Sequence[str]], None],
+  made: Callable[[], bool],
   each: workers.Each = workers.here,
 ) -> None:
   """Makes the missing shards, then the file; all processes call it alike.
+
+  While another command makes the same file, this one waits.
 
   Args:
     path: of the file, on a disk that all processes share.
@@ -42,11 +46,28 @@ def make(
     count: of shards; process p of n makes shards p, p + n, p + 2n, ...
     write: (number, path) writes one shard, whole or not at all.
     join: makes the file of the shards' paths, in order; on process 0.
+    made: whether the file is there; asked when nobody else makes it.
     each: has this process's shards made, maybe elsewhere.
 
   Raises:
     ValueError: the processes, or workers, share no disk.
   """
+  with contextlib.ExitStack() as exits:
+    if jax.process_index() == 0:
+      exits.enter_context(lock.awaited(path))
+    wait(f"{path} is locked")
+    if not made():
+      _make(path, made_of, count, write, join, each)
+
+
+def _make(
+  path: str,
+  made_of: Mapping[str, Any],
+  count: int,
+  write: Callable[[int, str], None],
+  join: Callable[[Sequence[str]], None],
+  each: workers.Each,
+) -> None:
   folder = Path(path + SUFFIX)
   if jax.process_index() == 0:
     _claim(folder, made_of)

@@ -27,7 +27,7 @@ def claimed(
     A check that the lock is still ours, for process 0 to call.
 
   Raises:
-    lock.WorkdirLockedError: another process trains there.
+    lock.LockedError: another process trains there.
   """
   with contextlib.ExitStack() as exits:
     mine: list[lock.Lock] = []
@@ -36,7 +36,7 @@ def claimed(
       mine.append(exits.enter_context(lock.held(workdir, say)))
       newer = set(checkpoint.steps(workdir)) - set(restored.damaged)
       if max(newer, default=None) != restored.step:
-        raise lock.WorkdirLockedError(
+        raise lock.LockedError(
           f"{workdir} was trained by another process while this one started: "
           "run the same command again"
         )

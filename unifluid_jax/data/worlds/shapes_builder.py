@@ -40,6 +40,7 @@ Spread = Callable[
     int,
     Callable[[int, str], None],
     Callable[[Sequence[str]], None],
+    Callable[[], bool],
   ],
   None,
 ]
@@ -109,9 +110,10 @@ def build(
 
     write(records)
 
-  if not _is_built(target, made_of):
+  made = functools.partial(_is_built, target, made_of)
+  if not made():
     write_piece = functools.partial(_write_piece, world, seed, pieces)
-    spread(os.fspath(target), made_of, len(pieces), write_piece, join)
+    spread(os.fspath(target), made_of, len(pieces), write_piece, join, made)
   return target
 
 
