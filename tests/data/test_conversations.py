@@ -290,3 +290,11 @@ def test_long_conversations_keep_the_system_and_whole_turns(row):
     f"bos a chat model {FIRST} eos user how many {SECOND} model"
   )
   assert at(13, **asked) == f"bos a chat {last} model"
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(folder):
+  entries = [LLAVA, LLAVA | {"image": "b/b.png"}]
+  text = json.dumps(entries)
+  (folder / "l.json").write_text(text, encoding="utf-8-sig")
+  records, bad = read(open_(folder, "llava", "l.json"))
+  assert [r.image for r in records] == [png(0), png(1)] and not bad

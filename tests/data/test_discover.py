@@ -11,7 +11,7 @@ from tests.data.test_bad_data import open_, png, read, refused
 from tests.data.test_conversations import DRAWN, LLAVA
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import identity
-from unifluid_jax.data.sources import discover
+from unifluid_jax.data.sources import discover, sniff
 
 KEY = "data.train.x"
 
@@ -237,3 +237,92 @@ def test_what_was_found_is_said(tmp_path):
   said = discover.describe(discover.find(config, str(tmp_path), KEY))
   assert said == (f"table at {tmp_path}/a.tsv: a.tsv; columns: image "
                   "'filename', text 'answer', question 'question'")  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["", "images/"])
+def test_lists_have_the_images_of_their_split(tmp_path, folder):
+  """Where every split counts its images from 0."""
+  splits = ("test", "train", "val")
+  images(tmp_path, *(f"{folder}{s}2017/0.png" for s in splits))
+  put(tmp_path, **{f"annotations/captions_{s}.json": coco("0.png")
+                   for s in splits})  # fmt: skip
+  for i, split in enumerate(("test", "train", "validation")):
+    (record,), _ = read(open_(tmp_path, "auto", ".", split=split))
+    assert record.image == png(i)
+  # The list says it where the source does not.
+  path = "annotations/captions_val.json"
+  assert open_(tmp_path, "auto", path)[0].image == png(2)
+
+
+def test_images_of_one_name_in_several_folders_are_named(tmp_path):
+  images(tmp_path, "small/0.png", "large/0.png")
+  put(tmp_path, **{"a.json": coco("0.png")})
+  text = refused(tmp_path, "auto", ".")
+  assert f"in {tmp_path}/large/ and in {tmp_path}/small/: name" in text
+  images(tmp_path, "0.png")  # beside the list it is plain
+  assert found(tmp_path).path == "a.json"
+
+
+def list_in(folder):
+  put(folder, **{"list.json": [LLAVA]})
+  images(folder, "a.png")
+
+
+def table_in(folder):
+  put(folder, **{"list.csv": "image,text\na.png,x\n"})
+  images(folder, "a.png")
+
+
+def own_in(folder):
+  put(folder, **{"captions.jsonl": {"image": "a.png", "suffix": "a"}})
+  images(folder, "a.png")
+
+
+def tar_in(folder):
+  test_webdataset.write(folder / "0.tar", {"a.png": png(), "a.txt": b"x"})
+
+
+def parquet_in(folder):
+  columns = dict(image=[test_parquet.cell(png())], text=["c"])
+  test_parquet.write(folder / "0.parquet", columns)
+
+
+@pytest.mark.parametrize(
+  "make", [list_in, table_in, own_in, tar_in, parquet_in]
+)
+def test_what_lies_in_the_folder_of_a_split_is_of_it(tmp_path, make):
+  """Whatever the files are called: else training data would be evaluated."""
+  for name in ("train", "val"):
+    (tmp_path / name).mkdir()
+    make(tmp_path / name)
+  assert discover.evaluation_split(str(tmp_path), ".") == "validation"
+  config = found(tmp_path, split="validation")
+  assert config.path.split("/")[0] == "val"
+  assert found(tmp_path, "val", split="validation").path == config.path
+  assert len(open_(tmp_path, "auto", ".", split="validation")) == 1
+
+
+def test_several_folders_of_a_split_are_named(tmp_path):
+  """One of them would be read, and the others left out."""
+  images(tmp_path, "train_1/a.png", "train_2/b.png", "val/c.png")
+  put(tmp_path, **{f"{n}.txt": "x" for n in ("train_1/a", "train_2/b")})
+  text = refused(tmp_path, "auto", ".")
+  assert f"train_1 and train_2 of split 'train': name one by {KEY}.path" in text
+  images(tmp_path, "train/d.png")
+  put(tmp_path, **{"train/d.txt": "x"})
+  assert found(tmp_path).path == "train"
+
+
+@pytest.mark.parametrize("first", ["images", "annotations"])
+def test_coco_is_known_by_its_middle(tmp_path, monkeypatch, first):
+  """Its own lists have 20 MB of images before the first caption."""
+  monkeypatch.setattr(sniff, "_HEAD", 1 << 14)
+  monkeypatch.setattr(sniff, "_OVERLAP", 64)
+  many = coco("0.png")
+  many["images"] += [{"id": i, "file_name": f"{i}.png"} for i in range(2, 999)]
+  many["annotations"] *= 999
+  second = {"images": "annotations", "annotations": "images"}[first]
+  images(tmp_path, "train2017/0.png")
+  name = "annotations/captions_train2017.json"
+  put(tmp_path, **{name: {first: many[first], second: many[second]}})
+  assert found(tmp_path).path == f"{name}:../train2017"

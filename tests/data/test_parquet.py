@@ -276,3 +276,12 @@ def test_jsonl_lines_are_kept_by_score(tmp_path):
   assert len(open_(tmp_path, "jsonl", "set.jsonl")) == 6
   with pytest.raises(ValueError, match="no line has aesthetic >= 9"):
     open_(tmp_path, "jsonl", "set.jsonl", score="aesthetic", min_score=9.0)
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path):
+  """In one process, as in a notebook: no row group of before is left."""
+  for seed in (1, 2):
+    columns = dict(image=[cell(png(seed))], text=[f"c{seed}"])
+    write(tmp_path / "a.parquet", columns)
+    record = open_(tmp_path, "parquet", "a.parquet")[0]
+    assert (record.image, record.captions) == (png(seed), (f"c{seed}",))

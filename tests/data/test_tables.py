@@ -170,3 +170,13 @@ def test_an_imagefolder_has_one_metadata_file(folder):
   assert "has both metadata.csv and metadata.jsonl: remove one" in refused(
     folder, "imagefolder", "images"
   )
+
+
+def test_a_column_that_comes_twice_is_refused(folder):
+  """One of the two would be read without a word."""
+  (folder / "t.csv").write_text("image,n,n,text,text\nimages/0.png,1,2,x,y\n")
+  said = refused(folder, "table", "t.csv")
+  assert "t.csv has several columns 'text': rename them" in said
+  (folder / "t.csv").write_text("image,n,n,text\nimages/0.png,1,2,x\n")
+  (record,), bad = read(open_(folder, "table", "t.csv"))
+  assert record.captions == ("x",) and not bad

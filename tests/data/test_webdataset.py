@@ -190,3 +190,18 @@ def test_a_shard_that_changed(tmp_path):
   path.write_bytes(b"")
   good, bad = read(source)
   assert not good and len(bad) == 3 and "a.tar:0: cut" in bad[0]
+
+
+def test_hidden_members_are_no_part_of_samples(tmp_path):
+  """A Mac's tar puts ._0.png before 0.png, between it and its text too."""
+  members = {}
+  for i in range(2):
+    members |= {f"./._{i}.png": b"?", f"./{i}.png": png(i)}
+    members |= {f"./._{i}.txt": b"?", f"./{i}.txt": b"text %d" % i}
+  write(tmp_path / "a.tar", members)
+  source = open_(tmp_path, "webdataset", "a.tar")
+  records, bad = read(source)
+  assert [(r.image, r.captions) for r in records] == [
+    (png(i), (f"text {i}",)) for i in range(2)
+  ]
+  assert not bad and not source.bad

@@ -271,12 +271,14 @@ def _list_entries(path: str) -> Iterator[tuple[int, int, bytes]]:
   hint = "expected a JSON list of conversations; JSON lines are named .jsonl"
   try:
     text = json_files.read(path, _LARGEST).decode()
+    mark = text[:1] == "\ufeff"  # which some editors put before UTF-8
   except UnicodeDecodeError as error:
     raise ValueError(f"{path} is not in UTF-8: {hint}") from error
   decoder = json.JSONDecoder()
-  place, offset, number = 0, 0, 0  # a character, its byte, the entry
+  # A character, its byte, the entry.
+  place, offset, number = int(mark), 3 * mark, 0
   try:
-    start = _behind(text, 0, "[")
+    start = _behind(text, place, "[")
     more = not text.startswith("]", start)
     start += not more
     while more:

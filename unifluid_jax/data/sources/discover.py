@@ -16,7 +16,8 @@ its subfolder for the split (train, val, ...):
 
 Two of these are refused, naming both, with one exception: captions.jsonl, this
 package's own, is what its folder is about. Of files whose names tell splits
-those of the wanted split count; a file that tells none is for training.
+those of the wanted split count; a file that tells none is for training, or in
+the subfolder of a split for that one.
 """
 
 import dataclasses
@@ -97,12 +98,13 @@ def find(config: SourceConfig, root: str, key: str) -> Found:
     raise FileNotFoundError(
       f"no data at {where}: change them, or prepare the data set first"
     )
-  found, folder = _known(full, config, key), full
+  own = config.split == "train" or _is_split(full, config.split)
+  found, folder = _known(full, config, key, own), full
   if not found and (inner := _split_folders(full)):
-    folder = inner.get(config.split, "")
-    found = _known(folder, config, key) if folder else []
-  own = [f for f in found if os.path.basename(f.path) == OWN]
-  if os.path.isdir(folder) and not own:
+    folder = _one_folder(full, inner, config.split, key)
+    found = _known(folder, config, key, True) if folder else []
+  ours = [f for f in found if os.path.basename(f.path) == OWN]
+  if os.path.isdir(folder) and not ours:
     found += _texts_beside(folder)
     found = found or _classes(folder)
   if config.split != "train" and folder == full:
@@ -111,13 +113,13 @@ def find(config: SourceConfig, root: str, key: str) -> Found:
     raise FileNotFoundError(f"no split {config.split!r} is told at {where}")
   if not found:
     raise ValueError(_nothing(where, full, key))
-  if len(found) > 1 and not own:
+  if len(found) > 1 and not ours:
     ways = "; ".join(f"{f.format} ({f.why})" for f in found[:3])
     raise ValueError(
       f"{where} can be read in {len(found)} ways: {ways}: name one by "
       f"{key}.format and {key}.path"
     )
-  return _with_images((own or found)[0], full)
+  return _with_images((ours or found)[0], full, config.split)
 
 
 def evaluation_split(root: str, path: str) -> str:
@@ -138,26 +140,41 @@ def evaluation_split(root: str, path: str) -> str:
 
 def _tells_split(found: Found, path: str, split: str) -> bool:
   """Whether what was found at a path is that split, and not the whole set."""
-  name = os.path.basename(path).lower().rstrip("0123456789")
-  if os.path.isfile(path) or name in _SPLITS.get(split, ()):
+  if os.path.isfile(path) or _is_split(path, split):
     return True
   whole = ("imagefolder", "captions_txt", "class_folders", "arrow")
   return found.format not in whole or found.path != path
 
 
-def _with_images(found: Found, top: str) -> Found:
+def _is_split(path: str, split: str) -> bool:
+  """Whether a path is named as a split and nothing else."""
+  name = os.path.basename(path).lower().rstrip("0123456789")
+  return name in _SPLITS.get(split, ())
+
+
+def _with_images(found: Found, top: str, split: str) -> Found:
   """With the folder of the images that a list names.
 
   Raises:
-    ValueError: they are nowhere.
+    ValueError: they are nowhere, or in several folders.
   """
   if not found.image:
     return found
   if not os.path.isdir(top):
     top = os.path.dirname(top)
     top = os.path.dirname(top) if os.path.basename(top) == _NOTES else top
-  folder = sniff.image_folder(found.path, top, found.image)
-  if not folder:
+  inside = sniff.image_folders(found.path, top, found.image)
+  if len(inside) > 1:  # train/1.png and val/1.png are two images
+    split = split_of(_stem(found.path)) or split
+    told = [f for f in inside if split_of(os.path.relpath(f, top)) == split]
+    inside = told or inside
+  if len(inside) > 1:
+    raise ValueError(
+      f"{found.path} names the image {found.image!r}, which lies in "
+      f"{' and in '.join(inside[:3])}: name the folder, as LIST.json:FOLDER"
+    )
+  folder = os.path.relpath(inside[0], os.path.dirname(found.path))
+  if folder == ".":
     return found
   return found._replace(
     path=f"{found.path}:{folder}", why=f"{found.why}, images in {folder}"
@@ -177,8 +194,8 @@ def _listed(folder: str) -> list[str]:
   return sorted(n for n in os.listdir(folder) if not n.startswith("."))
 
 
-def _split_folders(folder: str) -> dict[str, str]:
-  """Split → subfolder that is named so; none where another holds images.
+def _split_folders(folder: str) -> dict[str, list[str]]:
+  """Split → subfolders that tell it; none where another holds images.
 
   A folder "train" among "car" and "plane" is a class.
   """
@@ -188,15 +205,46 @@ def _split_folders(folder: str) -> dict[str, str]:
   if any(not s and _holds_images(os.path.join(folder, n))
          for n, s in told.items()):  # fmt: skip
     return {}
-  return {s: os.path.join(folder, n) for n, s in told.items() if s}
+  return {
+    split: [n for n, s in told.items() if s == split]
+    for split in filter(None, told.values())
+  }
+
+
+def _one_folder(
+  folder: str, inner: dict[str, list[str]], split: str, key: str
+) -> str:
+  """The subfolder of a split; empty for none.
+
+  Of "train" and "train_masks" it is the first.
+
+  Raises:
+    ValueError: there are several.
+  """
+  names = inner.get(split, [])
+  names = [n for n in names if _is_split(n, split)] or names
+  if len(names) > 1:
+    raise ValueError(
+      f"{folder} holds {' and '.join(names[:3])} of split {split!r}: name one "
+      f"by {key}.path"
+    )
+  return os.path.join(folder, names[0]) if names else ""
 
 
 def _folders(folder: str) -> list[str]:
   return [n for n in _listed(folder) if os.path.isdir(os.path.join(folder, n))]
 
 
-def _known(path: str, config: SourceConfig, key: str) -> list[Found]:
-  """All ways to read a file, or a folder by the lists and shards in it."""
+def _known(path: str, config: SourceConfig, key: str, own: bool) -> list[Found]:
+  """All ways to read a file, or a folder by the lists and shards in it.
+
+  Args:
+    path: of it.
+    config: of the source.
+    key: of the source, for messages.
+    own: whether files whose names tell no split are of the wanted one, where
+      no name tells it.
+  """
   if os.path.isfile(path):
     return _file(path, config)
   names, found = _listed(path), _data_set(path, config)
@@ -213,9 +261,9 @@ def _known(path: str, config: SourceConfig, key: str) -> list[Found]:
   lists = [n for n in names if n.endswith(_LISTS)
            and n not in (*metadata, *sniff.DESCRIBING)]  # fmt: skip
   read = [f for n in lists for f in _file(os.path.join(path, n), config)]
-  found += _of_split(read, config.split)
+  found += _of_split(read, config.split, own)
   for ending in (".tar", ".parquet"):
-    found += _shards(path, ending, config, key)
+    found += _shards(path, ending, config, key, own)
   return found
 
 
@@ -231,11 +279,11 @@ def _file(path: str, config: SourceConfig) -> list[Found]:
   return [Found(form, path, name, columns, image)] if form else []
 
 
-def _of_split(found: Sequence[Found], split: str) -> list[Found]:
+def _of_split(found: Sequence[Found], split: str, own: bool) -> list[Found]:
   """Of lists those of a split; of COCO's, those of captions before others."""
   told = [(split_of(_stem(f.path)), f) for f in found]
   kept = [f for s, f in told if s == split]
-  if not kept and split == "train":
+  if not kept and own:
     kept = [f for s, f in told if not s]
   captions = [f for f in kept if "caption" in _stem(f.path).lower()]
   if captions and {f.format for f in kept} == {"coco"}:
@@ -269,7 +317,7 @@ def _data_set(path: str, config: SourceConfig) -> list[Found]:
 
 
 def _shards(
-  path: str, ending: str, config: SourceConfig, key: str
+  path: str, ending: str, config: SourceConfig, key: str, own: bool
 ) -> list[Found]:
   """How the files of an ending are read: one way, or none.
 
@@ -281,7 +329,7 @@ def _shards(
   if not names and os.path.isdir(inner):
     folder, names = inner, [n for n in _listed(inner) if n.endswith(ending)]
   kept = [n for n in names if split_of(n) == config.split]
-  if not kept and config.split == "train":
+  if not kept and own:
     kept = [n for n in names if not split_of(n)]
   if not kept:
     return []

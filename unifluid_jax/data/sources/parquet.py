@@ -51,9 +51,10 @@ class Rows:
     self.files = shards(path)
     places, ends = [], [0]
     for file in self.files:
-      first = 0
-      for group, size in enumerate(_sizes(file, self.columns)):
-        places.append((file, group, first))
+      sizes = _sizes(file, self.columns)
+      first, stamp = 0, _stamp(file)
+      for group, size in enumerate(sizes):
+        places.append((file, stamp, group, first))
         ends.append(ends[-1] + size)
         first += size
     self._places = places
@@ -69,11 +70,11 @@ class Rows:
       BadRecord: its group cannot be read.
     """
     k = int(np.searchsorted(self._ends, i, side="right")) - 1
-    file, group, first = self._places[k]
+    file, stamp, group, first = self._places[k]
     row = i - int(self._ends[k])
     name = f"{os.path.basename(file)}:{first + row}"
     try:
-      table = _read_group(file, group, self.columns)
+      table = _read_group(file, stamp, group, self.columns)
       values = {c: table.column(c)[row].as_py() for c in self.columns}
     except (*_ERRORS, IndexError) as error:
       raise BadRecord(f"{name}: unreadable: {_line(error)}") from error
@@ -239,9 +240,21 @@ def _footer(file: str) -> tuple[pa.Schema, pq.FileMetaData]:
     ) from error
 
 
+def _stamp(file: str) -> tuple[int, int]:
+  """What tells a file from another that stood at its place before."""
+  if files.is_remote(file):
+    found = epath.Path(file).stat()
+    return found.length, found.mtime
+  local = os.stat(file)
+  return local.st_size, local.st_mtime_ns
+
+
 @functools.lru_cache(_HELD)
-def _read_group(file: str, group: int, columns: tuple[str, ...]) -> pa.Table:
+def _read_group(
+  file: str, stamp: tuple[int, int], group: int, columns: tuple[str, ...]
+) -> pa.Table:
   """Some columns of one row group."""
+  del stamp  # tells a changed file from the one that is kept
   with epath.Path(file).open("rb") as f:
     parquet = pq.ParquetFile(f)
     # Threads of the pipeline read several groups at once already.

@@ -22,7 +22,8 @@ _IMAGES = ("image", "images", "file_name", "filename", "image_path",
 _TEXTS = ("text", "texts", "caption", "captions", "description", "prompt",
           "title", "label", "class")  # fmt: skip
 _QUESTIONS, _ANSWERS = ("question", "questions"), ("answer", "answers")
-_HEAD = 1 << 20  # bytes looked at
+_HEAD = 1 << 20  # bytes looked at, of a large object at a time
+_OVERLAP = 1 << 12  # bytes that two looks share
 _COCO = re.compile(rb'"(?:images|annotations)"\s*:\s*\[')
 _FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _IMAGE = re.compile(r'"images?"\s*:\s*\[?\s*("(?:[^"\\]|\\.)*")')
@@ -53,7 +54,7 @@ def list_of(path: str, config: SourceConfig) -> tuple[str, Columns, str]:
     return "", Columns(), ""
   text = head.decode("utf-8-sig", errors="replace")
   if path.endswith(".json"):
-    return _json(path, head, text)
+    return _json(path, text)
   if path.endswith(".jsonl"):
     found = _json_lines(text)
     if found:
@@ -106,21 +107,23 @@ def choose(
   return Columns(image, text, asked) if image and text else None
 
 
-def _json(path: str, head: bytes, text: str) -> tuple[str, Columns, str]:
+def _json(path: str, text: str) -> tuple[str, Columns, str]:
   """COCO's object, or a list of conversations."""
   if text.lstrip().startswith("["):
     entry = _entry(text[text.index("[") + 1 :].lstrip())
     found = _conversations(entry)
     return found, Columns(), _first(_IMAGE, text) if found else ""
+  # All of it: in COCO's own files the second list begins in the middle.
+  keys, image, seen = set(), "", b""
   with open(path, "rb") as file:
-    file.seek(max(0, os.path.getsize(path) - _HEAD))
-    tail = file.read()
-  keys = {m[0].split(b'"')[1] for m in _COCO.finditer(head + b"\n" + tail)}
-  if keys != {b"images", b"annotations"}:
-    return "", Columns(), ""
-  image = _first(_FILE_NAME, text)
-  image = image or _first(_FILE_NAME, tail.decode(errors="replace"))
-  return "coco", Columns(), image
+    while len(keys) < 2 or not image:
+      part = file.read(_HEAD)
+      if not part:
+        break
+      seen = seen[-_OVERLAP:] + part
+      keys |= {m[0].split(b'"')[1] for m in _COCO.finditer(seen)}
+      image = image or _first(_FILE_NAME, seen.decode(errors="replace"))
+  return ("coco" if len(keys) == 2 else "", Columns(), image)
 
 
 def _json_lines(text: str) -> str:
@@ -155,8 +158,8 @@ def _first(pattern: re.Pattern[str], text: str) -> str:
     return ""
 
 
-def image_folder(path: str, top: str, image: str) -> str:
-  """Where the images of a list lie, relative to its folder; "" for there.
+def image_folders(path: str, top: str, image: str) -> list[str]:
+  """Where the images of a list may lie: beside it, else wherever one does.
 
   Args:
     path: of the list.
@@ -172,10 +175,9 @@ def image_folder(path: str, top: str, image: str) -> str:
     for depth in ("*/", "*/*/")
     for p in sorted(glob.glob(os.path.join(glob.escape(top), depth)))
   ]
-  for folder in (base, top, *inner):
-    if os.path.isfile(os.path.join(folder, image)):
-      found = os.path.relpath(folder, base)
-      return "" if found == "." else found
+  for folders in ([base], [top], inner):
+    if found := [f for f in folders if os.path.isfile(os.path.join(f, image))]:
+      return found
   raise ValueError(
     f"{path} names the image {image!r}, found neither beside it nor below "
     f"{top}: unpack the images there, or name their folder, as LIST.json:FOLDER"

@@ -62,6 +62,9 @@ class TableReader:
         f"{path} lacks {', '.join(missing)}: expected the columns "
         f"{', '.join(columns.names)}, found {', '.join(self._header)}"
       )
+    twice = [c for c in columns.names if self._header.count(c) > 1]
+    if twice:
+      raise ValueError(f"{path} has several columns {twice[0]!r}: rename them")
     index, bad = array("q"), json_readers.Faults()
     for offset, number, row in self._rows():
       try:

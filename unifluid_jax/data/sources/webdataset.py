@@ -1,7 +1,8 @@
 """WebDataset: samples in tar files, read in any order.
 
 The members of a sample stand one after another and share a name up to its
-first dot: 000007.jpg, 000007.txt, 000007.json. What is read of them:
+first dot: 000007.jpg, 000007.txt, 000007.json. Names that begin with a dot
+count as absent: a Mac's tar puts ._000007.jpg before each. What is read:
 
   images   .jpg .jpeg .png .webp .gif .bmp .tif .tiff; several, as 7.0.jpg and
            7.1.jpg, in their order
@@ -230,8 +231,12 @@ def _members(path: str) -> Iterator[tuple[str, _Member | None, str]]:
         yield "", None, f"damaged behind byte {before}: {_AGAIN}"
         return
       before, tar.members = info.offset, []  # else it keeps them all
-      if not info.isdir():
+      if not info.isdir() and not _is_hidden(info.name):
         yield _member(info, end)
+
+
+def _is_hidden(name: str) -> bool:
+  return name.rpartition("/")[2].startswith(".")
 
 
 def _member(info: tarfile.TarInfo, end: int) -> tuple[str, _Member | None, str]:
@@ -240,7 +245,7 @@ def _member(info: tarfile.TarInfo, end: int) -> tuple[str, _Member | None, str]:
   stem, _, ending = name.partition(".")
   suffix = f".{ending.rpartition('.')[2].lower()}"
   key = folder + slash + stem
-  if not stem or suffix not in _KINDS:
+  if suffix not in _KINDS:
     return key, None, ""
   kind = _KINDS.index(suffix)
   return key, (info.offset_data, info.size, kind), _fault(info, kind, end)
