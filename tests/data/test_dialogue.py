@@ -235,3 +235,13 @@ def test_the_field_is_pickled_needs_a_tokenizer_and_becomes_a_prompt():
   assert isinstance(field, fields.Field)
   names = set(fields.shapes(inputs))
   assert names == {"row.ids", "row.cell", "row.target", "row.codes.pixels"}
+
+
+def test_rows_that_teach_nothing_are_bad_records(made):
+  """Their question alone fits: they would count, and teach nothing."""
+  question, answer = ("two stars " * 30, False), ("red", True)
+  with pytest.raises(BadRecord, match="nothing to learn is left of a dialogue"):
+    made(question, answer)
+  with pytest.raises(BadRecord, match="of 3 texts and images"):
+    made((0, False), (1, False), answer, length=N + 6)
+  made(question, answer, prompt=True)  # of which an answer can follow

@@ -150,7 +150,11 @@ class Dialogue:
   def rows(
     self, example: Example, rng: np.random.Generator | None
   ) -> dict[str, np.ndarray]:
-    """See `fields.Field`."""
+    """See `fields.Field`.
+
+    Raises:
+      BadRecord: a corrupt image, or none of what is to be learned fits.
+    """
     del rng
     tokenizer = example.tokenizer
     given = _with_system(example.turns, example.chat)
@@ -163,6 +167,13 @@ class Dialogue:
     if len(tokens.ids) > room:  # one text alone
       ids = tokenizer.fit(tokens.ids, room)
       tokens = _Tokens(list(ids), tokens.counts[:room])
+    learned = any(turn.target for turn in given)
+    if learned and not self.prompt and not any(tokens.counts):
+      raise BadRecord(
+        f"nothing to learn is left of a dialogue of {len(given)} texts and "
+        f"images, cut to fit text.dialogue={self.length} and as many images "
+        "as a row has"
+      )
     whole = len(turns) == len(given) and len(tokens.ids) < room
     if whole and not self.prompt and not _ends_message(turns[-1], None):
       end = _Tokens([tokenizer.special["eos"]], [turns[-1].target])
