@@ -326,3 +326,26 @@ def test_coco_is_known_by_its_middle(tmp_path, monkeypatch, first):
   name = "annotations/captions_train2017.json"
   put(tmp_path, **{name: {first: many[first], second: many[second]}})
   assert found(tmp_path).path == f"{name}:../train2017"
+
+
+@pytest.mark.parametrize("inner", ["", "cat/", "dog/"])
+def test_splits_are_no_classes_whatever_lies_beside_them(tmp_path, inner):
+  """Else what is evaluated would be trained on, as a class "val"."""
+  for name in ("train", "val", "samples"):
+    folders = ("cat/", "dog/") if inner else ("",)
+    images(tmp_path, *(f"{name}/{f}0.png" for f in folders))
+    if inner != "dog/":
+      put(tmp_path, **{f"{name}/{f}0.txt": name for f in folders})
+  form = "class_folders" if inner == "dog/" else "captions_txt"
+  config = found(tmp_path)
+  assert (config.format, config.path) == (form, "train")
+  assert found(tmp_path, split="validation").path == "val"
+
+
+def test_metadata_above_splits_are_named(tmp_path):
+  """Else test images would be trained on."""
+  images(tmp_path, "train/0.png", "test/1.png")
+  put(tmp_path, **{"metadata.csv": "file_name,text\ntrain/0.png,a\n"})
+  text = refused(tmp_path, "auto", ".")
+  assert "has metadata.csv above test and train: split it" in text
+  assert len(open_(tmp_path, "imagefolder", ".")) == 1

@@ -197,18 +197,29 @@ def _listed(folder: str) -> list[str]:
 def _split_folders(folder: str) -> dict[str, list[str]]:
   """Split → subfolders that tell it; none where another holds images.
 
-  A folder "train" among "car" and "plane" is a class.
+  A folder "train" among "car" and "plane" is a class; beside "val" it is a
+  split, whatever else there is.
   """
   if not os.path.isdir(folder):
     return {}
   told = {n: split_of(n) for n in _folders(folder)}
-  if any(not s and _holds_images(os.path.join(folder, n))
-         for n, s in told.items()):  # fmt: skip
+  if len(_named_splits(folder)) < 2 and any(
+    not s and _holds_images(os.path.join(folder, n)) for n, s in told.items()
+  ):
     return {}
   return {
     split: [n for n, s in told.items() if s == split]
     for split in filter(None, told.values())
   }
+
+
+def _named_splits(folder: str) -> list[str]:
+  """Subfolders with images that are named as splits and nothing else."""
+  return [
+    n for n in _folders(folder)
+    if any(_is_split(n, split) for split in _SPLITS)
+    and _holds_images(os.path.join(folder, n))
+  ]  # fmt: skip
 
 
 def _one_folder(
@@ -250,6 +261,12 @@ def _known(path: str, config: SourceConfig, key: str, own: bool) -> list[Found]:
   names, found = _listed(path), _data_set(path, config)
   metadata = [n for n in names if n in tables.METADATA]
   if metadata:
+    splits = _named_splits(path)
+    if len(splits) > 1:
+      raise ValueError(
+        f"{path} has {metadata[0]} above {' and '.join(splits[:3])}: split it, "
+        f"a file in each, or set {key}.format=imagefolder to read all as one"
+      )
     columns = sniff.metadata_columns(os.path.join(path, metadata[0]), config)
     found.append(
       Found("imagefolder", path, f"{' and '.join(metadata)} in it", columns)
