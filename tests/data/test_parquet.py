@@ -285,3 +285,16 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
     write(tmp_path / "a.parquet", columns)
     record = open_(tmp_path, "parquet", "a.parquet")[0]
     assert (record.image, record.captions) == (png(seed), (f"c{seed}",))
+
+
+def test_lists_may_be_large_ones(tmp_path):
+  """Polars writes no others."""
+  turn = {"user": "q", "assistant": "a"}
+  types = {"images": pa.large_list(IMAGE), "texts": pa.large_list(
+    pa.struct([("user", pa.string()), ("assistant", pa.string())])
+  )}  # fmt: skip
+  columns = dict(images=[[cell(png(0)), cell(png(1))]], texts=[[turn]])
+  write(tmp_path / "a.parquet", columns, types)
+  source = open_(tmp_path, "auto", "a.parquet")
+  assert source[0].questions == (("q", "a"),) and len(source[0].more) == 1
+  assert not len(source.indices("t2i")) and len(source.indices("i2t")) == 1

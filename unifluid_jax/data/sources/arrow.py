@@ -161,8 +161,13 @@ def class_names(described: Mapping[str, Any], column: str) -> tuple[str, ...]:
 def asks(found: pa.Schema, columns: rows.Columns) -> bool:
   """Whether texts are answers to questions, which they may hold themselves."""
   kind = found.field(columns.text).type
-  turns = pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)
+  turns = is_listed(kind) and pa.types.is_struct(kind.value_type)
   return bool(columns.question) or turns
+
+
+def is_listed(kind: pa.DataType) -> bool:
+  """Whether cells are lists, with offsets of whichever width."""
+  return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def schema(folder: str) -> pa.Schema:

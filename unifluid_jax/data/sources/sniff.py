@@ -224,7 +224,7 @@ def _typed(schema: Any, config: SourceConfig, described: Any) -> Columns | None:
 
   def of(*kinds: Callable[[Any], bool]) -> list[str]:
     def fits(kind: Any) -> bool:
-      inner = kind.value_type if pa.types.is_list(kind) else kind
+      inner = kind.value_type if arrow.is_listed(kind) else kind
       return any(k(inner) for k in kinds)
 
     return [f.name for f in schema if fits(f.type)]
