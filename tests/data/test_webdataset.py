@@ -205,3 +205,25 @@ def test_hidden_members_are_no_part_of_samples(tmp_path):
     (png(i), (f"text {i}",)) for i in range(2)
   ]
   assert not bad and not source.bad
+
+
+def test_what_is_drawn_is_no_map_of_the_image(tmp_path):
+  """Which comes first where members are sorted by name."""
+  members = {"0.depth.png": png(0), "0.jpg": png(1), "0.mask.png": png(2),
+             "0.txt": b"x"}  # fmt: skip
+  write(tmp_path / "a.tar", members)
+  (record,), _ = read(open_(tmp_path, "webdataset", "a.tar"))
+  assert (record.image, record.more) == (png(1), (png(0), png(2)))
+
+
+def test_two_samples_of_one_key_are_not_mixed(tmp_path):
+  """The text of one would be learned for the image of the other."""
+  with tarfile.open(tmp_path / "a.tar", "w") as tar:
+    for name, data in (("0.png", png(0)), ("0.txt", b"a"), ("0.png", png(1)),
+                       ("0.txt", b"b"), ("1.png", png(2))):  # fmt: skip
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  source = open_(tmp_path, "webdataset", "a.tar")
+  assert [r.id for r in read(source)[0]] == ["a.tar:1"]
+  assert "'0.png' comes twice in a row" in source.bad[0]

@@ -5,7 +5,7 @@ first dot: 000007.jpg, 000007.txt, 000007.json. Names that begin with a dot
 count as absent: a Mac's tar puts ._000007.jpg before each. What is read:
 
   images   .jpg .jpeg .png .webp .gif .bmp .tif .tiff; several, as 7.0.jpg and
-           7.1.jpg, in their order
+           7.1.jpg, in their order, but 7.jpg before 7.depth.png
   texts    .txt (or .text, .caption), else the key `text` (by default also
            caption or captions) of .json, else the class of .cls; with
            `question`, both keys of .json
@@ -182,24 +182,32 @@ def _samples(
   Raises:
     ValueError: the file is no tar.
   """
-  key, found, faults = "", [], []
-  for name, member, fault in (*_members(path), ("", None, "")):
+  key, found, faults = "", {}, []  # members by their endings
+  for name, ending, member, fault in (*_members(path), ("", "", None, "")):
     if name != key:
       if found and not faults:
-        yield key, found
+        # `sorted` keeps the order of what is alike.
+        yield key, [found[e] for e in sorted(found, key=_is_beside)]
       for text in faults:
         bad.add(f"{path}: {text}")
-      key, found, faults = name, [], []
+      key, found, faults = name, {}, []
     if fault:
       faults.append(fault)
+    elif member and ending in found:
+      faults.append(f"'{name}.{ending}' comes twice in a row")
     elif member:
-      found.append(member)
+      found[ending] = member
   for text in faults:
     bad.add(f"{path}: {text}")
 
 
-def _members(path: str) -> Iterator[tuple[str, _Member | None, str]]:
-  """Key, place and fault of each member; what is not read has no place.
+def _is_beside(ending: str) -> bool:
+  """Whether a member lies beside others of its kind: "depth.png"."""
+  return "." in ending
+
+
+def _members(path: str) -> Iterator[tuple[str, str, _Member | None, str]]:
+  """Key, ending, place and fault of each; what is not read has no place.
 
   What comes behind damage cannot be found: one fault without a key says so.
 
@@ -221,14 +229,14 @@ def _members(path: str) -> Iterator[tuple[str, _Member | None, str]]:
       try:
         info = tar.next()
       except tarfile.TarError as error:
-        yield "", None, f"damaged behind byte {before} ({error}): {_AGAIN}"
+        yield "", "", None, f"damaged behind byte {before} ({error}): {_AGAIN}"
         return
       if info is None:
         if lost := _behind(path, tar.offset, end):
-          yield "", None, lost
+          yield "", "", None, lost
         return
       if info.offset <= before:  # a negative size leads back, for ever
-        yield "", None, f"damaged behind byte {before}: {_AGAIN}"
+        yield "", "", None, f"damaged behind byte {before}: {_AGAIN}"
         return
       before, tar.members = info.offset, []  # else it keeps them all
       if not info.isdir() and not _is_hidden(info.name):
@@ -239,16 +247,19 @@ def _is_hidden(name: str) -> bool:
   return name.rpartition("/")[2].startswith(".")
 
 
-def _member(info: tarfile.TarInfo, end: int) -> tuple[str, _Member | None, str]:
-  """Key, place and fault of a member."""
+def _member(
+  info: tarfile.TarInfo, end: int
+) -> tuple[str, str, _Member | None, str]:
+  """Key, ending, place and fault of a member."""
   folder, slash, name = info.name.rpartition("/")
   stem, _, ending = name.partition(".")
   suffix = f".{ending.rpartition('.')[2].lower()}"
   key = folder + slash + stem
   if suffix not in _KINDS:
-    return key, None, ""
+    return key, ending, None, ""
   kind = _KINDS.index(suffix)
-  return key, (info.offset_data, info.size, kind), _fault(info, kind, end)
+  place = info.offset_data, info.size, kind
+  return key, ending, place, _fault(info, kind, end)
 
 
 def _fault(info: tarfile.TarInfo, kind: int, end: int) -> str:
