@@ -26,8 +26,10 @@ def test_a_text_is_the_name_of_its_class():
 
 def test_the_first_class_that_a_text_mentions_counts():
   for text, want in (("two dogs left of a cat", 1), ("a catfish", 2),
-                     ("the red dog and the cat", 3), ("A CAT", 0)):  # fmt: skip
+                     ("the red dog and the cat", 3), ("A CAT", 0),
+                     ("a bobcat, a dog", 1), ("bobcat, cat", 0)):  # fmt: skip
     assert number(text, by="mention") == want
+  assert number("zwei\u732b", ("\u732b",), by="mention") == 0
 
 
 def test_an_empty_text_is_the_null_class():

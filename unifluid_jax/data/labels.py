@@ -50,7 +50,7 @@ class Label:
       return self.names.index(text)
     if self.by == "mention":
       said, names = text.casefold(), [n.casefold() for n in self.names]
-      found = [(said.find(name), -len(name)) for name in names]
+      found = [(_place(said, name), -len(name)) for name in names]
       places = [place for place in found if place[0] >= 0]
       if places:
         return found.index(min(places))
@@ -60,3 +60,15 @@ class Label:
       f"{text!r} {verb} no class of this run: "
       f"{', '.join(self.names[:_SHOWN])}{more}"
     )
+
+
+def _place(text: str, name: str) -> int:
+  """Where a name begins in a text, -1 for nowhere.
+
+  Not inside of a word: a scarf is no car, though "cars" are. Scripts without
+  spaces have no words that this could tell.
+  """
+  place = text.find(name)
+  while place > 0 and name[0].isascii() and text[place - 1].isalpha():
+    place = text.find(name, place + 1)
+  return place
