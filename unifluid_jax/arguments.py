@@ -11,7 +11,7 @@ from PIL import Image
 
 from unifluid_jax.core import files, ranges
 from unifluid_jax.core.config import MAX_PIXELS
-from unifluid_jax.data.images import decode_image, read_file
+from unifluid_jax.data.images import decode_image, opaque_rgb, read_file
 from unifluid_jax.data.records import BadRecord
 
 # Names that diffusers gives to sampling options → ours.
@@ -161,14 +161,24 @@ def _check_size(name: str, value: Any) -> None:
 def as_array(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   """uint8 [H, W, 3] of a PIL image, an array or a file.
 
+  An image that was opened gives the pixels that its file would. An array is
+  used as it is; several may lie on top of one another.
+
   Raises:
     FileNotFoundError: no such file.
-    ValueError: no regular file, or no image to decode.
+    ValueError: no regular file, no image to decode, or an array of other
+      numbers: 0 to 1 would be taken for black.
   """
   if isinstance(image, np.ndarray):
+    fits = image.ndim in (3, 4) and image.shape[-1] == 3 and image.size
+    if image.dtype != np.uint8 or not fits:
+      raise ValueError(
+        f"an image is {image.dtype}{list(image.shape)}: give uint8"
+        "[height, width, 3] with RGB from 0 to 255, or a PIL image"
+      )
     return image
   if isinstance(image, Image.Image):
-    return np.asarray(image.convert("RGB"))
+    return opaque_rgb(image)
   path = epath.Path(image)
   if not path.exists():
     raise FileNotFoundError(f"no image at {path}")

@@ -347,3 +347,20 @@ def test_the_api_takes_only_what_data_sets_may_hold(tmp_path):
     api.as_array(tmp_path / "a.png")
   with pytest.raises(FileNotFoundError, match=r"no image at .*gone\.png"):
     api.as_array(str(tmp_path / "gone.png"))
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_an_opened_image_has_the_pixels_of_its_file(name):
+  """Transparency over white, 16 bits, turned as EXIF says."""
+  got = api.as_array(Image.open(io.BytesIO(KINDS[name])))
+  np.testing.assert_array_equal(got, images.decode_image(KINDS[name]))
+
+
+@pytest.mark.parametrize("array", [
+  np.ones((4, 4, 3)), np.ones((4, 4, 3), np.float32), np.ones((4, 4, 3), int),
+  np.ones((4, 4), np.uint8), np.ones((4, 4, 4), np.uint8),
+  np.ones((3, 4, 4), np.uint8), np.ones((0, 4, 3), np.uint8),
+])  # fmt: skip
+def test_an_array_of_other_numbers_is_refused(array):
+  with pytest.raises(ValueError, match=r"give uint8\[height, width, 3\]"):
+    api.as_array(array)

@@ -64,6 +64,11 @@ def decode_image(
     ) from error
 
 
+def opaque_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+  """A PIL image as `decode_image` makes it of its file."""
+  return _rgb(ImageOps.exif_transpose(image))
+
+
 def decode_drawing(data: bytes) -> UInt8[np.ndarray, "H W 4"]:
   """RGB and alpha of a PNG that a renderer of ours has just made."""
   with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
