@@ -1,6 +1,7 @@
 """Exported models: the same numbers from one folder that can be shared."""
 
 import dataclasses
+import fnmatch
 import json
 import os
 import shutil
@@ -348,6 +349,10 @@ def test_a_sharded_model_is_read(folder, run, tmp_path):
   assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
   params, frozen = exported.read_weights(str(tmp_path), model.system)
   same(params, model.params)
+  # A repository of the Hub keeps what was there before, e.g. in shards.
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  with pytest.raises(checkpoint.CheckpointError, match="holds both model"):
+    exported.read_weights(str(tmp_path), model.system)
   same(frozen, model.frozen)
 
 
@@ -504,6 +509,10 @@ def test_a_folder_is_uploaded(there, folder):
   made, sent = there.calls
   assert made == ("me/shapes", {"private": True, "exist_ok": True})
   assert sent["folder_path"] == str(folder) and sent["repo_id"] == "me/shapes"
+  shard = "model-00001-of-00002.safetensors"
+  old = (shard, "model.safetensors.index.json", "hf/vae/config.json")
+  gone = sent["delete_patterns"]
+  assert all(any(fnmatch.fnmatch(x, p) for p in gone) for x in old)
 
 
 def test_an_upload_that_cannot_be_is_refused_in_one_line(there, monkeypatch):

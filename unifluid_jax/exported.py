@@ -131,6 +131,13 @@ def _open(folder: str, name: str) -> Source:
     WeightsError: a damaged one.
   """
   single, index = (Path(folder) / f"{name}{ending}" for ending in _ENDINGS)
+  if index.is_file() and single.is_file():
+    # One of them is what an earlier export left, in a repository of the Hub
+    # say: its numbers would be taken for these.
+    raise CheckpointError(
+      f"{folder} holds both {single.name} and {index.name}, and an export "
+      f"writes one of them: remove the older one, or {_AGAIN}"
+    )
   if index.is_file():
     return Sharded(str(index), index, Safetensors)
   if single.is_file():

@@ -2,6 +2,13 @@
 
 from typing import Any
 
+# Files of an earlier upload that an export may have under other names, or not
+# at all: shards, parts for other libraries, licences of other data.
+_REPLACED = (
+  "*.safetensors", "*.safetensors.index.json", "tokenizer.model", "hf/*",
+  "licenses/*",
+)  # fmt: skip
+
 
 def check(repository: str) -> None:
   """Whether an upload can begin: the package, the name and a login.
@@ -27,7 +34,7 @@ def check(repository: str) -> None:
 
 
 def push(folder: str, repository: str, private: bool = False) -> str:
-  """Creates the repository if need be and uploads all files.
+  """Creates the repository if need be, and replaces the model that it holds.
 
   Args:
     folder: exported.
@@ -47,6 +54,7 @@ def push(folder: str, repository: str, private: bool = False) -> str:
       folder_path=folder,
       repo_id=repository,
       commit_message="Exported by unifluid_jax",
+      delete_patterns=list(_REPLACED),
     )
   except Exception as error:  # of whatever kind: the library is not ours
     raise ValueError(
