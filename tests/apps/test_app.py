@@ -18,10 +18,10 @@ from unifluid_jax.evals.report import samples
 @pytest.fixture(scope="module")
 def tabs():
   pytest.importorskip("gradio", reason="of the extra `app`")
-  from unifluid_jax.apps import ask, draw, edit, page, redraw
+  from unifluid_jax.apps import ask, draw, edit, page, redraw, widgets
 
   return {"ask": ask, "draw": draw, "edit": edit, "page": page,
-          "redraw": redraw}  # fmt: skip
+          "redraw": redraw, "widgets": widgets}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,16 @@ def test_settings_are_options_that_the_system_has(run):
   for guidance, steps in ((11.0, None), (-1.0, None), (None, 5)):
     with pytest.raises(ValueError, match=r"guidance is from|steps are one of"):
       run.settings(guidance, steps)
+
+
+def test_a_runs_own_settings_are_what_it_is_drawn_with(tabs, run):
+  """Also where another run is first, and between the slider's stops."""
+  sampling = dataclasses.replace(run.config.sampling, cfg=1.25, steps=7)
+  config = dataclasses.replace(run.config, sampling=sampling)
+  other = dataclasses.replace(run, name="other", model=_Holds(config))
+  shown = tabs["widgets"].own_settings(other)
+  assert shown == (1.25, 7)
+  assert other.sampling(other.settings(*shown)) == sampling
 
 
 def test_steps_are_those_that_the_head_can_draw_with(run):

@@ -99,6 +99,10 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     event(on_draw, asked, out, **how)
   following = "(s) => (s + 1) % 2147483648"
   more.click(None, seed, seed, js=following).then(on_draw, asked, out, **how)
+  model.change(
+    lambda name: widgets.own_settings(find(name)), model, [guidance, steps],
+    **widgets.SILENT,
+  )  # fmt: skip
   stage.input(
     lambda at, made: made[int(at) - 1] if made else gr.skip(),
     [stage, stages], shown, **widgets.SILENT,

@@ -224,6 +224,10 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
       on_redraw, [model, source, cells, prompt, seed, guidance, steps],
       [source, cells, said],
     )  # fmt: skip
+  model.change(
+    lambda name: widgets.own_settings(find(name)), model, [guidance, steps],
+    **widgets.SILENT,
+  )  # fmt: skip
   out = [source, cells, said]
   take.click(on_take, [model, last], out, **widgets.QUIET)
   place.change(on_upload, [model, place], [place, *out], **widgets.QUIET)

@@ -102,11 +102,14 @@ class Run:
   ) -> dict[str, Any]:
     """Sampling options as the controls give them; those it lacks are left out.
 
+    The run's own guidance need not be one that the slider stops at.
+
     Raises:
       ValueError: values that the controls do not offer.
     """
     found = {}
-    if guidance is not None and self.guides:
+    own = getattr(self.config.sampling, "cfg", None)
+    if guidance not in (None, own) and self.guides:
       low, high, step = _GUIDANCE
       if not low <= guidance <= high:
         raise ValueError(f"guidance is from {low:g} to {high:g}")

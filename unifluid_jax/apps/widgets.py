@@ -81,8 +81,9 @@ def settings(runs: Sequence[Run]) -> tuple[gr.Number, gr.Slider, gr.Dropdown]:
   with gr.Accordion("Settings", open=False):
     seed = gr.Number(0, label="Seed", precision=0, minimum=0,
                      maximum=MOST_SEED)  # fmt: skip
+    most = max(getattr(run.config.sampling, "cfg", 1.0) for run in runs)
     guidance = gr.Slider(
-      0, 10, float(getattr(config.sampling, "cfg", 1.0)), step=0.5,
+      0, max(10.0, most), float(getattr(config.sampling, "cfg", 1.0)), step=0.5,
       label="Guidance", info="How closely the prompt is followed.",
       visible=any(run.guides for run in runs),
     )  # fmt: skip
@@ -96,6 +97,12 @@ def settings(runs: Sequence[Run]) -> tuple[gr.Number, gr.Slider, gr.Dropdown]:
       visible=bool(steps) or any(run.guides for run in runs),
     )
   return seed, guidance, chosen
+
+
+def own_settings(run: Run) -> tuple[Any, Any]:
+  """Guidance and steps as the run itself has them, for who chooses it."""
+  sampling = run.config.sampling
+  return getattr(sampling, "cfg", 1.0), getattr(sampling, "steps", None)
 
 
 def note(name: str) -> gr.HTML:
