@@ -85,6 +85,12 @@ def test_options_may_have_the_names_of_diffusers(drawn):
     assert asked[-1][1] == [int(wanted.integers(2**31))]
 
 
+def test_an_option_that_is_none_is_left_as_it_is(drawn):
+  model, asked = drawn
+  model.generate("a", cfg=None, steps=None, solver=None)
+  assert asked[-1][2] == model.config.sampling
+
+
 @pytest.mark.parametrize("given, words", [
   ({"guidance_scale": 2.0, "cfg": 2.0}, "guidance_scale is another name of c"),
   ({"num_inference_steps": 3, "steps": 3}, "is another name of steps"),

@@ -128,7 +128,8 @@ def test_other_refusals(model, tmp_path):
   with pytest.raises(ValueError, match="unknown sampling option 'colour'"):
     model.complete(["red"], colour=1)
   unifluid = systems.build(systems.resolve(debug.get_config()))
-  other = api.Model(model.config, unifluid, model.tokenizer, lambda f: f)
+  words = SimpleNamespace(special={})  # as a run without dialogues has them
+  other = api.Model(model.config, unifluid, words, lambda f: f)
   asked = [{"role": "user", "content": "red"}]
   for ask in (lambda: other.complete(["red"]), lambda: other.chat(asked)):
     with pytest.raises(ValueError, match="no rows for dialogues.*dialogue=0"):

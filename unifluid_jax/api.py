@@ -272,6 +272,7 @@ class Model:
     spec = systems.spec(self.config.system)
     changes = arguments.renamed(changes, spec.sampling)
     arguments.check_sampling(changes, spec.sampling, spec.ranges)
+    changes = {k: v for k, v in changes.items() if v is not None}
     sampling = dataclasses.replace(self.config.sampling, **changes)
     if changes:
       spec.check_sampling(self.config, sampling, tasks.T2I)

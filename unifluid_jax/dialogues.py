@@ -53,12 +53,13 @@ class Dialogues:
     self, dialogues: Sequence[Sequence[Turn]], sampling: Any = None
   ) -> list[Reply]:
     """The same, and whether an image follows."""
+    found = self.answers(dialogues, sampling)  # refuses what has no dialogues
     boi = self._tokenizer.special["boi"]
     return [
       Reply(
         self._tokenizer.decode(row.tolist()).strip(), bool((row == boi).any())
       )
-      for row in self.answers(dialogues, sampling)
+      for row in found
     ]
 
   def answers(
