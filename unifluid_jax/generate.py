@@ -126,7 +126,10 @@ def main(_: list[str]) -> None:
     files.write(name, encode_image(picture, kind))
     say(f"wrote {name}")
   if request.listing:
-    files.write(request.listing, "\n".join(request.prompts) + "\n")
+    # A line each, whatever a prompt holds: they are matched by their places.
+    drawn = [request.edit] if request.edit else request.prompts
+    lines = (" ".join(words.splitlines()) for words in drawn)
+    files.write(request.listing, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -77,10 +77,18 @@ def check(given: Flags, spec: Callable[[], SystemSpec]) -> Request:
     None if path is None else api.as_array(path)
     for path in (given.image, given.given)
   )
+  if given.samples > 1 and not prompts:
+    raise ValueError(
+      f"--samples={given.samples} is of prompts: give --prompt, or leave it out"
+    )
   prompts = [p for p in prompts for _ in range(given.samples)]
   count = 1 if given.edit else len(prompts)
-  if not count and given.out is not None:
-    raise ValueError("--out: no image is made; give --prompt or --edit")
+  unused = ["out"] if given.out is not None else []
+  unused += _given(given.sampling)
+  if not count and unused:
+    raise ValueError(
+      f"--{unused[0]}: no image is made; give --prompt or --edit"
+    )
   try:
     arguments.check_seeds(given.seed, count)
   except ValueError as error:
