@@ -121,6 +121,8 @@ def test_rules_of_splitting(tmp_path, rule, count):
   [
     ("general.architecture", "gemma", "expected llama, found gemma"),
     ("llama.rope.scaling.type", "yarn", "expected none, found yarn"),
+    ("llama.rope.scaling.factor", 4.0, "expected 1, found 4.0"),
+    ("llama.rope.scale_linear", 4.0, "expected 1, found 4.0"),
     ("llama.expert_count", 8, "expected 0, found 8"),
     ("llama.block_count", 3, "expected 2, as the tensors say"),
     ("llama.embedding_length", None, "a whole number above 0, found nothing"),

@@ -91,6 +91,15 @@ def test_way_back(there, tmp_path):
     assert back.read(name).tobytes() == want.tobytes()
 
 
+def test_the_way_back_has_no_options(there, tmp_path):
+  to, _ = there
+  for option in ("--dtype=bfloat16", "--image_size=8"):
+    done = command(
+      f"--from=gemma:{to}", f"--to={tmp_path}/x", "--to-hf", option
+    )
+    assert done.returncode == 1 and "has no meaning with --to-hf" in done.stderr
+
+
 def test_an_error_is_one_line(tmp_path):
   done = command(f"--from=siglip:{AT}", f"--to={tmp_path / 'ours'}")
   assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -38,6 +38,12 @@ def main(_: list[str]) -> None:
   """Reads, checks, tells, writes."""
   say = cli.speaker()
   if _BACK.value:
+    for flag in (_DTYPE, _IMAGE_SIZE):
+      if flag.value is not None:
+        raise ValueError(
+          f"--{flag.name} has no meaning with --to-hf, which writes numbers as "
+          "they are: leave it out"
+        )
     convert.to_hugging_face(_FROM.value, _TO.value, say)
   else:
     convert.to_checkpoint(

@@ -124,6 +124,11 @@ def _check_fixed(source, content):
     raise content.error("general.architecture", "llama")
   if content.tree.get(f"{_AT}rope.scaling.type", "none") != "none":
     raise content.error(f"{_AT}rope.scaling.type", "none")
+  # Without a type llama.cpp divides positions by either of these.
+  silent = f"{_AT}rope.scaling.type" not in content.tree
+  for key in (f"{_AT}rope.scaling.factor", f"{_AT}rope.scale_linear"):
+    if silent and content.tree.get(key, 1) not in (0, 1):
+      raise content.error(key, "1")
   if content.tree.get(f"{_AT}expert_count", 0) != 0:
     raise content.error(f"{_AT}expert_count", "0")
   if "rope_freqs.weight" in source.names():
