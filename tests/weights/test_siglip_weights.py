@@ -1,3 +1,5 @@
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -231,6 +233,20 @@ def test_wrong_tensors_are_named(name, shape, message):
 def test_unknown_width_needs_its_configuration(tmp_path):
   source = helpers.Tensors(tensors(), str(tmp_path / "x"))
   with pytest.raises(WeightsError, match="config.json beside it"):
+    siglip.recipe(source)
+
+
+@pytest.mark.parametrize(
+  "key, value", [("hidden_act", "gelu"), ("layer_norm_eps", 1e-5)]
+)
+@pytest.mark.parametrize("part", ["", "vision_config"])
+def test_another_encoder_is_refused(tmp_path, part, key, value):
+  """As CLIP's: the numbers would be others, and nothing would say so."""
+  settings = json.loads((AT / "config.json").read_text()) | {key: value}
+  settings = {part: settings} if part else settings
+  (tmp_path / "config.json").write_text(json.dumps(settings))
+  source = helpers.Tensors(tensors(), str(tmp_path / "x"))
+  with pytest.raises(WeightsError, match=f"{key}: expected .*found {value}"):
     siglip.recipe(source)
 
 

@@ -27,8 +27,10 @@ from unifluid_jax.weights.rows import (
   parameter_shapes,
   shape_of,
 )
+from unifluid_jax.weights.settings import Settings, config_beside, config_file
 
 _POSITION = "pos_embedding"
+_ACTIVATION, _EPSILON = "gelu_pytorch_tanh", 1e-6
 # Heads of the released widths: their matrices do not show them.
 _HEADS = {768: 12, 1024: 16, 1152: 16}
 # Image sizes that are no multiple of the patch: (grid, patch) to pixels.
@@ -132,8 +134,8 @@ def _settings(at: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     "num_channels": channels,
     "image_size": _SIZES.get((side, patch), side * patch),
     "patch_size": patch,
-    "layer_norm_eps": 1e-6,
-    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": _EPSILON,
+    "hidden_act": _ACTIVATION,
     "vision_use_head": False,
   }
 
@@ -199,7 +201,18 @@ def big_vision_rows(prefix: str, stacked: bool) -> list[Row]:
   ]
 
 
+def _check_settings(path: str) -> None:
+  """What this encoder computes in one way alone."""
+  tree = config_beside(path, "vision_config")
+  content = Settings(str(config_file(path)), tree)
+  if tree.get("hidden_act", _ACTIVATION) != _ACTIVATION:
+    raise content.error("hidden_act", _ACTIVATION)
+  if content.number("layer_norm_eps", _EPSILON) != _EPSILON:
+    raise content.error("layer_norm_eps", f"{_EPSILON:g}")
+
+
 def _hugging_face(source, prefix, image_size):
+  _check_settings(source.path)
   width, depth, mlp, patch, tokens, heads = vit_rows.hf_sizes(source, prefix)
   heads = heads or _HEADS.get(width)
   if not heads or width % heads:
