@@ -100,6 +100,13 @@ def test_everything_is_compiled_before_the_page_opens(run):
   assert done == ["draw", "redraw", "ask", "edit"]
 
 
+def test_a_run_that_draws_classes_alone_is_compiled_with_one(run):
+  """VAR knows no other prompts, and refuses them."""
+  config = SimpleNamespace(model=SimpleNamespace(names=("star", "moon")))
+  assert dataclasses.replace(run, model=_Holds(config)).drawable == "star"
+  assert run.drawable == "warm"
+
+
 # ---------------------------------------------------------------- what tabs do
 
 

@@ -85,6 +85,11 @@ class Run:
     return self.model.drawings.shows_stages
 
   @property
+  def drawable(self) -> str:
+    """A prompt that it can draw: any word, or one of its classes."""
+    return next(iter(getattr(self.config.model, "names", ())), "warm")
+
+  @property
   def guides(self) -> bool:
     """Whether its guidance can be chosen."""
     return self._allows(cfg=2.0)
@@ -219,12 +224,12 @@ def warm(run: Run, say: Callable[[str], None]) -> None:
   blank = np.full((size, size, 3), 128, np.uint8)
   todo: dict[str, Callable[[], Any]] = {}
   if run.draws:
-    todo["draw"] = lambda: drawn(run, "warm", 0, {})
+    todo["draw"] = lambda: drawn(run, run.drawable, 0, {})
   if run.redraws:
     again = np.zeros(run.model.drawings.grid, bool)
     again[-1, -1] = True
     todo["redraw"] = lambda: run.model.generate(
-      "warm", given=blank, redraw=again
+      run.drawable, given=blank, redraw=again
     )
   if run.answers:
     todo["ask"] = lambda: run.model.caption(blank)
