@@ -240,6 +240,7 @@ def ablate(c: ml_collections.ConfigDict, arg: str) -> None:
       c.batch.t2i = c.batch.edit = 0
     elif name == "raster":
       c.loss.update(random_until=0, raster_from=0)
+      c.sampling.order = "raster"  # the only one that such a run knows
     elif name == "lambda" and value:
       c.loss.text_weight = float(value)
     else:

@@ -135,8 +135,10 @@ def _training(c) -> None:
   # Half of the rows that are read are questions.
   c.batch = dict(t2i=32, i2t=24, edit=0, text=0)
   c.loss.draws = 4
-  # Any order to the end: each cell can be drawn again, given all others.
-  c.loss.update(random_until=c.steps, raster_from=c.steps)
+  # Any order to the end, also of a run that is made longer by --config.steps:
+  # each cell can be drawn again, given all others.
+  end = c.get_oneway_ref("steps")
+  c.loss.update(random_until=end, raster_from=end)
   c.checkpoint.every = 750
   c.sampling.update(cfg=1.5, order="random")
   c.eval.metrics = ("emoji_captions", "emoji_vqa", "emoji_drawn", "emoji_fid")
@@ -170,7 +172,6 @@ def _full(c) -> None:
   m.dtype = "bfloat16"
   c.steps = 6000
   c.batch.update(t2i=192, i2t=64)
-  c.loss.update(random_until=c.steps, raster_from=c.steps)
   c.optim.update(lr=5e-3, adam_lr=2e-3, warmup=200, ema=0.999)
   c.checkpoint.every = 2000
   c.eval.update(examples=512, batch=128)
@@ -195,7 +196,6 @@ def _longer(c, other) -> None:
   c.init.all = ROOT
   c.steps = 2400
   c.batch.i2t = 6
-  c.loss.update(random_until=c.steps, raster_from=c.steps)
   c.optim.lr = 5e-3
   c.checkpoint.every = c.steps // 2
 

@@ -6,7 +6,7 @@
       --config.init.all=gs://BUCKET/vargpt_stage1 ...
   python -m unifluid_jax.main --config=configs/vargpt_7b.py:stage3 ...
 
-VARGPT (arXiv 2501.12327) §4, table 1. Stage 1: both generation projectors, on
+VARGPT (arXiv 2501.12327) §4, table 2. Stage 1: both generation projectors, on
 1.28M images with the names of their classes. Stage 2: the language model and
 the projector of what is seen, on 1.18M instructions (LLaVA-1.5, LLaVA-OneVision
 and 5K images to draw). Stage 3: the scale decoder and both generation

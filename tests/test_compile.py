@@ -336,6 +336,15 @@ def test_peaks_agree_with_the_units(kind):
   assert units == pytest.approx(round(units), rel=0.01)
 
 
+@pytest.mark.parametrize(
+  "kind, name",
+  [("v5e", "TPU v5e"), ("v5p", "TPU v5p"), ("v6e", "TPU v6e"),
+   ("v7x", "TPU7x")],
+)  # fmt: skip
+def test_training_counts_a_device_as_the_compiler_does(kind, name):
+  assert telemetry.PEAK_FLOPS[name] == topology.CHIPS[kind].flops
+
+
 def test_messages_of_the_compiler():
   said = "RESOURCE_EXHAUSTED: Ran out of memory ... Used 20.50G of 15.75G hbm."
   assert compiled.out_of_memory(said) == int(20.5 * 2**30)

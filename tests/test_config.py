@@ -75,6 +75,14 @@ def test_resolved_config_is_frozen():
     ({"text__special": {"eos": 1 << 30}}, "eos=.* must be an id below"),
     ({"text__special": {"bos": "<bos>"}}, "bos='<bos>': .* reads its id"),
     ({"loss__prompt_dropout": 0.0}, "null condition"),
+    (
+      {
+        "loss__prompt_dropout": 0.0,
+        "batch": {"t2i": 0, "edit": 4},
+        "data__train__a__tasks": ("edit",),
+      },
+      "null condition",
+    ),
     ({"mesh__data": -1}, "only one axis may be -1"),
     ({"sampling__steps": 2000}, r"in \[1, 1000\]"),
     (dict(data__max_pixels=0), r"data\.max_pixels=0 must be in \[1, 178956970"),

@@ -16,6 +16,7 @@ from unifluid_jax.core import config_files, optim, parallel, presets
 from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.data import fields
 from unifluid_jax.data.transfers import tasks
+from unifluid_jax.systems import unifluid_config
 
 # Of the scaling experiments; those whose decoder has a preset.
 SIZES = tuple(size for size in liquid_2b.SIZES if size in presets.DECODER)
@@ -160,6 +161,22 @@ def test_transfer_takes_its_settings_from_the_row():
   c = of("cococap", **{"batch.i2t": 64})
   assert (c.steps, c.optim.warmup) == (8850, 442)
   assert of("cococap", steps=40).optim.warmup == 2
+
+
+@pytest.mark.parametrize("arg", ["", "longer", "full"])
+def test_longer_runs_of_emoji_still_draw_any_cell(arg):
+  """As they are sampled: at --config.steps they end in random order too."""
+  tree, _ = load("emoji", arg)
+  tree.steps = 3 * tree.steps
+  c = systems.resolve(tree)
+  assert c.loss.random_until == c.loss.raster_from == c.steps
+  assert c.sampling.order == "random" and unifluid_config.draws_any_cell(c)
+
+
+def test_runs_in_raster_order_are_sampled_in_it():
+  c = systems.resolve(load("emoji", "raster")[0])
+  assert not unifluid_config.draws_any_cell(c)
+  assert c.sampling.order == "raster"
 
 
 def test_transfer_starts_from_the_base_it_is_told():

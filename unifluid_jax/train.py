@@ -377,12 +377,13 @@ class _Log:
     log = self._job.config.log
     if not log.profile_steps:
       return
-    if count == log.profile_start:
+    begin = max(log.profile_start, 1)  # the first step is number 1
+    if count == begin:
       folder = self._profile.enter_context(
         files.local_folder(f"{self._workdir}/profile")
       )
       self._profile.enter_context(jax.profiler.trace(folder))
-    elif count == log.profile_start + log.profile_steps:
+    elif count == begin + log.profile_steps:
       self._profile.close()
 
   def close(self) -> None:

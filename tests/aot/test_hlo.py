@@ -48,6 +48,25 @@ def test_started_collectives_count_their_result(module):
   assert found(module)["all-gather", 32] == (1, ((0, 1, 2, 3),), True)
 
 
+@pytest.mark.parametrize(
+  "kind, shape, size",
+  [
+    ("all-reduce", "(f32[8]{0}, f32[4]{0})", 48),
+    ("all-gather", "((f32[8], f32[4]), (f32[32], f32[16]))", 192),
+    ("all-gather", "(f32[8]{0}, f32[32]{0})", 128),
+    ("collective-permute", "(f32[8], f32[8], u32[], u32[])", 32),
+  ],
+)
+def test_started_collectives_of_several_arrays_count_all(kind, shape, size):
+  text = (
+    "ENTRY %main (a: f32[8]) -> f32[8] {\n"
+    f"  %s = {shape} {kind}-start(%a, %b), replica_groups={{{{0,1,2,3}}}}\n"
+    "}\n"
+  )
+  (only,) = hlo.collectives(hlo.parse(text, 4))
+  assert (only.bytes, only.asynchronous) == (size, True)
+
+
 def test_permutes_have_pairs(module):
   assert found(module)["collective-permute", 3][1] == ((0, 1), (1, 2))
 

@@ -8,7 +8,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from unifluid_jax.data.worlds import shapes, shapes_builder, shapes_text
+from configs import debug
+from unifluid_jax import systems
+from unifluid_jax.data.worlds import (
+  shapes,
+  shapes_builder,
+  shapes_text,
+  written,
+)
 
 WORLD = shapes.World()
 
@@ -150,3 +157,24 @@ def test_training_texts_are_reworded_and_the_others_plain():
     for q in r["questions"]:
       if q["kind"] == "description":
         assert q["answer"] == r["captions"][0]
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"gird": 2}, "data.world has no gird; known: backgrounds"),
+    ({"seed": None}, "data.world.seed=None: a whole number"),
+    ({"train": "4"}, "data.world.train='4': a whole number"),
+    ({"train": 4.5}, "data.world.train=4.5: a whole number"),
+  ],
+)
+def test_options_of_the_world_are_checked_by_name(changes, words, tmp_path):
+  c = debug.get_config()
+  c.data.root = str(tmp_path)
+  sizes = dict(train=4, validation=4, held_out=4, seed=0)
+  c.data.world = {
+    k: v for k, v in {**sizes, **changes}.items() if v is not None
+  }
+  with pytest.raises(ValueError, match=words):
+    written.write_world(systems.resolve(c))
+  assert not list(tmp_path.iterdir())

@@ -187,7 +187,7 @@ def collectives(module: Module) -> list[Collective]:
       seen.add(channel)
     size = bytes_of(line.shape)
     if started and line.shape.startswith("("):
-      size = max(map(bytes_of, _elements(line.shape)))
+      size = _result_bytes(kind, line.shape)
     groups = _groups(line, module.devices)
     if computation.startswith("all-reduce-scatter"):
       kind = "reduce-scatter"
@@ -214,6 +214,22 @@ def _between_slices(
   name = _attribute(line, r'op_name="([^"]*)"') or ""
   kind = kind.lower().replace("_", "-")
   return Collective(kind, (group,), size, times, True, name)
+
+
+def _result_bytes(kind: str, shape: str) -> int:
+  """Bytes that a started collective results in.
+
+  An all-reduce has its results alone, the others (operands, results, ...). The
+  compiler may have combined several arrays: then both are tuples.
+  """
+  sizes = [bytes_of(element) for element in _elements(shape)]
+  if kind == "all-reduce":
+    return sum(sizes)
+  combined = re.match(r"\(\((.*?)\)", re.sub(r"\{[^{}]*\}", "", shape))
+  if not combined:
+    return max(sizes)
+  n = len(_elements(combined[1]))
+  return sum(sizes[n : 2 * n])
 
 
 def _attribute(line: Instruction, pattern: str) -> str | None:

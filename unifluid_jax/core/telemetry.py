@@ -13,7 +13,8 @@ from clu import parameter_overview
 from unifluid_jax.core import jsonl
 from unifluid_jax.core.config import Config
 
-# Peak dense bf16 FLOP/s of one device (jax.Device.device_kind); published.
+# Peak dense bf16 FLOP/s of one device (jax.Device.device_kind); published. Of a
+# chip, but for TPU7x, whose chips are two devices each.
 PEAK_FLOPS = {
   "TPU v4": 275e12,
   "TPU v5 lite": 197e12,
@@ -22,7 +23,7 @@ PEAK_FLOPS = {
   "TPU v5p": 459e12,
   "TPU v6 lite": 918e12,
   "TPU v6e": 918e12,
-  "TPU7x": 2307e12,
+  "TPU7x": 1153.5e12,
   "NVIDIA H100 80GB HBM3": 989e12,
   "NVIDIA H200": 989e12,
 }

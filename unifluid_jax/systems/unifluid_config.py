@@ -208,8 +208,9 @@ def _check_head(head: presets.HeadConfig, draws: int) -> None:
 
 
 def _check_sampling(c: Any) -> None:
+  draws = c.batch.get("t2i") or c.batch.get("edit")
   need(
-    c.sampling.cfg == 1 or c.loss.prompt_dropout > 0 or not c.batch.get("t2i"),
+    c.sampling.cfg == 1 or c.loss.prompt_dropout > 0 or not draws,
     "sampling.cfg != 1 needs a null condition: set loss.prompt_dropout > 0 "
     "or sampling.cfg=1",
   )

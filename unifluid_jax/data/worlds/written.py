@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -21,6 +22,7 @@ from unifluid_jax.data.worlds import (
 # Beside the scenes: key of data.world that says how many there are.
 BESIDE = {"in_context": in_context, "dialogues": chats, "signs": signs_builder}
 SHAPES, EMOJI = "shapes", "emoji"
+_SPLITS = ("train", "validation", "held_out")  # of shapes, by their sizes
 
 
 def is_beside(data: DataConfig, source: SourceConfig) -> bool:
@@ -77,10 +79,9 @@ def _write_shapes(
   spread: shapes_builder.Spread | None = None,
   first: bool = True,
 ) -> str:
+  _check_shapes(options)
   seed = options.pop("seed")
-  sizes = {
-    split: options.pop(split) for split in ("train", "validation", "held_out")
-  }
+  sizes = {split: options.pop(split) for split in _SPLITS}
   counts = {key: options.pop(key, 0) for key in BESIDE}
   where = _where(config)
   done = _done(where)
@@ -97,6 +98,20 @@ def _write_shapes(
       noun = "signs" if signs else "dialogues"
       said.append(f"{done} {counts[key]:,} {noun} in {beside}")
   return "; ".join(said)
+
+
+def _check_shapes(options: Mapping[str, Any]) -> None:
+  """Refuses keys that the world has not, and sizes that are no numbers."""
+  fields = [field.name for field in dataclasses.fields(shapes.World)]
+  needed = ("seed", *_SPLITS)
+  known = {*fields, *needed, *BESIDE}
+  if wrong := sorted(set(options) - known):
+    raise ValueError(
+      f"data.world has no {', '.join(wrong)}; known: {', '.join(sorted(known))}"
+    )
+  for key in needed:
+    if type(options.get(key)) is not int:
+      raise ValueError(f"data.world.{key}={options.get(key)!r}: a whole number")
 
 
 def _write_emoji(config: Config, options: dict[str, Any]) -> str:
