@@ -1,9 +1,12 @@
 """The scene classifier judges as the analytic detector does, where both see."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from tests.evals.test_advanced_suite import Painter, bench
+from unifluid_jax.data.records import Record
 from unifluid_jax.data.worlds import shapes, shapes_builder, shapes_text
 from unifluid_jax.evals.metrics import geneval as rules
 from unifluid_jax.evals.worlds import (
@@ -102,3 +105,45 @@ def test_it_scores_drawings_with_their_chance(scenes, monkeypatch):
   )
   assert out.floors["geneval_classified/overall"] < 0.4
   assert out.settings["prompts_per_task"] == 8
+
+
+def test_another_data_set_in_the_folder_has_a_classifier_of_its_own(
+  tmp_path, monkeypatch
+):
+  """`prepare` names the way: delete the data set, write another one there."""
+  trained = []
+
+  def train(images, labels, grid):
+    trained.append(labels)
+    net = scene_classifier._Net(labels.shape[1], 40, 8, grid, 4)
+    zero = np.zeros(1, np.float32)
+    return scene_classifier.SceneClassifier(net, {"a": zero}, zero, zero)
+
+  monkeypatch.setattr(scene_classifier, "train_classifier", train)
+
+  def classifier_of(seed):
+    made = bench()
+    made.config = dataclasses.replace(
+      made.config,
+      data=dataclasses.replace(made.config.data, root=str(tmp_path)),
+    )
+    kept = [
+      Record(r["id"], r["image"].getvalue(), scene=r["scene"])
+      for r in (shapes_builder.record(WORLD, "train", seed, i) for i in range(4))
+    ]
+    made.train_records = lambda count: iter(kept)
+    return world_suite.classifier(made)
+
+  for seed in (0, 1, 0):
+    classifier_of(seed)
+  assert len(trained) == 2
+  assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_worlds_without_cells_are_refused():
+  made = bench()
+  world = dict(made.config.data.world) | {"grid": 0, "canvas": 64}
+  data = dataclasses.replace(made.config.data, world=world)
+  made.config = dataclasses.replace(made.config, data=data)
+  with pytest.raises(ValueError, match="grid=0"):
+    second_judge.geneval_classified(Painter(lambda p: True), made)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from unifluid_jax.data import transforms
 from unifluid_jax.data.worlds import shapes, shapes_text
 from unifluid_jax.evals.metrics import geneval
 from unifluid_jax.evals.worlds.shapes_detector import (
@@ -149,3 +150,14 @@ def test_detector_and_rules_accept_right_scenes_only(tag):
       image = shapes.draw(WORLD, scene_of(task, wrong))
       correct, reason = geneval.judge(task, DETECTOR.detect(image))
       assert correct != wrong, (task["prompt"], reason)
+
+
+@pytest.mark.parametrize("size", [64, 96, 24])
+def test_images_of_another_size_than_the_canvas_are_judged(size):
+  rng = np.random.default_rng(0)
+  right = []
+  for _ in range(50):
+    scene = shapes.sample_scene(WORLD, rng)
+    image = transforms.centre_crop_resize(shapes.draw(WORLD, scene), size)
+    right.append(scene_agreement(scene, DETECTOR.detect(image)))
+  assert np.mean(right) > 0.95

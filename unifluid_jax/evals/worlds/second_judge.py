@@ -27,9 +27,16 @@ def geneval_classified(subject: Subject, bench: Bench) -> Outcome:
   the same. The floor judges unrelated real images by the same prompts.
 
   Raises:
-    ValueError: data that are not of the embedded world.
+    ValueError: data that are not of the embedded world, or of one without
+      cells.
   """
   world, rng = world_suite.world_of(bench), np.random.default_rng(0)
+  if not world.grid:
+    raise ValueError(
+      "the scene classifier names what each cell holds, and with "
+      "config.data.world.grid=0 objects stand anywhere: leave "
+      f"{_NAME!r} out of config.eval.metrics"
+    )
   n, real = bench.config.eval.prompts_per_task, bench.pixels(bench.splits[0])
   tasks = [
     task
@@ -67,6 +74,7 @@ class CellDetector:
 
   def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Detection]:
     """An object in each cell that is not empty."""
+    image = shapes_detector.on_canvas(self._world, image)
     labels = self._net.predict(scene_classifier.scaled(image[None]))
     return detections(self._world, np.asarray(labels[0]))
 

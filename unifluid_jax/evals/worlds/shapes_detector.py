@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 from scipy import ndimage
 
+from unifluid_jax.data import transforms
 from unifluid_jax.data.worlds import shapes
 from unifluid_jax.evals.metrics.geneval import MIN_SCORE, Detection, box_of
 
@@ -56,9 +57,10 @@ class ShapesDetector:
 
     Args:
       image: any image; what is no drawing of the world gives no detections,
-        or poor ones.
+        or poor ones. Squares of other sizes are brought to the canvas, in
+        whose pixels boxes are.
     """
-    pixels = image.astype(np.float32)
+    pixels = on_canvas(self._world, image).astype(np.float32)
     ground = ground_of(pixels)
     distance = np.sqrt(np.square(pixels - ground).sum(-1))
     return [
@@ -151,6 +153,19 @@ class ShapesDetector:
       box=(cx - radius, cy - radius, cx + radius, cy + radius),
       colour=colour,
     )
+
+
+def on_canvas(
+  world: shapes.World, image: UInt8[np.ndarray, "H W 3"]
+) -> UInt8[np.ndarray, "h w 3"]:
+  """A square image at the size of the world's canvas.
+
+  model.image_size may be another one, and lengths of the world are in pixels.
+  """
+  height, width = image.shape[:2]
+  if height != width or height == world.canvas:
+    return image
+  return transforms.centre_crop_resize(image, world.canvas)
 
 
 def scene_agreement(

@@ -4,11 +4,13 @@ The detector is analytic and the feature network a small classifier of drawn
 scenes, both behind the protocols that the real ones share.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from unifluid_jax.core import files
 from unifluid_jax.data.worlds import shapes, shapes_text, written
 from unifluid_jax.evals.bench import Bench, Outcome, Shown, Subject
 from unifluid_jax.evals.metrics import fid
@@ -139,15 +141,22 @@ def _statistics(net: Any, images: np.ndarray) -> fid.Statistics:
   )
 
 
+@functools.lru_cache(maxsize=1)
 def classifier(bench: Bench) -> scene_classifier.SceneClassifier:
-  """Trained once per data set, on training scenes; kept beside them."""
-  path = epath.Path(bench.config.data.root) / "scene_classifier.npz"
-  if path.exists():
-    return scene_classifier.load_classifier(path)
+  """Trained once per data set, on training scenes; kept beside them.
+
+  The name of its file holds a digest of scenes and labels: the same folder may
+  come to hold another data set, whose scenes it would misread.
+  """
   world = world_of(bench)
   records = list(bench.train_records(_CLASSIFIER_SCENES))
   images = np.stack([bench.decode(r.image) for r in records])
   labels = np.stack([labels_of(world, r.scene) for r in records])
+  digest = files.digest(images.tobytes() + labels.tobytes())[:12]
+  root = epath.Path(bench.config.data.root)
+  path = root / f"scene_classifier_{digest}.npz"
+  if path.exists():
+    return scene_classifier.load_classifier(path)
   net = scene_classifier.train_classifier(images, labels, grid=world.grid or 2)
   net.save(path)
   return net
