@@ -1,6 +1,7 @@
 """Weights on all devices, rows split over them; one model for a watch."""
 
 import dataclasses
+import json
 import logging
 
 import jax
@@ -11,8 +12,9 @@ from jax.experimental import multihost_utils
 
 from configs import debug
 from tests import test_metric_writers
-from unifluid_jax import api, evaluation, systems
+from unifluid_jax import api, evaluation, identity, systems
 from unifluid_jax.core import checkpoint
+from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.core.types import Part
 from unifluid_jax.evals.bench import Outcome, Shown
 from unifluid_jax.evals.report import data as report_data
@@ -118,6 +120,7 @@ def evaluator(tmp_path, monkeypatch, system, **metrics):
   monkeypatch.setattr(api, "read_tokenizer", lambda *_: None)
   monkeypatch.setattr(evaluation.report_data, "write", lambda *_: None)
   monkeypatch.setattr(api, "read_params", lambda *_: {})
+  monkeypatch.setattr(evaluation.identity, "check_model", lambda *_: None)
   return evaluation.Evaluator(c, str(tmp_path), lambda _: None)
 
 
@@ -259,6 +262,35 @@ def test_scores_and_samples_are_charted(tmp_path, monkeypatch):
   assert len(found) == 3 and found[0] == (2, "m", "simple_value")
   assert {kind for _, _, kind in found[1:]} == {"image"}
   assert len({tag for _, tag, _ in found}) == 3
+
+
+@pytest.mark.parametrize("argument, flag, message", [
+  ("", ("model.decoder.rope_base", 1e4), r"rope_base=100\.0, not 10000\.0"),
+  ("", ("system", "liquid"), "config.system='unifluid'"),
+  ("raster", ("model.dtype", "bfloat16"), None),
+  ("", ("model.head.fused", True), None),
+])  # fmt: skip
+def test_a_checkpoint_of_another_model_is_refused(
+  argument, flag, message, monkeypatch
+):
+  """Its parameters may have the same shapes."""
+  meta = {"config": json.loads(debug.get_config().to_json())}
+  monkeypatch.setattr(checkpoint, "read_meta", lambda *_: meta)
+  tree = debug.get_config(argument)
+  tree.model.head.width = meta["config"]["model"]["head"]["width"] = 128
+  c = systems.resolve(tree)
+  key, value = flag
+  *parents, last = key.split(".")
+  nodes = [c]
+  for name in parents:
+    nodes.append(getattr(nodes[-1], name))
+  for name, node in zip([*parents, last][::-1], nodes[::-1], strict=True):
+    value = dataclasses.replace(node, **{name: value})
+  if message is None:
+    identity.check_model(value, "run", 7)
+    return
+  with pytest.raises(ConfigError, match=message):
+    identity.check_model(value, "run", 7)
 
 
 @pytest.mark.parametrize("use, average, want", [

@@ -175,6 +175,7 @@ def exact_parts(system: Any) -> tuple[str, ...]:
 
 def load_model(config: Config, workdir: str, step: int) -> api.Model:
   """The model of one checkpoint, mapped over all local devices."""
+  identity.check_model(config, workdir, step)
   config = identity.with_own_codec(config, workdir)
   system = api.generator(config, workdir)
   tokenizer = api.read_tokenizer(config, workdir)
@@ -269,9 +270,11 @@ class Evaluator:
     Raises:
       checkpoint.CheckpointGone: in all processes, if one finds it gone: the
         others would wait for its share.
+      ConfigError: it is of another model, or was trained with another codec.
     """
     gone = None
     try:
+      identity.check_model(self.config, self.workdir, step)
       params = api.read_params(
         self.config, self._system, self.workdir, step, None
       )

@@ -26,7 +26,7 @@ TOKENIZER = "tokenizer.model"  # the run's copy, in its workdir
 # Settings of networks that change neither parameters nor tokens: how they are
 # computed. Where a codec lies is free too: its weights are compared.
 _FREE = (
-  "dtype", "remat", "scan", "attention", "dropout", "latent_mean",
+  "dtype", "remat", "scan", "attention", "fused", "dropout", "latent_mean",
   "latent_scale",
 )  # fmt: skip
 _SHOWN = 5  # differences that an error names
@@ -231,6 +231,27 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for key in sorted(a.keys() | b.keys())
     if show(a, key) != show(b, key)
   ]
+
+
+def check_model(config: Config, workdir: str, step: int) -> None:
+  """Refuses a configuration of another model than a checkpoint's.
+
+  Where parameters have the same shapes they would be read without a word and
+  used otherwise, e.g. those of a run that saw no grid of an image with one.
+
+  Raises:
+    CheckpointError: no such checkpoint.
+    ConfigError: another system, model or special ids.
+  """
+  was = checkpoint.read_meta(workdir, step).get("config") or {}
+  if was.get("system") not in (None, config.system):
+    raise ConfigError(
+      f"{workdir} holds a run of config.system={was['system']!r}, this "
+      f"configuration has {config.system!r}: use that run's"
+    )
+  if was:
+    _check_model(was, config, workdir)
+    _check_special((was.get("text") or {}).get("special"), config, workdir)
 
 
 def _check_model(was: Mapping[str, Any], config: Config, workdir: str) -> None:
