@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from etils import epath
 
 from configs import shapes
 from unifluid_jax import experiments, systems
@@ -172,3 +173,17 @@ def test_unusable_commands(args, message):
   )  # fmt: skip
   assert done.returncode != 0
   assert message in done.stdout + done.stderr
+
+
+def test_runs_of_another_configuration_are_not_taken(tmp_path):
+  """What is scored is not run again, so names must mean one configuration."""
+  root, tree = epath.Path(tmp_path), {"seed": 0, "optim": {"lr": 0.1}}
+  experiments.claim(root, ["unified", "raster"], "a.py", tree)
+  other = tree | {"optim": {"lr": 0.2}}
+  experiments.claim(root, ["raster"], "b.py", other)  # nothing has been run
+  (root / "raster_seed0").mkdir()
+  experiments.claim(root, ["raster"], "b.py", other | {"name": "free"})
+  with pytest.raises(ValueError, match=r"raster varies b\.py, not a\.py: .*--"):
+    experiments.claim(root, ["unified", "raster"], "a.py", tree)
+  with pytest.raises(ValueError, match=r"varies b\.py as it was before"):
+    experiments.claim(root, ["raster"], "b.py", tree)

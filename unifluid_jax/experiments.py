@@ -39,6 +39,7 @@ heads: kinds of heads by their steps; passes: order of cells by passes. These
 vary configs/shapes.py, with sixteen tokens an image.
 """
 
+import json
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from unifluid_jax import studies
-from unifluid_jax.core import checkpoint, cli, files, interrupt
+from unifluid_jax.core import checkpoint, cli, files, freeze, interrupt
 from unifluid_jax.evals.published import (
   paper_tables,
   sibling_tables,
@@ -63,6 +64,9 @@ _WORLD = flags.DEFINE_enum(
   "world", "shapes", ["shapes", "coco"], "What the runs are judged on."
 )
 _ROOT = flags.DEFINE_string("root", "runs/experiments", "Where runs are kept.")
+_VARIED = "varied.json"  # in the folder of runs: name → what it varies
+# Of a configuration, what neither trains nor scores in another way.
+_FREE = ("name", "log.", "checkpoint.", "mesh.", "eval.batch", "eval.poll")
 _ORDER = ("random_until", "raster_from")  # keys of config.loss
 _BUDGET = flags.DEFINE_integer(
   "budget", None,
@@ -99,6 +103,7 @@ def main(argv: list[str]) -> None:
     raise ValueError(f"--budget={steps}: at least 1 step")
   order = {k: tree.loss[k] * steps // tree.steps for k in _ORDER}
   say, root = cli.speaker(), epath.Path(_ROOT.value) / f"steps_{steps}"
+  claim(root, [arm.name for arm in table.arms], file, tree.to_dict())
   results, notes = [], set()
   for i, arm in enumerate(table.arms, 1):
     say(f"{name}: run {i} of {len(table.arms)}: {arm.title}")
@@ -150,11 +155,51 @@ def _study(name: str) -> None:
   if steps < 1:
     raise ValueError(f"--budget={steps}: at least 1 step")
   root = epath.Path(_ROOT.value) / f"steps_{steps}"
+  claim(root, [a.name for a in study.arms], file, _CONFIG.value.to_dict())
   say = cli.speaker()
   text = studies.carry_out(
     name, study, _SEEDS.value, str(root), steps, file, call, say
   )
   say(f"{text}{root / name}.md")
+
+
+def claim(
+  root: epath.Path, names: Sequence[str], file: str, tree: Mapping[str, Any]
+) -> None:
+  """Notes which configuration runs vary; refuses to take those of another.
+
+  Runs are known by their names alone, and what is scored is not run again:
+  another --config would be answered with the scores of the one before it.
+
+  Args:
+    root: folder of all runs.
+    names: of the runs.
+    file: of the configuration.
+    tree: what it says.
+
+  Raises:
+    ValueError: runs of these names vary another one.
+  """
+  leaves = {
+    key: str(value)
+    for key, value in freeze.leaves(tree).items()
+    if not key.startswith(_FREE)
+  }
+  digest = files.digest(json.dumps(leaves, sort_keys=True).encode())[:12]
+  path = root / _VARIED
+  varied = json.loads(path.read_text()) if path.exists() else {}
+  there = {f.name for f in root.iterdir()} if root.exists() else set()
+  for name in names:
+    old, was = varied.get(name, (file, digest))
+    begun = any(n == name or n.startswith(f"{name}_seed") for n in there)
+    if was != digest and begun:
+      raise ValueError(
+        f"{root}/{name} varies {old}"
+        + (" as it was before" if old == file else f", not {file}")
+        + ": choose another --root"
+      )
+  varied |= dict.fromkeys(names, (file, digest))
+  files.write(path, json.dumps(varied, indent=2) + "\n")
 
 
 def run(
