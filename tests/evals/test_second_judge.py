@@ -127,9 +127,9 @@ def test_another_data_set_in_the_folder_has_a_classifier_of_its_own(
       made.config,
       data=dataclasses.replace(made.config.data, root=str(tmp_path)),
     )
+    four = [shapes_builder.record(WORLD, "train", seed, i) for i in range(4)]
     kept = [
-      Record(r["id"], r["image"].getvalue(), scene=r["scene"])
-      for r in (shapes_builder.record(WORLD, "train", seed, i) for i in range(4))
+      Record(r["id"], r["image"].getvalue(), scene=r["scene"]) for r in four
     ]
     made.train_records = lambda count: iter(kept)
     return world_suite.classifier(made)
