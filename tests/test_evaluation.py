@@ -147,6 +147,26 @@ def test_a_failed_metric_lets_the_others_finish_in_one_process(
     job.run(2)
 
 
+@pytest.mark.parametrize("use, average, want", [
+  (True, 0.9, {}), (False, 0.9, {"ema": False}), (False, 0.0, {}),
+])  # fmt: skip
+def test_results_of_weights_that_are_not_averaged_say_so(
+  use, average, want, tmp_path, monkeypatch
+):
+  def metric(subject, bench):
+    return Outcome({"m": 1.0}, {}, {"images": 1})
+
+  job = evaluator(tmp_path, monkeypatch, Brightness(), m=metric)
+  c = job.config
+  job.config = dataclasses.replace(
+    c, eval=dataclasses.replace(c.eval, use_ema=use),
+    optim=dataclasses.replace(c.optim, ema=average),
+  )  # fmt: skip
+  assert job.run(1) == []
+  row = next(r for r in run_results.read(str(tmp_path)) if "value" in r)
+  assert row["settings"] == {"images": 1} | want
+
+
 def test_checkpoints_of_a_watch_share_one_model(tmp_path, monkeypatch):
   system, seen = Brightness(), []
 

@@ -251,7 +251,7 @@ class Evaluator:
         self._say(f"step {step}  {name}: FAILED: {error!r}")
         continue
       seconds = time.monotonic() - begin
-      rows += run_results.as_rows(step, outcome)
+      rows += run_results.as_rows(step, outcome, self.config)
       rows.append({"step": step, "metric": name, "seconds": round(seconds, 3)})
       shown += outcome.shown
       values |= outcome.values

@@ -129,9 +129,11 @@ def test_steps_train_what_answers_and_leave_what_draws(trained):
 def test_every_row_gets_its_number(root, trained, tmp_path):
   model = trained[0]
   for run in RUNS:
-    outcome = transfers.transfer(model, Bench(config_of(run, root), ""))
+    config = config_of(run, root)
+    outcome = transfers.transfer(model, Bench(config, ""))
     (tmp_path / run).mkdir()
-    rows = [json.dumps(row) + "\n" for row in run_results.as_rows(40, outcome)]
+    rows = run_results.as_rows(40, outcome, config)
+    rows = [json.dumps(row) + "\n" for row in rows]
     (tmp_path / run / "metrics_eval.jsonl").write_text("".join(rows))
   results = transfers.collect(transfers.workdirs_below(str(tmp_path)))
   assert set(results) == {row.name for row in tasks.ROWS}

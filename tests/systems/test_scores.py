@@ -188,8 +188,14 @@ def test_validation_losses_are_of_trained_tasks_and_all_splits(model):
     f"{name}_held_out/t2i/loss": 6.0, f"{name}_held_out/t2i/accuracy": 0.5,
     f"{name}_held_out/text/loss": 7.0, f"{name}_held_out/text/accuracy": 0.5,
   }  # fmt: skip
+  objective = out.settings.pop("objective")
   assert out.settings == {
     "validation t2i": 2, "validation text": 2, "held_out t2i": 3,
     "held_out text": 3,
   }  # fmt: skip
   assert out.floors == {}
+  loss = dataclasses.replace(model.config.loss, text_weight=0.5)
+  made.config = dataclasses.replace(made.config, loss=loss)
+  other = held_out.validation_loss(Teller(), made)
+  assert other.values == out.values
+  assert other.settings["objective"] != objective

@@ -1,5 +1,11 @@
 """The training objective on data that training does not see."""
 
+import dataclasses
+import json
+from collections.abc import Iterable
+
+from unifluid_jax.core import files
+from unifluid_jax.core.config import Config
 from unifluid_jax.evals.bench import Bench, LossTeller, Outcome
 
 
@@ -13,7 +19,7 @@ def validation_loss(subject: LossTeller, bench: Bench) -> Outcome:
   Raises:
     ValueError: a split without examples of a trained task.
   """
-  values, settings = {}, {}
+  values, settings, terms = {}, {}, set()
   for split in bench.splits:
     name = bench.name("validation_loss", split)
     for task, size in bench.config.batch.items():
@@ -22,4 +28,15 @@ def validation_loss(subject: LossTeller, bench: Bench) -> Outcome:
       found, count = subject.losses(task, bench.records(split))
       values |= {f"{name}/{task}/{k}": value for k, value in found.items()}
       settings[f"{split} {task}"] = count
+      terms |= {f"{task}/{k}" for k in found}
+  settings["objective"] = _objective(bench.config, terms)
   return Outcome(values, {}, settings | bench.skipped(*bench.splits))
+
+
+def _objective(config: Config, terms: Iterable[str]) -> str:
+  """Eight digits of what is measured: runs that differ in it do not compare.
+
+  Terms have the same names under other weights, and in other systems.
+  """
+  told = [config.system, dataclasses.asdict(config.loss), sorted(terms)]
+  return files.digest(json.dumps(told, default=str).encode())[:8]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unifluid_jax.core import files, jsonl
+from unifluid_jax.core.config import Config
 from unifluid_jax.evals.bench import Outcome
 
 FILE = "metrics_eval.jsonl"
@@ -32,15 +33,25 @@ def append(workdir: str, rows: Iterable[Row]) -> None:
   jsonl.append(files.path(workdir) / FILE, rows)
 
 
-def as_rows(step: int, outcome: Outcome) -> list[dict[str, Any]]:
-  """What a metric found at a step, a row for each value."""
+def as_rows(
+  step: int, outcome: Outcome, config: Config
+) -> list[dict[str, Any]]:
+  """What a metric found at a step, a row for each value.
+
+  Args:
+    step: of the checkpoint.
+    outcome: what was found.
+    config: by which it was scored; weights that are not averaged are named.
+  """
+  raw = config.optim.ema and not config.eval.use_ema
+  settings = {**outcome.settings, **({"ema": False} if raw else {})}
   return [
     {
       "step": step,
       "metric": name,
       "value": value,
       "floor": outcome.floors.get(name),
-      "settings": dict(outcome.settings),
+      "settings": settings,
     }
     for name, value in outcome.values.items()
   ]
