@@ -199,6 +199,17 @@ def test_rows_need_room_for_an_image():
     assert Dialogue(length, N, S, "crop").images == (length - 1) // (N + 2)
 
 
+def test_rows_have_whole_images_or_none(tokenizer):
+  """Features are more than codes: a row may have room for these alone."""
+  seen = Features(T, 1, 6, "crop")
+  field = Dialogue(T, N, S, "crop", seen=seen)
+  turns = (turn((0, False)), turn("red"))
+  for each in (field, field.as_prompt()):
+    example = Example({}, {}, tokenizer, turns=turns[: 2 - each.prompt])
+    with pytest.raises(BadRecord, match=f"={T} has no room .* 25 tokens"):
+      each.rows(example, None)
+
+
 def test_records_without_a_dialogue_are_no_examples(tokenizer):
   options = tasks.Options(tokenizer, "caption en")
   with pytest.raises(tasks.NoExample):

@@ -10,8 +10,14 @@ from tests import task_sets
 from unifluid_jax import systems
 from unifluid_jax.core.config import SourceConfig
 from unifluid_jax.data import pipeline, tasks, text, transforms
-from unifluid_jax.data.fields import Example, Picture, Pixels, arrays
-from unifluid_jax.data.records import BadRecord
+from unifluid_jax.data.fields import (
+  Cached,
+  Example,
+  Picture,
+  Pixels,
+  arrays,
+)
+from unifluid_jax.data.records import BadRecord, Marks
 from unifluid_jax.data.sources import source as sources
 from unifluid_jax.data.transfers.source import in_turn
 
@@ -207,3 +213,28 @@ def test_a_turned_image_is_set_upright_and_the_box_follows_the_resize(root):
   marks = record.marks._replace(turns=1, box=None)
   turned = transforms.marked(picture, marks, 4)
   assert turned[0, 0, 0] > turned[-1, 0, 0]  # what was right is on top
+
+
+def test_a_crop_is_set_upright_and_has_the_box_where_it_shows():
+  """What systems see that crop images: Liquid, UniToken's codes, VARGPT."""
+  grey = np.full((6, 12, 3), 9, np.uint8)  # the crop has columns 3 .. 8
+  marks = Marks(box=(1 / 5, 4 / 6, 4 / 5, 3.0))
+  red = (transforms.marked_crop(grey, marks, (6, 6)) == (255, 0, 0)).all(-1)
+  # Rows .2 and .8 of 5; from column 4 of 12 to beyond the crop.
+  want = np.zeros((6, 6), bool)
+  want[[1, 4]] = want[1:5, 0] = True  # (4 - 3) / 6 of 5 rounds to column 0
+  np.testing.assert_array_equal(red, want)
+  # Of a square the same as where nothing is cropped.
+  square = np.arange(9 * 9 * 3, dtype=np.uint8).reshape(9, 9, 3)
+  marks = Marks(turns=1, box=(0.25, 0.25, 0.75, 0.75))
+  np.testing.assert_array_equal(
+    transforms.marked_crop(square, marks, (9, 9)),
+    transforms.marked(square, marks, 9),
+  )
+  seen = {"seen": Picture((grey,), Marks(box=(0.2, 0.5, 0.8, 1.0)))}
+  for field in (
+    Pixels("seen", 6, "crop"),
+    Cached("seen", (4,), np.int32, 6, "crop"),
+  ):
+    got = field.view(Example({}, seen))
+    assert (got == (255, 0, 0)).all(-1).any()

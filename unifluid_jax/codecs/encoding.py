@@ -16,6 +16,7 @@ from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.core.types import ImageCodec, Params
 from unifluid_jax.data import fields, transforms
 from unifluid_jax.data.dialogue import Dialogue
+from unifluid_jax.data.records import Marks
 from unifluid_jax.data.sources import source as sources
 from unifluid_jax.data.tasks import DIALOGUE
 
@@ -155,10 +156,10 @@ def _pixels(
   """A record's images as the codec sees them; None where one is unreadable."""
   try:
     record = source[i]
-    given = [record.image]
+    given = [(record.image, record.marks)]
     if row is not None:
-      given = [turn.image for turn in row.coded(record.dialogue)]
-    pictures = [{"drawn": fields.Picture((image,))} for image in given]
+      given = [(t.image, Marks()) for t in row.coded(record.dialogue)]
+    pictures = [{"drawn": fields.Picture((x,), marks)} for x, marks in given]
     examples = [fields.Example({}, p, None, max_pixels) for p in pictures]
     return [transforms.to_float(field.view(e)) for e in examples]
   except sources.BadRecord as error:

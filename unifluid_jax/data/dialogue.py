@@ -153,7 +153,8 @@ class Dialogue:
     """See `fields.Field`.
 
     Raises:
-      BadRecord: a corrupt image, or none of what is to be learned fits.
+      BadRecord: a corrupt image; one that a row has no room for; or none of
+        what is to be learned fits.
     """
     del rng
     tokenizer = example.tokenizer
@@ -165,6 +166,12 @@ class Dialogue:
     turns, made = self._kept(given, example, room)
     tokens = _joined(made)
     if len(tokens.ids) > room:  # one text alone
+      if {_CODE, _FEATURE} & set(tokens.ids):
+        # A part of an image is none, and what is cut off may be a target.
+        raise BadRecord(
+          f"text.dialogue={self.length} has no room for one of its images and "
+          f"what belongs to it, {len(tokens.ids) + self.length - room} tokens"
+        )
       ids = tokenizer.fit(tokens.ids, room)
       tokens = _Tokens(list(ids), tokens.counts[:room])
     learned = any(turn.target for turn in given)

@@ -146,9 +146,10 @@ class Pixels:
       frame = decode_image(frame, example.max_pixels)
     if self.sizes:
       size = transforms.nearest_size(frame.shape, self.sizes)
-      fitted = transforms.crop_resize(frame, size)
+      fitted = transforms.marked_crop(frame, picture.marks, size)
     elif self.fit == "crop":
-      fitted = transforms.centre_crop_resize(frame, self.size)
+      square = self.size, self.size
+      fitted = transforms.marked_crop(frame, picture.marks, square)
     else:
       fitted = transforms.marked(frame, picture.marks, self.size)
     return transforms.mirrored(fitted) if picture.flip else fitted

@@ -138,6 +138,25 @@ def marked(
   return paint.outline(square, marks.box, image.shape[0] / image.shape[1])
 
 
+def marked_crop(
+  image: UInt8[np.ndarray, "H W 3"], marks: Marks, size: Size
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The same of a crop: where the box goes on beyond it, its line is open."""
+  image = upright(image, marks)
+  cut = crop_resize(image, size)
+  if marks.box is None:
+    return cut
+  sides = image.shape[:2]
+  scale = max(new / old for new, old in zip(size, sides, strict=True))
+  # The box is in units of the image's height, and in the crop of its sides.
+  box = [
+    (at * sides[0] * scale - (sides[i % 2] * scale - size[i % 2]) / 2)
+    / size[i % 2]
+    for i, at in enumerate(marks.box)
+  ]
+  return paint.outline(cut, tuple(box), 1.0)
+
+
 def upright(
   image: UInt8[np.ndarray, "H W 3"], marks: Marks
 ) -> UInt8[np.ndarray, "h w 3"]:

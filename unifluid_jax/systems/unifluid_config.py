@@ -216,10 +216,17 @@ def _check_sampling(c: Any) -> None:
   )
   need(
     c.sampling.image_cfg == 1
-    or c.loss.image_dropout
+    or c.loss.image_dropout > 0
     or not c.batch.get("edit"),
     "sampling.image_cfg != 1 needs edits without their source: set "
     "loss.image_dropout > 0 or sampling.image_cfg=1",
+  )
+  need(
+    c.sampling.image_cfg == 1
+    or c.loss.prompt_dropout > 0
+    or not c.batch.get("edit"),
+    "sampling.image_cfg != 1 needs edits without their instruction, too: set "
+    "loss.prompt_dropout > 0 or sampling.image_cfg=1",
   )
   wrong = _refusal(c, c.sampling)
   need(not wrong, f"sampling.{wrong}")
@@ -241,6 +248,13 @@ def check_sampling(config: Any, sampling: SamplingConfig, task: str) -> None:
       raise ValueError(
         f"image_cfg={sampling.image_cfg} guides away from edits without a "
         "source, which this run never saw (config.loss.image_dropout=0): "
+        "use image_cfg=1"
+      )
+    # Both null conditions of such an edit lack its instruction.
+    if not config.loss.prompt_dropout:
+      raise ValueError(
+        f"image_cfg={sampling.image_cfg} guides away from edits without an "
+        "instruction, which this run never saw (config.loss.prompt_dropout=0): "
         "use image_cfg=1"
       )
   if sampling.cfg != 1 and not config.loss.prompt_dropout:
