@@ -26,6 +26,7 @@ from tests.systems.unitoken_tiny import (
   TURN,
 )  # fmt: skip
 from unifluid_jax import systems
+from unifluid_jax.codecs.vq import VqCodec
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.core.types import PAD
 from unifluid_jax.models import decoder, vit
@@ -58,6 +59,18 @@ def model():
 
 def keys(count):
   return jax.vmap(jax.random.key)(jnp.arange(count))
+
+
+def test_codes_are_those_of_the_float32_tokenizer():
+  """Whatever the decoder's dtype: caches do not say by which they were made."""
+  system = UniToken(world.tiny(model__dtype="bfloat16"))
+  codec = VqCodec(system.config.model.vq, "", 32)
+  shapes = codec.shapes()["vq"]
+  rng = np.random.default_rng(0)
+  vq = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), shapes)
+  images = jnp.float32(rng.uniform(-1, 1, (16, 32, 32, 3)))
+  got = system.codec.encode({"vq": vq}, images)
+  np.testing.assert_array_equal(got, codec.encode({"vq": vq}, images))
 
 
 # ------------------------------------------------------- layouts, from numpy

@@ -72,7 +72,8 @@ class UniToken:
     )
     self.vit = Vit(m.vit, dtype, m.remat, m.scan)
     self.adapter = Adapter(m.decoder.width, dtype)
-    self.codec = VqCodec(m.vq, m.vq_path, m.image_size, dtype)
+    # In float32, as its weights: convolutions in bfloat16 give other codes.
+    self.codec = VqCodec(m.vq, m.vq_path, m.image_size)
     self.ids = networks.special_ids(config.text.special, m.decoder.vocab)
     # The discrete tokens of an image, PAD for its codes.
     self.template = unitoken_config.template(
