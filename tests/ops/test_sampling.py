@@ -214,6 +214,27 @@ def test_beams_end_at_another_vocabularys_eos():
   assert got.tolist() == [[5, EOS, 2, PAD]]
 
 
+def test_several_tokens_may_end_an_answer():
+  """A hypothesis that one of them ends pays for nothing that comes after."""
+  script = jnp.asarray([[5, 2, 6, 6], [EOS, 3, 3, 3]])
+  step, first, _ = scripted(script)
+  got = jax.jit(
+    lambda k: sampling.decode_text(
+      step, 0, first, 4, lambda _, x: sampling.greedy(x), k, eos=(EOS, 2)
+    )
+  )(keys(2))
+  assert got.tolist() == [[5, 2, PAD, PAD], [EOS, PAD, PAD, PAD]]
+  # Nine in ten rows go on with 2, after which nothing is likely.
+  first = jnp.log(jnp.full((1, 9), 1e-6).at[0, jnp.array([EOS, 2])].set(
+    jnp.array([0.1, 0.9])))  # fmt: skip
+  for ends, want in (((EOS,), EOS), ((EOS, 2), 2)):
+    got = sampling.beam_search(
+      lambda cache, token, i: (jnp.zeros((2, 9)), cache),
+      0, first, 2, 4, lambda cache, rows: cache, eos=ends,
+    )  # fmt: skip
+    assert got.tolist() == [[want, PAD, PAD, PAD]]
+
+
 def test_decode_stops_at_the_limit():
   step, first, calls = scripted(jnp.full((1, 4), 5))
   got = decode_greedily(step, first, 3)

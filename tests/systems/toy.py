@@ -20,7 +20,14 @@ from unifluid_jax.core.config import Config, option
 from unifluid_jax.core.freeze import need
 from unifluid_jax.core.parameter_rows import Row
 from unifluid_jax.core.ranges import AMOUNT, COUNT, DECAY, POSITIVE, below
-from unifluid_jax.core.types import Batch, Metrics, Params, Part, SystemSpec
+from unifluid_jax.core.types import (
+  EOS,
+  Batch,
+  Metrics,
+  Params,
+  Part,
+  SystemSpec,
+)
 from unifluid_jax.data.dialogue import Dialogue
 from unifluid_jax.data.fields import Cached, Field, Text
 from unifluid_jax.models import decoder
@@ -278,10 +285,11 @@ class Toy:
       packed = self._causal(params, self._turns(fields))
     else:
       packed = self._prompt(params, fields)
-    ids = text_decode.answer(
-      self.decoder, params, packed, self.config.text.suffix, sampling, keys
-    )
-    return interleaved.before_image(ids, self.boi) if turns else ids
+    ends = (EOS, self.boi) if turns else (EOS,)
+    return text_decode.answer(
+      self.decoder, params, packed, self.config.text.suffix, sampling, keys,
+      ends,
+    )  # fmt: skip
 
   def score(
     self, params: Params, frozen: Params, prompts: Batch

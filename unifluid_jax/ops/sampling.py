@@ -209,7 +209,7 @@ def decode_text(
   length: int,
   pick: Callable[[Array, Array], Array],
   keys: Key[Array, "B"],
-  eos: int = EOS,
+  eos: int | Sequence[int] = EOS,
 ) -> Int[Array, "B A"]:
   """Generates until every row has emitted EOS, or `length` tokens.
 
@@ -221,11 +221,12 @@ def decode_text(
     pick: (keys [B], logits [B, V]) -> tokens i32[B]; token i of row b gets
       `fold_in(keys[b], i)`.
     keys: one per row.
-    eos: its id.
+    eos: its id; several end an answer alike.
 
   Returns:
     Tokens up to and including EOS, then PAD.
   """
+  ends = jnp.asarray(eos)
   fold = jax.vmap(jax.random.fold_in, (0, None))
 
   def emit(
@@ -235,7 +236,7 @@ def decode_text(
     done: Bool[Array, "B"],
   ) -> tuple[Int[Array, "B"], Int[Array, "B A"], Bool[Array, "B"]]:
     token = jnp.where(done, PAD, pick(fold(keys, i), logits)).astype(jnp.int32)
-    return token, tokens.at[:, i].set(token), done | (token == eos)
+    return token, tokens.at[:, i].set(token), done | jnp.isin(token, ends)
 
   # The state: i, token i32[B], tokens i32[B, A], done bool[B], cache.
   def unfinished(state: Any) -> Bool[Array, ""]:
@@ -270,7 +271,7 @@ def beam_search(
   n: int,
   length: int,
   gather: Callable[[Any, Array], Any],
-  eos: int = EOS,
+  eos: int | Sequence[int] = EOS,
 ) -> Int[Array, "B A"]:
   """The best finished hypothesis under raw summed log-probability.
 
@@ -287,12 +288,12 @@ def beam_search(
     length: A, static, EOS included.
     gather: (cache, rows i32[B * n]) -> cache whose row j is the given cache's
       row rows[j]; called first to spread B rows to B * n.
-    eos: its id.
+    eos: its id; several end a hypothesis alike.
 
   Returns:
     Tokens up to and including EOS, then PAD.
   """
-  batch = first_logits.shape[0]
+  batch, ends = first_logits.shape[0], jnp.atleast_1d(jnp.asarray(eos))
   first = jnp.repeat(jnp.arange(batch), n)
 
   # The state: i, beams, cache.
@@ -305,7 +306,7 @@ def beam_search(
     i, beams, cache = state
     token = beams.tokens[:, :, i - 1].reshape(-1)
     logits, cache = step(cache, token, i - 1)
-    beams, parents = _extend(beams, logits.reshape(batch, n, -1), i, eos)
+    beams, parents = _extend(beams, logits.reshape(batch, n, -1), i, ends)
     return i + 1, beams, gather(cache, parents)
 
   beams = _Beams(
@@ -316,7 +317,7 @@ def beam_search(
     best_score=jnp.full(batch, -jnp.inf),
   )
   logits = jnp.repeat(first_logits[:, None], n, axis=1)
-  beams, _ = _extend(beams, logits, 0, eos)
+  beams, _ = _extend(beams, logits, 0, ends)
   state = (jnp.asarray(1), beams, gather(cache, first))
   return jax.lax.while_loop(unsettled, advance, state)[1].best
 
@@ -325,22 +326,24 @@ def _extend(
   beams: _Beams,
   logits: Float[Array, "B n V"],
   i: int | Int[Array, ""],
-  eos: int,
+  ends: Int[Array, "E"],
 ) -> tuple[_Beams, Int[Array, "B*n"]]:
   """Fills position i; also the parent rows of the new beams."""
   batch, n, vocab = logits.shape
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
 
-  ended = beams.scores + log_p[:, :, eos]
+  ended = beams.scores[:, :, None] + log_p[:, :, ends]
+  ended = ended.reshape(batch, -1)
   winner = ended.argmax(-1)
   ended = jnp.take_along_axis(ended, winner[:, None], axis=1)[:, 0]
-  ending = jnp.take_along_axis(beams.tokens, winner[:, None, None], axis=1)
+  beam, end = jnp.divmod(winner, len(ends))
+  ending = jnp.take_along_axis(beams.tokens, beam[:, None, None], axis=1)
   better = ended > beams.best_score
-  ending = ending[:, 0].at[:, i].set(eos)
+  ending = ending[:, 0].at[:, i].set(ends[end])
   best = jnp.where(better[:, None], ending, beams.best)
   best_score = jnp.where(better, ended, beams.best_score)
 
-  log_p = log_p.at[:, :, eos].set(-jnp.inf)
+  log_p = log_p.at[:, :, ends].set(-jnp.inf)
   gains, choices = jax.lax.top_k(log_p, min(n + 1, vocab))
   offers = (beams.scores[:, :, None] + gains).reshape(batch, -1)
   scores, where = jax.lax.top_k(offers, n)

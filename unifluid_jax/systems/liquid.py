@@ -442,19 +442,17 @@ class Liquid:
     """
     ((task, fields),) = prompts.items()
     asked = self.turns(fields) if task == _TURNS else self.asked(fields)
+    ends = ("eos", "boi") if task == _TURNS else ("eos",)
     params = embed.cast_for_decoding(params, self.decoder.dtype)
-    ids = text_decode.answer(
+    return text_decode.answer(
       self.decoder,
       params,
       self._sequence(params, asked),
       self.config.text.suffix,
       sampling,
       keys,
-      self.ids["eos"],
+      [self.ids[name] for name in ends],
     )
-    if task == _TURNS:
-      return interleaved.before_image(ids, self.ids["boi"])
-    return ids
 
   def score(
     self, params: Params, frozen: Params, prompts: Batch

@@ -456,13 +456,11 @@ class VarGpt:
       packed = self.turns(params, frozen, fields)
     else:
       packed = self.asked(params, fields)
-    ids = text_decode.answer(
+    ends = ("eos", "boi") if task == _TURNS else ("eos",)
+    return text_decode.answer(
       self.decoder, params, packed, self.config.text.suffix, sampling, keys,
-      self.ids["eos"],
+      [self.ids[name] for name in ends],
     )  # fmt: skip
-    if task == _TURNS:
-      return interleaved.before_image(ids, self.ids["boi"])
-    return ids
 
   def score(
     self, params: Params, frozen: Params, prompts: Batch

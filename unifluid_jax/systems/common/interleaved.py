@@ -116,10 +116,3 @@ def hidden_states(
     states = packing.hidden_states(decoder, params, rows, k)
     found |= dict(zip(tasks, states, strict=True))
   return found
-
-
-def before_image(answer: Int[Array, "B A"], boi: int) -> Int[Array, "B A"]:
-  """An answer up to where an image begins: BOI ends it as EOS does."""
-  begun = jnp.cumsum(answer == boi, axis=1)
-  after = (begun > 1) | ((begun == 1) & (answer != boi))
-  return jnp.where(after, PAD, answer)

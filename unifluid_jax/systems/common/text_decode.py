@@ -1,5 +1,6 @@
 """Answers of a decoder with a KV cache: greedy, sampled, beam search."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def answer(
   length: int,
   config: Any,
   keys: Key[Array, "B"],
-  eos: int = EOS,
+  eos: int | Sequence[int] = EOS,
 ) -> Int[Array, "B A"]:
   """Token ids after each prompt, padded after EOS.
 
@@ -65,7 +66,7 @@ def answer(
     length: A.
     config: text, text_temperature, top_k, top_p and beams.
     keys: one per row, for sampling.
-    eos: its id.
+    eos: its id; several end an answer alike.
   """
   cache, hidden = prefill(decoder, params, packed, length)
   start = packed.x.shape[1]
