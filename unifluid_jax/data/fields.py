@@ -144,12 +144,10 @@ class Pixels:
   ) -> UInt8[np.ndarray, "h w 3"]:
     if not isinstance(frame, np.ndarray):
       frame = decode_image(frame, example.max_pixels)
-    if self.sizes:
-      size = transforms.nearest_size(frame.shape, self.sizes)
+    if self.sizes or self.fit == "crop":
+      sizes = self.sizes or ((self.size, self.size),)
+      size = transforms.nearest_size(frame.shape, sizes)
       fitted = transforms.marked_crop(frame, picture.marks, size)
-    elif self.fit == "crop":
-      square = self.size, self.size
-      fitted = transforms.marked_crop(frame, picture.marks, square)
     else:
       fitted = transforms.marked(frame, picture.marks, self.size)
     return transforms.mirrored(fitted) if picture.flip else fitted
