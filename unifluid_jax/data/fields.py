@@ -146,7 +146,8 @@ class Pixels:
       frame = decode_image(frame, example.max_pixels)
     if self.sizes or self.fit == "crop":
       sizes = self.sizes or ((self.size, self.size),)
-      size = transforms.nearest_size(frame.shape, sizes)
+      upright = np.rot90(frame, picture.marks.turns)
+      size = transforms.nearest_size(upright.shape, sizes)
       fitted = transforms.marked_crop(frame, picture.marks, size)
     else:
       fitted = transforms.marked(frame, picture.marks, self.size)
