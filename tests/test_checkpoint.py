@@ -159,6 +159,17 @@ def test_an_unfinished_step_is_none(copy):
   assert checkpoint.steps(str(copy / "nowhere")) == []
 
 
+def test_what_a_kill_left_of_a_save_is_removed(finished, copy):
+  """Each has the size of a state, and no save of another step replaces it."""
+  torn = copy / "checkpoints" / "6.orbax-checkpoint-tmp"
+  shutil.copytree(copy / "checkpoints" / "4", torn)
+  (torn / "commit_success.txt").unlink()
+  saved = checkpoint.Checkpoints(str(copy), finished[1].config.checkpoint)
+  saved.save(8, {"x": np.zeros(2)}, {})
+  saved.close()
+  assert not torn.exists() and checkpoint.steps(str(copy))[-2:] == [4, 8]
+
+
 def test_every_saved_step_has_digests_of_all_its_files(finished):
   for step in (finished[0] / "checkpoints").iterdir():
     table = json.loads((step / digests.NAME).read_text())["crc32"]

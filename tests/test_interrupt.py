@@ -150,3 +150,30 @@ except KeyboardInterrupt:
 """
   assert interrupted(run(code)) == (130, "", "interrupted\n")
   assert saved.exists()
+
+
+WORKERS = """
+import multiprocessing, os
+def work(number):
+  interrupt.ignore(number, 1)
+  print('ready', flush=True)
+  time.sleep(60)
+if __name__ == "__main__":
+  context = multiprocessing.get_context("spawn")
+  context.Process(target=work, args=(0,)).start()
+  time.sleep(60)
+"""
+
+
+def test_workers_of_a_killed_process_leave(tmp_path):
+  """They hold the output, which a reader waits for the end of."""
+  file = tmp_path / "killed.py"
+  file.write_text(START + WORKERS)
+  process = subprocess.Popen(
+    [sys.executable, str(file)], text=True, stdout=subprocess.PIPE
+  )
+  assert process.stdout.readline() == "ready\n"
+  process.kill()
+  begin = time.monotonic()
+  assert process.stdout.read() == ""
+  assert time.monotonic() - begin < 20

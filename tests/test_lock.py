@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -193,3 +194,32 @@ def test_a_torn_lock_file_is_no_reason_to_stop(tmp_path):
     assert (
       json.loads((tmp_path / lock.NAME).read_text())["process"] == os.getpid()
     )
+
+
+def test_a_copy_of_a_workdir_in_training_is_free(tmp_path):
+  run, copy, said = tmp_path / "run", tmp_path / "copy", []
+  with held(run):
+    shutil.copytree(run, copy)
+    with pytest.raises(lock.LockedError, match="is being trained by"):
+      lock.refuse_if_held(str(run))
+    lock.refuse_if_held(str(copy))
+    with held(copy, said):
+      pass
+  assert not (copy / lock.NAME).exists() and not (run / lock.NAME).exists()
+
+
+def test_a_deleted_lock_file_is_made_again_or_lost(tmp_path):
+  ours, others = held(tmp_path), held(tmp_path)
+  mine = ours.__enter__()
+  (tmp_path / lock.NAME).unlink()
+  mine.check()
+  with pytest.raises(lock.LockedError, match="is being trained by"):
+    with held(tmp_path):
+      pass
+  (tmp_path / lock.NAME).unlink()
+  with others:
+    with pytest.raises(lock.LockedError, match="is being trained by"):
+      mine.check()
+    ours.__exit__(None, None, None)
+    assert (tmp_path / lock.NAME).exists()  # the other's
+  assert not (tmp_path / lock.NAME).exists()

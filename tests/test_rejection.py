@@ -218,6 +218,17 @@ def test_shapes_prompts_favour_tasks_with_many_and_are_never_held_out():
   assert not [a for a in asked if any(pair in a["prompt"] for pair in held)]
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_few_shapes_prompts_are_of_all_tasks_in_time(count):
+  """Rounded alike each time, some tasks would never be asked."""
+  reward, rng = rewards.of(shapes_bench()), np.random.default_rng(0)
+  asked = [reward.prompts(count, rng) for _ in range(200)]
+  assert {len(each) for each in asked} == {count}
+  kinds = [reward.kind(task) for each in asked for task in each]
+  shares = [kinds.count(t) / len(kinds) for t in shapes_text.TAGS]
+  assert min(shares) > 0.05 and max(shares) == shares[5] < 0.45
+
+
 def test_other_data_have_no_reward():
   with pytest.raises(ValueError, match="nothing judges images of these data"):
     rewards.of(bench_of())

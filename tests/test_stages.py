@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unifluid_jax import evaluation, stages
-from unifluid_jax.core import config_files
+from unifluid_jax.core import config_files, stopping
 
 REPO = Path(__file__).parent.parent
 STAGES = stages.of_run("configs/shapes.py", 1500, "runs/shapes",
@@ -172,6 +172,16 @@ def test_ctrl_c_reaches_the_command_once_and_its_end_is_waited_for(tmp_path):
   os.killpg(process.pid, signal.SIGINT)
   said, _ = process.communicate(timeout=60)
   assert said.splitlines() == ["told 1", "-1"]
+
+
+def test_a_training_that_was_stopped_by_another_is_no_finished_stage(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "odd").mkdir()
+  line = f"{stopping.TOLD}: saved step 3; the same command resumes"
+  (tmp_path / "odd" / "stopped.py").write_text(f"print({line!r})")
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  assert [*stages.execute(["stopped"], "odd")] == [line, -1]
 
 
 def test_the_verdict_is_one_line():

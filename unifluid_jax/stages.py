@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unifluid_jax import evaluation
-from unifluid_jax.core import config_files, interrupt, telemetry
+from unifluid_jax.core import config_files, interrupt, stopping, telemetry
 from unifluid_jax.evals.report import data as report_data
 from unifluid_jax.evals.report import run_results
 
@@ -179,6 +179,8 @@ def execute(
 ) -> Iterator[str | int]:
   """A command's lines, then its exit status; -1 if it was told to stop.
 
+  Also if another told it alone: the next stage is not to go on from half of it.
+
   Ctrl-C is passed on: training saves and leaves by one, and leaves at once by
   a second. The command has a session of its own, so that a terminal's Ctrl-C
   does not reach it twice.
@@ -201,6 +203,8 @@ def execute(
   try:
     with interrupt.caught_by(forward):
       for line in process.stdout:
+        if line.startswith(stopping.TOLD):
+          told.append(signal.SIGTERM)
         yield line.rstrip("\n")
       status = process.wait()
   finally:

@@ -287,7 +287,7 @@ def run(
           saved.save(step, state, dict(meta, step=step))
       if last and step < config.steps:
         saved.wait()
-        say(f"told to stop: saved step {step}; the same command resumes")
+        say(f"{stopping.TOLD}: saved step {step}; the same command resumes")
         break
   return state
 

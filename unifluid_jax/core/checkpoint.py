@@ -47,6 +47,8 @@ class Checkpoints:
         max_to_keep=config.keep,
         keep_period=config.keep_every or None,
         enable_async_checkpointing=True,
+        # Of saves that a kill or a full disk cut short: a state's size each.
+        cleanup_tmp_directories=True,
       ),
       item_names=("state", "meta"),
     )

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 STATUS = 130  # what a shell reports for a command ended by Ctrl-C
 _CLEANUP_SECONDS = 5.0  # an object store may not answer
@@ -101,12 +101,24 @@ def call(command: Sequence[str]) -> int:
 def ignore(worker: int, workers: int) -> None:
   """For data workers, which a terminal sends Ctrl-C too: their process decides.
 
+  They leave with it, also if it is killed: else they would wait for ever, with
+  its memory, and with the output that whoever started it reads to its end.
+
   Args:
     worker: index of this one.
     workers: how many there are.
   """
   del worker, workers
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  if parent := multiprocessing.parent_process():
+    threading.Thread(
+      target=_leave_with, args=(parent,), name="parent", daemon=True
+    ).start()
+
+
+def _leave_with(parent: Any) -> None:
+  parent.join()
+  os._exit(STATUS)
 
 
 @contextlib.contextmanager

@@ -114,18 +114,28 @@ class Lock:
   def check(self) -> None:
     """Raises if another process has taken the lock meanwhile.
 
+    A lock file that somebody deleted is made again: whoever starts next would
+    lock another file of that name.
+
     Raises:
       LockedError: names it.
     """
     if self._lost is not None:
       raise self._refusal(self._lost)
+    if self._fd is None or _is_file(self._fd, self._path):
+      return
+    gone = self._fd
+    if self._acquire_kernel_lock():
+      os.close(gone)
 
   def release(self) -> None:
     """Gives the lock back; to be called once."""
     self._stop.set()
     if self._renewal.is_alive():
       self._renewal.join(timeout=BEAT_SECONDS)
-    if self._lost is None:
+    if self._lost is None and (
+      self._fd is None or _is_file(self._fd, self._path)
+    ):
       self._path.unlink(missing_ok=True)
     if self._fd is not None:
       os.close(self._fd)
@@ -216,10 +226,23 @@ def refuse_if_held(workdir: str) -> None:
   if not holder:
     return
   if holder.get("boot") == _this_process()["boot"]:
-    if _same_processes(holder) and _runs(holder):
+    # The workdir may be a copy of one that is being trained.
+    if _same_processes(holder) and _runs(holder) and not _is_free(workdir):
       raise LockedError(f"{workdir} {_TRAINED.format(_name(holder))}")
   elif _recent(holder):
     raise LockedError(f"{workdir} {_TRAINED.format(_name(holder))}")
+
+
+def _is_free(workdir: str) -> bool:
+  """Whether the kernel knows of no holder; False where it cannot tell."""
+  if files.is_remote(workdir):
+    return False
+  try:
+    with open(files.path(workdir) / NAME, "rb") as file:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until it is closed
+  except OSError:
+    return False
+  return True
 
 
 def _name(holder: Mapping[str, Any]) -> str:

@@ -9,6 +9,9 @@ import jax
 
 from unifluid_jax.core import checkpoint, interrupt
 
+# How a run begins its last line where it was stopped: it leaves with status 0.
+TOLD = "told to stop"
+
 
 class Stop(contextlib.ExitStack):
   """Turns SIGTERM and Ctrl-C into "save and leave" after the current step.

@@ -35,14 +35,18 @@ class ShapesReward:
 
     Half are spread evenly over the tasks, half as the square root of how many
     prompts each has: of two coloured objects there are hundreds, of others few.
+    So it is on average: of few prompts chance decides which tasks they are.
     """
     tags = shapes_text.TAGS
     sizes = [
       len(shapes_text.geneval_tasks(self._world, tag, "seen")) for tag in tags
     ]
     weights = np.sqrt(sizes) / np.sqrt(sizes).sum() + 1 / len(tags)
-    ends = np.cumsum(weights) / 2 * count
-    shares = np.diff(np.rint(ends).astype(int), prepend=0).tolist()
+    ends = np.cumsum(weights)[:-1] / 2 * count
+    # Rounded the same way each time, few prompts would always leave out the
+    # same tasks: a step of policy gradients asks a process for a handful.
+    ends = [*np.floor(ends + rng.random()).astype(int), count]
+    shares = np.diff(ends, prepend=0).tolist()
     return [
       task
       for tag, share in zip(tags, shares, strict=True)
