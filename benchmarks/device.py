@@ -23,7 +23,7 @@ from benchmarks import random_arrays
 from unifluid_jax import systems, train
 from unifluid_jax.aot import lower
 from unifluid_jax.core import cli
-from unifluid_jax.core.config import Config
+from unifluid_jax.core.config import Config, ConfigError
 
 _CONFIG = cli.define_config()
 _WHAT = flags.DEFINE_enum("what", "train", ["train", "generate", "answer"], "")
@@ -42,8 +42,13 @@ def main(_: list[str]) -> None:
       key, _, value = item.partition("=")
       tree.update_from_flattened_dict({key: ast.literal_eval(value)})
     measure = _train if _WHAT.value == "train" else _call
+    config = systems.resolve(tree)
+    if not hasattr(getattr(config.model, "decoder", None), "vocab"):
+      raise ConfigError(
+        f"config.system={config.system!r} has no decoder of texts to measure"
+      )
     try:
-      text = measure(systems.resolve(tree))
+      text = measure(config)
     except jax.errors.JaxRuntimeError as error:
       text = f"failed: {str(error).splitlines()[0][:150]}"
     print(f"{_WHAT.value} {variant or 'as configured'}: {text}", flush=True)

@@ -80,7 +80,11 @@ def get_config(arg: str = ""):
   c.loss.word_dropout = 0.4
   c.loss.draws = 8
   c.loss.vocab_chunk = 16
-  c.loss.update(random_until=250, raster_from=700)
+  # A shorter run goes through all of it as well.
+  steps = c.get_oneway_ref("steps")
+  c.loss.update(
+    random_until=steps * 250 // 2400, raster_from=steps * 700 // 2400
+  )
   c.optim.update(
     name="muon",
     lr=7e-3,

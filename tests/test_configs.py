@@ -173,6 +173,15 @@ def test_longer_runs_of_emoji_still_draw_any_cell(arg):
   assert c.sampling.order == "random" and unifluid_config.draws_any_cell(c)
 
 
+def test_shorter_runs_of_shapes_end_in_raster_order_too():
+  tree, _ = load("shapes", "")
+  c = systems.resolve(tree)
+  assert (c.loss.random_until, c.loss.raster_from) == (250, 700)
+  tree.steps = 480
+  c = systems.resolve(tree)
+  assert (c.loss.random_until, c.loss.raster_from) == (50, 140)
+
+
 def test_runs_in_raster_order_are_sampled_in_it():
   c = systems.resolve(load("emoji", "raster")[0])
   assert not unifluid_config.draws_any_cell(c)

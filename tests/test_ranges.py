@@ -194,6 +194,7 @@ def test_a_number_that_no_row_names_must_be_finite():
     ({"model.patch": 5}, "model.image_size=32 must be a multiple of"),
     ({"loss.random_until": 9000}, "lies after loss.raster_from"),
     ({"model.decoder.head_dim": 7}, "head_dim must be even"),
+    ({"data.train.shapes.min_score": -2.0}, "min_score=-2.0 needs score"),
   ],
 )
 def test_settings_that_exclude_one_another_are_refused(changes, words):
@@ -210,7 +211,7 @@ def test_settings_that_exclude_one_another_are_refused(changes, words):
     ("optim.clip", 0.0), ("optim.ema", 0.0), ("optim.lr", 0.0),
     ("optim.warmup", 10**6), ("optim.rates.decoder", 0.0), ("mesh.data", 8),
     ("checkpoint.keep_every", 0), ("data.workers", 0), ("seed", 2**32 - 1),
-    ("data.train.shapes.weight", 0.0), ("data.train.shapes.min_score", -2.0),
+    ("data.train.shapes.weight", 0.0),
     ("data.max_bad_share", 0.0), ("data.max_bad_share", 1.0),
     ("sampling.cfg", 0.0), ("sampling.temperature", 0.0),
     ("sampling.top_p", 1.0), ("sampling.steps", 1), ("sampling.steps", 1000),

@@ -224,6 +224,13 @@ class Model:
     """Words of a text that the run's tokenizer was not trained on."""
     return self.tokenizer.unknown_words(text) if self.tokenizer else []
 
+  def is_cut(self, prompt: str) -> bool:
+    """Whether the end of a prompt to draw does not fit, and is not read."""
+    before = self.tokenizer.truncated if self.tokenizer else 0
+    if self.tokenizer:
+      self.drawings.prompts([prompt], self.config.sampling)
+    return bool(self.tokenizer) and self.tokenizer.truncated > before
+
   def edit(
     self, image: Any, instruction: str, seed: int | None = None, **sampling: Any
   ) -> Image.Image:

@@ -73,7 +73,9 @@ def main(_: list[str]) -> None:
     if source.moments and name in data:
       row = cache.row_of(source, system.inputs)
       encoding.check_tasks(name, source, row)
-      note = cache.note_of(codec, source, digest, data[name]["digest"], row)
+      note = cache.note_of(
+        codec, source, digest, data[name]["digest"], row, config.data.max_pixels
+      )
       path = cache.path_of(config, source)
       done = job.cache(path, note, source, row)
       say(f"moments of {name}: {done}: {path}")

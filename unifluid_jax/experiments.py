@@ -70,8 +70,8 @@ _FREE = ("name", "log.", "checkpoint.", "mesh.", "eval.batch", "eval.poll")
 _ORDER = ("random_until", "raster_from")  # keys of config.loss
 _BUDGET = flags.DEFINE_integer(
   "budget", None,
-  "Steps of each run; of table1 to table4 its order schedule shrinks along. "
-  "Default: the configuration's.",
+  "Steps of each run; its order schedule shrinks along. Default: the "
+  "configuration's.",
 )  # fmt: skip
 _SEEDS = flags.DEFINE_integer(
   "seeds", 1, "Runs of each arm, with intervals; not of table1 to table4."

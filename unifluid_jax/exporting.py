@@ -118,7 +118,9 @@ def _facts(
     config=model.config,
     settings=exported.without_home(settings),
     scores=model_card.scores_at(run, step),
-    prompt=model_card.example_prompt(run),
+    prompt=model_card.example_prompt(
+      run, getattr(model.config.model, "names", ())
+    ),
     licenses=[],
     license=license,
     parts={},

@@ -110,6 +110,9 @@ def main(_: list[str]) -> None:
       logging.warning(
         "the model has never seen %s: %r", ", ".join(map(repr, unknown)), words
       )
+  for words in request.prompts:
+    if model.is_cut(words):
+      logging.warning("the model does not read the end of %r: shorten it", words)
   image = request.image
   if image is not None and not request.edit:
     question = request.question or model.config.data.caption_prefix

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,13 +56,16 @@ def scores_at(workdir: str, step: int) -> list[Mapping[str, Any]]:
   return list(found.values())
 
 
-def example_prompt(workdir: str) -> str:
-  """What the run's newest evaluation drew first; "a prompt" where none did."""
+def example_prompt(workdir: str, classes: Sequence[str] = ()) -> str:
+  """What the run's newest evaluation drew first.
+
+  Where none did, the first of the classes that it draws, if it draws those.
+  """
   for step in reversed(samples.steps(workdir)):
     for sample in samples.read(workdir, step):
       if sample.kind == "generated" and sample.prompt:
         return sample.prompt
-  return "a prompt"
+  return next(iter(classes), "a prompt")
 
 
 # ---------------------------------------------------------------- licences

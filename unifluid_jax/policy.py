@@ -72,6 +72,13 @@ def _check(job: Job) -> None:
     f"policy.prompts={config.policy.prompts} needs batch.{tasks.T2I}: the "
     "run's own rows to draw keep images as they are",
   )
+  others = [t for t in (tasks.EDIT, tasks.DIALOGUE) if config.batch.get(t)]
+  need(
+    not others,
+    f"policy.prompts={config.policy.prompts} with batch.{''.join(others[:1])}: "
+    "rows that draw in other tasks would count less beside what is drawn; "
+    "set it to 0",
+  )
   system = job.system
   need(
     set(system.inputs[tasks.T2I]) == {"prompt", "image"}

@@ -393,9 +393,13 @@ class _Log:
 
 
 def speed(job: Job, seconds: float) -> dict[str, float]:
-  """Tokens/s, and MFU where the device's peak is known."""
+  """Tokens/s, and MFU where the device's peak is known.
+
+  Neither of policy gradients: a step's cost is that of rows that are read, and
+  drawings are rows as well.
+  """
   cost = job.system.cost()
-  if cost is None or seconds <= 0:
+  if cost is None or seconds <= 0 or job.config.policy.prompts:
     return {}
   peak = telemetry.peak_flops()
   out = {"tokens_per_second": cost.tokens / seconds}

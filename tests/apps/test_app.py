@@ -281,6 +281,6 @@ def test_small_pictures_are_enlarged_by_whole_factors():
 def test_unknown_words_are_marked_and_never_markup(run):
   words = run.model.unknown_words("a red <script> zebra")
   assert "zebra" in words and "red" not in words
-  said = pictures.marked("", ["<script>", "zebra"])
+  said = pictures.marked(["<script>", "zebra"])
   assert "<mark>zebra</mark>" in said and "<script>" not in said
-  assert pictures.marked("a red circle", []) == ""
+  assert pictures.marked([]) == ""

@@ -218,6 +218,8 @@ def test_a_file_made_for_another_way_of_seeing_is_refused(world):
   note = cache.note_of(codec, source, "w", "d", row)
   assert note["images"] == "drawn"
   assert "images" not in cache.note_of(codec, source, "w", "d")
+  assert "max_pixels" not in note
+  assert cache.note_of(codec, source, "w", "d", row, 100)["max_pixels"] == 100
   made = {
     "codec": {"weights": "w"},
     "data": {"shapes_dialogues": {"digest": "d"}},

@@ -175,3 +175,11 @@ def test_evaluation_follows_the_training_data(tmp_path):
   assert (told.format, told.path, told.split) == (
     "class_folders", "val", "train"
   )  # fmt: skip
+
+
+def test_texts_without_spaces_have_slots_of_their_characters(tmp_path):
+  (tmp_path / "0.png").write_bytes(picture(64, 64))
+  (tmp_path / "0.txt").write_text("一隻紅色的狐狸在雪地上奔跑 fox 7", "utf-8")
+  found = survey.quick(str(tmp_path), path=".", format="auto")
+  assert found.words == (15,)
+  assert load(tmp_path).text.prompt == 48

@@ -238,3 +238,9 @@ def test_a_crop_is_set_upright_and_has_the_box_where_it_shows():
   ):
     got = field.view(Example({}, seen))
     assert (got == (255, 0, 0)).all(-1).any()
+
+
+def test_images_that_are_changed_as_they_are_read_have_no_cache(root):
+  with pytest.raises(ValueError, match="x.moments='m': .* set x.moments=''"):
+    config = SourceConfig("transfer", "textvqa", moments="m")
+    sources.open_source(config, str(root), "", "x")

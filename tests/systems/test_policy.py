@@ -13,6 +13,7 @@ from tests.systems.test_contract import (
   registered,  # noqa: F401, a fixture
 )
 from unifluid_jax import policy, systems, train
+from unifluid_jax.aot import lower
 from unifluid_jax.core import parallel
 from unifluid_jax.core.config import PolicyConfig
 from unifluid_jax.core.freeze import ConfigError
@@ -192,3 +193,22 @@ def test_a_run_without_rows_to_draw_is_refused(space):
   job = train.make_job(config, systems.build(config), jax.devices()[:1])
   with pytest.raises(ConfigError, match="needs batch.t2i"):
     policy.with_drawings(job, Favourite(space.colours), space.tokenizer)
+
+
+@pytest.mark.parametrize("task", ["edit", "dialogue"])
+def test_rows_that_draw_in_other_tasks_are_refused(space, task):
+  config = config_of(space)
+  config = dataclasses.replace(config, batch={**config.batch, task: 4})
+  job = SimpleNamespace(config=config)
+  with pytest.raises(ConfigError, match=f"with batch.{task}: .* set it to 0"):
+    policy.with_drawings(job, Favourite(space.colours), space.tokenizer)
+
+
+def test_no_speed_is_told_that_leaves_out_what_is_drawn(space):
+  system = systems.build(space.config)
+  plain = SimpleNamespace(config=space.config, system=system)
+  assert train.speed(plain, 1.0)["tokens_per_second"] > 0
+  assert train.speed(SimpleNamespace(config=config_of(space), system=system),
+                     1.0) == {}  # fmt: skip
+  with pytest.raises(ConfigError, match="policy.prompts=0"):
+    lower.programs(config_of(space), "train", jax.devices()[:1])

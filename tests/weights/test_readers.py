@@ -398,3 +398,9 @@ def test_what_is_nothing_known(tmp_path):
   for name in "abcd":
     (tmp_path / "d.safetensors" / f"{name}.bin").write_bytes(b"")
   fails(tmp_path / "d.safetensors", "found a.bin, b.bin, c.bin ...; name")
+
+
+def test_several_indexes_are_named(tmp_path):
+  for name in ("model", "model.fp16"):
+    (tmp_path / f"{name}.safetensors.index.json").write_text("{}")
+  fails(tmp_path, "several indexes", "model.fp16.safetensors.index.json")

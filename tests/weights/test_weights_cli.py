@@ -11,7 +11,13 @@ import pytest
 
 from tests.weights import helpers
 from unifluid_jax.core import checkpoint
-from unifluid_jax.weights import convert, gemma, readers, safetensors_file
+from unifluid_jax.weights import (
+  convert,
+  gemma,
+  readers,
+  safetensors_file,
+  to_hf,
+)
 from unifluid_jax.weights.rows import WeightsError
 
 REPO = Path(__file__).parent.parent.parent
@@ -89,6 +95,20 @@ def test_way_back(there, tmp_path):
   for name in theirs.names():
     want = theirs.read(name).astype(back.dtype(name))
     assert back.read(name).tobytes() == want.tobytes()
+
+
+def test_averages_of_a_run_go_back(there, tmp_path):
+  """Those that loading, evaluation and export use."""
+  to, _ = there
+  ours = readers.open_source(str(to))
+  params = {name: ours.read(name) for name in ours.names()}
+  params = {k: x for k, x in params.items() if k.startswith("params/")}
+  ema = {k.replace("params/", "ema/", 1): x + 1 for k, x in params.items()}
+  part = to_hf.Params(helpers.Tensors(params | ema))
+  assert part.averaged and len(part.names()) == len(params)
+  for name, x in params.items():
+    assert (part.read(name.removeprefix("params/")) == x + 1).all()
+  assert not to_hf.Params(ours).averaged
 
 
 def test_the_way_back_has_no_options(there, tmp_path):

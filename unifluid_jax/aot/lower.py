@@ -55,6 +55,12 @@ def programs(
   """
   system = systems.build(config)
   if what == "train":
+    if config.policy.prompts:
+      raise ConfigError(
+        "--what=train: rows that policy gradients draw are not in the step "
+        "that is compiled here, which would seem smaller than it is; for all "
+        "but them set config.policy.prompts=0"
+      )
     return [train_step(config, system, devices)]
   if not isinstance(system, Generator):
     raise ConfigError(

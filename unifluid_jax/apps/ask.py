@@ -76,7 +76,7 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     return gr.skip(), seen, []
 
   def on_word(name: str, text: str) -> str:
-    return pictures.marked(text, find(name).model.unknown_words(text))
+    return pictures.marked(find(name).model.unknown_words(text))
 
   asked = [model, place, question, chat]
   for event in (go.click, question.submit):

@@ -35,8 +35,9 @@ def tab(runs: Sequence[Run]) -> None:
       with widgets.sentences():
         made = draw.draw(run, text, seed, None, None)
       out[2 * i] = made.stages[-1]
-      unknown = pictures.marked(text, run.model.unknown_words(text))
-      out[2 * i + 1] = f"{html.escape(made.note)}<br>{unknown}"
+      model = run.model
+      unread = pictures.marked(model.unknown_words(text), model.is_cut(text))
+      out[2 * i + 1] = f"{html.escape(made.note)}<br>{unread}"
       yield out
 
   out = [x for pair in zip(shown, notes, strict=True) for x in pair]

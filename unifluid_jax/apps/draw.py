@@ -90,7 +90,8 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     yield made.stages[-1], made.stages, made.picture, whole, made.note
 
   def on_word(name: str, text: str) -> str:
-    return pictures.marked(text, find(name).model.unknown_words(text))
+    model = find(name).model
+    return pictures.marked(model.unknown_words(text), model.is_cut(text))
 
   asked = [model, prompt, seed, guidance, steps]
   out = [shown, stages, last, stage, said]

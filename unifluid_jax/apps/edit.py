@@ -66,7 +66,7 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     return gr.skip() if good else None
 
   def on_word(name: str, text: str) -> str:
-    return pictures.marked(text, find(name).model.unknown_words(text))
+    return pictures.marked(find(name).model.unknown_words(text))
 
   for event in (go.click, instruction.submit):
     event(on_edit, [model, place, instruction, seed], [after, made, said])

@@ -56,10 +56,18 @@ def seen(model: Any, image: np.ndarray) -> np.ndarray:
   return view[0] if view.ndim > 3 else view
 
 
-def marked(text: str, unknown: list[str]) -> str:
-  """HTML that names the words that a model has never seen; "" for none."""
-  if not unknown:
-    return ""
-  words = ", ".join(f"<mark>{html.escape(word)}</mark>" for word in unknown)
-  noun = "this word" if len(unknown) == 1 else "these words"
-  return f"The model has never seen {noun}: {words}"
+def marked(unknown: list[str], cut: bool = False) -> str:
+  """HTML that names what a model does not read of a text; "" for nothing.
+
+  Args:
+    unknown: words that it has never seen.
+    cut: whether the end of the text does not fit.
+  """
+  said = []
+  if unknown:
+    words = ", ".join(f"<mark>{html.escape(word)}</mark>" for word in unknown)
+    noun = "this word" if len(unknown) == 1 else "these words"
+    said.append(f"The model has never seen {noun}: {words}")
+  if cut:
+    said.append("The prompt is too long: the model does not read its end.")
+  return "<br>".join(said)

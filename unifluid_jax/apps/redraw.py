@@ -217,7 +217,8 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     return made, board(run, made) | {"cells": value["cells"]}, note
 
   def on_word(name: str, text: str) -> str:
-    return pictures.marked(text, find(name).model.unknown_words(text))
+    model = find(name).model
+    return pictures.marked(model.unknown_words(text), model.is_cut(text))
 
   for event in (go.click, prompt.submit):
     event(

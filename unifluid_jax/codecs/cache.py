@@ -13,7 +13,12 @@ from etils import epath
 
 from unifluid_jax.codecs import copies
 from unifluid_jax.core import files, shards
-from unifluid_jax.core.config import Config, ConfigError, SourceConfig
+from unifluid_jax.core.config import (
+  MAX_PIXELS,
+  Config,
+  ConfigError,
+  SourceConfig,
+)
 from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data import identity as data_identity
 from unifluid_jax.data.dialogue import Dialogue
@@ -31,6 +36,7 @@ def note_of(
   weights: str,
   data: str,
   row: Dialogue | None = None,
+  max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Any]:
   """What is written beside cached images: all that they depend on.
 
@@ -40,6 +46,7 @@ def note_of(
     weights: digest of the codec.
     data: digest of the source.
     row: of a source of dialogues, see `row_of`.
+    max_pixels: config.data.max_pixels; larger images are left out.
   """
   note = {
     "weights": weights,
@@ -49,8 +56,13 @@ def note_of(
     "limit": source.limit,
   }
   # Notes of squares are those of versions that knew no other shapes.
-  sizes = {"sizes": [list(size) for size in codec.sizes]} if codec.sizes else {}
-  return note | sizes | ({"images": row.which} if row else {})
+  if codec.sizes:
+    note["sizes"] = [list(size) for size in codec.sizes]
+  if row:
+    note["images"] = row.which
+  if max_pixels != MAX_PIXELS:
+    note["max_pixels"] = max_pixels
+  return note
 
 
 def row_of(
@@ -96,7 +108,8 @@ def check_cached(
     if not epath.Path(path).exists():
       continue  # opening the source names it
     row, digest = row_of(source, inputs), data[name]["digest"]
-    want = note_of(codec, source, made_by["weights"], digest, row)
+    most = config.data.max_pixels
+    want = note_of(codec, source, made_by["weights"], digest, row, most)
     there = data_identity.read_note(path)
     # Whether another limit fits is seen from the number of records.
     wrong = [k for k in _changed(there, want) if k != "limit"]
@@ -184,8 +197,8 @@ def write(
 
 
 def _changed(old: Mapping[str, Any], note: Mapping[str, Any]) -> list[str]:
-  """What a cache's note says otherwise; some have no "sizes" or "images"."""
-  keys = {**note, "sizes": (), "images": ()}
+  """What a cache's note says otherwise; some keys are not in all notes."""
+  keys = {**note, "sizes": (), "images": (), "max_pixels": ()}
   return [k for k in keys if old.get(k) != note.get(k)]
 
 

@@ -51,6 +51,11 @@ def _check_data(
       f"{', '.join(known)}",
     )
     need(
+      source.score or not source.min_score,
+      f"data source {name!r}: min_score={source.min_score} needs score, the "
+      "name of the number that is to be as large",
+    )
+    need(
       not source.score or source.format in ("parquet", "jsonl"),
       f"data source {name!r}: score={source.score!r} needs format='parquet' "
       f"or 'jsonl', {source.format!r} knows no scores",

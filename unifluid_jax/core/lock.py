@@ -57,6 +57,7 @@ class Lock:
     self._path, self._of, self._busy, self._say = path, of, busy, say
     self._me = _this_process()
     self._fd: int | None = None  # of the locked file, where flock works
+    self._deleted: list[int] = []  # of such files that others have deleted
     self._lost: Mapping[str, Any] | None = None
     self._stop = threading.Event()
     self._renewal = threading.Thread(
@@ -124,9 +125,9 @@ class Lock:
       raise self._refusal(self._lost)
     if self._fd is None or _is_file(self._fd, self._path):
       return
-    gone = self._fd
-    if self._acquire_kernel_lock():
-      os.close(gone)
+    # Not closed before the end: a renewal may be writing to it now.
+    self._deleted.append(self._fd)
+    self._acquire_kernel_lock()
 
   def release(self) -> None:
     """Gives the lock back; to be called once."""
@@ -137,8 +138,8 @@ class Lock:
       self._fd is None or _is_file(self._fd, self._path)
     ):
       self._path.unlink(missing_ok=True)
-    if self._fd is not None:
-      os.close(self._fd)
+    for fd in {self._fd, *self._deleted} - {None}:
+      os.close(fd)
 
   def _write(self) -> None:
     text = json.dumps(self._me | {"beat": int(time.time())})

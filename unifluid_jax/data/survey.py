@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,9 @@ _SHOWN = 90  # characters of an example's text
 _NAMED = 1000  # bad records that a check names; all are counted
 _PIECE = 4096  # records that a worker checks at a time
 _AHEAD = 64  # records that threads of a check have in hand
+# Scripts without spaces (Thai to Khmer, kana, Han): each character is a word.
+_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_ALONE}]|[^\s{_ALONE}]+")
 
 
 class Survey(NamedTuple):
@@ -69,7 +73,7 @@ def look(source: sources.Source, limit: int = LOOKED) -> Survey:
     edits=sum(r.edit is not None for r in read),
     dialogues=sum(bool(r.dialogue) for r in read),
     sizes=tuple(sizes),
-    words=tuple(len(text.split()) for text in texts),
+    words=tuple(len(_WORD.findall(text)) for text in texts),
     frames=max((1 + len(r.more) for r in read if r.image), default=0),
     examples=tuple(_example(r) for r in _spread(read)),
   )

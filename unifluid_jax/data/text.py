@@ -144,10 +144,11 @@ class Tokenizer:
     if len(ids) > room:
       if not self.truncated:
         logging.warning(
-          "a text of %d tokens was cut to %d; raise text.prompt, text.prefix "
-          "or text.suffix if that is not rare (logged once)",
+          "a text of %d tokens was cut to %d, before %r; raise text.prompt, "
+          "text.prefix or text.suffix if that is not rare (logged once)",
           len(ids),
           room,
+          self.decode(ids[room:]),
         )
       self.truncated += 1
     return ids[:room]

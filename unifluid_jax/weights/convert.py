@@ -115,12 +115,13 @@ def to_hugging_face(
       "vargpt as llama"
     )
   source: Source = to_hf.Params(readers.open_source(path))
+  kept = "averaged weights, " if source.averaged else ""
   if kind == "var_vq":
     source = multiscale_vq.Merged(source)
   recipe = back[kind](source)
   name = "diffusion_pytorch_model" if kind == "kl_vae" else "model"
   count = to_hf.write(directory, name, source, recipe)
-  say(f"{path}: {recipe.found}: {count} tensors, Hugging Face names")
+  say(f"{path}: {recipe.found}: {count} tensors, {kept}Hugging Face names")
 
 
 def _parse(spec: str) -> tuple[str, str]:

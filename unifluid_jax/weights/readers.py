@@ -74,6 +74,11 @@ def _holds_arrays(p: Path) -> bool:
 
 def _open_directory(p: Path) -> Source:
   index = sorted(p.glob("*.safetensors.index.json"))
+  if len(index) > 1:
+    raise WeightsError(
+      f"{p} holds several indexes, {' and '.join(i.name for i in index[:3])}: "
+      "name one of them"
+    )
   if index:
     return _sharded(str(p), index[0])
   single = sorted(p.glob("*.safetensors"))

@@ -17,11 +17,17 @@ from unifluid_jax.weights.rows import (
   regex,
 )
 
-_PARAMS = "params/"
+_PARAMS, _AVERAGE = "params/", "ema/"
 
 
 class Params(Source):
-  """The parameters of a checkpoint, by their paths below "params"."""
+  """The parameters of a checkpoint, by their paths below "params".
+
+  Of a run that keeps averages those, as loading and export have them.
+
+  Attributes:
+    averaged: whether any is an average.
+  """
 
   def __init__(self, checkpoint: Source):
     """Refuses what is no checkpoint of ours.
@@ -30,8 +36,16 @@ class Params(Source):
       WeightsError: it holds no "params".
     """
     self.path, self._inner = checkpoint.path, checkpoint
-    if not any(name.startswith(_PARAMS) for name in checkpoint.names()):
-      shown = ", ".join(checkpoint.names()[:3]) or "no array"
+    there = checkpoint.names()
+    self._places = {
+      name.removeprefix(part): name
+      for part in (_PARAMS, _AVERAGE)  # the latter over the former
+      for name in there
+      if name.startswith(part)
+    }
+    self.averaged = any(name.startswith(_AVERAGE) for name in there)
+    if not any(name.startswith(_PARAMS) for name in there):
+      shown = ", ".join(there[:3]) or "no array"
       raise WeightsError(
         f"{self.path} is no checkpoint of this project: expected arrays "
         f"below params/, found {shown}; name the --to of a conversion or the "
@@ -40,23 +54,19 @@ class Params(Source):
 
   def names(self) -> list[str]:
     """Paths below "params"."""
-    return [
-      name.removeprefix(_PARAMS)
-      for name in self._inner.names()
-      if name.startswith(_PARAMS)
-    ]
+    return list(self._places)
 
   def shape(self, name: str) -> tuple[int, ...]:
     """From the metadata."""
-    return self._inner.shape(_PARAMS + name)
+    return self._inner.shape(self._places[name])
 
   def dtype(self, name: str) -> np.dtype:
     """From the metadata."""
-    return self._inner.dtype(_PARAMS + name)
+    return self._inner.dtype(self._places[name])
 
   def read(self, name: str) -> np.ndarray:
     """The array."""
-    return self._inner.read(_PARAMS + name)
+    return self._inner.read(self._places[name])
 
 
 def write(directory: str, name: str, source: Source, recipe: Recipe) -> int:

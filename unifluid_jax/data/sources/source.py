@@ -126,6 +126,11 @@ def open_source(
       source as task_source,  # which builds on this module
     )
 
+    if config.moments:
+      raise ValueError(
+        f"{key}.moments={config.moments!r}: images of transfer tasks are "
+        f"changed as they are read: set {key}.moments=''"
+      )
     return task_source.TaskSource(config, root, key)
   if config.format == "auto":
     config = discover.resolved(config, root, key)

@@ -74,7 +74,7 @@ _TITLES = {
 # What no weights of the run enter: instruments, true pictures, neighbours.
 _CONSTANTS = (
   "detector/*", "fid*/real", "*_fid*/real", "emoji_drawn*/real_*",
-  "emoji_*_nearest*",
+  "emoji_*_nearest*", "validation_loss*/order_randomness",
 )  # fmt: skip
 # What only the frozen tokenizer enters: the same at all steps of a run.
 _FROZEN = ("tokenizer/*",)
