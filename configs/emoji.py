@@ -137,8 +137,7 @@ def _training(c) -> None:
   c.loss.draws = 4
   # Any order to the end, also of a run that is made longer by --config.steps:
   # each cell can be drawn again, given all others.
-  end = c.get_oneway_ref("steps")
-  c.loss.update(random_until=end, raster_from=end)
+  c.loss.random_until = c.loss.raster_from = c.get_oneway_ref("steps")
   c.checkpoint.every = 750
   c.sampling.update(cfg=1.5, order="random")
   c.eval.metrics = ("emoji_captions", "emoji_vqa", "emoji_drawn", "emoji_fid")

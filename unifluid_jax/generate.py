@@ -112,7 +112,7 @@ def main(_: list[str]) -> None:
       )
   for words in request.prompts:
     if model.is_cut(words):
-      logging.warning("the model does not read the end of %r: shorten it", words)
+      logging.warning("the model does not read the end of %r", words)
   image = request.image
   if image is not None and not request.edit:
     question = request.question or model.config.data.caption_prefix

@@ -198,17 +198,20 @@ def test_a_run_without_rows_to_draw_is_refused(space):
 @pytest.mark.parametrize("task", ["edit", "dialogue"])
 def test_rows_that_draw_in_other_tasks_are_refused(space, task):
   config = config_of(space)
+  job = train.make_job(config, systems.build(config), jax.devices()[:1])
   config = dataclasses.replace(config, batch={**config.batch, task: 4})
-  job = SimpleNamespace(config=config)
+  job = job._replace(config=config)
   with pytest.raises(ConfigError, match=f"with batch.{task}: .* set it to 0"):
     policy.with_drawings(job, Favourite(space.colours), space.tokenizer)
 
 
 def test_no_speed_is_told_that_leaves_out_what_is_drawn(space):
-  system = systems.build(space.config)
-  plain = SimpleNamespace(config=space.config, system=system)
+  config = config_of(space)
+  job = train.make_job(config, systems.build(config), jax.devices()[:1])
+  plain = job._replace(
+    config=dataclasses.replace(config, policy=PolicyConfig())
+  )
   assert train.speed(plain, 1.0)["tokens_per_second"] > 0
-  assert train.speed(SimpleNamespace(config=config_of(space), system=system),
-                     1.0) == {}  # fmt: skip
+  assert train.speed(job, 1.0) == {}
   with pytest.raises(ConfigError, match="policy.prompts=0"):
-    lower.programs(config_of(space), "train", jax.devices()[:1])
+    lower.programs(config, "train", jax.devices()[:1])

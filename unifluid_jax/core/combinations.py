@@ -51,7 +51,7 @@ def _check_data(
       f"{', '.join(known)}",
     )
     need(
-      source.score or not source.min_score,
+      bool(source.score) or not source.min_score,
       f"data source {name!r}: min_score={source.min_score} needs score, the "
       "name of the number that is to be as large",
     )
