@@ -91,7 +91,6 @@ SCORED = "evals/test_in_context_suite.py"
 _CONTRACT = "systems/test_contract.py"
 WARM, IDS = "test_warm_start.py", "systems/test_special_ids.py"
 TOY_TURNS = f"{_CONTRACT}::test_each_target_of_a_dialogue_counts_once"
-TOY_LEARNED = f"{_CONTRACT}::test_eight_examples_are_learned_by_heart"
 _ROWS, _CONTEXT = "data/dialogue.py", "evals/worlds/in_context_suite.py"
 _SAID, _ASKED = "data/conversation.py", "evals/worlds/dialogue_suite.py"
 _FEW = "data/instructions/few_shot.py"
@@ -304,8 +303,7 @@ MUTATIONS = tuple(
      TURN_CODES),
     ("codecs/encoding.py", "in row.coded(record.dialogue)",
      "in record.dialogue if turn.image is not None", TURN_CODES),
-    ("codecs/cache.py", '({"images": row.which} if row else {})', "{}",
-     TURN_CODES),
+    ("codecs/cache.py", 'note["images"] = row.which', "pass", TURN_CODES),
     ("data/worlds/chats.py", "(ASK, DRAW), (DRAW, EDIT),", "(ASK, DRAW),",
      "data/test_chats.py::test_every_kind_follows_a_drawing"),
     (_INTERLEAVED, "index = jnp.where(cell >= 0, cell, count)",
@@ -671,8 +669,8 @@ MUTATIONS = tuple(
      "return shape[1] / shape[0]",
      "data/test_transforms.py::test_images_go_to_the_nearest_aspect_ratio"),
     ("codecs/cache.py", "and x.shape[:2] == size]", "]", SIZED_FILES),
-    ("codecs/cache.py", '{**note, "sizes": (), "images": ()}', "note",
-     f"{SIZED}::test_caches_of_other_sizes_are_refused"),
+    ("codecs/cache.py", '{**note, "sizes": (), "images": (), "max_pixels": ()}',
+     "note", f"{SIZED}::test_caches_of_other_sizes_are_refused"),
     # --------------------------------------------------------------- losses
     (_EMBED, "fed = suffix[:, :-1]", "fed = suffix[:, 1:]", PLAIN),
     (_PACKING, "hidden[i][:, end - target.shape[1] : end]",
@@ -1079,10 +1077,22 @@ MUTATIONS = tuple(
      TOY_TURNS),
     (_INTERLEAVED, "codes = codes.reshape(len(codes), -1)",
      "codes = codes[:, ::-1].reshape(len(codes), -1)", TOY_TURNS),
-    (_INTERLEAVED, "return jnp.where(after, PAD, answer)", "return answer",
-     TOY_LEARNED),
-    (_INTERLEAVED, "(begun > 1) | ((begun == 1) & (answer != boi))",
-     "begun > 0", TOY_LEARNED),
+    ("systems/unitoken.py", "VqCodec(m.vq, m.vq_path, m.image_size)",
+     "VqCodec(m.vq, m.vq_path, m.image_size, dtype)",
+     "systems/test_unitoken.py::"
+     "test_codes_are_those_of_the_float32_tokenizer"),
+    ("data/transforms.py", "(sides[i % 2] * scale - size[i % 2]) / 2)", "0)",
+     "data/test_task_source.py::"
+     "test_a_crop_is_set_upright_and_has_the_box_where_it_shows"),
+    ("evals/worlds/shapes_reward.py", "np.floor(ends + rng.random())",
+     "np.rint(ends)",
+     "test_rejection.py::test_few_shapes_prompts_are_of_all_tasks_in_time"),
+    ("ops/sampling.py", "done | jnp.isin(token, ends)",
+     "done | (token == ends.max())",
+     "ops/test_sampling.py::test_several_tokens_may_end_an_answer"),
+    ("ops/sampling.py", "ending[:, 0].at[:, i].set(ends[end])",
+     "ending[:, 0].at[:, i].set(ends[0])",
+     "ops/test_sampling.py::test_several_tokens_may_end_an_answer"),
     ("codecs/inputs.py", "return out.reshape(*several, *out.shape[1:])",
      "return out.reshape(*several[::-1], *out.shape[1:])",
      "systems/test_contract.py::"
