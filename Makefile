@@ -8,7 +8,7 @@ RUN := runs/shapes
 .PHONY: help setup demo demo-liquid demo-unitoken demo-vargpt emoji smoke test test-parity lint clean
 
 help:
-	@echo "make demo   set up, train and evaluate the embedded default (11 to 20 min)"
+	@echo "make demo   set up, train and evaluate the embedded default (10 to 15 min)"
 	@echo "make demo-liquid    the same data with image tokens from a vocabulary"
 	@echo "make demo-unitoken  the same data, seen as discrete and continuous tokens"
 	@echo "make demo-vargpt    the same data, drawn scale by scale; in the stages of its paper"

@@ -8,7 +8,7 @@ which names the data and gives no recipe; all of it here is open). Put the
 Parquet files of UCSC-VLAA/HQ-Edit (CC-BY-NC-4.0) and BleachNick/UltraEdit in
 data/hq_edit and data/ultra_edit. Hardware as unified_2b.py; not yet run by us.
 `:shapes` goes on from runs/shapes (make demo), on edits of its scenes, some
-of the old tasks kept; one GPU (a minute) or 2 CPU cores. Expected: .96 of
+of the old tasks kept; a minute on one GPU, 17 on a CPU core. Expected: .96 of
 the edits done, .96 of the other objects kept, GenEval-shapes and captions as
 before (docs/results.md).
 """

@@ -114,7 +114,7 @@ def _networks(m) -> None:
     scale_embedding=False, tied=False,
   )  # fmt: skip
   # Causal decoders answer yes or no sooner with this than with 100, and
-  # without losing words of answers (docs/results.md).
+  # without losing words of answers (docs/log.md).
   m.decoder.update(rope_base=1000.0, rope_base_global=1000.0)
   m.encoder = "siglip"  # the small one of configs/shapes.py
   m.vit.preset = ""

@@ -57,7 +57,9 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
   said = text_suite.captions(Parrot(), made)
   assert (said.settings["images"], said.settings["skipped"]) == (3, 2)
   asked = text_suite.vqa(Parrot(), made)
-  assert asked.settings == {"questions": 3, "skipped": 2}
+  assert asked.settings == {
+    "questions": 3, "decode": "greedy", "skipped": 2
+  }  # fmt: skip
   assert asked.values["vqa/all"] == pytest.approx(1 / 3)
   assert made.pixels("v").shape[0] == 6
 
@@ -65,7 +67,7 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
 def test_whole_sets_say_nothing_of_skipping(tmp_path):
   made = bench(tmp_path, 2, bad=())
   outcome = text_suite.vqa(Parrot(), made)
-  assert outcome.settings == {"questions": 2}
+  assert outcome.settings == {"questions": 2, "decode": "greedy"}
   assert len(samples.draw(Parrot(), made).shown) == 2
 
 
@@ -105,6 +107,12 @@ def test_results_name_the_options_that_entered_them(tmp_path):
   assert other.sampled("images", "edits") == {
     "codes": 5, "mask": False, "pull": 2.0
   }  # fmt: skip
+  greedy = types.SimpleNamespace(text="greedy", beams=3)
+  found = made(5, 2, 0)
+  found.config.sampling = greedy
+  assert found.answered() == {"decode": "greedy"}
+  greedy.text = "beam"
+  assert found.answered() == {"decode": "beam 3"}
   own = sampling_options(tiny().sampling, "images")
   assert list(own) == [
     "steps", "cfg", "temperature", "order", "cfg_schedule", "clip",

@@ -64,7 +64,7 @@ def test_a_reader_of_everything():
   assert set(held_out) <= set(signs.words("held_out"))
   assert len(seen) == len(held_out) == COUNT
   assert reader.questions == {signs.QUESTION}
-  assert out.settings == {"signs": 2 * COUNT}
+  assert out.settings == {"signs": 2 * COUNT, "decode": "greedy"}
   assert [s.correct for s in out.shown] == [True] * 12
   assert len({s.task for s in out.shown}) == 4
   assert all(s.output.lower() == s.truth for s in out.shown)

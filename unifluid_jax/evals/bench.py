@@ -186,6 +186,12 @@ class Bench:
     found = sampling_options(sampling, *kinds)
     return {k: v for k, v in found.items() if v != defaults[k]}
 
+  def answered(self) -> dict[str, str]:
+    """How answers were decoded, as a setting; all systems share the options."""
+    sampling = self.config.sampling
+    beams = f" {sampling.beams}" if sampling.text == "beam" else ""
+    return {"decode": sampling.text + beams}
+
   def _pixels(self, split: str) -> np.ndarray:
     """Their images at the generated size, uint8 [n, H, W, 3]."""
     size = self.config.model.image_size

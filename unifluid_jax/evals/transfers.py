@@ -56,7 +56,7 @@ def transfer(subject: Subject, bench: Bench) -> Outcome:
     settings[row.name] = {
       "split": entry.split,
       "metric": row.metric,
-      "decode": decoding(bench.config.sampling),
+      **bench.answered(),
       "scored": len(found.scores),
       "unanswered": source.unanswered,
       "limit": entry.limit,
@@ -188,13 +188,6 @@ def _shown(
                 task=row.title)  # fmt: skip
     shown.append(s)
   return shown
-
-
-def decoding(sampling: Any) -> str:
-  """How answers were decoded, in words; all systems share these options."""
-  if sampling.text == "beam":
-    return f"beam {sampling.beams}"
-  return sampling.text
 
 
 # -------------------------------------------------------------- many workdirs

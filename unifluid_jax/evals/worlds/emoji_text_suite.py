@@ -73,7 +73,7 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
     "images": count,
     "floor": "a random training caption",
     "nearest": "caption of the training picture nearest in 16 x 16 pixels",
-    "decode": bench.config.sampling.text,
+    **bench.answered(),
     "tokenizer": ptb.chosen().name,
     **bench.skipped(*bench.splits),
   }
@@ -199,7 +199,7 @@ def vqa(subject: Subject, bench: Bench) -> Outcome:
     "questions": count,
     "floor": "the most frequent training answer",
     "nearest": "answer for the training picture nearest in 16 x 16 pixels",
-    "decode": bench.config.sampling.text,
+    **bench.answered(),
     **bench.skipped(*bench.splits),
   }
   return Outcome(values | nearest, floors, settings, shown)

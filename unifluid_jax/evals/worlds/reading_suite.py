@@ -50,7 +50,8 @@ def reading(subject: Subject, bench: Bench) -> Outcome:
     name: guess if name.endswith("/letters") else guess**signs.LENGTH
     for name in values
   }
-  return Outcome(values, floors, {"signs": count * len(_SPLITS)}, shown)
+  settings = {"signs": count * len(_SPLITS), **bench.answered()}
+  return Outcome(values, floors, settings, shown)
 
 
 def letters(text: str) -> str:

@@ -46,7 +46,7 @@ def captions(subject: Subject, bench: Bench) -> Outcome:
     shown += ranked if world else [s._replace(correct=None) for s in ranked]
   settings = {
     "images": count,
-    "decode": bench.config.sampling.text,
+    **bench.answered(),
     "tokenizer": ptb.chosen().name,
     **bench.skipped(*bench.splits),
   }
@@ -117,7 +117,8 @@ def vqa(subject: Subject, bench: Bench) -> Outcome:
     for kind in score.by_kind
     for i in [i for i, k in enumerate(kinds) if k == kind][:_SHOWN]
   ]  # fmt: skip
-  settings = {"questions": len(asked), **bench.skipped(split)}
+  settings = {"questions": len(asked), **bench.answered(),
+              **bench.skipped(split)}  # fmt: skip
   return Outcome(values, floors, settings, shown)
 
 

@@ -61,7 +61,8 @@ def paraphrases(subject: Subject, bench: Bench) -> Outcome:
       if a.kind == kind and a.wording == "unseen"
     ][:_SHOWN]
   ]  # fmt: skip
-  settings = {"questions": len(scenes), "paraphrases": len(asked)}
+  settings = {"questions": len(scenes), "paraphrases": len(asked),
+              **bench.answered()}  # fmt: skip
   return Outcome(values, {}, settings, shown)
 
 
