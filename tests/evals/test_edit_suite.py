@@ -195,9 +195,14 @@ def test_a_model_is_a_subject_and_refuses_what_it_never_saw():
   assert issubclass(api.Model, Subject)
   with pytest.raises(ConfigError, match="needs edits without their source"):
     tiny(batch__edit=4, sampling__image_cfg=2.0)
-  unasked = dict(loss__image_dropout=0.1, loss__prompt_dropout=0.0)
+  unasked = dict(
+    batch__edit=4,
+    sampling__cfg=1.0,
+    loss__image_dropout=0.1,
+    loss__prompt_dropout=0.0,
+  )
   with pytest.raises(ConfigError, match="edits without their instruction"):
-    tiny(batch__edit=4, batch__t2i=0, sampling__image_cfg=2.0, **unasked)
+    tiny(sampling__image_cfg=2.0, **unasked)
   with pytest.raises(ConfigError, match="image_dropout=0.6 must be in"):
     tiny(loss__image_dropout=0.6)
   words = types.SimpleNamespace(prompt_row=lambda text, n: np.zeros(n, int))
@@ -210,7 +215,6 @@ def test_a_model_is_a_subject_and_refuses_what_it_never_saw():
     model().edit(image, "do it")
   with pytest.raises(ValueError, match=r"image_dropout=0\): use image_cfg=1"):
     model(batch__edit=4).edit(image, "do it", image_cfg=2.0)
-  unasked |= dict(batch__edit=4, sampling__cfg=1.0)
   with pytest.raises(ValueError, match=r"prompt_dropout=0\): use image_cfg=1"):
     model(**unasked).edit(image, "do it", image_cfg=2.0)
 
