@@ -148,6 +148,7 @@ def image_tokenizer(c: ml_collections.ConfigDict) -> None:
     discriminator_width=64,
     discriminator_layers=3,
   )
+  c.init = dict(all="", vae="", discriminator="")
   c.batch = dict(image=0)
   c.sampling = {}
 

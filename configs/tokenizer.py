@@ -115,6 +115,9 @@ def vq_tokenizer(c, preset: str) -> None:
     discriminator_layers=3,
     align=0.0,
   )
+  c.init = dict(
+    all="", vq="", usage="", averages="", discriminator="", alignment=""
+  )
   c.batch = dict(image=0, t2i=0)
   c.sampling = {}
 

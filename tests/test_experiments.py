@@ -36,6 +36,14 @@ def resolved(arm, steps=600):
   return systems.resolve(tree)
 
 
+def test_arguments_of_the_given_file_stay():
+  given = [
+    experiments.arguments(ARMS[name], "a.py:lambda=1", 9, ORDER)[0]
+    for name in ("t2i_only", "unified")
+  ]
+  assert given == ["--config=a.py:lambda=1,t2i_only", "--config=a.py:lambda=1"]
+
+
 @pytest.mark.parametrize("name", sorted(ARMS))
 def test_every_arm_is_a_configuration(name):
   c = resolved(ARMS[name])

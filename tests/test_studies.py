@@ -462,6 +462,9 @@ def test_a_start_from_several_arms(tmp_path):
   assert given[0] == "--config=configs/var.py:shapes"
   given = studies.arguments(some, some.arms[1], 0, "/runs", 90, "mine.py")
   assert given[0] == "--config=mine.py:stage0"
+  # One with an argument of its own keeps it.
+  given = studies.arguments(some, some.arms[1], 0, "/runs", 90, "mine.py:x")
+  assert given[0] == "--config=mine.py:x,stage0"
 
 
 def test_vargpts_runs_are_as_long_as_the_demos():

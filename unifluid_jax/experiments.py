@@ -238,9 +238,8 @@ def arguments(
   arm: Arm, config: str, steps: int, order: Mapping[str, int]
 ) -> list[str]:
   """Flags that both the training and the scoring of an arm take."""
-  argument = f":{arm.argument}" if arm.argument else ""
   out = [
-    f"--config={arm.config or config}{argument}",
+    f"--config={studies.varied(arm.config or config, arm.argument)}",
     f"--config.steps={steps}",
     f"--config.checkpoint.every={steps}",
     f"--config.eval.metrics={arm.metrics!r}",

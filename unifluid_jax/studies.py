@@ -31,6 +31,13 @@ def workdir(root: str, name: str, seed: int) -> str:
   return f"{root}/{name}_seed{seed}"
 
 
+def varied(config: str, argument: str) -> str:
+  """A configuration file with an arm's argument, behind those it has."""
+  if not argument:
+    return config
+  return f"{config}{',' if ':' in config else ':'}{argument}"
+
+
 def length(arm: Arm, budget: int) -> int:
   """Steps of an arm's runs."""
   return max(1, round(budget * arm.share))
@@ -56,10 +63,10 @@ def arguments(
     budget: steps of an arm whose share is 1.
     config: file that arms vary which name none; default the study's.
   """
-  argument = f":{arm.argument}" if arm.argument else ""
   saved = saved_steps(study, arm, budget)
+  file = varied(arm.config or config or study.config, arm.argument)
   out = [
-    f"--config={arm.config or config or study.config}{argument}",
+    f"--config={file}",
     f"--config.steps={saved[-1]}",
     f"--config.checkpoint.every={saved[0]}",
     f"--config.checkpoint.keep={study.checkpoints}",

@@ -286,6 +286,14 @@ def test_prompts_without_include_ask_for_nothing(tmp_path):
   assert not row["correct"] and row["reason"] == "expected cow < 1, found 1"
 
 
+def test_a_line_ends_at_its_newline_alone(tmp_path):
+  """JSON leaves other ends of lines bare."""
+  asked = PROMPTS[0] | {"rewritten": "a bench\u2028on grass\x85"}
+  path = tmp_path / "p.jsonl"
+  path.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
+  assert geneval_files.read_prompts(str(path)) == [asked]
+
+
 def test_no_prompts(tmp_path):
   with pytest.raises(FileNotFoundError, match="no GenEval prompts"):
     geneval_files.read_prompts(str(tmp_path / "p.jsonl"))

@@ -7,6 +7,7 @@ import pytest
 
 from unifluid_jax.evals.report import comparison_page, page
 from unifluid_jax.evals.report.types import (
+  Caption,
   ComparedRow,
   Comparison,
   Generation,
@@ -21,6 +22,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 
+LONG = "no_space_in_it_" * 10  # as paths in errors
 DRAWN = Generation("a red circle", np.zeros((8, 8, 3), np.uint8), True, "one")
 
 
@@ -38,6 +40,8 @@ def report():
         ScoreRow("a metric with a long name", (0.5,) * 8, "group", floor=0.1),
       ),
       generations=(DRAWN,) * 20,
+      captions=(Caption(DRAWN.image, LONG, (LONG, LONG)),),
+      notes=(f"vqa failed at step 8000: {LONG}",),
     )
   )  # fmt: skip
 
@@ -50,6 +54,7 @@ def comparison():
   values = tuple((0.1 * i,) for i in range(6))
   return comparison_page.render(
     Comparison(groups, "today", scores=(ComparedRow("x", values),),
+               notes=(LONG,), unpaired=f"{LONG} has no samples of step 10",
                samples=(SampleRow("a red circle", (DRAWN,) * 6),) * 5)
   )  # fmt: skip
 

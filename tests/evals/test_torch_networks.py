@@ -141,6 +141,9 @@ def test_images_of_others_are_matched_with_prompts_in_a_file(tmp_path):
   file = tmp_path / "prompts.jsonl"
   lines = [{"image": "2.png", "text": "2"}, {"image": "1.png", "text": "7"}]
   file.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+  bare = tmp_path / "bare.jsonl"  # JSON leaves other ends of lines as they are
+  bare.write_text('{"image": "2.png", "text": "a\u2028b\x85"}\n', "utf-8")
+  assert clip_score._read_prompts(str(bare)) == {"2.png": "a\u2028b\x85"}
   folder, said = str(tmp_path), []
   result = clip_score.score(folder, FakeClip(), said.append, str(file))
   assert result["scores"]["clip_100_cos"] == pytest.approx(50.0)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import tokenizer, vae
 from tests.systems import tiny_vq
 from tests.systems.test_vae import flat_norm, relative
 from tests.systems.tiny_vq import TINY, Made, make, plain, quantised, tree
@@ -256,6 +257,14 @@ def test_cached_codes_are_those_that_were_encoded(tmp_path):
     ({"accumulate": 2, "loss.adversarial": 0.5}, "accumulate=2 cuts it"),
     ({"loss.data_init": True, "init.all": "runs/a"}, "set loss.data_init=Fal"),
     ({"loss.average": 0.9, "loss.order": "legacy"}, "or loss.average=0"),
+    (
+      {"loss.average": 0.9, "init.vq": "runs/a", "init.averages": "new"},
+      "these from nowhere, the codebook from runs/a: take both from one run",
+    ),
+    (
+      {"loss.average": 0.9, "init.all": "runs/a", "init.averages": "runs/b"},
+      "these from runs/b, the codebook from runs/a",
+    ),
     ({"loss.perceptual": 1.0}, "needs loss.perceptual_weights"),
     ({"model.image_size": 30}, "a multiple of 4, the factor of model.vq"),
     ({"model.vq.groups": 48}, "model.vq.groups=48 does not divide 64"),
@@ -270,3 +279,27 @@ def test_unusable_configs_are_refused_with_the_fix(changes, message):
   with pytest.raises(ConfigError, match=message) as error:
     systems.resolve(c)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "init",
+  [
+    {},
+    {"init.all": "runs/a"},
+    {"init.all": "runs/a", "init.discriminator": "new"},
+    {"init.vq": "runs/a", "init.averages": "runs/a#averages"},
+    {"init.all": "runs/a", "init.vq": "new", "init.averages": "new"},
+  ],
+)
+def test_an_averaged_codebook_and_its_averages_start_alike(init):
+  assert systems.resolve(tree(**{"loss.average": 0.9} | init)).loss.average
+
+
+@pytest.mark.parametrize(
+  "c", [tree(), tokenizer.get_config("multiscale_shapes"),
+        vae.get_config("shapes")],
+)  # fmt: skip
+def test_every_part_of_a_tokenizer_can_start_from_a_run(c):
+  """`--config.init.PART` exists: what a run lacks is set to "new"."""
+  parts = systems.build(systems.resolve(c)).parts
+  assert set(c.init) == {"all", *parts}

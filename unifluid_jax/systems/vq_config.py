@@ -1,6 +1,7 @@
 """The configuration tree of VQ tokenizers' training, and what it refuses."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from unifluid_jax.codecs import multiscale_vq as multiscale_codec
@@ -107,6 +108,25 @@ def check(config: Config, mesh: Any) -> None:
     f"loss.order={loss.order!r} weighs the codebook's gradient, of which an "
     "averaged one has none: set loss.order='standard' or loss.average=0",
   )
+  # Which the first step makes the codebook of, whatever was loaded there.
+  table, sums = (_origin(config.init, *p) for p in (_TABLE, _AVERAGES))
+  need(
+    not loss.average or table == sums,
+    f"loss.average={loss.average} makes the codebook of 'averages', and "
+    f"config.init takes these from {sums or 'nowhere'}, the codebook from "
+    f"{table or 'nowhere'}: take both from one run, or set loss.average=0",
+  )
+
+
+# Prefixes of config.init, the longest first.
+_TABLE = ("vq/codebook/table", "vq/codebook", "vq", "all")
+_AVERAGES = ("averages", "all")
+
+
+def _origin(init: Mapping[str, str], *prefixes: str) -> str:
+  """The run that a part starts from; "" if it starts fresh."""
+  path = next((init[p] for p in prefixes if init.get(p)), "")
+  return "" if path == "new" else path.partition("#")[0]
 
 
 def summary(config: Config) -> dict[str, str]:

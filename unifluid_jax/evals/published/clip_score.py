@@ -120,7 +120,8 @@ def _cosines(
 def _read_prompts(path: str) -> dict[str, str]:
   """Image → prompt of a file of JSON lines; each image once."""
   texts: dict[str, str] = {}
-  for number, line in enumerate(epath.Path(path).read_text().splitlines(), 1):
+  # str.splitlines would also break at U+2028, which JSON leaves bare.
+  for number, line in enumerate(epath.Path(path).read_text().split("\n"), 1):
     if not line.strip():
       continue
     try:

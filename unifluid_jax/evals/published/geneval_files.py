@@ -42,7 +42,8 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
   file = epath.Path(path)
   if not file.exists():
     raise FileNotFoundError(f"no GenEval prompts at {path}")
-  lines = [x for x in file.read_text().splitlines() if x.strip()]
+  # str.splitlines would also break at U+2028, which JSON leaves bare.
+  lines = [x for x in file.read_text().split("\n") if x.strip()]
   prompts = [_parse(line, f"{path}:{i}") for i, line in enumerate(lines, 1)]
   if not prompts:
     raise ValueError(f"{path} holds no prompts")

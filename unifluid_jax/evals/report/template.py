@@ -43,7 +43,7 @@ h3 { margin: 2rem 0 .75rem; font-size: 1rem; font-weight: 600; }
 h3 + .note { margin-top: -.5rem; }
 h3 small { margin-left: .5rem; font-weight: 400; color: var(--soft); }
 .note { margin: 0 0 1.25rem; max-width: 44rem; color: var(--soft);
-  font-size: .925rem; }
+  font-size: .925rem; overflow-wrap: anywhere; }
 nav { position: sticky; top: 0; z-index: 2; margin-top: 2rem;
   background: var(--page); border-bottom: 1px solid var(--line); }
 nav > div { display: flex; gap: 1.5rem; overflow-x: auto;
@@ -234,7 +234,7 @@ img { display: block; width: 100%; height: auto; border-radius: 8px;
 .said { display: flex; gap: .6rem; justify-content: space-between; }
 .said > span:first-child { font-weight: 550; }
 .truth, .score, .q { color: var(--soft); font-size: .875rem; }
-.truth ul { margin: 0; padding-left: 1rem; }
+.truth ul { margin: 0; padding-left: 1rem; overflow-wrap: anywhere; }
 .score b { color: var(--ink); font-weight: 600; }
 .config td { white-space: normal; overflow-wrap: anywhere; }
 .delta { background: var(--tint); font-weight: 650; }
@@ -260,7 +260,7 @@ img { display: block; width: 100%; height: auto; border-radius: 8px;
   padding: 0; list-style: none; font-size: .85rem; color: var(--soft); }
 .start b { margin-right: .3rem; font-weight: 500; color: var(--ink); }
 .notes { margin: 1rem 0 0; padding-left: 1.1rem; color: var(--soft);
-  font-size: .875rem; }
+  font-size: .875rem; overflow-wrap: anywhere; }
 footer { margin-top: 4rem; padding-top: 1.25rem; padding-bottom: 3rem;
   color: var(--soft); font-size: .825rem; }
 footer p { margin: .35rem 0; overflow-wrap: anywhere; }
