@@ -21,7 +21,10 @@ def bench():
   config = tiny()
   data = dataclasses.replace(config.data, world=WORLD)
   evaluation = dataclasses.replace(config.eval, prompts_per_task=COUNT)
-  return Bench(dataclasses.replace(config, data=data, eval=evaluation), "")
+  model = dataclasses.replace(config.model, image_size=32)
+  return Bench(
+    dataclasses.replace(config, model=model, data=data, eval=evaluation), ""
+  )
 
 
 class Painter:
@@ -86,3 +89,27 @@ def test_subjects_that_do_not(bench, painter, right, kept):
   values = redraw_suite.redrawn(painter, bench).values
   assert (values["redrawn/right"], values["redrawn/new"]) == (right, right)
   assert values["redrawn/kept"] == kept
+
+
+def test_halves_are_those_of_the_drawing(bench):
+  """Whose size may be another one than the canvas's."""
+  config = bench.config
+  model = dataclasses.replace(config.model, image_size=64)
+  large = Bench(dataclasses.replace(config, model=model), "")
+
+  class Large(Painter):
+    def generate(self, prompt, seed, *, given, redraw):
+      assert redraw == (0, 32, 64, 64)
+      assert {x.shape for x in given} == {(64, 64, 3)}
+      out = [np.array(x) for x in given]
+      small = [np.array(Image.fromarray(x).resize((32, 32))) for x in out]
+      drawn = super().generate(
+        prompt, seed, given=small, redraw=(0, 16, 32, 32)
+      )
+      for x, y in zip(out, drawn, strict=True):
+        x[32:] = np.array(y.resize((64, 64)))[32:]
+      return [Image.fromarray(x) for x in out]
+
+  assert redraw_suite.redrawn(Large(), large).values == {
+    "redrawn/right": 1, "redrawn/new": 1, "redrawn/kept": 1
+  }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from unifluid_jax.data import transforms
 from unifluid_jax.data.worlds import shapes, shapes_text
 from unifluid_jax.data.worlds.shapes import Item
 from unifluid_jax.evals.bench import Bench, Outcome, Redrawing, Shown
@@ -38,14 +39,17 @@ def redrawn(subject: Redrawing, bench: Bench) -> Outcome:
   world = world_suite.world_of(bench)
   rng = np.random.default_rng(0)
   found = [given(world, rng) for _ in range(bench.config.eval.prompts_per_task)]
-  side = world.canvas
+  # Both halves are those of the drawing, which may have another size.
+  side = bench.config.model.image_size
   prompts = [g.task["prompt"] for g in found]
+  before = np.stack([
+    transforms.centre_crop_resize(g.image, side) for g in found
+  ])  # fmt: skip
   pictures = subject.generate(
-    prompts, 0, given=[g.image for g in found],
+    prompts, 0, given=list(before),
     redraw=(0, side // 2, side, side),
   )  # fmt: skip
   images = np.stack([np.asarray(p) for p in pictures])
-  before = np.stack([g.image for g in found])
   half = slice(0, side // 2)
   kept = (images[:, half] == before[:, half]).all(axis=(1, 2, 3))
   detector = shapes_detector.ShapesDetector(world)
