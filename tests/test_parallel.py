@@ -166,6 +166,38 @@ def test_to_global_splits_the_batch(mesh):
   np.testing.assert_array_equal(np.asarray(x), np.arange(8.0))
 
 
+@dataclasses.dataclass(frozen=True)
+class Fake:
+  id: int
+  process_index: int
+  platform: str = "cpu"
+  device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize(
+  "shape, owners, share",
+  [
+    ((2, 2, 1), [0, 0, 1, 1], (0, 2)),
+    ((1, 2, 2), [1, 1, 0, 0], (1, 2)),
+    ((1, 1, 4), [0, 0, 1, 1], (0, 1)),
+    ((1, 2, 4), [0, 0, 1, 1, 2, 2, 3, 3], (0, 2)),
+    # As a grid of chips: each process has half of two rows.
+    ((1, 4, 4), [0, 0, 1, 1] * 2 + [2, 2, 3, 3] * 2, (0, 2)),
+  ],
+)
+def test_processes_along_tensor_hold_the_same_rows(shape, owners, share):
+  devices = [Fake(i, owner) for i, owner in enumerate(owners)]
+  grid = jax.sharding.Mesh(np.reshape(devices, shape), parallel.AXES)
+  assert parallel.batch_share(grid) == share
+
+
+def test_processes_whose_rows_overlap_are_refused():
+  devices = [Fake(i, i // 3) for i in range(6)]
+  grid = jax.sharding.Mesh(np.reshape(devices, (3, 1, 2)), parallel.AXES)
+  with pytest.raises(ConfigError, match="3 batch shards do not split over 2"):
+    parallel.batch_share(grid)
+
+
 def test_constrain_is_free_without_a_mesh_and_pins_with_one(mesh):
   x = jnp.ones((8, 4, 6))
   assert parallel.constrain(x, "BTD") is x

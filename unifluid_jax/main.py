@@ -7,7 +7,6 @@ can be set on the command line: --config.optim.lr=3e-4. Ablations are
 arguments of the config file: --config=configs/unified_2b.py:lambda=0.1.
 """
 
-import jax
 from absl import flags
 
 from unifluid_jax import identity, policy, systems, train
@@ -45,6 +44,7 @@ def main(_: list[str]) -> None:
   if pipeline.needs_text(system.inputs):
     tokenizer = text.Tokenizer.load(config.text.tokenizer, config.text.special)
   job = train.make_job(config, system)
+  share, shares = parallel.batch_share(job.mesh)
   if config.policy.prompts:
     job = policy.with_drawings(
       job, rewards.of(Bench(config, workdir)), tokenizer
@@ -57,8 +57,8 @@ def main(_: list[str]) -> None:
       system.inputs,
       tokenizer,
       start_step=start_step,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_index=share,
+      process_count=shares,
     )
 
   train.run(

@@ -87,10 +87,11 @@ def _check(job: Job) -> None:
     f"prompt and an image of one size, which system {config.system!r} has not "
     "as configured",
   )
+  _, shares = parallel.batch_share(job.mesh)
   need(
-    config.policy.prompts % jax.process_count() == 0,
+    config.policy.prompts % shares == 0,
     f"policy.prompts={config.policy.prompts} must be divisible by the "
-    f"{jax.process_count()} processes",
+    f"{shares} processes",
   )
   rows = {**config.batch, tasks.T2I: own + drawn}
   parallel.check_batch({"policy": drawn}, 1, job.mesh)
@@ -124,6 +125,7 @@ class _Step:
     self._job, self._reward = job, reward
     self._spec = jax.P(parallel.batch_axes(job.mesh))
     self._rows = jax.sharding.NamedSharding(job.mesh, self._spec)
+    self._share, self._shares = parallel.batch_share(job.mesh)
     self._sampling = _sampling(job.config)
     self._weights: Any = None  # parameters and frozen weights of this step
     self._model = api.Model(job.config, job.system, tokenizer, self._mapped)
@@ -155,8 +157,8 @@ class _Step:
     """This process's rows and their rewards."""
     c = self._job.config
     # Of the step and the process: a resumed run draws what it would have.
-    rng = np.random.default_rng((c.seed, step, jax.process_index()))
-    count = c.policy.prompts // jax.process_count()
+    rng = np.random.default_rng((c.seed, step, self._share))
+    count = c.policy.prompts // self._shares
     asked = self._reward.prompts(count, rng)
     asked = [task for task in asked for _ in range(c.policy.draws)]
     prompts = [task["prompt"] for task in asked]
@@ -173,7 +175,7 @@ class _Step:
     """The run's own rows to draw, then those it drew, with their weights."""
     if _PIXELS not in own:
       rows["image"] = self._encode(rows.pop(_PIXELS))
-    local = {"own": len(own["prompt"]) // jax.process_count(),
+    local = {"own": len(own["prompt"]) // self._shares,
              "drawn": advantage.size}  # fmt: skip
     # The loss is a mean over all rows; each kind is to be one by itself.
     scale = {kind: sum(local.values()) / n for kind, n in local.items()}

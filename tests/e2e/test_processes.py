@@ -42,10 +42,13 @@ def two_processes(module, *args):
   return said
 
 
-def test_two_processes_equal_one(space, tmp_path):
+@pytest.mark.parametrize(
+  "mesh", [dict(data=2, fsdp=2), dict(data=1, fsdp=1, tensor=4)]
+)
+def test_two_processes_equal_one(space, tmp_path, mesh):
   args = space.config("i2t_only", **{
-    "steps": 4, "log.every": 1, "mesh.fsdp": 2, "mesh.data": 2,
-    "checkpoint.every": 2, "model.decoder.depth": 1,
+    "steps": 4, "log.every": 1, "checkpoint.every": 2, "model.decoder.depth": 1,
+    "model.decoder.heads": 4, **{f"mesh.{k}": v for k, v in mesh.items()},
   })  # fmt: skip
   one, two = tmp_path / "one", tmp_path / "two"
   command("main", *args, f"--workdir={one}", devices=4)

@@ -289,8 +289,35 @@ _gather.defvjp(
 )
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+  """Which part of a global batch this process holds, and of how many.
+
+  Processes along tensor hold the same rows, so they have to read the same.
+
+  Raises:
+    ConfigError: parts of some processes differ in size, or overlap.
+  """
+  rows = NamedSharding(mesh, P(batch_axes(mesh)))
+  held: dict[int, set[int]] = {}
+  for device, (part,) in rows.devices_indices_map((mesh.size,)).items():
+    held.setdefault(device.process_index, set()).add(part.start or 0)
+  mine = {process: tuple(sorted(parts)) for process, parts in held.items()}
+  found = sorted(set(mine.values()))
+  even = len(set(map(len, found))) == 1
+  if not even or sum(map(len, found)) != batch_groups(mesh):
+    raise ConfigError(
+      f"config.mesh: {batch_groups(mesh)} batch shards do not split over "
+      f"{len(held)} processes: a process needs whole ones, or the tensor axis "
+      "whole processes; choose other sizes"
+    )
+  return found.index(mine[jax.process_index()]), len(found)
+
+
 def to_global(batch: Any, mesh: Mesh) -> Any:
-  """Process-local numpy batches as global arrays split over the batch axes."""
+  """Process-local numpy batches as global arrays split over the batch axes.
+
+  What a process gives is its `batch_share`.
+  """
   sharding = NamedSharding(mesh, P(batch_axes(mesh)))
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch

@@ -103,8 +103,8 @@ def make_loader(
     inputs: of the system, see `System.inputs`.
     tokenizer: makes the text rows; None where no field is text.
     start_step: step of the first batch.
-    process_index: of this process.
-    process_count: processes that share the global batch.
+    process_index: of this process, or of all that hold the same rows.
+    process_count: processes, or groups of them, that share the global batch.
 
   Returns:
     An endless iterator of the process's rows.
