@@ -833,6 +833,8 @@ MUTATIONS = tuple(
     (_FUSED, "first = 3 * index", "first = 0", FUSED),
     (_FUSED, "out * jax.nn.sigmoid(out)", "jax.nn.sigmoid(out)", FUSED),
     (_FUSED, "(i, before + j)", "(i, before)", FUSED),
+    ("models/diffusion_head.py", "mesh.size > 1", "mesh.size > 8",
+     "ops/test_fused_head.py::test_devices_of_a_mesh_draw_by_plain_operations"),
     ("models/diffusion_head.py", "tuple(parts[-2:])", "tuple(parts[:2])",
      FUSED),
     ("systems/unifluid_config.py", "head.width % fused_head.LANES == 0",

@@ -9,12 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
+from jax.sharding import (
+  AbstractDevice,
+  AbstractMesh,
+  NamedSharding,
+  SingleDeviceSharding,
+)
 
 from tests.libtpu import needs_libtpu
 from tests.models.test_diffusion_head import normal, reference
 from tests.systems.conftest import tiny
 from unifluid_jax.aot import compiled, topology
+from unifluid_jax.core import parallel
+from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.core.presets import HeadConfig
 from unifluid_jax.models import diffusion_head
@@ -123,6 +130,24 @@ def test_lowers_for_gpus_with_two_kernels_a_block(dtype, rows):
   ):
     lowered = drawing(dtype, rows).lower(lowering_platforms=("cuda",))
   assert lowered.as_text().count("@__gpu$xla.gpu.triton") == 2 * DEPTH
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_devices_of_a_mesh_draw_by_plain_operations(platform):
+  """A compiler splits no kernel: Mosaic's are refused there."""
+  mesh = parallel.make_mesh(MeshConfig(-1, 1, 1))
+  rows = NamedSharding(mesh, parallel.P("data"))
+
+  def place(x):
+    split = rows if x.shape[:1] == (8,) else NamedSharding(mesh, parallel.P())
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
+
+  with jax.set_mesh(mesh):
+    lowered = drawing(jnp.float32, 8, place).lower(
+      lowering_platforms=(platform,)
+    )
+  text = lowered.as_text()
+  assert "tpu_custom_call" not in text and "gpu.triton" not in text
 
 
 @needs_libtpu

@@ -305,7 +305,8 @@ def step(
 
   With `config.fused` the platform that the program is lowered for decides
   whose kernels they are; NVIDIA GPUs and TPUs have some, others run the plain
-  operations.
+  operations. So do several devices of a mesh, over which no compiler splits a
+  kernel: where a run learns of its own drawings.
 
   Args:
     net: the module.
@@ -325,6 +326,9 @@ def step(
     return lambda x, m: evaluate(x, m, kernel, method="denoise_fused")
 
   kernels = {"cuda": fused("triton"), "tpu": fused("mosaic")}
+  mesh = parallel.mesh_in_use()
+  if mesh is not None and mesh.size > 1:
+    kernels = {}
   padded = fused_attention.padded(x, {0: len(hoisted)})
   out = jax.lax.platform_dependent(padded, hoisted, default=plain, **kernels)
   return out[: len(x)]
