@@ -98,9 +98,7 @@ def test_images_of_something_else_are_never_mixed(tmp_path):
 def test_processes_draw_every_kth(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   waited = []
-  monkeypatch.setattr(
-    drawn_images.multihost_utils, "sync_global_devices", waited.append
-  )
+  monkeypatch.setattr(drawn_images.shards, "wait", waited.append)
   asked = []
   for index in (1, 0):
     monkeypatch.setattr(jax, "process_index", lambda index=index: index)

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 
-from unifluid_jax.core import files, telemetry
+from unifluid_jax.core import files, shards, telemetry
 from unifluid_jax.data.images import encode_image
 
 MANIFEST = "drawn.json"
@@ -82,8 +81,7 @@ def draw(
     for drawing, image in zip(part, images, strict=True):
       files.write(root / drawing.file, encode_image(image))
     progress.report(start + len(part), say)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"drawn {folder}")
+  shards.wait(f"{folder} is drawn")  # longer than a collective would
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
