@@ -59,7 +59,7 @@ def test_a_few_steps(tmp_path):
   system = systems.build(config)
   job = train.make_job(config, system, jax.devices()[:1])
   with jax.set_mesh(job.mesh):
-    restored, said = train.restore_or_init(job, str(tmp_path / "run"))
+    restored, said = train.restore_or_init(job, str(tmp_path / "run"), {})
     assert "decoder from" in said and "warning" not in said
     state, losses = restored.state, []
     table = np.asarray(state.params["decoder"]["embedder"]["table"])

@@ -164,7 +164,7 @@ def three_steps(tmp_path, accumulate):
   """States of four moments, and metrics of the steps between them."""
   job, batches = quantized(tmp_path, accumulate=accumulate), loader(0)
   with jax.set_mesh(job.mesh):
-    state = train.restore_or_init(job, str(tmp_path))[0].state
+    state = train.restore_or_init(job, str(tmp_path), {})[0].state
     states, found = [jax.device_get(state)], []
     for _ in range(3):
       frozen = systems.load_frozen(job.system)

@@ -27,7 +27,7 @@ class Two(Toy):
 
 def start(job, workdir):
   with jax.set_mesh(job.mesh):
-    restored, rung = train.restore_or_init(job, str(workdir))
+    restored, rung = train.restore_or_init(job, str(workdir), {})
   return restored.state, rung
 
 
@@ -224,3 +224,32 @@ def test_other_settings_than_a_conversion_has_are_named(tmp_path):
   assert line.count("--config") == 2 and path in line
   fresh = {"all": path, "decoder": "new"}
   assert other_settings(fresh, changed) == []
+
+
+def test_other_settings_than_a_run_has_are_named(monkeypatch):
+  """Its decoder's as a conversion's; what rows of its vocabulary stand for."""
+  decoder = presets.DecoderConfig(40, 24, 3, 32, 4, 2, 8)
+  there = {
+    "tokenizer_sha256": "a" * 64,
+    "config": {
+      "model": {"decoder": dataclasses.asdict(decoder), "code_offset": 30},
+      "text": {"special": {"boi": 7}},
+    },
+  }
+  monkeypatch.setattr(checkpoint, "latest_step", lambda path: 8)
+  monkeypatch.setattr(checkpoint, "read_meta", lambda path, step: there)
+  changed = dataclasses.replace(decoder, attn_softcap=5.0, dropout=0.1)
+  model = types.SimpleNamespace(decoder=changed, code_offset=30)
+  (line,) = warm_start.other_settings({"all": "run"}, model)
+  assert "attn_softcap=5.0 (there 0.0)" in line and line.count("--config") == 1
+
+  def other_ids(special, offset=30, digest="a"):
+    model.code_offset = offset
+    table = "decoder/embedder/table"
+    meta = {"tokenizer_sha256": digest * 64}
+    return warm_start.other_ids({table: "run"}, (table,), special, model, meta)
+
+  assert other_ids({"boi": 7, "end": 9}) == []
+  (line,) = other_ids({"boi": 8}, 31, "b")
+  assert "tokenizer aaaaaaaa, config.text.tokenizer is bbbbbbbb" in line
+  assert "special.boi=7, here 8; config.model.code_offset=30, here 31" in line

@@ -168,12 +168,19 @@ def make_job(config: Config, system: System, devices: Any = None) -> Job:
   return Job(config, system, mesh, optimizer, shapes, jitted)
 
 
-def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
+def restore_or_init(
+  job: Job, workdir: str, meta: Mapping[str, Any]
+) -> tuple[checkpoint.Restored, str]:
   """The state to start from: the first of these init sources that exists.
 
   1. the newest whole checkpoint of this workdir;
   2. the weights that config.init names;
   3. fresh parameters from config.seed.
+
+  Args:
+    job: see make_job.
+    workdir: of the run.
+    meta: JSON of its checkpoints.
 
   Returns:
     The state, and a sentence that names its init source.
@@ -182,8 +189,9 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
   if restored.step is not None:
     return restored, f"1: resumed from step {restored.step} of this workdir"
   init = job.config.init
-  if warm_start.paths(init):
-    warm_start.plan(init, job.shapes.params)  # before anything is computed
+  wanted = {}
+  if warm_start.paths(init):  # before anything is computed
+    wanted = warm_start.plan(init, job.shapes.params)
   # Runs once: on CPU, optimising it takes longer than that saves.
   fast = jax.default_backend() != "cpu"
   make = jax.jit(
@@ -196,16 +204,19 @@ def restore_or_init(job: Job, workdir: str) -> tuple[checkpoint.Restored, str]:
     return restored._replace(state=state), (
       f"3: no pretrained weights: all parameters fresh, seed {job.config.seed}"
     )
+  tables = systems.spec(job.config.system).tables
   params, notes = warm_start.load(
     init,
     state.params,
     job.shapes.params,
     job.system.parts,
-    systems.spec(job.config.system).tables,
+    tables,
     job.config.new_rows,
     job.config.seed,
   )
-  notes += warm_start.other_settings(init, job.config.model)
+  model, special = job.config.model, job.config.text.special
+  notes += warm_start.other_settings(init, model)
+  notes += warm_start.other_ids(wanted, tables, special, model, meta)
   # A copy: the step donates both.
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
   state = state._replace(params=params, ema=ema)
@@ -250,7 +261,7 @@ def run(
     exits.enter_context(jax.set_mesh(job.mesh))
     stop = exits.enter_context(stopping.Stop())
     workdirs.on_first(lambda: lock.refuse_if_held(workdir))
-    restored, rung = restore_or_init(job, workdir)
+    restored, rung = restore_or_init(job, workdir, meta)
     state, start = restored.state, int(restored.state.step)
     sizes = telemetry.startup_rows(config, job.mesh, job.shapes, job.shardings)
     say(telemetry.table("start", [*sizes, ("resume rung", rung)]))

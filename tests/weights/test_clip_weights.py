@@ -66,6 +66,18 @@ def test_with_prefix_and_text_encoder(source):
   }
 
 
+def test_heads_that_a_larger_model_leaves_out(source, tmp_path):
+  """transformers wrote no 12 there; alone a head is as wide as released."""
+  wide = {
+    k: np.zeros([{16: 192}.get(n, n) for n in v.shape], np.float32)
+    for k, v in source.tensors.items()
+  }
+  alone = helpers.Tensors(wide, str(tmp_path / "x.safetensors"))
+  assert clip.recipe(alone).meta["vit"]["heads"] == 3
+  (tmp_path / "config.json").write_text('{"vision_config": {}}')
+  assert clip.recipe(alone).meta["vit"]["heads"] == 12
+
+
 def test_positions_of_another_grid(source):
   """The class token's is kept; the grid is resized corner to corner."""
   recipe = clip.recipe(source, 20)

@@ -91,6 +91,15 @@ def test_every_key_is_taken(tmp_path, generation, key, value, field, want):
   assert getattr(got, field) == want != getattr(DECODERS[generation], field)
 
 
+@pytest.mark.parametrize("generation, key, value", [
+  (3, "attn_logit_softcapping", 7),  # which transformers never reads
+  (2, "use_bidirectional_attention", True),  # of PaliGemma's prefix
+])  # fmt: skip
+def test_keys_that_change_nothing(tmp_path, generation, key, value):
+  got = complete(tmp_path, generation, fixture(generation) | {key: value})
+  assert got == DECODERS[generation]
+
+
 def test_what_is_not_written_is_as_transformers_has_it(tmp_path):
   got = complete(tmp_path, 2, {"head_dim": 8})
   assert got == DecoderConfig(
@@ -183,6 +192,7 @@ def test_a_published_size_with_settings_of_its_own(tmp_path):
     (1, "rope_parameters", {"partial_rotary_factor": 0.5}),
     (2, "rope_parameters", {"rope_type": "linear", "factor": 2.0}),
     (3, "rope_parameters", {"rope_theta": 1e4}),
+    (3, "use_bidirectional_attention", True),
     (3, "rope_parameters", {"full_attention": {}, "sliding_attention": 3}),
   ],
 )  # fmt: skip
@@ -222,6 +232,10 @@ def test_settings_that_are_written_are_read_again(tmp_path, generation):
   (2, {"rope_base_global": 1e6}, "rope_base 10000.0"),
   (2, {"qkv_bias": True}, "qkv_bias True"),
   (3, {"tied": False}, "tied False"),
+  (2, {"rope_scale_global": 8.0}, "rope_scale_global 8.0"),
+  (2, {"window": 0}, "window 0"),
+  (3, {"window": 0}, "window 0"),
+  (3, {"attn_softcap": 1.0}, "attn_softcap 1.0"),
 ])  # fmt: skip
 def test_what_transformers_cannot_compute_is_not_written(
   generation, changes, key
@@ -231,3 +245,7 @@ def test_what_transformers_cannot_compute_is_not_written(
   with pytest.raises(WeightsError, match=words):
     gemma_settings.check_writable("run", config)
   gemma_settings.check_writable("run", DECODERS[generation])
+  everywhere = {"pattern": ("global",), "window": 0, "rope_scale_global": 8.0}
+  gemma_settings.check_writable(
+    "run", dataclasses.replace(DECODERS[generation], **everywhere)
+  )

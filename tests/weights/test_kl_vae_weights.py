@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from configs import unified_2b
 from tests.weights import helpers
 from unifluid_jax import systems
 from unifluid_jax.codecs import copies
+from unifluid_jax.codecs import kl_vae as kl_codec
 from unifluid_jax.core import presets
 from unifluid_jax.core.config import ConfigError
 from unifluid_jax.models.kl_vae import KlVae
@@ -253,6 +255,33 @@ def test_another_scale_is_kept_apart_from_the_preset(tmp_path):
   recipe = kl_vae.recipe(sd)
   assert recipe.meta["preset"] == ""
   assert recipe.files["latents.json"] == {"mean": 0.0, "scale": 0.13025}
+
+
+def test_another_activation_is_refused(tmp_path):
+  shutil.copytree(FIXTURES / "tiny_vae", tmp_path / "vae")
+  file = tmp_path / "vae" / "config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"act_fn": "relu"}))
+  with pytest.raises(WeightsError, match="act_fn: expected silu, found relu"):
+    kl_vae.recipe(readers.open_source(str(tmp_path / "vae")))
+
+
+def test_a_codec_computes_what_its_weights_were_trained_as(
+  tmp_path, monkeypatch
+):
+  """Groups show in no shape; a scale beside the weights is told, if unused."""
+  path = str(tmp_path / "vae")
+  convert.to_checkpoint(f"kl_vae:{FIXTURES / 'tiny_vae'}", path, lambda _: None)
+  told = []
+  log = types.SimpleNamespace(WARNING=1, log_first_n=lambda *a: told.append(a))
+  monkeypatch.setattr(kl_codec, "logging", log)
+  codec_of(path, TINY).load()
+  assert not told
+  frozen = codec_of(path, dataclasses.replace(TINY, latent_scale=0.2)).load()
+  assert frozen["latent_scale"] == np.float32(0.2)
+  assert told[0][3] == (0.0, 0.2) and told[0][5] == (0.0, 0.5)
+  others = codec_of(path, dataclasses.replace(TINY, groups=4))
+  with pytest.raises(ConfigError, match=r"model\.vae\.groups=4 .there 2"):
+    others.load()
 
 
 def test_unknown_scale_has_to_be_measured(source, tmp_path):

@@ -3,6 +3,7 @@
 tests/parity/test_decoder_parity.py holds the numbers against transformers.
 """
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -281,6 +282,17 @@ def test_the_way_back_keeps_to_its_kind(tmp_path):
   with pytest.raises(WeightsError, match="activation gelu_tanh .there silu"):
     back("llama", gemma)
   assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+  "change", [{"rope_scale_global": 8.0}, {"rope_base_global": 1e6}]
+)
+def test_local_layers_that_rotate_otherwise_are_not_written(change):
+  config = dataclasses.replace(DECODER["llama2_7b"], **change)
+  llama_settings.check_writable("x", "llama", config)
+  mixed = dataclasses.replace(config, pattern=("local", "global"))
+  with pytest.raises(WeightsError, match="cannot compute its decoder: rope"):
+    llama_settings.check_writable("x", "llama", mixed)
 
 
 def test_vocabulary_of_a_run_may_be_longer(tmp_path):

@@ -161,10 +161,11 @@ def test_resize_keeps_what_fits_and_leaves_out_a_class_token():
   x = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
   np.testing.assert_array_equal(vit_rows.resize_positions(x, 3), x[1:])
   np.testing.assert_array_equal(vit_rows.resize_positions(x[1:], 3), x[1:])
-  half = vit_rows.resize_positions(x[1:].astype(BF16), 2)
-  assert half.dtype == BF16
   corners = x[1:].reshape(3, 3, 5)[::2, ::2].reshape(4, 5)
-  np.testing.assert_array_equal(half, corners.astype(BF16))
+  for dtype in (BF16, np.float16):
+    half = vit_rows.resize_positions(x[1:].astype(dtype), 2)
+    assert half.dtype == dtype
+    np.testing.assert_array_equal(half, corners.astype(dtype))
 
 
 @pytest.mark.parametrize("big_vision_names", [False, True])

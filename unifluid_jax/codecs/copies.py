@@ -4,6 +4,7 @@ A run keeps weights and statistics of its codec in its own folder, so that it
 can be used wherever it is moved.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,14 +14,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from unifluid_jax.core import checkpoint, files
-from unifluid_jax.core.config import ConfigError
+from unifluid_jax.core import checkpoint, files, freeze
+from unifluid_jax.core.config import PRESETS, ConfigError
 from unifluid_jax.core.parallel import path_str
 from unifluid_jax.core.types import ImageCodec, Params
 
 STATS = "latents.json"  # what `encode` measured, beside the weights
 COPY = "codec"  # folder of a run
 _DIGEST = "weights_sha256"  # in the JSON beside the copy's weights
+# Settings of a network that no shape of its parameters tells.
+_UNSEEN = ("groups", "normalised", "phi_ratio")
 
 
 def digest(params: Params) -> str:
@@ -37,26 +40,54 @@ def digest(params: Params) -> str:
   return total.hexdigest()
 
 
-def restore(path: str, part: str, like: Params) -> Params:
+def restore(path: str, part: str, like: Params, config: Any) -> Params:
   """The newest weights at `path`; a copy is checked against its digest.
 
   Args:
     path: of a run or of converted weights.
-    part: their name among the parameters there.
+    part: their name among the parameters there, and among the model's settings.
     like: their shapes.
+    config: of the network that is to use them.
 
   Raises:
+    ConfigError: they were trained as another network of the same shapes.
     checkpoint.CheckpointError: no, another or a damaged checkpoint.
   """
   step = checkpoint.latest_step(path)
   params = checkpoint.restore_part(path, step, f"params/{part}", like)
-  wanted = checkpoint.read_meta(path, step).get(_DIGEST)
+  meta = checkpoint.read_meta(path, step)
+  _check_unseen(path, part, meta, config)
+  wanted = meta.get(_DIGEST)
   if wanted is not None and wanted != digest(params):
     raise checkpoint.CheckpointError(
       f"{path} step {step} is damaged: its weights are not those that were "
       "copied there. Delete the folder and name the codec's origin instead"
     )
   return params
+
+
+def _check_unseen(
+  path: str, part: str, meta: Mapping[str, Any], config: Any
+) -> None:
+  """Refuses what would be read without a word and computed otherwise."""
+  theirs = (meta.get("weights") or {}).get(part)
+  if not theirs:
+    node = ((meta.get("config") or {}).get("model") or {}).get(part)
+    try:
+      made = node and freeze.build(type(config), node, part, PRESETS)
+    except ConfigError:
+      return  # of a version with other keys
+    theirs = dataclasses.asdict(made) if made else {}
+  both = [k for k in _UNSEEN if k in theirs and hasattr(config, k)]
+  wrong = [
+    f"config.model.{part}.{k}={getattr(config, k)!r} (there {theirs[k]!r})"
+    for k in both
+    if getattr(config, k) != theirs[k]
+  ]
+  if wrong:
+    raise ConfigError(
+      f"{path} was trained with other settings: {', '.join(wrong)}; set its own"
+    )
 
 
 def read_stats(path: str) -> dict[str, Any] | None:

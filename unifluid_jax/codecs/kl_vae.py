@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -108,7 +109,7 @@ class KlVaeCodec:
         "autoencoder (python -m unifluid_jax.main --config=configs/vae.py)"
       )
     like = self._weight_shapes()["vae"]
-    return {"vae": copies.restore(self.path, "vae", like)}
+    return {"vae": copies.restore(self.path, "vae", like, self.config)}
 
   def digest(self, frozen: Params) -> str:
     """SHA-256 of the weights."""
@@ -124,10 +125,20 @@ class KlVaeCodec:
       ConfigError: neither is available, or the weights have changed since.
     """
     c = self.config
-    if c.latent_mean is not None and c.latent_scale is not None:
-      return c.latent_mean, c.latent_scale
     stats = copies.read_stats(self.path)
     path = epath.Path(self.path) / copies.STATS
+    if c.latent_mean is not None and c.latent_scale is not None:
+      own = c.latent_mean, c.latent_scale
+      there = stats and (stats.get("mean"), stats.get("scale"))
+      if there and there != own:
+        # A preset's, where the weights are of another release of its shape.
+        logging.log_first_n(
+          logging.WARNING,
+          "latents: the configured mean and scale %s are used, %s has %s; set "
+          "config.model.vae.latent_mean and latent_scale to these if that is "
+          "not meant (logged once)", 1, own, path, there,
+        )  # fmt: skip
+      return own
     if stats is None:
       raise ConfigError(
         f"{path} is missing: measure the latents once with "

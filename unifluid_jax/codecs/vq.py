@@ -74,7 +74,7 @@ class VqCodec:
     """Weights; see `types.ImageCodec`.
 
     Raises:
-      ConfigError: no path.
+      ConfigError: no path, or weights of another network.
       checkpoint.CheckpointError: no or another checkpoint at the path.
     """
     if not self.path:
@@ -82,7 +82,8 @@ class VqCodec:
         f"{self.path_key} is empty: discrete image tokens need a trained "
         "tokenizer (python -m unifluid_jax.main --config=configs/tokenizer.py)"
       )
-    return {"vq": copies.restore(self.path, "vq", self.shapes()["vq"])}
+    like = self.shapes()["vq"]
+    return {"vq": copies.restore(self.path, "vq", like, self.config)}
 
   weights = load
 

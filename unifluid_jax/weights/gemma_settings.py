@@ -115,6 +115,12 @@ def check_writable(path: str, config: DecoderConfig) -> None:
     wanted |= {"pattern": ("global",)}
   if number < 3:
     wanted |= {"rope_base": config.rope_base_global}
+  if number == 3:
+    wanted |= {"attn_softcap": 0.0}  # transformers never reads its key
+  if number > 1 and "local" in config.pattern:
+    wanted |= {"window": config.window or "1 or more"}
+    if number == 2:  # where sliding layers are scaled too
+      wanted |= {"rope_scale_global": 1.0}
   if wrong := differences(config, wanted):
     raise WeightsError(
       f"{path}: transformers' Gemma {number} cannot compute its decoder: "
@@ -209,6 +215,9 @@ def _override(known: DecoderConfig, content: Settings) -> DecoderConfig:
   """The settings with what config.json says in their place."""
   _check_sizes(known, content)
   _check_fixed(content)
+  if generation(known) == 3 and content.tree.get("use_bidirectional_attention"):
+    # Its windows are others too. In PaliGemma 1 and 2 it means the prefix.
+    raise content.error("use_bidirectional_attention", "false")
   values, local_scale = _rotary(known, content)
   if generation(known) > 1:  # Gemma 1 has none of these, whatever is written
     values |= {
@@ -220,6 +229,8 @@ def _override(known: DecoderConfig, content: Settings) -> DecoderConfig:
       "window": _window(known, content),
       "pattern": _pattern(known, content),
     }
+  if generation(known) == 3:  # transformers never reads its key
+    values["attn_softcap"] = 0.0
   found = dataclasses.replace(known, **values)
   if "local" in found.pattern and local_scale != 1:
     raise content.error(_rotary_key(content), "no scaling of sliding layers")

@@ -24,7 +24,12 @@ from unifluid_jax.weights.rows import (
   parameter_shapes,
   wrong_kind,
 )
-from unifluid_jax.weights.settings import config_beside, number_beside
+from unifluid_jax.weights.settings import (
+  Settings,
+  config_beside,
+  config_file,
+  number_beside,
+)
 from unifluid_jax.weights.untrusted import read_json
 
 _ROOT = "vae"  # of our parameters
@@ -54,7 +59,8 @@ def recipe(source: Source) -> Recipe:
   both, groups are 32 and the scale has to be measured.
 
   Raises:
-    WeightsError: neither format's names, or shapes of another family.
+    WeightsError: neither format's names, shapes of another family, or
+      config.json asks for another activation.
   """
   names = set(source.names())
   prefix = _PREFIX if f"{_PREFIX}encoder.conv_in.weight" in names else ""
@@ -66,6 +72,9 @@ def recipe(source: Source) -> Recipe:
     )
     raise wrong_kind(source, "KL autoencoder", expected)
   settings = _settings(source.path)
+  if settings.get("act_fn", "silu") not in ("silu", "swish"):
+    content = Settings(str(config_file(source.path)), settings)
+    raise content.error("act_fn", "silu")
   probes = [prefix + probe for probe in autoencoder.PROBES[format_]]
   groups = 32
   if settings:

@@ -157,6 +157,8 @@ def check_writable(path: str, kind: str, config: DecoderConfig) -> None:
     "window": 0, "qk_norm": False, "qkv_bias": False, "post_norms": swin,
     "pre_norms": not swin, **KINDS[kind],
   }  # fmt: skip
+  if "local" in config.pattern:  # whose rotations are not scaled
+    wanted |= {"rope_base": config.rope_base_global, "rope_scale_global": 1.0}
   if kind == "chameleon":
     wanted["norm_epsilon"] = _CHAMELEON_EPSILON
   if wrong := differences(config, wanted):

@@ -7,7 +7,6 @@ models/vit.py, looped (`encoderblock_0`, ...) and stacked (`encoderblock`).
 import math
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 import scipy.ndimage
 
@@ -18,9 +17,15 @@ from unifluid_jax.weights.rows import (
   count_layers,
   shape_of,
 )
-from unifluid_jax.weights.settings import check_depth, number_beside
+from unifluid_jax.weights.settings import (
+  check_depth,
+  config_beside,
+  number_beside,
+)
 
 PATCH = "embeddings.patch_embedding.weight"
+_PART = "vision_config"  # of the config.json of a larger model
+_SILENT_HEADS = 12  # where it leaves them out, as transformers has it
 POSITION = "embeddings.position_embedding.weight"
 
 # A module of a block: our name, then name and layouts of weight and bias in
@@ -71,8 +76,10 @@ def hf_sizes(source: Source, prefix: str) -> Sizes:
   tokens, _ = shape_of(source, f"{prefix}{POSITION}", 2)
   mlp, _ = shape_of(source, f"{layer}0.mlp.fc1.weight", 2)
   depth = count_layers(source, layer, ".")
-  check_depth(source.path, depth, "vision_config")
-  heads = number_beside(source.path, "num_attention_heads", "vision_config")
+  check_depth(source.path, depth, _PART)
+  heads = number_beside(source.path, "num_attention_heads", _PART)
+  if not heads and isinstance(config_beside(source.path).get(_PART), dict):
+    heads = _SILENT_HEADS
   return Sizes(width, depth, mlp, patch, tokens, heads)
 
 
@@ -137,8 +144,8 @@ def resize_positions(x: np.ndarray, grid: int) -> np.ndarray:
   x = x[n - side * side :]
   if side == grid:
     return x
-  # scipy does not know bfloat16.
-  wide = x.astype(np.float32) if x.dtype == ml_dtypes.bfloat16 else x
+  # scipy knows neither bfloat16 nor float16.
+  wide = x.astype(np.float32) if x.dtype.itemsize < 4 else x
   cells = wide.reshape(side, side, width)
   zoomed = scipy.ndimage.zoom(cells, (grid / side, grid / side, 1), order=1)
   return zoomed.reshape(grid * grid, width).astype(x.dtype)

@@ -5,6 +5,7 @@ embeddings and the diffusion head are new. What a run loads and what it starts
 fresh is spelled out: nothing is skipped in silence.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -12,10 +13,11 @@ from typing import Any
 
 import jax
 
-from unifluid_jax.core import checkpoint, parallel
-from unifluid_jax.core.config import ConfigError
+from unifluid_jax.core import checkpoint, freeze, parallel
+from unifluid_jax.core.config import PRESETS, ConfigError
 from unifluid_jax.core.parallel import path_str
 from unifluid_jax.core.parameter_rows import Parts, longest_prefix
+from unifluid_jax.core.presets import DecoderConfig
 from unifluid_jax.core.types import Params
 from unifluid_jax.weights import new_rows
 from unifluid_jax.weights.rows import nested
@@ -111,10 +113,10 @@ def plan(init: Init, shapes: Params) -> dict[str, str]:
 
 
 def other_settings(init: Init, model: Any) -> list[str]:
-  """What converted networks were trained with and a run computes otherwise.
+  """What the decoder was trained with and a run computes otherwise.
 
   Args:
-    init: names the conversion, if it is one.
+    init: names the conversion or the run that it comes from.
     model: of the run; its fields are named like the parts.
 
   Returns:
@@ -130,6 +132,8 @@ def other_settings(init: Init, model: Any) -> list[str]:
     return []
   meta = checkpoint.read_meta(path, checkpoint.latest_step(path))
   theirs = meta.get("weights", {}).get("decoder", {})
+  if "config" in meta and isinstance(decoder, DecoderConfig):
+    theirs = _settings(meta["config"])
   found = []
   for key, value in theirs.items():
     ours = getattr(decoder, key, None)
@@ -142,6 +146,69 @@ def other_settings(init: Init, model: Any) -> list[str]:
     f"warning: the decoder of {path} was trained with other settings: "
     f"{', '.join(found)}; set those that are not meant"
   ]
+
+
+def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """A run's decoder; nothing of a version with other keys."""
+  node = (tree.get("model") or {}).get("decoder")
+  try:
+    made = node and freeze.build(DecoderConfig, node, "decoder", PRESETS)
+  except ConfigError:
+    return {}
+  settings = dataclasses.asdict(made) if made else {}
+  settings.pop("dropout", None)
+  return settings
+
+
+def other_ids(
+  wanted: Mapping[str, str],
+  tables: Collection[str],
+  special: Mapping[str, Any],
+  model: Any,
+  meta: Mapping[str, Any],
+) -> list[str]:
+  """Whether rows of the vocabulary were other words in the run they are of.
+
+  Args:
+    wanted: leaf → path; see `plan`.
+    tables: paths of parameters whose first axis is the vocabulary.
+    special: config.text.special of this run.
+    model: config.model of this run.
+    meta: JSON of this run.
+
+  Returns:
+    A sentence for each path that says what differs, or nothing.
+
+  Raises:
+    checkpoint.CheckpointError: no, or a damaged checkpoint.
+  """
+  out = []
+  for path in dict.fromkeys(wanted[name] for name in tables if name in wanted):
+    place = path.partition("#")[0]
+    was = checkpoint.read_meta(place, checkpoint.latest_step(place))
+    found = []
+    theirs, ours = (m.get("tokenizer_sha256") for m in (was, meta))
+    if theirs and ours and theirs != ours:
+      found.append(
+        f"tokenizer {theirs[:8]}, config.text.tokenizer is {ours[:8]}"
+      )
+    tree = was.get("config") or {}
+    named = (tree.get("text") or {}).get("special") or {}
+    found += [
+      f"config.text.special.{role}={named[role]!r}, here {here!r}"
+      for role, here in special.items()
+      if named.get(role, here) != here
+    ]
+    offset = getattr(model, "code_offset", None)
+    before = (tree.get("model") or {}).get("code_offset", offset)
+    if before != offset:
+      found.append(f"config.model.code_offset={before}, here {offset}")
+    if found:
+      out.append(
+        f"warning: rows of the vocabulary of {path} are of other words: there "
+        f"{'; '.join(found)}"
+      )
+  return out
 
 
 def _read_renamed(
