@@ -195,3 +195,13 @@ def test_a_failed_save_leaves_no_step_and_ends(finished, tmp_path, monkeypatch):
   saved.save(8, {"x": np.zeros(2)}, {})
   saved.close()
   assert checkpoint.steps(str(tmp_path)) == []
+
+
+def test_a_state_is_told_from_that_of_another_run(finished, copy, tmp_path):
+  known = checkpoint.fingerprint(str(copy), 4)
+  assert known == checkpoint.fingerprint(str(finished[0]), 4)
+  assert known != checkpoint.fingerprint(str(copy), 2)
+  go(make(tmp_path / "other", steps=4, seed=1), tmp_path / "other")
+  assert known != checkpoint.fingerprint(str(tmp_path / "other"), 4)
+  (copy / "checkpoints" / "4" / digests.NAME).unlink()
+  assert checkpoint.fingerprint(str(copy), 4) == ""

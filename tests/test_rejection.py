@@ -155,6 +155,16 @@ def test_sampling_options_are_those_of_the_run_but_for_changes():
   ):  # fmt: skip
     with pytest.raises(ValueError, match=words):
       rejection.sampling_of(config, [change])
+  with pytest.raises(ValueError, match="cfg=much must be a number"):
+    rejection.sampling_of(config, ["cfg=much"])
+  same = rejection.sampling_of(config, ["cfg=None", "order=None"])
+  assert same == config.sampling  # None: as the run has it
+
+
+def test_drawings_of_a_run_that_took_the_place_of_another_are_others():
+  made = rejection.recipe("/run", 20, "a", seed=0)
+  assert made == rejection.recipe("/run", 20, "a", seed=0)
+  assert made != rejection.recipe("/run", 20, "b", seed=0)
 
 
 # ------------------------------------------------------------------ The rewards

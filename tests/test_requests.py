@@ -209,3 +209,12 @@ def test_sound_options_pass():
     "text": "beam", "top_p": 1, "order": None,
   })  # fmt: skip
   arguments.check_seeds(2**32 - 3, 3)
+
+
+def test_switches_are_true_or_false():
+  spec = systems.spec("var")
+  for value in (True, False, None):
+    arguments.check_sampling({"smooth": value}, spec.sampling, spec.ranges)
+  for value in (1, "True"):
+    with pytest.raises(ValueError, match="must be True or False"):
+      arguments.check_sampling({"smooth": value}, spec.sampling, spec.ranges)

@@ -132,6 +132,10 @@ def check_sampling(
     if typing.get_origin(hints[name]) is tuple:
       _check_size(name, value)
       continue
+    if hints[name] is bool:
+      if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False")
+      continue
     choices = typing.get_args(hints[name])
     if value in choices:
       continue

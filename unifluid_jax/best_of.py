@@ -45,7 +45,10 @@ def main(_: list[str]) -> None:
     "prompts": _PROMPTS.value, "draws": _DRAWS.value, "keep": _KEEP.value,
     "least": _LEAST.value, "seed": _SEED.value, "sampling": _SAMPLING.value,
   }  # fmt: skip
-  made_of = rejection.recipe(os.path.abspath(workdir), step, **options)
+  made_of = rejection.recipe(
+    os.path.abspath(workdir), step, checkpoint.fingerprint(workdir, step),
+    **options,
+  )  # fmt: skip
 
   def fill(folder: pathlib.Path) -> None:
     config = systems.resolve(checkpoint.read_meta(workdir, step)["config"])

@@ -111,6 +111,7 @@ def _sampling(config: Config) -> Any:
   spec, changes = systems.spec(config.system), dict(config.policy.sampling)
   try:
     arguments.check_sampling(changes, spec.sampling, spec.ranges)
+    changes = {k: v for k, v in changes.items() if v is not None}
     sampling = dataclasses.replace(config.sampling, **changes)
     spec.check_sampling(config, sampling, tasks.T2I)
   except ValueError as error:

@@ -140,17 +140,29 @@ def sampling_of(config: Config, changes: Sequence[str]) -> Any:
       found[name] = ast.literal_eval(value)
     except (SyntaxError, ValueError):
       found[name] = value
-    if isinstance(getattr(config.sampling, name, None), float):
+    # Anything else is refused below, by name.
+    whole = isinstance(found[name], int) and not isinstance(found[name], bool)
+    if whole and isinstance(getattr(config.sampling, name, None), float):
       found[name] = float(found[name])
   arguments.check_sampling(found, spec.sampling, spec.ranges)
+  found = {k: v for k, v in found.items() if v is not None}
   sampling = dataclasses.replace(config.sampling, **found)
   spec.check_sampling(config, sampling, tasks.T2I)
   return sampling
 
 
-def recipe(workdir: str, step: int | None, **options: Any) -> dict[str, Any]:
-  """All that determines what is kept, as `shapes_builder.write_once` has it."""
-  return {"version": "1.0.0", "workdir": workdir, "step": step, **options}
+def recipe(
+  workdir: str, step: int, state: str, **options: Any
+) -> dict[str, Any]:
+  """All that determines what is kept, as `shapes_builder.write_once` has it.
+
+  `state` tells the weights: another run may have taken the place of one, and
+  saved the same step.
+  """
+  return {
+    "version": "1.1.0", "workdir": workdir, "step": step, "state": state,
+    **options,
+  }  # fmt: skip
 
 
 def rounds(

@@ -119,6 +119,15 @@ def test_half_of_the_prompts_ask_for_an_image_in_every_place(asked):
     assert a.exchange.asked.replace(text, "{caption}") in words[a.unseen]
 
 
+def test_of_few_prompts_there_are_no_unseen_wordings_to_score(monkeypatch):
+  few = suite.prompts(WORLD, 2)
+  monkeypatch.setattr(suite, "prompts", lambda world, each: few)
+  bench = Bench(tiny(eval__prompts_per_task=2), "")
+  out = suite.draws_when_asked(Subject(few, lambda a: a.exchange.draws), bench)
+  assert "dialogue/draws_when_asked_unseen" not in out.values
+  assert np.isfinite(list(out.values.values())).all()
+
+
 def test_a_model_that_draws_when_asked(score):
   out = score(lambda a: a.exchange.draws)
   values = dict(out.values)

@@ -240,6 +240,12 @@ def restore(workdir: str, step: int, like: Any) -> Any:
     return reader.restore(path, like)
 
 
+def fingerprint(workdir: str, step: int) -> str:
+  """Tells a saved state from any other, e.g. of a later run; "" if unknown."""
+  path = step_path(workdir, step) / digests.NAME
+  return files.digest(path.read_bytes()) if path.exists() else ""
+
+
 def read_meta(workdir: str, step: int) -> dict[str, Any]:
   """The JSON saved beside a state.
 

@@ -236,9 +236,11 @@ class Dialogue:
       return turns, made
     logging.log_first_n(
       logging.WARNING,
-      "a dialogue of %d tokens was cut to whole texts and images of %d; raise "
-      "text.dialogue if that is not rare (logged once)",
-      1, sum(len(t.ids) for t in made), room,
+      "a dialogue of %d tokens and %d images was cut to whole texts and images "
+      "that fit %d tokens and as many images as a row has, see text.dialogue "
+      "and the model's images of a dialogue, if that is not rare (logged once)",
+      1, sum(len(t.ids) for t in made),
+      sum(turn.image is not None for turn in turns), room,
     )  # fmt: skip
     head = int(turns[0].role == "system")
     if not self.prompt:

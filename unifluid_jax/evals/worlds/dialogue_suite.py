@@ -70,9 +70,9 @@ def draws_when_asked(subject: Subject, bench: Bench) -> Outcome:
     r.draws == a.exchange.draws for a, r in zip(asked, replies, strict=True)
   ]
   values = _by_kind("dialogue/draws_when_asked", asked, decided)
-  values["dialogue/draws_when_asked_unseen"] = _mean(
-    d for a, d in zip(asked, decided, strict=True) if a.unseen
-  )
+  unseen = [d for a, d in zip(asked, decided, strict=True) if a.unseen]
+  if unseen:  # of one or two prompts of a kind none is
+    values["dialogue/draws_when_asked_unseen"] = _mean(unseen)
   said, shown = _said(asked, replies)
   drawn, more = _drawn(subject, world, asked, replies)
   settings = {"prompts": len(asked), "detector": "analytic",
