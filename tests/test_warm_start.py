@@ -144,10 +144,13 @@ def test_noise_of_new_rows_has_the_covariance_of_the_old(rows):
   np.testing.assert_allclose(got, want, atol=0.03 * np.abs(want).max())
 
 
-def test_input_and_output_tables_draw_apart():
+@pytest.mark.parametrize("rule", ["mean", "random"])
+def test_input_and_output_tables_draw_apart(rule):
   old, like = np.eye(5, 3, dtype=np.float32), np.zeros((7, 3), np.float32)
-  a, b = (new_rows.fit(old, like, name, "mean", 0)[5:] for name in "ab")
+  a, b = (new_rows.fit(old, like, name, rule, 0)[5:] for name in "ab")
   assert np.abs(a - b).max() > 1e-6
+  other = new_rows.fit(old, like, "a", rule, 1)[5:]
+  assert np.abs(a - other).max() > 1e-6
 
 
 def test_missing_weights_are_an_error(tmp_path):

@@ -329,6 +329,8 @@ def _run(name: str, say: Say) -> published.Run:
       "run": config.name,
       "workdir": drawn_images.home(workdir),
       "step": step,
+      # Another run may have taken its place, and saved the same step.
+      "state": checkpoint.fingerprint(workdir, step),
       **how,
     },
   )

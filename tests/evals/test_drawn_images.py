@@ -87,6 +87,11 @@ def test_images_of_something_else_are_never_mixed(tmp_path):
     draw(Painter(), tmp_path, step=4)
   with pytest.raises(ValueError, match="ema None, now True"):
     draw(Painter(), tmp_path, ema=True)
+  # Notes of older versions do not say which weights drew.
+  draw(Painter(), tmp_path, state="a")
+  draw(Painter(), tmp_path / "new", state="a")
+  with pytest.raises(ValueError, match="state 'a', now 'b'"):
+    draw(Painter(), tmp_path / "new", state="b")
   other = [DRAWINGS[0]._replace(prompt="q")]
   with pytest.raises(ValueError, match=r"0/00000.png from \['p0', 100\], now"):
     draw(Painter(), tmp_path, other)

@@ -58,11 +58,11 @@ def by_metric(rows, by):
   assert {(r["step"], r["by"], r["floor"]) for r in rows} == {(7, by, None)}
   for r in rows:
     assert r["settings"].items() >= HOW.items()
-    assert not {"run", "workdir", "step"} & set(r["settings"])
+    assert not {"run", "workdir", "step", "state"} & set(r["settings"])
   return {r["metric"]: r["value"] for r in rows}
 
 
-BY = {"run": "debug", "workdir": "w", "step": 7, **HOW}
+BY = {"run": "debug", "workdir": "w", "step": 7, "state": "a1", **HOW}
 
 
 def test_rows_of_mjhq_have_each_category(tmp_path):

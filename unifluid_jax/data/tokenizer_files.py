@@ -32,7 +32,11 @@ class TokenizerFile(Protocol):
     """The id of a piece, spelt as in the file; None if it has none."""
 
   def encode(self, text: str) -> list[int]:
-    """Ids of valid Unicode, no special token among them."""
+    """Ids of valid Unicode, no control token among them.
+
+    Pieces that users defined are words like others, whatever text.special
+    calls them.
+    """
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids below `vocab_size`."""

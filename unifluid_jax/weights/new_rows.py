@@ -23,17 +23,15 @@ def fit(table: Any, like: Any, name: str, rule: str, seed: int) -> Any:
     name: of the parameter; input and output tables draw apart.
     rule: "random", or "mean": every new row is the mean of the old ones but
       for a little noise, so that none is far likelier than words are.
-    seed: of the noise of "mean".
+    seed: of what is drawn.
   """
   rows = like.shape[0]
   extra = max(rows - table.shape[0], 0)
+  key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
   if rule == "mean" and extra:
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     new = near_mean(table, extra, key).astype(like.dtype)
   else:
-    new = _STD * jax.random.normal(
-      jax.random.key(0), (extra, *like.shape[1:]), like.dtype
-    )
+    new = _STD * jax.random.normal(key, (extra, *like.shape[1:]), like.dtype)
   whole = jnp.concatenate([table, new])[:rows]
   place = getattr(like, "sharding", None)
   return whole if place is None else jax.device_put(whole, place)

@@ -59,7 +59,7 @@ def draw(
     drawings: the same in all processes; each draws every k-th.
     folder: of the images; made if it is missing.
     rows: images that are drawn at once.
-    made_by: what draws, as JSON: run, step, sampling options.
+    made_by: what draws, as JSON: run, step, its state, sampling options.
     say: takes progress lines.
 
   Raises:
@@ -150,6 +150,8 @@ def _claim(
   if (root / MANIFEST).exists():
     found = read_manifest(os.fspath(root))
     images = found["images"]
+    if "state" not in found["by"]:  # of a version that did not note it
+      made_by.pop("state", None)
     other = changed(found["by"], made_by) + [
       f"{file} from {images[file]}, now {wanted[file]}"
       for file in wanted

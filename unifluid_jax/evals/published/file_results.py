@@ -57,7 +57,8 @@ def rows(result: Result, by: Mapping[str, Any]) -> list[dict[str, Any]]:
       `clip_score.score` returned.
     by: `made_by` of its images.
   """
-  how = {k: v for k, v in by.items() if k not in ("run", "workdir", "step")}
+  who = ("run", "workdir", "step", "state")
+  how = {k: v for k, v in by.items() if k not in who}
   return [
     {
       "step": by["step"],
