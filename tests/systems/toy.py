@@ -111,7 +111,7 @@ class ColourCodec:
     return {"colours": jax.ShapeDtypeStruct((self._colours, 3), np.float32)}
 
   def load(self) -> Params:
-    return copies.restore(self.path, "codec", self.shapes())
+    return copies.restore(self.path, "codec", self.shapes(), None)
 
   weights = load
 
