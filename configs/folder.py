@@ -55,8 +55,9 @@ def get_config(arg: str = ""):
     suffix=32,
   )
   c.text.prompt = c.text.suffix = _derived(c, _slot)
+  # Also where questions stand beside captions: they would be cut.
   c.text.prefix = _derived(
-    c, lambda found: _slot(found) if _asks(found) else 16
+    c, lambda found: _slot(found) if found and found.questions else 16
   )
   c.steps = _derived(c, _steps)
   c.batch = dict(t2i=8, i2t=8, edit=0, text=0)
@@ -145,10 +146,11 @@ def _evaluation(c) -> None:
   train.tasks = ("t2i", "i2t", "edit")
   for key in ("format", "path", "image", "text", "question"):
     told[key] = train.get_oneway_ref(key)
-  refs = [c.data.get_ref("root"), *(train.get_ref(k) for k in _COLUMNS[:3])]
+  refs = [c.data.get_ref("root"), *(train.get_ref(k) for k in _COLUMNS)]
 
-  def split(root, form, path, given):
+  def split(root, form, path, given, *columns):
+    named = dict(zip(_COLUMNS[3:], columns, strict=True))
     auto = form == "auto" and given == "train"
-    return discover.evaluation_split(root, path) if auto else given
+    return discover.evaluation_split(root, path, **named) if auto else given
 
   told.split = derived.reference(str, split, *refs)

@@ -6,6 +6,7 @@ import tarfile
 import pyarrow as pa
 import pytest
 
+from configs import folder
 from tests.data import test_arrow, test_parquet, test_webdataset
 from tests.data.test_bad_data import open_, png, read, refused
 from tests.data.test_conversations import DRAWN, LLAVA
@@ -165,6 +166,18 @@ def test_each_kind_is_found_and_read(tmp_path, case):
   assert digest == identity.of_source(config, str(tmp_path))["digest"]
   assert before == sorted((p, p.is_file() and p.read_bytes())
                           for p in tmp_path.rglob("*"))  # fmt: skip
+
+
+def test_the_split_to_evaluate_is_read_by_the_columns_of_training(tmp_path):
+  """Else data whose columns have other names is evaluated as trained on."""
+  for split in ("train", "validation"):
+    columns = dict(bild=[test_parquet.cell(png())], satz=[split])
+    test_parquet.write(tmp_path / f"{split}.parquet", columns)
+  c = folder.get_config()
+  c.data.root = str(tmp_path)
+  c.data.train.images.update(image="bild", text="satz")
+  assert c.data.eval.images.split == "validation"
+  assert c.data.eval.images.text == "satz"
 
 
 def test_a_file_is_found_by_its_name(tmp_path):

@@ -2,6 +2,7 @@
 of it."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -157,6 +158,17 @@ def test_questions_alone_are_answered_and_not_drawn(tmp_path):
   assert c.batch == dict(t2i=0, i2t=16, edit=0, text=0)
   assert c.eval.metrics == ("vqa",)
   assert c.text.prefix == 64  # 20 words
+
+
+def test_questions_beside_captions_have_room(tmp_path):
+  (tmp_path / "a.png").write_bytes(picture(64, 64))
+  rows = [{"image": "a.png", "prefix": "why " * 20, "suffix": "because"},
+          {"image": "a.png", "suffix": "a thing"}]  # fmt: skip
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / "captions.jsonl").write_text(lines)
+  c = load(tmp_path)
+  assert c.batch == dict(t2i=8, i2t=8, edit=0, text=0)
+  assert (c.text.prompt, c.text.prefix, c.text.suffix) == (64, 64, 64)
 
 
 def test_evaluation_follows_the_training_data(tmp_path):

@@ -122,14 +122,14 @@ def find(config: SourceConfig, root: str, key: str) -> Found:
   return _with_images((ours or found)[0], full, config.split)
 
 
-def evaluation_split(root: str, path: str) -> str:
+def evaluation_split(root: str, path: str, **columns: str) -> str:
   """The split to evaluate on: validation, else test, else train itself.
 
-  A split that is named but cannot be read in any known way (a test set whose
-  texts were left out) is passed over.
+  One that is named but cannot be read, by the columns of training (a test set
+  whose texts were left out), is passed over.
   """
   for split in ("validation", "test"):
-    config = SourceConfig("auto", path, split)
+    config = SourceConfig("auto", path, split, **columns)
     try:
       find(config, root, "data.eval")
     except (FileNotFoundError, ValueError):
