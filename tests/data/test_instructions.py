@@ -220,6 +220,26 @@ def captions(tmp_path):
   return open_(data, "jsonl", "c.jsonl"), tmp_path / "made"
 
 
+def test_an_image_of_several_records_is_asked_for_once(tmp_path):
+  """Else those of held-out requests would be trained on with others."""
+  rows = ["image,caption"]
+  for i in range(12):
+    (tmp_path / f"{i}.png").write_bytes(png(i))
+    rows += [f"{i}.png,thing {i} said {k}" for k in range(5)]
+  (tmp_path / "c.csv").write_text("\n".join(rows))
+  used = templates.choose(count=40, held_out=0.5)
+  source = open_(tmp_path, "auto", "c.csv")
+  said = builder.from_templates(source, tmp_path / "made", used, 0)
+  assert "48 records were skipped: record 1: the image of record 0" in said
+  trained, held_out = (
+    [i for e in json.loads(text) for i in e["images"]]
+    for text in ((tmp_path / "made" / f"{name}.json").read_text()
+                 for name in ("train", "held_out"))
+  )  # fmt: skip
+  assert trained and held_out
+  assert len({*trained, *held_out}) == len(trained) + len(held_out) == 12
+
+
 def test_templates_make_files_that_the_reader_reads(captions, tmp_path):
   source, folder = captions
   used = templates.choose(count=40, held_out=0.2)

@@ -1,6 +1,7 @@
 """Captioned images as lists, and conversations as ShareGPT's JSON on disk."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -35,9 +36,10 @@ class Skipped(list):
 def captioned(
   source: Any, folder: pathlib.Path, seed: int, skipped: Skipped
 ) -> Iterator[Captioned]:
-  """Every image that has a caption; of several captions one by chance.
+  """Every image that has a caption, once; of several captions one by chance.
 
-  Images that lie in files of their own are named where they are, others are
+  Of records of the same image, as tables with a row for each caption have
+  them, the first counts. Images that lie in files of their own are named where they are, others are
   written below the folder.
 
   Args:
@@ -46,12 +48,17 @@ def captioned(
     seed: record i's choice depends on it and on i alone.
     skipped: takes the names of records that cannot be used.
   """
+  seen: dict[bytes, int] = {}
   for i in range(len(source)):
     try:
       record = source[i]
       texts = record.captions or record.prompts
       if not texts or not record.image:
         raise BadRecord("no image with a caption")
+      # Else an image of held-out dialogues would be trained on in others.
+      first = seen.get(key := hashlib.sha256(record.image).digest())
+      if first is not None:
+        raise BadRecord(f"the image of record {first}")
       rng = np.random.default_rng([seed, i])
       caption = templates.cleaned(texts[int(rng.integers(len(texts)))])
       file = source.image_path(i)
@@ -62,6 +69,7 @@ def captioned(
     except (BadRecord, ValueError) as error:
       skipped.append(f"record {i}: {error}")
       continue
+    seen[key] = i
     yield Captioned(i, image, caption)
 
 
