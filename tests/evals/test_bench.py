@@ -46,6 +46,15 @@ class Parrot:
   edits = reconstruct = look = images
 
 
+def test_splits_of_weight_0_take_no_part(tmp_path):
+  config = bench(tmp_path, 1, ()).config
+  (split,) = config.data.eval.values()
+  absent = dataclasses.replace(split, path="none.jsonl", weight=0.0)
+  data = dataclasses.replace(config.data, eval={"a": absent, "v": split})
+  made = Bench(dataclasses.replace(config, data=data), "")
+  assert made.splits == ("v",)
+
+
 def test_unreadable_images_are_left_out_and_counted(tmp_path, caplog):
   made = bench(tmp_path, 4, bad=(1,))
   with caplog.at_level("WARNING", logger="absl"):

@@ -129,7 +129,8 @@ class Bench:
     self.workdir = workdir
     self.say = say
     first = config.eval.split
-    others = sorted(set(config.data.eval) - {first})
+    taking_part = {k for k, s in config.data.eval.items() if s.weight}
+    others = sorted(taking_part - {first})
     self.splits = (first, *others)
     self.bad: dict[str, list[str]] = {}  # records left out, by split
     self.records = functools.cache(self._records)
