@@ -151,6 +151,12 @@ def redraw(page):
   page.wait_for_function(
     "() => document.querySelectorAll('#cells .grid span.on').length == 3"
   )
+  page.locator("[aria-label=Model]:visible").first.click()
+  page.get_by_role("option", name="two", exact=True).click()
+  page.wait_for_function(
+    "() => !document.querySelectorAll('#cells .grid span.on').length"
+  )  # the board is that of the run that is chosen
+  assert cells.count() == 4
 
 
 def ask(page, tmp_path):

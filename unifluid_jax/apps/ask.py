@@ -88,7 +88,8 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     )  # fmt: skip
   for event in (place.change, model.change):
     event(on_picture, [model, place], [place, eye, chat], **widgets.QUIET)
-  question.change(on_word, [model, question], unknown, **widgets.SILENT)
+  for event in (question.change, model.change):
+    event(on_word, [model, question], unknown, **widgets.SILENT)
   take.click(widgets.taken, last, place, **widgets.QUIET)
 
 

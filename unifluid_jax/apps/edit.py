@@ -70,7 +70,8 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
 
   for event in (go.click, instruction.submit):
     event(on_edit, [model, place, instruction, seed], [after, made, said])
-  instruction.change(on_word, [model, instruction], unknown, **widgets.SILENT)
+  for event in (instruction.change, model.change):
+    event(on_word, [model, instruction], unknown, **widgets.SILENT)
   place.change(on_picture, [model, place], place, **widgets.QUIET)
   take.click(widgets.taken, last, place, **widgets.QUIET)
   again.click(widgets.taken, made, place, **widgets.QUIET)

@@ -197,6 +197,10 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     image = _fitted(run, np.asarray(image))
     return image, board(run, image), ""
 
+  def on_model(name: str, image: Any) -> Any:
+    # Cells are the run's own: their number, and which may be chosen alone.
+    return gr.skip() if image is None else board(find(name), image)
+
   def on_upload(name: str, path: str | None) -> Any:
     image = widgets.uploaded(find(name), path)
     if image is None:
@@ -229,10 +233,12 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     lambda name: widgets.own_settings(find(name)), model, [guidance, steps],
     **widgets.SILENT,
   )  # fmt: skip
+  model.change(on_model, [model, source], cells, **widgets.SILENT)
   out = [source, cells, said]
   take.click(on_take, [model, last], out, **widgets.QUIET)
   place.change(on_upload, [model, place], [place, *out], **widgets.QUIET)
-  prompt.change(on_word, [model, prompt], unknown, **widgets.SILENT)
+  for event in (prompt.change, model.change):
+    event(on_word, [model, prompt], unknown, **widgets.SILENT)
 
 
 def _how(runs: Sequence[Run]) -> str:
