@@ -39,8 +39,8 @@ def captioned(
   """Every image that has a caption, once; of several captions one by chance.
 
   Of records of the same image, as tables with a row for each caption have
-  them, the first counts. Images that lie in files of their own are named where they are, others are
-  written below the folder.
+  them, the first counts. Images that lie in files of their own are named where
+  they are, others are written below the folder.
 
   Args:
     source: of `sources/source.py`.
