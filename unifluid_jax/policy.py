@@ -24,7 +24,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from unifluid_jax import api, arguments, systems
@@ -46,6 +45,15 @@ def advantages(
   """Rewards of a prompt's images less their mean; `worse` times those below."""
   better = rewards - rewards.mean(axis=1, keepdims=True)
   return np.where(better < 0, np.float32(worse) * better, better)
+
+
+def local_rows(x: Any) -> np.ndarray:
+  """This process's rows of a global array, as `parallel.to_global` takes them.
+
+  They may lie apart: an axis of a TPU winds through its hosts.
+  """
+  parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def with_drawings(job: Job, reward: Reward, tokenizer: Any) -> Job:
@@ -124,8 +132,8 @@ class _Step:
 
   def __init__(self, job: Job, reward: Reward, tokenizer: Any):
     self._job, self._reward = job, reward
-    self._spec = jax.P(parallel.batch_axes(job.mesh))
-    self._rows = jax.sharding.NamedSharding(job.mesh, self._spec)
+    spec = jax.P(parallel.batch_axes(job.mesh))
+    self._rows = jax.sharding.NamedSharding(job.mesh, spec)
     self._share, self._shares = parallel.batch_share(job.mesh)
     self._sampling = _sampling(job.config)
     self._weights: Any = None  # parameters and frozen weights of this step
@@ -192,12 +200,7 @@ class _Step:
 
     def call(*arrays):
       given = parallel.to_global(arrays, self._job.mesh)
-      out = compiled(*self._weights, *given)
-      return np.asarray(
-        multihost_utils.global_array_to_host_local_array(
-          out, self._job.mesh, self._spec
-        )
-      )
+      return local_rows(compiled(*self._weights, *given))
 
     return call
 

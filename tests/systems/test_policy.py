@@ -215,3 +215,13 @@ def test_no_speed_is_told_that_leaves_out_what_is_drawn(space):
   assert train.speed(job, 1.0) == {}
   with pytest.raises(ConfigError, match="policy.prompts=0"):
     lower.programs(config, "train", jax.devices()[:1])
+
+
+def test_rows_of_a_process_need_not_be_neighbours():
+  """On v5e-16 an axis of 16 gives host 0 rows 0, 1, 6 and 15."""
+  shards = [
+    SimpleNamespace(index=(slice(i, i + 1),), data=np.full((1, 2), i))
+    for i in (6, 0, 15, 1, 0, 6, 1, 15)  # twice: along tensor
+  ]
+  x = SimpleNamespace(addressable_shards=shards)
+  assert policy.local_rows(x)[:, 0].tolist() == [0, 1, 6, 15]
