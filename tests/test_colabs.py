@@ -23,7 +23,7 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 COLABS = REPO / "colabs"
 NAMES = sorted(path.name for path in COLABS.glob("*.ipynb"))
 # With what they showed when they ran.
-STORED = ("app.ipynb", "demo.ipynb", "emoji.ipynb")
+STORED = ("app.ipynb", "demo.ipynb", "emoji.ipynb", "your_images.ipynb")
 SMALL = "--config.steps=2 --config.checkpoint.every=2 --config.log.every=1 "
 # Of configs/folder.py, whose configuration is not a toy.
 TINY = (
