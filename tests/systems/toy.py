@@ -101,6 +101,7 @@ class ColourCodec:
 
   def __init__(self, m: ModelConfig):
     """Reads nothing."""
+    self._model = m
     self.path, self.size, self._cell = m.codec_path, m.image_size, m.cell
     self._colours, self._side = m.colours, m.image_size // m.cell
     self.cache = jax.ShapeDtypeStruct((m.image_tokens,), np.int32)
@@ -111,7 +112,7 @@ class ColourCodec:
     return {"colours": jax.ShapeDtypeStruct((self._colours, 3), np.float32)}
 
   def load(self) -> Params:
-    return copies.restore(self.path, "codec", self.shapes(), None)
+    return copies.restore(self.path, "codec", self.shapes(), self._model)
 
   weights = load
 

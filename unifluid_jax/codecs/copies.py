@@ -78,11 +78,11 @@ def _check_unseen(
     except ConfigError:
       return  # of a version with other keys
     theirs = dataclasses.asdict(made) if made else {}
-  both = [k for k in _UNSEEN if k in theirs and hasattr(config, k)]
+  ours = dataclasses.asdict(config)
   wrong = [
-    f"config.model.{part}.{k}={getattr(config, k)!r} (there {theirs[k]!r})"
-    for k in both
-    if getattr(config, k) != theirs[k]
+    f"config.model.{part}.{k}={ours[k]!r} (there {theirs[k]!r})"
+    for k in _UNSEEN
+    if k in ours and k in theirs and ours[k] != theirs[k]
   ]
   if wrong:
     raise ConfigError(

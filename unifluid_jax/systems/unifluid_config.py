@@ -214,17 +214,14 @@ def _check_sampling(c: Any) -> None:
     "sampling.cfg != 1 needs a null condition: set loss.prompt_dropout > 0 "
     "or sampling.cfg=1",
   )
+  unguided = c.sampling.image_cfg == 1 or not c.batch.get("edit")
   need(
-    c.sampling.image_cfg == 1
-    or c.loss.image_dropout > 0
-    or not c.batch.get("edit"),
+    unguided or c.loss.image_dropout > 0,
     "sampling.image_cfg != 1 needs edits without their source: set "
     "loss.image_dropout > 0 or sampling.image_cfg=1",
   )
   need(
-    c.sampling.image_cfg == 1
-    or c.loss.prompt_dropout > 0
-    or not c.batch.get("edit"),
+    unguided or c.loss.prompt_dropout > 0,
     "sampling.image_cfg != 1 needs edits without their instruction, too: set "
     "loss.prompt_dropout > 0 or sampling.image_cfg=1",
   )
