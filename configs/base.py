@@ -54,13 +54,18 @@ def base() -> ml_collections.ConfigDict:
     word_dropout=0.0,
     text_mean="tokens",
     image_dropout=0.0,
+    teacher_steps=10,  # of head.kind="distilled"
+    teacher_cfg=1.0,
     random_until=300_000,  # the order of tokens
     raster_from=600_000,
     random_share=0.0,  # of it, that stays to the end
   )
   # Converted weights (python -m unifluid_jax.weights) or a run's workdir for
   # each part, or "new" for what is in none of them; all empty: from scratch.
-  c.init = dict(all="", decoder="", vit="", projector="", image="", head="")
+  c.init = dict(
+    all="", decoder="", vit="", projector="", image="", head="",
+    teacher="",  # of head.kind="distilled": a flow head, "RUN#head"
+  )  # fmt: skip
   c.new_rows = "random"  # of a longer vocabulary than theirs; or "mean"
   c.optim = dict(
     name="adamw",

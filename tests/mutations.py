@@ -100,6 +100,7 @@ _COMMON_COST = "systems/common/cost.py"
 _FLOW, FLOW = "ops/flow.py", "ops/test_flow.py"
 ENERGY, HEADS = "ops/test_energy.py", "models/test_token_heads.py"
 SYSTEM_HEADS = "systems/test_heads.py"
+DISTIL = "systems/test_distillation.py"
 _FUSED, FUSED = "ops/fused_head.py", "ops/test_fused_head.py"
 _CONTINUOUS = "systems/common/continuous_decode.py"
 REDRAW = "systems/test_redraw.py"
@@ -805,8 +806,8 @@ MUTATIONS = tuple(
      "*others, self.image_scale, self.scale", "ops/test_sampling.py"),
     ("models/flow_head.py", "x, _CHAIN * t, z, level", "x, t, z, level", HEADS),
     ("models/flow_head.py", "_CHAIN * part.time", "part.time", HEADS),
-    ("models/flow_head.py", "flow.begin(temperature * noise)",
-     "flow.begin(noise)", HEADS),
+    ("models/flow_head.py", "flow.begin(temperature * noise(net, keys))",
+     "flow.begin(noise(net, keys))", HEADS),
     ("models/flow_head.py",
      "jax.vmap(lambda k: jax.random.normal(k, (net.channels,)))(keys)",
      "jax.random.normal(keys[0], (len(keys), net.channels))", HEADS),
@@ -822,6 +823,21 @@ MUTATIONS = tuple(
      "jax.vmap(draw)(keys)", HEADS),
     ("models/energy_head.py", "jnp.clip(guided.combine(tokens), -limit, limit)",
      "guided.combine(jnp.clip(tokens, -limit, limit))", HEADS),
+    ("models/distilled_head.py", "_keys(key, b, n, draws), flow.evaluations",
+     "_keys(key, b, n, draws)[::-1], flow.evaluations", HEADS),
+    ("models/distilled_head.py", "tokens = jnp.moveaxis(tokens.reshape(b, n,",
+     "tokens = jnp.moveaxis(tokens.reshape(n, b,", HEADS),
+    ("models/distilled_head.py", "x0 - noise)}", "x0)}", HEADS),
+    ("models/distilled_head.py", "jax.lax.stop_gradient(tokens)", "tokens",
+     HEADS),
+    ("systems/unifluid.py", "dropouts = (0.0, 1.0) if",
+     "dropouts = (0.0, 0.0) if", DISTIL),
+    ("systems/unifluid.py", 'self.held = ("teacher",) if',
+     "self.held = () if", DISTIL),
+    ("systems/common/head_targets.py", "return z[0], shown",
+     "return z[1], shown", DISTIL),
+    ("systems/common/head_targets.py", "sampling.Guided(z, loss.teacher_cfg)",
+     "sampling.Guided(z, 1.0)", DISTIL),
     ("models/token_head.py", "options.solver not in KINDS[kind].solvers",
      "False", HEADS),
     ("evals/published/study_results.py", "settings.get(k, 0) == v",

@@ -49,6 +49,7 @@ ARGS = {
     "small,t2i_only",
   ),
   "debug": ("", "vae", "raster"),
+  "distill": ("shapes",),
   "edit": ("", "shapes"),
   "reward": (
     "shapes",

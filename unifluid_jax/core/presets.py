@@ -65,7 +65,7 @@ class HeadConfig:
 
   width: int
   depth: int
-  kind: Literal["ddpm", "flow", "shortcut", "energy"] = "ddpm"
+  kind: Literal["ddpm", "flow", "shortcut", "energy", "distilled"] = "ddpm"
   fused: bool = False  # drawing, by the kernels of `ops/fused_head.py`
 
 

@@ -94,6 +94,7 @@ class DdpmHead:
   outputs: ClassVar[int] = 2
   fewest_draws: ClassVar[int] = 1
   solvers: ClassVar[tuple[str, ...]] = ("euler",)
+  taught: ClassVar[bool] = False
 
   def inputs(self, condition: int) -> tuple[Array, ...]:
     """See `token_head.TokenHead`."""

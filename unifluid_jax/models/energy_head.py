@@ -40,6 +40,7 @@ class EnergyHead:
   outputs: ClassVar[int] = 1
   fewest_draws: ClassVar[int] = 2
   solvers: ClassVar[tuple[str, ...]] = ("euler",)
+  taught: ClassVar[bool] = False
 
   def inputs(self, condition: int) -> tuple[Array | None, ...]:
     """See `token_head.TokenHead`."""

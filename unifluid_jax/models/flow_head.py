@@ -46,6 +46,11 @@ def velocity(
   return net.apply({"params": params}, x, _CHAIN * t, z, level)
 
 
+def noise(net: DiffusionHead, keys: Key[Array, "B"]) -> Float[Array, "B C"]:
+  """Where drawing begins, of each row's own key."""
+  return jax.vmap(lambda k: jax.random.normal(k, (net.channels,)))(keys)
+
+
 def solve(
   net: DiffusionHead,
   params: Params,
@@ -90,11 +95,10 @@ def solve(
     )
     return flow.integrate(part, predict, state, modulations, limit), None
 
-  noise = jax.vmap(lambda k: jax.random.normal(k, (net.channels,)))(keys)
   count = len(evaluations.time)
   run = diffusion_head.hoisted_steps(net, count, len(rows), hoist_bytes)
   parts = jax.tree.map(lambda a: jnp.reshape(a, (-1, run)), evaluations)
-  start = flow.begin(temperature * noise)
+  start = flow.begin(temperature * noise(net, keys))
   return jax.lax.scan(run_of_evaluations, start, parts)[0].x
 
 
@@ -111,6 +115,7 @@ class FlowHead:
   outputs: ClassVar[int] = 1
   fewest_draws: ClassVar[int] = 1
   solvers: ClassVar[tuple[str, ...]] = ("euler", "heun")
+  taught: ClassVar[bool] = False
 
   def inputs(self, condition: int) -> tuple[Array, ...]:
     """See `token_head.TokenHead`."""

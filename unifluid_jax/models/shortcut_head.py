@@ -39,6 +39,7 @@ class ShortcutHead:
   outputs: ClassVar[int] = 1
   fewest_draws: ClassVar[int] = 2
   solvers: ClassVar[tuple[str, ...]] = ("euler",)
+  taught: ClassVar[bool] = False
 
   def inputs(self, condition: int) -> tuple[Array, ...]:
     """See `token_head.TokenHead`."""

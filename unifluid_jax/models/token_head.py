@@ -14,6 +14,7 @@ from unifluid_jax.core.presets import HeadConfig
 from unifluid_jax.core.types import Params
 from unifluid_jax.models.ddpm_head import DdpmHead
 from unifluid_jax.models.diffusion_head import DiffusionHead
+from unifluid_jax.models.distilled_head import DistilledHead
 from unifluid_jax.models.energy_head import EnergyHead
 from unifluid_jax.models.flow_head import FlowHead
 from unifluid_jax.models.shortcut_head import ShortcutHead
@@ -29,12 +30,15 @@ class TokenHead(Protocol):
     outputs: values that it predicts for each channel.
     fewest_draws: of a token in training.
     solvers: values of `sampling.solver` that it can draw with.
+    taught: whether its x0 are the tokens that a trained head shows; see
+      `distilled_head.DistilledHead.shown`.
   """
 
   net: DiffusionHead
   outputs: ClassVar[int]
   fewest_draws: ClassVar[int]
   solvers: ClassVar[tuple[str, ...]]
+  taught: ClassVar[bool]
 
   def inputs(self, condition: int) -> tuple[Array | None, ...]:
     """What the network is initialised with; Z is the width of z."""
@@ -92,6 +96,7 @@ KINDS: Mapping[str, type[TokenHead]] = {
   "flow": FlowHead,
   "shortcut": ShortcutHead,
   "energy": EnergyHead,
+  "distilled": DistilledHead,
 }
 
 

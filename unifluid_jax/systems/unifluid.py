@@ -33,6 +33,7 @@ from unifluid_jax.systems.common import (
   continuous_decode,
   cost,
   embed,
+  head_targets,
   packing,
   text_decode,
 )
@@ -44,7 +45,7 @@ Fields = Mapping[str, Any]  # name → array [B, ...] of one task
 class UniFluid:
   """The System of `config.system == "unifluid"`."""
 
-  parts, held = unifluid_config.PARTS, ()
+  parts = unifluid_config.PARTS
 
   def __init__(self, config: Config):
     """Builds the networks; no arrays are made here."""
@@ -60,6 +61,7 @@ class UniFluid:
     self.vit_kernel = "mosaic" if m.attention == "mosaic" else "plain"
     self.tokens = token_head.build(m.head, m.token_channels, dtype)
     self.head = self.tokens.net
+    self.held = ("teacher",) if self.tokens.taught else ()
     self.codec = KlVaeCodec(
       m.vae, m.vae_path, m.image_size, m.patch, m.latent_std, dtype
     )
@@ -89,7 +91,8 @@ class UniFluid:
     def fresh(network, key, *inputs):
       return network.init(key, *inputs)["params"]
 
-    return {
+    head = fresh(self.head, key, *self.tokens.inputs(width))
+    return dict.fromkeys(("head", *self.held), head) | {
       "decoder": fresh(
         self.decoder, keys[0], x, position, jnp.ones((1, 1, 1), bool)
       ),
@@ -101,7 +104,6 @@ class UniFluid:
         "next_position": table(keys[5], (m.image_tokens, width)),
         "boi": table(keys[6], (width,)),
       },
-      "head": fresh(self.head, key, *self.tokens.inputs(width)),
     }
 
   def cost(self) -> cost.StepCost:
@@ -187,14 +189,15 @@ class UniFluid:
     params = embed.cast_embedding(params, self.decoder.dtype)
     r = order.randomness(step, c.random_until, c.raster_from, c.random_share)
     tasks, images, rows, answers = [], [], [], []
+    # A teacher's guidance needs both conditions of each row.
+    dropouts = (0.0, 1.0) if self.tokens.taught else (c.prompt_dropout,)
     for i, task in enumerate(("t2i", "edit")):
       if task in batch:
-        packed, target = self._pack_image(
-          params, frozen, batch[task], keys[i], r
-        )
-        images.append((len(tasks), target))
         rows.append(batch[task])
-        tasks.append(packed)
+        for p in dropouts:
+          row = self._pack_image(params, frozen, batch[task], keys[i], r, p)
+          images.append((len(tasks), row[1]))
+          tasks.append(row[0])
     for i, task in enumerate(("i2t", "text")):
       if task in batch:
         answers.append((len(tasks), batch[task]["suffix"]))
@@ -206,16 +209,13 @@ class UniFluid:
       total, metrics = self._visual_loss(
         params, packing.read_out(hidden, tasks, images), rows, counts, keys[3]
       )
-      drawn = sum(target.shape[0] * target.shape[1] for _, target in images)
+      drawn = self.counts(batch)["image_tokens"]
       metrics["order_randomness"] = r * (drawn / counts["image_tokens"])
     if answers:
       text, more = texts.text_loss(
-        self.config.model.decoder,
-        decoder.output_table(params["decoder"]),
-        *packing.read_out(hidden, tasks, answers),
-        counts,
-        c,
-      )
+        self.config.model.decoder, decoder.output_table(params["decoder"]),
+        *packing.read_out(hidden, tasks, answers), counts, c,
+      )  # fmt: skip
       metrics |= more
       total = total + c.text_weight * text
     return total, metrics, {}
@@ -232,8 +232,9 @@ class UniFluid:
     fields: Fields,
     key: PRNGKeyArray,
     r: float | Float[Array, ""],
+    p: float,
   ) -> tuple[packing.Packed, Float[Array, "B N C"]]:
-    """A generation example as a sequence, and the tokens it must predict."""
+    """A row, its prompt dropped with probability p, and what it predicts."""
     c = self.config.loss
     k_latent, k_order, k_drop = jax.random.split(key, 3)
     x = self.codec.tokens(frozen["codec"], fields["image"], k_latent)
@@ -242,7 +243,7 @@ class UniFluid:
     x = order.take_tokens(x, cells)
     # One draw for both: with equal rates p of edits, p/2 lose their text
     # alone, p/2 their source alone, p/2 both, as InstructPix2Pix trains.
-    u, p = jax.random.uniform(k_drop, (b, 1)), c.prompt_dropout
+    u = jax.random.uniform(k_drop, (b, 1))
     text = fields["prompt"]
     null = packing.null_prompt(text, (self.special["bos"],))
     text = jnp.where(u < p, null, text)
@@ -297,16 +298,15 @@ class UniFluid:
 
     Args:
       params: all parameters.
-      read_out: per task the states [B, N, D], and the tokens [B, N, C] that
-        they predict.
+      read_out: see `head_targets.of_tasks`.
       rows: the tasks' fields.
       counts: of the whole batch.
       key: draws steps and noise.
     """
-    z, x0 = read_out
-    z = parallel.constrain(jnp.concatenate(z), "BTD")
-    x0 = parallel.constrain(jnp.concatenate(x0), "BTC")
     draws = self.config.loss.draws
+    z, x0 = head_targets.of_tasks(
+      self.tokens, params, read_out, key, self.config
+    )
     terms = self.tokens.losses(params["head"], z, x0, key, draws)
     count = draws * counts["image_tokens"]
     terms = {k: packing.weigh(x, rows).sum() / count for k, x in terms.items()}

@@ -83,6 +83,9 @@ class LossConfig:
   # Mean over all answer tokens, or per answer first (PaliGemma).
   text_mean: Literal["tokens", "answers"] = "tokens"
   image_dropout: float = 0.0  # share of edits whose source is hidden
+  # Of a distilled head's teacher: steps and guidance.
+  teacher_steps: int = 10
+  teacher_cfg: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +136,7 @@ PARTS = {
   "projector": _PROJECTOR,
   "image": _IMAGE,
   "head": diffusion_head.ROWS,
+  "teacher": diffusion_head.ROWS,  # of a distilled head
 }
 
 RANGES = (
@@ -148,6 +152,8 @@ RANGES = (
   Row("loss.draws loss.vocab_chunk", COUNT),
   Row(below("loss", "prompt_dropout label_smoothing word_dropout"), DECAY),
   Row("loss.image_dropout", Range(0, 0.5)),
+  Row("loss.teacher_steps", Range(1, 1000)),
+  Row("loss.teacher_cfg", AMOUNT),
   Row("loss.random_share", SHARE),
   Row("loss.random_until loss.raster_from", AMOUNT),
   Row("sampling.steps", Range(1, 1000)),
@@ -182,6 +188,8 @@ def check(config: Any, mesh: Any = None) -> None:
     f"loss.raster_from={config.loss.raster_from}",
   )
   _check_head(m.head, config.loss.draws)
+  if token_head.KINDS[m.head.kind].taught:
+    _check_taught(config)
   _check_sampling(config)
 
 
@@ -204,6 +212,24 @@ def _check_head(head: presets.HeadConfig, draws: int) -> None:
     "model.head.fused: its kernels are for many steps of a width that is a "
     f"multiple of {fused_head.LANES}, and this is a head of kind {kind!r} and "
     f"width {head.width}: set model.head.fused=False",
+  )
+
+
+def _check_taught(c: Any) -> None:
+  kind = f"model.head.kind={c.model.head.kind!r}"
+  need(
+    bool(c.init.get("teacher")),
+    f"{kind} learns from a trained flow head: set config.init.teacher to its "
+    "run, as 'RUN#head', and config.init.all to RUN",
+  )
+  need(
+    not c.batch.get("edit"),
+    f"{kind} is taught prompts alone: set batch.edit=0",
+  )
+  need(
+    not c.policy.prompts,
+    f"{kind} learns what its teacher draws, not its own drawings: set "
+    "policy.prompts=0",
   )
 
 
@@ -359,11 +385,14 @@ def step_cost(config: Any) -> cost.StepCost:
   n, v = m.image_tokens, cost.vit_tokens(m.vit)
   drawn, source = text.prompt + n, v + (n if m.edit_latents else 0)
   seen, answer = config.data.images, text.prefix + text.suffix - 1
-  head = n * cost.head_evaluations(m.head, config.loss.draws)
+  loss, taught = config.loss, token_head.KINDS[m.head.kind].taught
+  head = n * cost.head_evaluations(m.head, loss.draws, loss.teacher_steps)
   head *= cost.head_flops(m.head, m.decoder.width, m.token_channels)
-  of = cost.Sequences
+  of, asked = cost.Sequences, rows.get("t2i", 0)
+  # A teacher's null conditions are sequences too.
+  asked, each = (2 * asked, head / 2) if taught else (asked, head)
   tasks = {
-    "t2i": of(rows.get("t2i", 0), drawn, others=head),
+    "t2i": of(asked, drawn, others=each),
     "i2t": of(rows.get("i2t", 0), seen * v + answer, seen, text.suffix),
     "edit": of(rows.get("edit", 0), source + drawn, 1, others=head),
     "text": of(rows.get("text", 0), answer, 0, text.suffix),

@@ -158,18 +158,25 @@ def head_flops(c: HeadConfig, condition: int, channels: int) -> float:
     channels: C of a token.
   """
   blocks = c.depth * 5 * c.width**2 + 2 * c.width**2
-  told = {"ddpm": 1, "flow": 1, "shortcut": 2, "energy": 0}[c.kind]
+  told = {"shortcut": 2, "energy": 0}.get(c.kind, 1)
   told *= c.width**2 + 256 * c.width
   read = energy_head.NOISE if c.kind == "energy" else channels
   ends = read + (2 if c.kind == "ddpm" else 1) * channels
   return 2.0 * (blocks + told + ends * c.width + condition * c.width)
 
 
-def head_evaluations(c: HeadConfig, draws: int) -> float:
+def head_evaluations(c: HeadConfig, draws: int, steps: int = 0) -> float:
   """Evaluations of a token's draws in training, forward and backward.
 
-  The two that make a target of self-consistency have no backward pass: each
-  counts for a third.
+  Two make a target of self-consistency, and two each step of a guided teacher:
+  they have no backward pass, and each counts for a third.
+
+  Args:
+    c: its kind.
+    draws: of a token.
+    steps: of the teacher, if the kind has one.
   """
-  targets = flow.consistency_draws(draws) if c.kind == "shortcut" else 0
-  return draws + 2 / 3 * targets
+  pairs = draws * steps if c.kind == "distilled" else 0
+  if c.kind == "shortcut":
+    pairs = flow.consistency_draws(draws)
+  return draws + 2 / 3 * pairs
