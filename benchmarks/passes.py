@@ -39,7 +39,7 @@ _CONFIG = cli.define_config("configs/emoji.py", "Whose evaluation data count.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/emoji", "Of the trained run.")
 _PASSES = flags.DEFINE_list("passes", ["0"], "0: one a token.")
 _ORDERS = flags.DEFINE_multi_enum(
-  "order", [], ["raster", "random", "spread"],
+  "order", [], ["raster", "random", "spread", "farthest"],
   "Of cells, repeated; default the run's.",
 )  # fmt: skip
 _STEPS = flags.DEFINE_list("steps", ["20"], "Of the head.")

@@ -59,6 +59,8 @@ def base() -> ml_collections.ConfigDict:
     random_until=300_000,  # the order of tokens
     raster_from=600_000,
     random_share=0.0,  # of it, that stays to the end
+    order="raster",  # of the other rows
+    passes=0,  # of order="farthest"
   )
   # Converted weights (python -m unifluid_jax.weights) or a run's workdir for
   # each part, or "new" for what is in none of them; all empty: from scratch.

@@ -16,7 +16,7 @@ from unifluid_jax.core import config_files, optim, parallel, presets
 from unifluid_jax.core.config import MeshConfig
 from unifluid_jax.data import fields
 from unifluid_jax.data.transfers import tasks
-from unifluid_jax.systems import unifluid_config
+from unifluid_jax.systems import unifluid_sampling
 
 # Of the scaling experiments; those whose decoder has a preset.
 SIZES = tuple(size for size in liquid_2b.SIZES if size in presets.DECODER)
@@ -171,7 +171,7 @@ def test_longer_runs_of_emoji_still_draw_any_cell(arg):
   tree.steps = 3 * tree.steps
   c = systems.resolve(tree)
   assert c.loss.random_until == c.loss.raster_from == c.steps
-  assert c.sampling.order == "random" and unifluid_config.draws_any_cell(c)
+  assert c.sampling.order == "random" and unifluid_sampling.draws_any_cell(c)
 
 
 def test_shorter_runs_of_shapes_end_in_raster_order_too():
@@ -185,7 +185,7 @@ def test_shorter_runs_of_shapes_end_in_raster_order_too():
 
 def test_runs_in_raster_order_are_sampled_in_it():
   c = systems.resolve(load("emoji", "raster")[0])
-  assert not unifluid_config.draws_any_cell(c)
+  assert not unifluid_sampling.draws_any_cell(c)
   assert c.sampling.order == "raster"
 
 

@@ -64,7 +64,7 @@ _PASSES = flags.DEFINE_integer(
   "passes", None, "Of the decoder, several tokens in each; 0: one a token."
 )
 _ORDER = flags.DEFINE_enum(
-  "order", None, ["raster", "random", "spread"],
+  "order", None, ["raster", "random", "spread", "farthest"],
   "Of tokens; spread: those of a pass far apart, near known ones.",
 )  # fmt: skip
 _CODEC = flags.DEFINE_string(

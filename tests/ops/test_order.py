@@ -34,6 +34,45 @@ def test_passes_follow_the_cosine_of_mar():
   assert order.group_sizes(256, 8) == [5, 15, 24, 31, 39, 45, 48, 49]
 
 
+def test_the_farthest_order_settles_the_whole_image_first():
+  """Passes: 16 ** (p/4)^3 = 1.04, 1.4, 3.2 known, but one more each."""
+  assert order.group_sizes(16, 4, "farthest") == [1, 1, 1, 13]
+  assert order.group_sizes(16, 8, "farthest") == [1] * 7 + [9]
+  known = np.cumsum(order.group_sizes(256, 64, "farthest"))
+  p = np.arange(1, 65)
+  want = np.maximum(p, np.floor(256 ** (p / 64) ** 3 + 1e-9))
+  np.testing.assert_array_equal(known, want)
+  assert order.group_sizes(16, 0, "farthest") == [1] * 16
+  keys = jax.random.split(jax.random.key(0), 2)
+  cells = np.asarray(order.to_draw("farthest", keys, 16, 4))
+  # Corners; then cells whose nearest corner is farthest, in raster order.
+  assert cells[0, :6].tolist() == [0, 15, 3, 12, 5, 10]
+  np.testing.assert_array_equal(cells[0], cells[1])
+  assert sorted(cells[0]) == list(range(16))
+  assert order.farthest(1).tolist() == [0]
+
+
+def test_rows_learn_the_tokens_of_a_pass_in_any_order():
+  """Passes stay in order, and every token of one comes first in turn."""
+  cells, sizes = order.farthest(16), order.group_sizes(16, 4, "farthest")
+  draw = jax.jit(
+    lambda key, p: order.sample_orders(key, 400, 16, p, "farthest", 4)
+  )
+  got = np.asarray(draw(jax.random.key(0), 0.0))
+  ends = np.cumsum(sizes)
+  for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+    want = np.tile(np.sort(cells[begin:end]), (400, 1))
+    np.testing.assert_array_equal(np.sort(got[:, begin:end]), want)
+  first = collections.Counter(got[:, 3].tolist())
+  assert set(first) == set(cells[3:].tolist())
+  assert max(first.values()) < 3 * 400 / 13
+  mixed = np.asarray(draw(jax.random.key(1), 0.5))
+  share = (mixed[:, :3] == cells[:3]).all(axis=1).mean()
+  assert 0.4 < share < 0.6
+  one = order.sample_orders(jax.random.key(0), 3, 16, 0.0, "farthest")
+  np.testing.assert_array_equal(one, np.tile(cells, (3, 1)))
+
+
 def test_a_share_stays_random():
   got = [float(order.randomness(s, 4, 8, 0.25)) for s in (0, 4, 6, 7, 8, 99)]
   assert got == [1, 1, 0.5, 0.25, 0.25, 0.25]

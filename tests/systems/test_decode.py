@@ -19,7 +19,7 @@ from unifluid_jax.ops import diffusion, order, patches
 from unifluid_jax.ops import sampling as sampling_ops
 from unifluid_jax.ops.attention import block_causal_mask
 from unifluid_jax.systems.common import embed, packing
-from unifluid_jax.systems.unifluid_config import SamplingConfig
+from unifluid_jax.systems.unifluid_sampling import SamplingConfig
 
 SAMPLING = SamplingConfig(
   steps=3, cfg=2.0, cfg_schedule="linear", temperature=0.9, clip=3.0,
@@ -188,6 +188,16 @@ def test_groups_of_tokens_equal_full_recomputation(model):
     model, plain_and_null(text), k, drawn_orders(k), starts=starts
   )
   np.testing.assert_allclose(in_groups(model, text, k, 4), want, atol=2e-4)
+
+
+def test_groups_of_the_farthest_order_equal_full_recomputation(model):
+  """Three corners one by one, then the other thirteen tokens at once."""
+  text, k = jnp.asarray(TEXT[:2]), keys(5, 6)
+  cells = order.to_draw("farthest", k, 16)
+  starts = [0, 1, 2] + [3] * 13
+  want = recomputed(model, plain_and_null(text), k, cells, starts=starts)
+  got = in_groups(model, text, k, 4, order="farthest")
+  np.testing.assert_allclose(got, want, atol=2e-4)
 
 
 def test_a_pass_a_token_is_the_same_program(model):
@@ -465,8 +475,9 @@ def test_shares_of_edits_without_source_and_text(editor, monkeypatch):
   def pack(prompts):
     fields = {"image": None, **prompts}
     packed, _ = s._pack_image(
-      {}, {"codec": None}, fields, jax.random.key(3), 0.0
-    )
+      {}, {"codec": None}, fields, jax.random.key(3), 0.0,
+      s.config.loss.prompt_dropout,
+    )  # fmt: skip
     seen = np.asarray(packed.valid)
     assert seen[:, 4:].all() and (seen[:, :4].all(1) == seen[:, 0]).all()
     lost = np.asarray((texts[-1] == packing.null_prompt(text)).all(1))

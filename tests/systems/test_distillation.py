@@ -20,7 +20,7 @@ from unifluid_jax.core import optim
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.models import distilled_head, flow_head
 from unifluid_jax.ops.sampling import Guided
-from unifluid_jax.systems import unifluid_config
+from unifluid_jax.systems import unifluid_sampling
 from unifluid_jax.systems.common import packing
 
 SMALL = dict(
@@ -128,7 +128,7 @@ def test_it_draws_as_a_flow_head_does_in_one_step():
     (plain, {k: v for k, v in params.items() if k != "teacher"}),
   ):
     sampling = dataclasses.replace(each.config.sampling, steps=1, cfg=1.0)
-    unifluid_config.check_sampling(each.config, sampling, "t2i")
+    unifluid_sampling.check_sampling(each.config, sampling, "t2i")
     images.append(
       each.generate(given, base().frozen, prompts, jax.random.key(0), sampling)
     )

@@ -19,7 +19,7 @@ from tests.systems.conftest import (
 from unifluid_jax import systems
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.models import flow_head
-from unifluid_jax.systems import unifluid_config
+from unifluid_jax.systems import unifluid_sampling
 
 # Terms of the objective, and options to draw with.
 KINDS = {
@@ -90,7 +90,7 @@ def test_an_image_depends_on_its_own_seed_and_prompt_only(kind, passes):
     system.config.sampling, cfg=2.0, clip=3.0, order="random", passes=passes,
     **KINDS[kind][1],
   )  # fmt: skip
-  unifluid_config.check_sampling(system.config, sampling, "t2i")
+  unifluid_sampling.check_sampling(system.config, sampling, "t2i")
 
   @jax.jit
   def run(text, seeds):
@@ -162,7 +162,7 @@ def test_a_run_refuses_steps_that_its_head_has_not_learned():
   config = model("energy")[0].config
   asked = dataclasses.replace(config.sampling, steps=4)
   with pytest.raises(ValueError, match="^steps=4: an energy head"):
-    unifluid_config.check_sampling(config, asked, "t2i")
+    unifluid_sampling.check_sampling(config, asked, "t2i")
   prompts = {"t2i": {"prompt": jnp.asarray(TEXT)}}
   with pytest.raises(ValueError, match="^steps=4: an energy head"):
     model("energy")[0].generate({}, {}, prompts, jax.random.key(0), asked)

@@ -26,7 +26,7 @@ def packed(model, monkeypatch):
     monkeypatch.setattr(model.system, "embed_image", embed_image)
     t2i = examples()["t2i"]
     whole, target = model.system._pack_image(
-      model.params, model.frozen, t2i, KEY, share
+      model.params, model.frozen, t2i, KEY, share, 0.2
     )
     k_latent = jax.random.split(KEY, 3)[0]
     # The prompt's slot sees all of itself, then every token what was before.
@@ -57,7 +57,7 @@ def test_the_share_of_random_orders_is_the_steps(model, monkeypatch):
     pass
 
   def pack(*args):
-    raise Seen(float(args[-1]))
+    raise Seen(float(args[-2]))
 
   monkeypatch.setattr(model.system, "_pack_image", pack)
   batch, shares = {"t2i": examples()["t2i"]}, []

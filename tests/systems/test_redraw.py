@@ -20,7 +20,7 @@ from tests.systems.test_decode import (
 from unifluid_jax.core import types
 from unifluid_jax.core.config import ConfigError
 from unifluid_jax.systems.common import continuous_decode
-from unifluid_jax.systems.unifluid_config import check_redraw, check_sampling
+from unifluid_jax.systems.unifluid_sampling import check_redraw, check_sampling
 
 # Bool, 4 x 4 cells in raster order: five and nine are drawn again.
 AGAIN = np.zeros((2, 16), bool)
@@ -175,3 +175,45 @@ def test_groups_are_drawn_where_training_ended_in_random_order(
     check_sampling(config, sampling, "t2i")
   with pytest.raises(ConfigError, match=f"sampling.{words}"):
     tiny(**changes, sampling__passes=passes)
+
+
+FARTHEST = dict(
+  loss__raster_from=20, loss__prompt_dropout=0.1, loss__order="farthest",
+  loss__passes=4, sampling__order="farthest", sampling__passes=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "order, passes, words",
+  [
+    ("farthest", 4, None),
+    ("farthest", 5, None),
+    ("farthest", 0, None),
+    ("farthest", 3, "passes=3: this run has learned loss.passes=4"),
+    ("raster", 0, "order='raster': this run ends in order 'farthest' alone"),
+  ],
+)
+def test_a_run_in_farthest_order_draws_in_the_passes_that_it_learned(
+  order, passes, words
+):
+  config = tiny(**FARTHEST)
+  sampling = dataclasses.replace(config.sampling, order=order, passes=passes)
+  if words is None:
+    return check_sampling(config, sampling, "t2i")
+  with pytest.raises(ValueError, match=words):
+    check_sampling(config, sampling, "t2i")
+
+
+def test_a_run_in_farthest_order_alone_draws_whole_images():
+  again = np.zeros((4, 4), bool)
+  again[3, 3] = True
+  config = tiny(**FARTHEST)
+  with pytest.raises(ValueError, match="ends in order 'farthest' alone"):
+    check_redraw(config, config.sampling, again)
+  config = tiny(**FARTHEST, loss__random_share=0.1)
+  check_redraw(config, config.sampling, again)
+
+
+def test_more_passes_than_tokens_are_refused():
+  with pytest.raises(ConfigError, match="loss.passes=17: an image has 16"):
+    tiny(**{**FARTHEST, "loss__passes": 17})

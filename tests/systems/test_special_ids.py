@@ -83,7 +83,7 @@ def test_dropped_prompts_are_the_null_condition(pair, model):
   fields = conftest.examples()["t2i"]
   key = jax.random.key(0)
   same(
-    system._pack_image(params, model.frozen, named, key, jnp.float32(0))[0]
+    system._pack_image(params, model.frozen, named, key, jnp.float32(0), 0.2)[0]
     for system, params, named in both(pair, fields)
   )
 

@@ -44,17 +44,39 @@ def to_draw(
   """The order of each row's drawing.
 
   Args:
-    kind: "raster"; "random" by the row's key; "spread", for all rows alike.
+    kind: "raster"; "random" by the row's key; "spread" or "farthest", for all
+      rows alike.
     keys: one a row.
     n: tokens of an image.
     passes: of the decoder for an image, 1 to N; 0: one a token.
   """
   if kind == "random":
     return permutations(keys, n)
-  if kind == "spread":
-    cells = spread(n, group_sizes(n, passes or n))
-    return jnp.broadcast_to(jnp.asarray(cells), (len(keys), n))
-  return raster_orders(len(keys), n)
+  if kind == "raster":
+    return raster_orders(len(keys), n)
+  cells = farthest(n) if kind == "farthest" else None
+  if cells is None:
+    cells = spread(n, group_sizes(n, passes, kind))
+  return jnp.broadcast_to(jnp.asarray(cells), (len(keys), n))
+
+
+def farthest(n: int) -> Int[np.ndarray, "N"]:
+  """Each cell the one farthest from all before it, beginning with the first.
+
+  The first ones lie all over the image and settle what is where, while each
+  of the others is near one of them (farthest point strategy of progressive
+  sampling, Eldar et al., IEEE Transactions on Image Processing 6(9), 1997).
+
+  Args:
+    n: tokens of a square image.
+  """
+  distance = _distances(n)
+  cells = [0]
+  while len(cells) < n:
+    nearest = distance[:, cells].min(axis=1)
+    nearest[cells] = -1
+    cells.append(int(nearest.argmax()))
+  return np.asarray(cells, np.int32)
 
 
 def spread(n: int, sizes: Sequence[int]) -> Int[np.ndarray, "N"]:
@@ -71,9 +93,7 @@ def spread(n: int, sizes: Sequence[int]) -> Int[np.ndarray, "N"]:
     n: tokens of a square image.
     sizes: of the groups.
   """
-  side = math.isqrt(n)
-  at = np.stack(np.divmod(np.arange(n), side), axis=1).astype(float)
-  distance = np.linalg.norm(at[:, None] - at[None], axis=-1)
+  distance = _distances(n)
   known: list[int] = []
   for size in sizes:
     context = distance[:, known].min(axis=1) if known else np.zeros(n)
@@ -87,37 +107,67 @@ def spread(n: int, sizes: Sequence[int]) -> Int[np.ndarray, "N"]:
   return np.asarray(known, np.int32)
 
 
+def _distances(n: int) -> Float[np.ndarray, "N N"]:
+  """Between the cells of a square image."""
+  side = math.isqrt(n)
+  at = np.stack(np.divmod(np.arange(n), side), axis=1).astype(float)
+  return np.linalg.norm(at[:, None] - at[None], axis=-1)
+
+
 def sample_orders(
   key: Key[Array, ""],
   batch: int,
   n: int,
   probability: float | Float[Array, ""],
+  kind: str = "raster",
+  passes: int = 0,
 ) -> Int[Array, "B N"]:
-  """Each sample's order: a permutation with `probability`, else raster.
+  """Each sample's order: a permutation with `probability`, else of a kind.
 
   The coin is thrown per sample, so a batch mixes both (1d-tokenizer
   modeling/rar.py).
+
+  Args:
+    key: of all draws.
+    batch: B.
+    n: tokens of an image.
+    probability: of a permutation.
+    kind: "raster" or "farthest".
+    passes: of "farthest"; the order within each is random, so that every token
+      of a pass is learned from those before the pass alone.
   """
   coin_key, order_key = jax.random.split(key)
   coin = jax.random.uniform(coin_key, (batch, 1)) < probability
-  shuffled = permutations(jax.random.split(order_key, batch), n)
-  return jnp.where(coin, shuffled, raster_orders(batch, n))
+  keys = jax.random.split(order_key, batch)
+  if kind == "raster":
+    return jnp.where(coin, permutations(keys, n), raster_orders(batch, n))
+  sizes = group_sizes(n, passes, kind)
+  group = np.repeat(np.arange(len(sizes)), sizes)
+  u = jax.vmap(lambda k: jax.random.uniform(k, (n,)))(keys)
+  cells = jnp.asarray(farthest(n))[jnp.argsort(group + u, axis=1)]
+  return jnp.where(coin, permutations(keys, n), cells)
 
 
-def group_sizes(n: int, passes: int) -> list[int]:
+def group_sizes(n: int, passes: int, kind: str = "random") -> list[int]:
   """How many tokens each pass draws: few at first, then more and more.
 
   MAR's cosine (arXiv 2406.11838 §4.2): after pass p of P, n cos(pi/2 p/P) are
-  left, rounded down; each pass draws at least one.
+  left, rounded down; each pass draws at least one. In the order "farthest" the
+  first cells settle the others, and after pass p only n ** (p/P)^3 are known.
 
   Args:
     n: tokens of an image.
-    passes: P, 1 to n.
+    passes: P, 1 to n; 0: one a token.
+    kind: of the order.
   """
-  sizes = []
+  sizes: list[int] = []
+  passes = passes or n
   for done in range(1, passes + 1):
-    left = n - sum(sizes)
-    goal = math.floor(n * math.cos(math.pi / 2 * done / passes) + 1e-9)
+    left, part = n - sum(sizes), done / passes
+    if kind == "farthest":
+      goal = n - math.floor(n**part**3 + 1e-9)
+    else:
+      goal = math.floor(n * math.cos(math.pi / 2 * part) + 1e-9)
     goal = min(max(goal, passes - done), left - 1)
     sizes.append(left - goal)
   return sizes

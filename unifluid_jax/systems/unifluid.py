@@ -28,7 +28,7 @@ from unifluid_jax.core.types import (
 from unifluid_jax.models import decoder, diffusion_head, token_head
 from unifluid_jax.models.vit import Vit
 from unifluid_jax.ops import order, sampling
-from unifluid_jax.systems import unifluid_config
+from unifluid_jax.systems import unifluid_config, unifluid_sampling
 from unifluid_jax.systems.common import (
   continuous_decode,
   cost,
@@ -239,7 +239,7 @@ class UniFluid:
     k_latent, k_order, k_drop = jax.random.split(key, 3)
     x = self.codec.tokens(frozen["codec"], fields["image"], k_latent)
     b, n, _ = x.shape
-    cells = order.sample_orders(k_order, b, n, r)
+    cells = order.sample_orders(k_order, b, n, r, c.order, c.passes)
     x = order.take_tokens(x, cells)
     # One draw for both: with equal rates p of edits, p/2 lose their text
     # alone, p/2 their source alone, p/2 both, as InstructPix2Pix trains.
@@ -412,7 +412,8 @@ class UniFluid:
     conditions = self._conditions(params, frozen, fields, config)
     first = jnp.zeros((b, self.config.model.token_channels), jnp.float32)
     given = self.decoder, params, conditions, embedded, pick, first, n
-    return continuous_decode.draw(*given, known, config.passes), cells
+    sizes = order.group_sizes(n, config.passes, config.order)
+    return continuous_decode.draw(*given, known, sizes), cells
 
   def _conditions(
     self, params: Params, frozen: Params, fields: Fields, config: Any
@@ -481,12 +482,12 @@ class UniFluid:
 SPEC = SystemSpec(
   model=unifluid_config.ModelConfig,
   loss=unifluid_config.LossConfig,
-  sampling=unifluid_config.SamplingConfig,
+  sampling=unifluid_sampling.SamplingConfig,
   ranges=unifluid_config.RANGES,
   tasks=("t2i", "i2t", "edit", "text"),
   check=unifluid_config.check,
-  check_sampling=unifluid_config.check_sampling,
-  check_redraw=unifluid_config.check_redraw,
+  check_sampling=unifluid_sampling.check_sampling,
+  check_redraw=unifluid_sampling.check_redraw,
   migrate=unifluid_config.migrate,
   summary=unifluid_config.summary,
   losses={

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from unifluid_jax.codecs.kl_vae import check_shape
 from unifluid_jax.core import parallel, presets, ranges
-from unifluid_jax.core.config import option
 from unifluid_jax.core.freeze import need
 from unifluid_jax.core.parameter_rows import KERNEL, MATRIX
 from unifluid_jax.core.parameter_rows import Row as ParameterRow
@@ -24,7 +23,8 @@ from unifluid_jax.core.types import ImageCodec
 from unifluid_jax.data.fields import Cached, Field, Pixels, Text
 from unifluid_jax.models import decoder, diffusion_head, token_head, vit
 from unifluid_jax.ops import fused_head
-from unifluid_jax.systems.common import cost, drawn_cells, networks
+from unifluid_jax.systems import unifluid_sampling
+from unifluid_jax.systems.common import cost, networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,10 @@ class LossConfig:
   raster_from: int
   # Never below this: such a run draws any cells last, several in one pass.
   random_share: float = 0.0
+  # What the other rows' order becomes; of "farthest" in so many passes, 0 as
+  # many as tokens. See `sampling.order`, `sampling.passes`.
+  order: Literal["raster", "farthest"] = "raster"
+  passes: int = 0
   label_smoothing: float = 0.0  # of answers
   word_dropout: float = 0.0  # of answers' words, as input
   # Mean over all answer tokens, or per answer first (PaliGemma).
@@ -86,37 +90,6 @@ class LossConfig:
   # Of a distilled head's teacher: steps and guidance.
   teacher_steps: int = 10
   teacher_cfg: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-  """How images and text are drawn from the model."""
-
-  steps: int = option("images")  # of the diffusion head
-  cfg: float = option("images")  # 1: no guidance
-  temperature: float = option("images")
-  # spread: groups of far cells near known ones; see ops/order.spread.
-  order: Literal["raster", "random", "spread"] = option("images")
-  text: Literal["greedy", "sample", "beam"] = option("text")
-  text_temperature: float = option("text")
-  top_k: int = option("text")  # 0: off
-  top_p: float = option("text")  # 1: off
-  beams: int = option("text")
-  seed: int
-  cfg_schedule: Literal["constant", "linear"] = option(
-    "images", default="constant"
-  )
-  # Bound of predicted clean tokens, in latent units; 0: off, as MAR.
-  clip: float = option("images", default=0.0)
-  # Of flow heads; Heun's takes two evaluations a step, but one for the last.
-  solver: Literal["euler", "heun"] = option("images", default="euler")
-  # Steps of the token drawn last, with fewer and fewer from the first to it
-  # (DiSA); 0: all tokens have `steps`.
-  last_steps: int = option("images", default=0)
-  # Passes of the decoder for an image, several tokens in each; 0: one a token.
-  passes: int = option("images", default=0)
-  # Guidance of edits towards their source; 1: no separate one.
-  image_cfg: float = option("edits", default=1.0)
 
 
 # Path prefix of each network in the parameters, and its rows.
@@ -158,7 +131,7 @@ RANGES = (
   Row("loss.random_until loss.raster_from", AMOUNT),
   Row("sampling.steps", Range(1, 1000)),
   Row("sampling.last_steps", Range(0, 1000)),
-  Row("sampling.passes", AMOUNT),
+  Row("loss.passes sampling.passes", AMOUNT),
   Row("sampling.cfg sampling.image_cfg", AMOUNT),
   Row("sampling.temperature sampling.clip", AMOUNT),
 )
@@ -187,10 +160,14 @@ def check(config: Any, mesh: Any = None) -> None:
     f"loss.random_until={config.loss.random_until} lies after "
     f"loss.raster_from={config.loss.raster_from}",
   )
+  need(
+    config.loss.passes <= m.image_tokens,
+    f"loss.passes={config.loss.passes}: an image has {m.image_tokens} tokens",
+  )
   _check_head(m.head, config.loss.draws)
   if token_head.KINDS[m.head.kind].taught:
     _check_taught(config)
-  _check_sampling(config)
+  unifluid_sampling.check(config)
 
 
 def special_ids(config: Any) -> dict[str, int]:
@@ -231,97 +208,6 @@ def _check_taught(c: Any) -> None:
     f"{kind} learns what its teacher draws, not its own drawings: set "
     "policy.prompts=0",
   )
-
-
-def _check_sampling(c: Any) -> None:
-  draws = c.batch.get("t2i") or c.batch.get("edit")
-  need(
-    c.sampling.cfg == 1 or c.loss.prompt_dropout > 0 or not draws,
-    "sampling.cfg != 1 needs a null condition: set loss.prompt_dropout > 0 "
-    "or sampling.cfg=1",
-  )
-  unguided = c.sampling.image_cfg == 1 or not c.batch.get("edit")
-  need(
-    unguided or c.loss.image_dropout > 0,
-    "sampling.image_cfg != 1 needs edits without their source: set "
-    "loss.image_dropout > 0 or sampling.image_cfg=1",
-  )
-  need(
-    unguided or c.loss.prompt_dropout > 0,
-    "sampling.image_cfg != 1 needs edits without their instruction, too: set "
-    "loss.prompt_dropout > 0 or sampling.image_cfg=1",
-  )
-  wrong = _refusal(c, c.sampling)
-  need(not wrong, f"sampling.{wrong}")
-
-
-def check_sampling(config: Any, sampling: SamplingConfig, task: str) -> None:
-  """Refuses conditions, groups of tokens and steps that the run never saw.
-
-  Args:
-    config: of the run.
-    sampling: how images are to be drawn.
-    task: "t2i" or "edit".
-
-  Raises:
-    ValueError: names the options and the fix.
-  """
-  if task == "edit" and sampling.image_cfg != 1:
-    if not config.loss.image_dropout:
-      raise ValueError(
-        f"image_cfg={sampling.image_cfg} guides away from edits without a "
-        "source, which this run never saw (config.loss.image_dropout=0): "
-        "use image_cfg=1"
-      )
-    # Both null conditions of such an edit lack its instruction.
-    if not config.loss.prompt_dropout:
-      raise ValueError(
-        f"image_cfg={sampling.image_cfg} guides away from edits without an "
-        "instruction, which this run never saw (config.loss.prompt_dropout=0): "
-        "use image_cfg=1"
-      )
-  if sampling.cfg != 1 and not config.loss.prompt_dropout:
-    raise ValueError(
-      f"cfg={sampling.cfg} guides away from images without a prompt, which "
-      "this run never saw (config.loss.prompt_dropout=0): use cfg=1"
-    )
-  if wrong := _refusal(config, sampling):
-    raise ValueError(wrong)
-
-
-def _refusal(config: Any, sampling: SamplingConfig) -> str:
-  """Why a run cannot draw tokens as asked for; "" if it can."""
-  n = config.model.image_tokens
-  if sampling.passes > n:
-    return f"passes={sampling.passes}: an image has {n} tokens"
-  if 0 < sampling.passes < n and not draws_any_cell(config):
-    return (
-      f"passes={sampling.passes} draws several tokens at once, and this run "
-      "ends in raster order alone (loss.raster_from is less than steps and "
-      "loss.random_share is 0): use passes=0"
-    )
-  return token_head.refusal(config.model.head.kind, sampling)
-
-
-def draws_any_cell(config: Any) -> bool:
-  """Whether training ends with some orders still random."""
-  loss = config.loss
-  return loss.random_share > 0 or loss.raster_from >= config.steps > 0
-
-
-def check_redraw(config: Any, sampling: SamplingConfig, again: Any) -> None:
-  """Refuses cells that the run's order cannot draw last.
-
-  Args:
-    config: of the run.
-    sampling: how images are to be drawn.
-    again: bool[rows, columns].
-
-  Raises:
-    ValueError: says which cells can be drawn again.
-  """
-  if sampling.order == "raster" and not draws_any_cell(config):
-    drawn_cells.check_redraw(config, sampling, again)
 
 
 def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,12 +58,12 @@ def draw(
   first: Float[Array, "B C"],
   n: int,
   known: Known | None = None,
-  passes: int = 0,
+  sizes: Sequence[int] = (),
 ) -> Float[Array, "B N C"]:
   """Tokens in the order they are drawn; each feeds all conditions.
 
   The prompts are prefilled once; then one scan over the image tokens,
-  all conditions in one batch, or `passes` over groups of them.
+  all conditions in one batch, or passes over groups of them.
 
   Args:
     decoder: the network.
@@ -75,10 +75,9 @@ def draw(
     first: zeros, fed to `embed` with i = 0.
     n: how many tokens there are.
     known: tokens that are fed as they are; they are drawn one by one.
-    passes: 0: as many as tokens.
+    sizes: of the groups; (): one token each.
   """
-  if known is None and 0 < passes < n:
-    sizes = order.group_sizes(n, passes)
+  if known is None and 0 < len(sizes) < n:
     return _draw_in_groups(
       decoder, params, conditions, embed, pick, first, sizes
     )
