@@ -18,6 +18,7 @@ _COLUMNS = {
   "Fréchet ratio": "fid/ratio",
 }
 _METRICS = ("geneval", "fid")
+_GUIDANCE = 2.5
 
 # ---------------------------------------------------------------------- heads
 
@@ -36,7 +37,7 @@ def _head(kind: str, steps: int, last: int = 0) -> Arm:
     flags.append("--config.optim.rates.head=0.25")
   flags.append(f"--config.sampling.steps={steps}")
   flags.append(f"--config.sampling.last_steps={last}")
-  flags.append("--config.sampling.cfg=2.5")
+  flags.append(f"--config.sampling.cfg={_GUIDANCE}")
   fall = f" falling to {last}" if last else ""
   return Arm(
     f"heads_{kind}",
@@ -47,6 +48,24 @@ def _head(kind: str, steps: int, last: int = 0) -> Arm:
   )
 
 
+# The flow head's run, gone on with by its head alone.
+_DISTILLED = Arm(
+  "heads_distilled",
+  "flow, distilled, steps 1",
+  "shapes",
+  config="configs/distill.py",
+  flags=(
+    _TOKENS,
+    "--config.model.vae_path=runs/shapes/vae",
+    f"--config.loss.teacher_cfg={_GUIDANCE}",
+    "--config.loss.draws=2",  # of four times as many tokens
+  ),
+  metrics=_METRICS,
+  follows="heads_flow",
+  starts={"teacher": "heads_flow#head"},
+  where={"steps": 1, "last_steps": 0},
+)
+
 _HEADS = Study(
   "Kinds of heads and their steps",
   _CONFIG,
@@ -54,6 +73,7 @@ _HEADS = Study(
   (
     _head("ddpm", 50, 5),
     *(_head(kind, steps) for kind in _STEPS for steps in _STEPS[kind]),
+    _DISTILLED,
   ),
   "DiSA, FAR and EAR give FID on ImageNet, of other networks",
 )
@@ -61,11 +81,21 @@ _HEADS = Study(
 # --------------------------------------------------------------------- passes
 
 # Which runs: the share of rows in random order to the end.
-_SHARES = {1.0: "random order", 0.5: "half of it in random order"}
-_PASSES = {"random": (16, 8, 4, 2, 1), "spread": (8, 4, 2), "raster": (16, 4)}
+_SHARES = {
+  1.0: "random order",
+  0.5: "half of it in random order",
+  0.0: "the farthest order, four passes",
+}
+_PASSES = {
+  "random": (16, 8, 4, 2, 1),
+  "spread": (8, 4, 2),
+  "raster": (16, 4),
+  "farthest": (16, 8, 5, 4),
+}
 
 
 def _groups(share: float, order: str, passes: int) -> Arm:
+  ends = "farthest" if share == 0 else "raster"
   return Arm(
     f"passes_{share:g}",
     f"Trained in {_SHARES[share]}; {order} cells, passes {passes}",
@@ -74,8 +104,10 @@ def _groups(share: float, order: str, passes: int) -> Arm:
       # The head that learns fastest, so that orders are what is compared.
       "--config.model.head.kind=flow",
       "--config.sampling.steps=10",
-      "--config.sampling.cfg=2.5",
+      f"--config.sampling.cfg={_GUIDANCE}",
       f"--config.loss.random_share={share}",
+      f"--config.loss.order={ends}",
+      f"--config.loss.passes={0 if share else 4}",
       f"--config.sampling.order={order}",
       f"--config.sampling.passes={passes}",
     ),
@@ -91,7 +123,7 @@ _GROUPS = Study(
   tuple(
     _groups(share, order, passes)
     for share in _SHARES
-    for order in _PASSES
+    for order in (_PASSES if share else ("farthest",))
     for passes in _PASSES[order]
   ),
   "LPD and ARPG give FID on ImageNet, of other networks",
