@@ -63,6 +63,7 @@ from ml_collections import config_flags
 from unifluid_jax import evaluation, systems
 from unifluid_jax.core import checkpoint, cli, config_files, files, parallel
 from unifluid_jax.core.config import Config
+from unifluid_jax.data import tasks
 from unifluid_jax.evals import bench, transfers
 from unifluid_jax.evals.published import (
   clip_score,
@@ -177,18 +178,26 @@ def _watch(say: Say) -> None:
   say(f"unifluid_jax.evaluate: {config.name} in {workdir}")
   evaluator = evaluation.Evaluator(config, workdir, say)
   errors = evaluation.watch(evaluator, _ONCE.value, _STEP.value)
+  say(f"report: {workdir}/{evaluation.REPORT}")
+  for line in _next(config, workdir):
+    say(line)
+  if errors:
+    sys.exit(f"error: {len(errors)} metrics failed: {errors[0]!r}")
+
+
+def _next(config: Config, workdir: str) -> list[str]:
+  """What to try with what a run was trained for."""
   prompt, _ = config_files.examples(
     config_flags.get_config_filename(flags.FLAGS["config"])
   )
-  say(
-    f"report: {workdir}/{evaluation.REPORT}\n"
-    "next:\n"
-    f"  python -m unifluid_jax.generate --workdir={workdir} "
-    f"--prompt={shlex.quote(prompt)} --out=out.png\n"
-    f"  python -m unifluid_jax.generate --workdir={workdir} --image=out.png"
-  )
-  if errors:
-    sys.exit(f"error: {len(errors)} metrics failed: {errors[0]!r}")
+  draws = bool(config.batch.get(tasks.T2I))
+  asks = {
+    tasks.T2I: f"--prompt={shlex.quote(prompt)} --out=out.png",
+    tasks.I2T: f"--image={'out.png' if draws else 'IMAGE.png'}",
+  }
+  start = f"  python -m unifluid_jax.generate --workdir={workdir} "
+  lines = [start + ask for task, ask in asks.items() if config.batch.get(task)]
+  return ["next:", *lines] if lines else []
 
 
 def _fid(say: Say) -> None:
