@@ -120,8 +120,7 @@ def bound(
   head = _elements(shapes["head"])
   told = (3 * m.head.depth + 2) * m.head.width**2  # modulations
   rows = batch * (1 if sampling.cfg == 1 else 2)
-  passes = sampling.passes
-  sizes = order.group_sizes(n, passes) if 0 < passes < n else [1] * n
+  sizes = order.group_sizes(n, sampling.passes, sampling.order)
   prompt = config.text.prompt
   seconds = device.seconds(layers, rows * prompt, itemsize)
   before = 1
