@@ -183,7 +183,8 @@ def _model() -> dict:
       preset="mar_b",
       # Or "flow" and "shortcut", which draw a token in few steps, and
       # "energy", in one (sampling.steps=1). EAR trains an energy head at a
-      # quarter of the rate: optim.rates.head=0.25.
+      # quarter of the rate: optim.rates.head=0.25. "distilled", in one as
+      # well, learns of a trained flow head: configs/distill.py.
       kind="ddpm",
       # Draws by fused kernels, on GPUs and TPUs: ops/fused_head.py. Not timed.
       fused=False,

@@ -54,8 +54,9 @@ def to_draw(
     return permutations(keys, n)
   if kind == "raster":
     return raster_orders(len(keys), n)
-  cells = farthest(n) if kind == "farthest" else None
-  if cells is None:
+  if kind == "farthest":
+    cells = farthest(n)
+  else:
     cells = spread(n, group_sizes(n, passes, kind))
   return jnp.broadcast_to(jnp.asarray(cells), (len(keys), n))
 
