@@ -139,7 +139,7 @@ def without_draws(monkeypatch):
     drawn = normal(fixed, (shape[0], 1, *shape[2:]), dtype)
     return jnp.broadcast_to(drawn, shape)
 
-  def backwards(key, rows, n, share):
+  def backwards(key, rows, n, share, *kind):
     del key, share
     return jnp.broadcast_to(jnp.arange(n)[::-1], (rows, n))
 
