@@ -6,8 +6,8 @@
       --workdir=runs/shapes_distilled --once
 
 Goes on from `make demo`'s run, whose guided steps the head learns to take at
-once; all else stays as it was. An image then takes a tenth of the head's
-evaluations, and half of the decoder's, which reads no null condition. Hardware:
+once; all else stays as it was. A token then takes one evaluation of the head
+instead of two a step, and the decoder reads no null condition. Hardware:
 1 CPU core, 10 minutes. Measured: GenEval .766 in one step, .799 in the run's
 ten (docs/results.md, "Heads by steps").
 """

@@ -30,6 +30,7 @@ SMALL = dict(
 DISTILLED = dict(
   SMALL, model__head__kind="distilled", sampling__cfg=1.0,
   init__all="run", init__teacher="run#head",
+  optim__rates__decoder=0.0, optim__rates__image=0.0,
   loss__teacher_steps=3, loss__teacher_cfg=2.0, loss__draws=2,
 )  # fmt: skip
 
@@ -143,6 +144,10 @@ def test_it_draws_as_a_flow_head_does_in_one_step():
   [
     ({"init__teacher": ""},
      "'distilled' learns from a trained flow head: set config.init.teacher"),
+    ({"init__teacher": "other#head"}, "this one is of 'run': set both to one"),
+    ({"init__decoder": "other"}, "this one is of 'other': set both to one"),
+    ({"optim__rates__decoder": 1.0}, "stand still: set optim.rates.decoder=0"),
+    ({"optim__rates__image": 0.1}, "stand still: set optim.rates.image=0"),
     ({"batch__edit": 2}, "taught prompts alone: set batch.edit=0"),
     ({"policy__prompts": 4}, "not its own drawings: set policy.prompts=0"),
     ({"sampling__steps": 4}, "sampling.steps=4.*one evaluation: use steps=1"),

@@ -214,6 +214,11 @@ def test_a_run_in_farthest_order_alone_draws_whole_images():
   check_redraw(config, config.sampling, again)
 
 
+def test_passes_of_another_order_are_refused():
+  with pytest.raises(ConfigError, match="is of loss.order='farthest'"):
+    tiny(loss__passes=4)
+
+
 def test_more_passes_than_tokens_are_refused():
   with pytest.raises(ConfigError, match="loss.passes=17: an image has 16"):
     tiny(**{**FARTHEST, "loss__passes": 17})

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from unifluid_jax.codecs.kl_vae import check_shape
 from unifluid_jax.core import parallel, presets, ranges
 from unifluid_jax.core.freeze import need
+from unifluid_jax.core.optim import rate_of
 from unifluid_jax.core.parameter_rows import KERNEL, MATRIX
 from unifluid_jax.core.parameter_rows import Row as ParameterRow
 from unifluid_jax.core.ranges import (
@@ -164,6 +165,10 @@ def check(config: Any, mesh: Any = None) -> None:
     config.loss.passes <= m.image_tokens,
     f"loss.passes={config.loss.passes}: an image has {m.image_tokens} tokens",
   )
+  need(
+    config.loss.order == "farthest" or not config.loss.passes,
+    f"loss.passes={config.loss.passes} is of loss.order='farthest': use 0",
+  )
   _check_head(m.head, config.loss.draws)
   if token_head.KINDS[m.head.kind].taught:
     _check_taught(config)
@@ -194,10 +199,24 @@ def _check_head(head: presets.HeadConfig, draws: int) -> None:
 
 def _check_taught(c: Any) -> None:
   kind = f"model.head.kind={c.model.head.kind!r}"
+  teacher, run = c.init.get("teacher"), c.init.get("decoder")
+  run = run or c.init.get("all")
   need(
-    bool(c.init.get("teacher")),
+    bool(teacher),
     f"{kind} learns from a trained flow head: set config.init.teacher to its "
     "run, as 'RUN#head', and config.init.all to RUN",
+  )
+  # Of another decoder's states a head draws anything.
+  need(
+    teacher.partition("#")[0] == run,
+    f"config.init.teacher={teacher!r} reads the states of its own run's "
+    f"decoder, and this one is of {run!r}: set both to one run",
+  )
+  moving = [k for k in ("decoder", "image") if rate_of(c.optim.rates, k) != 0]
+  need(
+    not moving,
+    f"{kind}: its teacher reads states of parts that stand still: set "
+    + " and ".join(f"optim.rates.{k}=0" for k in moving),
   )
   need(
     not c.batch.get("edit"),
