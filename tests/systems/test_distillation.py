@@ -144,6 +144,7 @@ def test_it_draws_as_a_flow_head_does_in_one_step():
   [
     ({"init__teacher": ""},
      "'distilled' learns from a trained flow head: set config.init.teacher"),
+    ({"init__teacher": "run"}, "set config.init.teacher to its run, as 'RUN#"),
     ({"init__teacher": "other#head"}, "this one is of 'run': set both to one"),
     ({"init__decoder": "other"}, "this one is of 'other': set both to one"),
     ({"optim__rates__decoder": 1.0}, "stand still: set optim.rates.decoder=0"),

@@ -199,10 +199,10 @@ def _check_head(head: presets.HeadConfig, draws: int) -> None:
 
 def _check_taught(c: Any) -> None:
   kind = f"model.head.kind={c.model.head.kind!r}"
-  teacher, run = c.init.get("teacher"), c.init.get("decoder")
-  run = run or c.init.get("all")
+  teacher = c.init.get("teacher", "")
+  run = c.init.get("decoder") or c.init.get("all")
   need(
-    bool(teacher),
+    "#" in teacher,
     f"{kind} learns from a trained flow head: set config.init.teacher to its "
     "run, as 'RUN#head', and config.init.all to RUN",
   )
