@@ -101,6 +101,7 @@ _FLOW, FLOW = "ops/flow.py", "ops/test_flow.py"
 ENERGY, HEADS = "ops/test_energy.py", "models/test_token_heads.py"
 SYSTEM_HEADS = "systems/test_heads.py"
 DISTIL = "systems/test_distillation.py"
+DISTILLED = "models/test_distilled_head.py"
 _FUSED, FUSED = "ops/fused_head.py", "ops/test_fused_head.py"
 _CONTINUOUS = "systems/common/continuous_decode.py"
 REDRAW = "systems/test_redraw.py"
@@ -832,12 +833,12 @@ MUTATIONS = tuple(
     ("models/energy_head.py", "jnp.clip(guided.combine(tokens), -limit, limit)",
      "guided.combine(jnp.clip(tokens, -limit, limit))", HEADS),
     ("models/distilled_head.py", "_keys(key, b, n, draws), flow.evaluations",
-     "_keys(key, b, n, draws)[::-1], flow.evaluations", HEADS),
+     "_keys(key, b, n, draws)[::-1], flow.evaluations", DISTILLED),
     ("models/distilled_head.py", "tokens = jnp.moveaxis(tokens.reshape(b, n,",
-     "tokens = jnp.moveaxis(tokens.reshape(n, b,", HEADS),
-    ("models/distilled_head.py", "x0 - noise)}", "x0)}", HEADS),
+     "tokens = jnp.moveaxis(tokens.reshape(n, b,", DISTILLED),
+    ("models/distilled_head.py", "x0 - noise)}", "x0)}", DISTILLED),
     ("models/distilled_head.py", "jax.lax.stop_gradient(tokens)", "tokens",
-     HEADS),
+     DISTILLED),
     ("systems/unifluid.py", "dropouts = (0.0, 1.0) if",
      "dropouts = (0.0, 0.0) if", DISTIL),
     ("systems/unifluid.py", 'self.held = ("teacher",) if',

@@ -139,16 +139,7 @@ def draws_any_cell(config: Any) -> bool:
 
 
 def check_redraw(config: Any, sampling: SamplingConfig, again: Any) -> None:
-  """Refuses cells that the run's order cannot draw last.
-
-  Args:
-    config: of the run.
-    sampling: how images are to be drawn.
-    again: bool[rows, columns].
-
-  Raises:
-    ValueError: says which cells can be drawn again.
-  """
+  """Refuses cells the run's order cannot draw last; see `SystemSpec`."""
   if draws_any_cell(config):
     return
   if config.loss.order != "raster":
