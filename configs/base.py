@@ -124,6 +124,7 @@ def base() -> ml_collections.ConfigDict:
     batch=32,
     poll_seconds=60.0,
     use_ema=False,
+    seed=0,
   )
   return c
 

@@ -65,6 +65,7 @@ IMPOSSIBLE = {
   "eval.examples": (0, -1),
   "eval.batch": (0, -1),
   "eval.prompts_per_task": (0,),
+  "eval.seed": (-1, 4001),
   "eval.poll_seconds": (0.0, -1.0, NAN, INF),
 }
 UNIFLUID = {

@@ -46,6 +46,15 @@ class Parrot:
   edits = reconstruct = look = images
 
 
+def test_drawings_of_another_seed_are_others():
+  of = [Bench(tiny(eval__seed=seed), "").seeds(3) for seed in (0, 1, 4000)]
+  assert [list(x) for x in of] == [
+    [0, 1, 2], [10**6, 10**6 + 1, 10**6 + 2],
+    [4 * 10**9, 4 * 10**9 + 1, 4 * 10**9 + 2],
+  ]  # fmt: skip
+  assert np.asarray(of[2], np.uint32).tolist() == list(of[2])
+
+
 def test_splits_of_weight_0_take_no_part(tmp_path):
   config = bench(tmp_path, 1, ()).config
   (split,) = config.data.eval.values()

@@ -23,7 +23,7 @@ def asked():
 
 @pytest.fixture(scope="module")
 def bench():
-  return Bench(tiny(eval__prompts_per_task=EACH), "")
+  return Bench(tiny(eval__prompts_per_task=EACH, eval__seed=1), "")
 
 
 def picture(asked):
@@ -50,7 +50,6 @@ class Subject:
   def __init__(self, asked, draws, stops=True):
     self.dialogues, self.draws, self.stops = self, draws, stops
     self.asked = asked
-    self.seeds = []
 
   def found(self, turns):
     """The prompt that a dialogue begins with, and what comes after it."""
@@ -78,11 +77,11 @@ class Subject:
     return out
 
   def images(self, dialogues, seeds):
-    self.seeds += list(seeds)
     out = []
-    for turns in dialogues:
+    for turns, seed in zip(dialogues, seeds, strict=True):
       a, rest = self.found(turns)
       assert [t.text for t in rest] == ["x"]
+      assert self.asked[seed - 10**6] is a
       if a.exchange.kind == "edit" and len(a.turns) > 2:
         # Edits of what was drawn before lead elsewhere.
         a = a._replace(exchange=a.exchange._replace(scene=ELSEWHERE))
@@ -122,7 +121,7 @@ def test_half_of_the_prompts_ask_for_an_image_in_every_place(asked):
 def test_of_few_prompts_there_are_no_unseen_wordings_to_score(monkeypatch):
   few = suite.prompts(WORLD, 2)
   monkeypatch.setattr(suite, "prompts", lambda world, each: few)
-  bench = Bench(tiny(eval__prompts_per_task=2), "")
+  bench = Bench(tiny(eval__prompts_per_task=2, eval__seed=1), "")
   out = suite.draws_when_asked(Subject(few, lambda a: a.exchange.draws), bench)
   assert "dialogue/draws_when_asked_unseen" not in out.values
   assert np.isfinite(list(out.values.values())).all()

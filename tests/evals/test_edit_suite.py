@@ -136,7 +136,7 @@ class Knowing:
   answers = reconstruct = look = images
 
   def edits(self, images, instructions, seeds):
-    assert list(seeds) == list(range(len(images)))
+    assert seeds == range(10**6, 10**6 + len(images))
     return np.stack(
       [
         x if i % 2 else self.targets[x.tobytes(), text]
@@ -146,7 +146,7 @@ class Knowing:
 
 
 def bench(records):
-  made = Bench(tiny(), "")
+  made = Bench(tiny(eval__seed=1), "")
   made.records = lambda split: {"validation": records}[split]
   return made
 

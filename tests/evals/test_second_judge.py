@@ -79,7 +79,7 @@ class Copier(Painter):
         self.tasks[task["prompt"]] = task
 
   def images(self, prompts, seeds):
-    assert list(seeds) == list(range(len(prompts)))
+    assert seeds == range(10**6, 10**6 + len(prompts))
     return np.stack([
       next((x for x, f in zip(self.images_of, self.found, strict=True)
             if p in self.tasks and rules.judge(self.tasks[p], f)[0]),
@@ -105,6 +105,24 @@ def test_it_scores_drawings_with_their_chance(scenes, monkeypatch):
   )
   assert out.floors["geneval_classified/overall"] < 0.4
   assert out.settings["prompts_per_task"] == 8
+
+
+def test_scenes_are_drawn_with_the_seeds_of_the_bench(scenes, monkeypatch):
+  """The painter looks at them; see `Copier`."""
+
+  class Means:
+    def features(self, images):
+      return images.mean((1, 2))
+
+  monkeypatch.setattr(world_suite, "classifier", lambda bench: Means())
+  painter, made = Copier(scenes[:8]), bench()
+  out = world_suite.geneval(painter, made)
+  assert [s.seed - 10**6 for s in out.shown[:7]] == [0, 8, 16, 24, 32, 40, 1]
+  made.records = lambda split: [
+    Record(id=r["id"], image=r["image"].getvalue(), prompts=("a",))
+    for r in scenes[:16]
+  ]
+  assert world_suite.frechet(painter, made).settings["images"] == 8
 
 
 def test_another_data_set_in_the_folder_has_a_classifier_of_its_own(

@@ -213,6 +213,7 @@ class EvalConfig:
   batch: int  # per device
   poll_seconds: float
   use_ema: bool
+  seed: int = 0  # of what metrics draw; their prompts stay the same
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,6 +104,8 @@ ROWS = (
   Row("checkpoint.keep_every log.profile_start log.profile_steps", AMOUNT),
   # Use.
   Row("eval.examples eval.prompts_per_task eval.batch", COUNT),
+  # Drawings have 32-bit seeds, which lie a million apart.
+  Row("eval.seed", Range(0, 4000)),
   Row("eval.poll_seconds", Range(0, 86_400, opens_low=True)),
 )
 

@@ -17,6 +17,8 @@ from unifluid_jax.data import transforms
 from unifluid_jax.data.images import decode_image
 from unifluid_jax.data.sources import source as sources
 
+_SEEDS_APART = 1_000_000  # a metric draws fewer images
+
 
 @runtime_checkable
 class Subject(Protocol):
@@ -170,6 +172,11 @@ class Bench:
       )
     self.bad[split] = bad
     return found
+
+  def seeds(self, count: int) -> range:
+    """Seeds of so many drawings; those of another `eval.seed` are others."""
+    first = self.config.eval.seed * _SEEDS_APART
+    return range(first, first + count)
 
   def decode(self, data: bytes) -> np.ndarray:
     """u8[H, W, 3] of an encoded image, see `images.decode_image`."""

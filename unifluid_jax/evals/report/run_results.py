@@ -41,10 +41,16 @@ def as_rows(
   Args:
     step: of the checkpoint.
     outcome: what was found.
-    config: by which it was scored; weights that are not averaged are named.
+    config: by which it was scored; weights that are not averaged are named,
+      and other seeds of drawings than usual.
   """
   raw = config.optim.ema and not config.eval.use_ema
-  settings = {**outcome.settings, **({"ema": False} if raw else {})}
+  seed = config.eval.seed
+  settings = {
+    **outcome.settings,
+    **({"ema": False} if raw else {}),
+    **({"seed": seed} if seed else {}),
+  }
   return [
     {
       "step": step,

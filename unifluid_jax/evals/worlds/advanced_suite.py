@@ -30,7 +30,8 @@ def geneval_advanced(subject: Subject, bench: Bench) -> Outcome:
     for task in shapes_advanced.prompts(world, kind, n, rng)
   ]
   detector = shapes_detector.ShapesDetector(world)
-  images = subject.images([t.prompt for t in tasks], range(len(tasks)))
+  seeds = bench.seeds(len(tasks))
+  images = subject.images([t.prompt for t in tasks], seeds)
   reasons = [
     judge(t, detector.detect(image))
     for t, image in zip(tasks, images, strict=True)
@@ -43,7 +44,7 @@ def geneval_advanced(subject: Subject, bench: Bench) -> Outcome:
   picked = [k * n + i for i in range(min(_SHOWN, n)) for k in kinds]
   shown = [
     Shown("generated", images[i], tasks[i].prompt, correct=not reasons[i],
-          output=reasons[i], task=tasks[i].kind, seed=i)
+          output=reasons[i], task=tasks[i].kind, seed=seeds[i])
     for i in picked
   ]  # fmt: skip
   settings = {"prompts_per_task": n, "detector": "analytic",

@@ -74,7 +74,7 @@ def draws_when_asked(subject: Subject, bench: Bench) -> Outcome:
   if unseen:  # of one or two prompts of a kind none is
     values["dialogue/draws_when_asked_unseen"] = _mean(unseen)
   said, shown = _said(asked, replies)
-  drawn, more = _drawn(subject, world, asked, replies)
+  drawn, more = _drawn(subject, world, asked, replies, bench.seeds(len(asked)))
   settings = {"prompts": len(asked), "detector": "analytic",
               **bench.sampled("images", "text")}  # fmt: skip
   floors = {"dialogue/draws_when_asked": 0.5}
@@ -179,6 +179,7 @@ def _drawn(
   world: shapes.World,
   asked: Sequence[Asked],
   replies: Sequence[Reply],
+  seeds: Sequence[int],
 ) -> tuple[dict[str, float], list[Shown]]:
   """Images that are right; one that is not drawn is not."""
   due = [i for i, a in enumerate(asked) if a.exchange.draws]
@@ -186,13 +187,13 @@ def _drawn(
   right, values, shown = dict.fromkeys(due, False), {}, []
   if begun:
     dialogues = [_with_text(asked[i].turns, replies[i].text) for i in begun]
-    images = subject.dialogues.images(dialogues, begun)
+    images = subject.dialogues.images(dialogues, [seeds[i] for i in begun])
     detector = shapes_detector.ShapesDetector(world)
     for i, image in zip(begun, images, strict=True):
       right[i] = shows(asked[i], detector.detect(image))
     shown = [
       Shown("generated", images[k], asked[i].exchange.asked, replies[i].text,
-            correct=right[i], task="dialogue", seed=i)
+            correct=right[i], task="dialogue", seed=seeds[i])
       for k, i in enumerate(begun)
       if not _SHOWN <= k < len(begun) - _SHOWN
     ]  # fmt: skip

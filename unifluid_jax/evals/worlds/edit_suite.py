@@ -67,7 +67,7 @@ def edits(subject: Subject, bench: Bench) -> Outcome:
   tasks = tasks_of(bench.records(split), f"config.data.eval.{split}")
   images = [t.image for t in tasks]
   results = subject.edits(
-    images, [t.instruction for t in tasks], range(len(tasks))
+    images, [t.instruction for t in tasks], bench.seeds(len(tasks))
   )
   judged = [judge(t, detector, x) for t, x in zip(tasks, results, strict=True)]
   idle = [judge(t, detector, t.image) for t in tasks]

@@ -58,7 +58,7 @@ def edits(subject: Subject, bench: Bench) -> Outcome:
     results = subject.edits(
       [e.image for e in asked],
       [e.instruction for e in asked],
-      range(len(asked)),
+      bench.seeds(len(asked)),
     )
     found = [_looked_up(album, e) for e in asked]
     name = bench.name("emoji_edits", split)

@@ -72,7 +72,8 @@ def drawn(subject: Subject, bench: Bench) -> Outcome:
   values, nearest, floors, shown, count = {}, {}, {}, [], 0
   for split in bench.splits:
     asked = prompts_of(bench, split, "emoji_drawn")
-    images = subject.images(asked.texts, range(len(asked.texts)))
+    seeds = bench.seeds(len(asked.texts))
+    images = subject.images(asked.texts, seeds)
     found = [album.by_words(text).image for text in asked.texts]
     scores = retrieval(judge, images, asked.pictures)
     real = retrieval(judge, judge.other_views(asked.truth), asked.pictures)
@@ -90,7 +91,7 @@ def drawn(subject: Subject, bench: Bench) -> Outcome:
     count += len(asked.texts)
     shown += [
       Shown("generated", images[i], asked.texts[i], correct=bool(right[i]),
-            target=asked.truth[i], task=split.replace("_", " "), seed=i)
+            target=asked.truth[i], task=split.replace("_", " "), seed=seeds[i])
       for i in range(min(_SHOWN, len(asked.texts)))
     ]  # fmt: skip
   settings = {
@@ -154,7 +155,7 @@ def frechet(subject: Subject, bench: Bench) -> Outcome:
   for split in bench.splits:
     asked = prompts_of(bench, split, "emoji_fid")
     size = len(asked.texts)
-    images = subject.images(asked.texts, range(size))
+    images = subject.images(asked.texts, bench.seeds(size))
     found = [album.by_words(text).image for text in asked.texts]
     real = distance(asked.truth)
     name = bench.name("emoji_fid", split)

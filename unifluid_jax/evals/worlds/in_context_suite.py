@@ -71,7 +71,7 @@ def in_context(subject: Subject, bench: Bench) -> Outcome:
     )
   told, drawn = (_asked(world, kind, each) for kind in (TELL, DRAW))
   values, shown = _tell(subject, told)
-  more, others = _draw(subject, world, drawn)
+  more, others = _draw(subject, bench, drawn)
   values |= more
   floors = dict.fromkeys([n for n in values if f"/{TELL}" in n], 1 / len(RULES))
   for name in more:
@@ -140,15 +140,16 @@ def _tell(
 
 
 def _draw(
-  subject: Subject, world: shapes.World, asked: _Asked
+  subject: Subject, bench: Bench, asked: _Asked
 ) -> tuple[dict[str, float], list[Shown]]:
   """The same of images."""
-  detector = shapes_detector.ShapesDetector(world)
+  detector = shapes_detector.ShapesDetector(world_suite.world_of(bench))
   named = np.asarray([e.named for e in asked.episodes])
   values, shown = {}, []
   for condition, suffix in _CONDITIONS.items():
     dialogues = asked.prompts[condition]
-    images = subject.dialogues.images(dialogues, range(len(dialogues)))
+    seeds = bench.seeds(len(dialogues))
+    images = subject.dialogues.images(dialogues, seeds)
     right = np.asarray([
       shows(detector.detect(image), e)
       for image, e in zip(images, asked.episodes, strict=True)
@@ -160,7 +161,7 @@ def _draw(
       }
       shown = [
         Shown("generated", images[i], _title(asked.episodes[i]),
-              correct=bool(right[i]), task="in context", seed=i)
+              correct=bool(right[i]), task="in context", seed=seeds[i])
         for i in range(_SHOWN * len(RULES))
       ]  # fmt: skip
   return values, shown

@@ -45,8 +45,9 @@ def redrawn(subject: Redrawing, bench: Bench) -> Outcome:
   before = np.stack([
     transforms.centre_crop_resize(g.image, side) for g in found
   ])  # fmt: skip
+  seeds = bench.seeds(len(prompts))
   pictures = subject.generate(
-    prompts, 0, given=list(before),
+    prompts, seeds[0], given=list(before),
     redraw=(0, side // 2, side, side),
   )  # fmt: skip
   images = np.stack([np.asarray(p) for p in pictures])
@@ -59,7 +60,7 @@ def redrawn(subject: Redrawing, bench: Bench) -> Outcome:
   right, new = np.mean(verdicts, axis=0)
   shown = [
     Shown("edit", images[i], prompts[i], correct=bool(verdicts[i][0]),
-          source=before[i], task="drawn again", seed=i)
+          source=before[i], task="drawn again", seed=seeds[i])
     for i in range(min(_SHOWN, len(found)))
   ]  # fmt: skip
   return Outcome(

@@ -43,7 +43,8 @@ def geneval_classified(subject: Subject, bench: Bench) -> Outcome:
     for tag in shapes_text.TAGS
     for task in shapes_text.geneval_prompts(world, tag, n, rng)
   ]
-  images = subject.images([t["prompt"] for t in tasks], range(len(tasks)))
+  seeds = bench.seeds(len(tasks))
+  images = subject.images([t["prompt"] for t in tasks], seeds)
   unrelated = [real[i % len(real)] for i in range(len(tasks))]
   second = CellDetector(world, world_suite.classifier(bench))
   judged, floor, first = (

@@ -133,5 +133,5 @@ def _geneval(subject: Subject, bench: Bench, world: shapes.World) -> float:
     for task in shapes_text.geneval_prompts(world, tag, count, rng)
   ]
   prompts = [wordings.prompt(t["prompt"], rng, unseen=True) for t in tasks]
-  images: Any = subject.images(prompts, range(len(prompts)))
+  images: Any = subject.images(prompts, bench.seeds(len(prompts)))
   return world_suite.geneval_overall(world, tasks, images)

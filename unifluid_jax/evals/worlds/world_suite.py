@@ -60,7 +60,8 @@ def geneval(subject: Subject, bench: Bench) -> Outcome:
   ]
   detector = shapes_detector.ShapesDetector(world)
   prompts = [t["prompt"] for t in tasks + held_out]
-  images = subject.images(prompts, range(len(prompts)))
+  seeds = bench.seeds(len(prompts))
+  images = subject.images(prompts, seeds)
   judged, reasons = judge(detector, tasks + held_out, images)
   values = named("geneval", judged[: len(tasks)])
   values |= named("geneval_held_out", judged[len(tasks) :], overall=False)
@@ -70,7 +71,7 @@ def geneval(subject: Subject, bench: Bench) -> Outcome:
   picked = [t * n + i for i in range(min(4, n)) for t in range(6)]
   shown = [
     Shown("generated", images[i], prompts[i], correct=judged[i].correct,
-          output=reasons[i], task=judged[i].tag, seed=i)
+          output=reasons[i], task=judged[i].tag, seed=seeds[i])
     for i in picked
   ]  # fmt: skip
   settings = {"prompts_per_task": n, "detector": "analytic",
@@ -119,7 +120,7 @@ def frechet(subject: Subject, bench: Bench) -> Outcome:
   half = len(records) // 2
   net = classifier(bench)
   prompts = [r.prompts[0] for r in records[:half]]
-  images = subject.images(prompts, range(half))
+  images = subject.images(prompts, bench.seeds(half))
   reference = _statistics(net, real[half : 2 * half])
   drawn = fid.distance(reference, _statistics(net, images))
   same = fid.distance(reference, _statistics(net, real[:half]))
