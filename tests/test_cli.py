@@ -166,6 +166,9 @@ def test_help_names_every_flag_of_its_own(outcomes):
     assert f"  {flag}" in text
   _, text = outcomes["main", "--help"]
   assert "--config=FILE" in text and "--config.KEY=VALUE" in text
+  # Of a file that is handed on, no value can be set.
+  _, text = outcomes["demo", "--help"]
+  assert "--config=FILE" in text and "--config.KEY" not in text
   _, text = outcomes["weights", "--help"]
   assert "One of: float32, bfloat16." in text
   _, text = outcomes["evaluate", "--help"]

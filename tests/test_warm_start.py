@@ -51,6 +51,15 @@ def test_whole_run_and_its_average(trained, tmp_path):
   go(job, tmp_path / "w2")  # both can be donated
 
 
+def test_an_exported_model_is_no_run(tmp_path):
+  (tmp_path / "config.json").write_text("{}")
+  job = make(tmp_path, Two(), init__all=str(tmp_path))
+  with pytest.raises(
+    checkpoint.CheckpointError, match="name its workdir, or what"
+  ):
+    start(job, tmp_path / "w")
+
+
 def test_part_of_a_run_needs_the_rest_listed(trained, tmp_path):
   path, params = trained
   job = make(tmp_path, Two(), init__projector=str(path), seed=5)

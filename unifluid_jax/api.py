@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +24,8 @@ from unifluid_jax.loading import generator as generator
 from unifluid_jax.loading import read_params as read_params
 from unifluid_jax.loading import read_tokenizer as read_tokenizer
 from unifluid_jax.loading import spec_of as spec_of
-
-# (params, frozen, *arrays [B, ...]) → array [B, ...], made callable on numpy
-# arrays with any number of rows.
-Mapper = Callable[[Callable[..., Any]], Callable[..., np.ndarray]]
+from unifluid_jax.mappers import Mapper
+from unifluid_jax.mappers import jitted as jitted
 
 
 def load(
@@ -58,36 +56,6 @@ def load(
   parts = loading.read(workdir, step, ema, codec_path)
   weights = jitted(parts.params, parts.frozen, 32)
   return Model(parts.config, parts.system, parts.tokenizer, weights)
-
-
-def jitted(params: Any, frozen: Any, rows: int) -> Mapper:
-  """Runs functions by jax.jit on the default device, `rows` at a time.
-
-  Fewer rows are padded to the next power of two, so that few shapes compile.
-  """
-
-  def mapper(function):
-    compiled = jax.jit(function)
-
-    def call(*arrays):
-      total, parts = len(arrays[0]), []
-      for start in range(0, total, rows):
-        part = [a[start : start + rows] for a in arrays]
-        count = len(part[0])
-        size = 1 << (count - 1).bit_length()
-        out = compiled(params, frozen, *(pad_rows(a, size) for a in part))
-        parts.append(np.asarray(out)[:count])
-      return np.concatenate(parts)
-
-    return call
-
-  return mapper
-
-
-def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
-  """Repeats the last row until there are `size`."""
-  missing = size - len(array)
-  return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
 class Images(NamedTuple):
@@ -224,12 +192,22 @@ class Model:
     """Words of a text that the run's tokenizer was not trained on."""
     return self.tokenizer.unknown_words(text) if self.tokenizer else []
 
-  def is_cut(self, prompt: str) -> bool:
-    """Whether the end of a prompt to draw does not fit, and is not read."""
-    before = self.tokenizer.truncated if self.tokenizer else 0
-    if self.tokenizer:
-      self.drawings.prompts([prompt], self.config.sampling)
-    return bool(self.tokenizer) and self.tokenizer.truncated > before
+  def is_cut(self, text: str, task: str = tasks.T2I) -> bool:
+    """Whether the end of a text does not fit, and is not read.
+
+    Args:
+      text: a prompt; with "i2t" a question, with "edit" an instruction.
+      task: one that the system can do.
+    """
+    if self.tokenizer is None:
+      return False
+    before = self.tokenizer.truncated
+    words = {"prefix" if task == tasks.I2T else "prompt": text}
+    grey = np.full((8, 8, 3), 128, np.uint8)
+    seen = {} if task == tasks.T2I else {"seen": _picture(grey)}
+    size = systems.drawn_size(self.config, self.config.sampling)
+    self._rows(task, [(words, seen)], None if task == tasks.I2T else size)
+    return self.tokenizer.truncated > before
 
   def edit(
     self, image: Any, instruction: str, seed: int | None = None, **sampling: Any

@@ -20,7 +20,9 @@ from ml_collections import config_flags
 from unifluid_jax import stages, systems
 from unifluid_jax.core import cli, config_files
 
-_CONFIG = cli.define_config("configs/shapes.py", "Configuration of the run.")
+_CONFIG = cli.define_config(
+  "configs/shapes.py", "Configuration of the run.", whole=True
+)
 _VAE_CONFIG = flags.DEFINE_string(
   "vae_config",
   "configs/vae.py:shapes",
@@ -32,8 +34,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "Of the run.")
 def main(_: list[str]) -> None:
   """Runs the stages, then says what came of them."""
   flag, workdir = flags.FLAGS["config"], _WORKDIR.value
-  if config_flags.get_override_values(flag):
-    raise ValueError("--config.KEY=VALUE: write a file for --config instead")
+  cli.refuse_overrides()
   config = config_flags.get_config_filename(flag)
   codec = config_files.load(_VAE_CONFIG.value)
   resolved = systems.resolve(_CONFIG.value)

@@ -36,7 +36,7 @@ class Drawings:
       config: of the run.
       system: any Generator.
       rows: task, texts and images, size → arrays of the task's fields.
-      mapper: see `api.Mapper`; it holds the weights.
+      mapper: see `mappers.Mapper`; it holds the weights.
     """
     self._config, self._system = config, system
     self._rows, self._mapper = rows, mapper

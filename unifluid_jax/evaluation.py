@@ -16,7 +16,7 @@ from absl import logging
 from flax import jax_utils
 from jax.experimental import multihost_utils
 
-from unifluid_jax import api, identity, systems
+from unifluid_jax import api, identity, mappers, systems
 from unifluid_jax.core import (
   checkpoint,
   files,
@@ -80,7 +80,7 @@ REPORT = "report.html"
 class Replicas:
   """Runs functions on all local devices: replicated weights, split rows.
 
-  An `api.Mapper`. What it has compiled serves the next checkpoint's weights
+  An `mappers.Mapper`. What it has compiled serves the next checkpoint's weights
   as well.
   """
 
@@ -147,7 +147,7 @@ class Replicas:
         part = [a[start : start + rows * count] for a in arrays]
         n = len(part[0])
         split = [
-          api.pad_rows(a, rows * count).reshape(count, rows, *a.shape[1:])
+          mappers.pad_rows(a, rows * count).reshape(count, rows, *a.shape[1:])
           for a in part
         ]
         out = np.asarray(compiled(*self._weights, *split))
@@ -161,7 +161,7 @@ class Replicas:
       total, processes = len(arrays[0]), jax.process_count()
       share = -(-total // processes)
       start = min(jax.process_index() * share, total - 1)
-      mine = [api.pad_rows(a[start : start + share], share) for a in arrays]
+      mine = [mappers.pad_rows(a[start : start + share], share) for a in arrays]
       whole = multihost_utils.process_allgather(call(*mine))
       return whole.reshape(-1, *whole.shape[2:])[:total]
 

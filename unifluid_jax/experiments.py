@@ -58,7 +58,7 @@ from unifluid_jax.evals.published import (
 from unifluid_jax.evals.published.paper_tables import Arm, Table
 
 _CONFIG = cli.define_config(
-  "configs/shapes.py", "Configuration that the runs vary."
+  "configs/shapes.py", "Configuration that the runs vary.", whole=True
 )
 _WORLD = flags.DEFINE_enum(
   "world", "shapes", ["shapes", "coco"], "What the runs are judged on."
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     raise ValueError(f"--seeds={_SEEDS.value}: {name} is of one seed")
   table, coco = paper_tables.TABLES[name], _WORLD.value == "coco"
   flag, steps = flags.FLAGS["config"], _BUDGET.value
-  _refuse_overrides(flag)
+  cli.refuse_overrides()
   if coco:
     table = paper_tables.on_coco(table, own=not flag.present)
     if not flag.present:
@@ -131,11 +131,6 @@ def main(argv: list[str]) -> None:
     say(f"{root}/figure3.svg" if figure else "no figure yet: score two runs")
 
 
-def _refuse_overrides(flag: Any) -> None:
-  if config_flags.get_override_values(flag):
-    raise ValueError("--config.KEY=VALUE: write a file for --config instead")
-
-
 def _study(name: str) -> None:
   """Runs what is missing of Liquid's or UniToken's experiment, and prints it.
 
@@ -143,7 +138,7 @@ def _study(name: str) -> None:
     ValueError: flags that do not go with it.
   """
   study, flag = sibling_tables.STUDIES[name], flags.FLAGS["config"]
-  _refuse_overrides(flag)
+  cli.refuse_overrides()
   if _WORLD.value != "shapes":
     raise ValueError(f"--world={_WORLD.value}: {name} is judged on shapes")
   if _SEEDS.value < 1:

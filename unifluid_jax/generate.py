@@ -24,6 +24,7 @@ from absl import flags, logging
 
 from unifluid_jax import api, boxed, requests
 from unifluid_jax.core import cli, files
+from unifluid_jax.data import tasks
 from unifluid_jax.data.images import encode_image
 
 _WORKDIR = flags.DEFINE_string(
@@ -110,8 +111,10 @@ def main(_: list[str]) -> None:
       logging.warning(
         "the model has never seen %s: %r", ", ".join(map(repr, unknown)), words
       )
-  for words in request.prompts:
-    if model.is_cut(words):
+  read = dict.fromkeys(request.prompts, tasks.T2I)
+  read |= {request.question: tasks.I2T, request.edit: tasks.EDIT}
+  for words, task in read.items():
+    if words and model.is_cut(words, task):
       logging.warning("the model does not read the end of %r", words)
   image = request.image
   if image is not None and not request.edit:

@@ -20,7 +20,9 @@ from unifluid_jax import rejection, stages, systems
 from unifluid_jax.core import cli, files
 from unifluid_jax.core.freeze import ConfigError
 
-_CONFIG = cli.define_config("configs/reward.py:shapes", "Of every round.")
+_CONFIG = cli.define_config(
+  "configs/reward.py:shapes", "Of every round.", whole=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reward", "Of all rounds.")
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "Drawings and trainings.", 1)
 _PROMPTS = flags.DEFINE_integer("prompts", 1200, "Of each round.", 1)
@@ -37,8 +39,7 @@ _SAMPLING = flags.DEFINE_multi_string(
 def main(_: list[str]) -> None:
   """Runs all rounds, then says what came of them."""
   flag = flags.FLAGS["config"]
-  if config_flags.get_override_values(flag):
-    raise ValueError("--config.KEY=VALUE: write a file for --config instead")
+  cli.refuse_overrides()
   value, config = config_flags.get_config_filename(flag), _CONFIG.value
   if rejection.SOURCE not in config.data.train or not config.init.all:
     raise ConfigError(

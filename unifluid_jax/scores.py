@@ -23,7 +23,7 @@ _SEED = 0  # of all draws, so that checkpoints are compared on the same
 
 
 class Scores:
-  """What a system says of data; weights are the mapper's (api.Mapper)."""
+  """What a system says of data; weights are the mapper's (mappers.Mapper)."""
 
   def __init__(
     self,

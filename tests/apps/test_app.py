@@ -284,3 +284,17 @@ def test_unknown_words_are_marked_and_never_markup(run):
   said = pictures.marked(["<script>", "zebra"])
   assert "<mark>zebra</mark>" in said and "<script>" not in said
   assert pictures.marked([]) == ""
+
+
+@pytest.mark.parametrize("task", ["t2i", "i2t", "edit"])
+def test_a_text_whose_end_does_not_fit_is_named(task, make_run):
+  model = make_run(edit=8).model
+  field = "prefix" if task == "i2t" else "prompt"
+  fits = getattr(model.config.text, field)
+  texts = ["red " * n for n in range(1, 2 * fits)]
+  cut = [model.is_cut(text, task) for text in texts]
+  counts = [len(model.tokenizer.encode(text)) for text in texts]
+  # Begin or end of a text take a token or two.
+  assert any(cut == [n > fits - k for n in counts] for k in range(3))
+  assert not cut[0] and cut[-1]
+  assert "too long" in pictures.marked([], cut=True)

@@ -9,6 +9,7 @@ import numpy as np
 from unifluid_jax import arguments
 from unifluid_jax.apps import pictures, widgets
 from unifluid_jax.apps.runs import Run
+from unifluid_jax.data import tasks
 
 DESCRIBE = "Describe the picture"
 
@@ -76,7 +77,9 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     return gr.skip(), seen, []
 
   def on_word(name: str, text: str) -> str:
-    return pictures.marked(find(name).model.unknown_words(text))
+    model = find(name).model
+    cut = model.is_cut(text, tasks.I2T)
+    return pictures.marked(model.unknown_words(text), cut)
 
   asked = [model, place, question, chat]
   for event in (go.click, question.submit):

@@ -9,6 +9,7 @@ import numpy as np
 
 from unifluid_jax.apps import pictures, widgets
 from unifluid_jax.apps.runs import Run
+from unifluid_jax.data import tasks
 
 
 def edit(
@@ -66,7 +67,9 @@ def tab(runs: Sequence[Run], last: gr.State) -> None:
     return gr.skip() if good else None
 
   def on_word(name: str, text: str) -> str:
-    return pictures.marked(find(name).model.unknown_words(text))
+    model = find(name).model
+    cut = model.is_cut(text, tasks.EDIT)
+    return pictures.marked(model.unknown_words(text), cut)
 
   for event in (go.click, instruction.submit):
     event(on_edit, [model, place, instruction, seed], [after, made, said])

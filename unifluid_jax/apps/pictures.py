@@ -69,5 +69,5 @@ def marked(unknown: list[str], cut: bool = False) -> str:
     noun = "this word" if len(unknown) == 1 else "these words"
     said.append(f"The model has never seen {noun}: {words}")
   if cut:
-    said.append("The prompt is too long: the model does not read its end.")
+    said.append("This is too long: the model does not read its end.")
   return "<br>".join(said)

@@ -212,6 +212,12 @@ def latest_step(workdir: str) -> int:
     CheckpointError: there is none.
   """
   found = steps(workdir)
+  if not found and (files.path(workdir) / "config.json").exists():
+    raise CheckpointError(
+      f"{workdir} holds an exported model or another library's, here a run is "
+      "read: name its workdir, or what python -m unifluid_jax.weights made of "
+      "another library's model"
+    )
   if not found:
     raise CheckpointError(
       f"no complete checkpoint under {workdir}/checkpoints: train "

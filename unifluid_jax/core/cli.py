@@ -159,24 +159,40 @@ def _before_dashes(argv: Sequence[str]) -> list[str]:
 def define_config(
   default: str | None = None,
   help_string: str = "Shipped configuration or file, with its arguments.",
+  whole: bool = False,
 ) -> flags.FlagHolder:
   """Defines --config and, for each key, --config.KEY.
 
   Args:
     default: name or file, as on the command line.
     help_string: what it is for.
+    whole: for commands that hand the file on to others: its values cannot be
+      set one by one; such commands call `refuse_overrides`.
   """
   holder = config_flags.DEFINE_config_file("config", None, help_string)
-  flags.FLAGS["config"].parser = _ConfigParser()
+  flags.FLAGS["config"].parser = _ConfigParser(whole)
   if default is not None:
     flags.set_default(holder, default)
   return holder
+
+
+def refuse_overrides() -> None:
+  """Of commands whose configuration is `whole`.
+
+  Raises:
+    ValueError: there is a --config.KEY=VALUE.
+  """
+  if config_flags.get_override_values(flags.FLAGS["config"]):
+    raise ValueError("--config.KEY=VALUE: write a file for --config instead")
 
 
 class _ConfigParser(flags.ArgumentParser):
   """NAME, FILE or FILE:ARGUMENT → ConfigDict, its overrides checked."""
 
   syntactic_help = "a configuration"
+
+  def __init__(self, whole: bool):
+    self.whole = whole
 
   def parse(self, argument: str) -> Any:
     tree = config_files.load(argument)
@@ -224,7 +240,7 @@ def _help_rows(flag: flags.Flag) -> list[str]:
   kinds = {"int": "INT", "float": "NUMBER", "config file": "FILE"}
   kind = "NAME" if choices else kinds.get(flag.parser.flag_type(), "TEXT")
   rows = _help_row(f"--{flag.name}={kind}", text)
-  if flag.name == "config":
+  if flag.name == "config" and not flag.parser.whole:
     rows += _help_row("--config.KEY=VALUE", "Sets one of its values.")
   return rows
 
