@@ -98,7 +98,7 @@ def get_config(arg: str = ""):
   c.checkpoint = dict(every=1200, keep=3, keep_every=0)
   c.log.every = 50
   c.sampling.update(steps=10, cfg=2.0, clip=3.0)
-  c.eval = dict(
+  c.eval.update(
     metrics=("tokenizer", "geneval", "fid", "captions", "vqa", "paraphrases"),
     split="validation",
     examples=512,

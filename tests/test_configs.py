@@ -1,5 +1,6 @@
 """Every experiment is imported, resolved and shape-evaluated at full size."""
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -130,6 +131,19 @@ def test_config_resolves(name, arg):
   resolved = systems.resolve(tree)
   assert resolved.name.startswith(name) and doc
   assert "python -m" in doc or "make" in doc or name.startswith("unified_")
+  assert set(unnamed(tree, resolved)) <= {
+    "text.dialogue", "text.special", "text.chat"
+  }  # fmt: skip
+
+
+def unnamed(tree, resolved, above=""):
+  """Keys of a configuration that no flag can set, since its file lacks them."""
+  for field in dataclasses.fields(resolved):
+    value = getattr(resolved, field.name)
+    if field.name not in tree:
+      yield above + field.name
+    elif dataclasses.is_dataclass(value) and hasattr(tree[field.name], "keys"):
+      yield from unnamed(tree[field.name], value, f"{above}{field.name}.")
 
 
 def test_transfer_takes_its_settings_from_the_row():

@@ -13,8 +13,8 @@ deviation, which makes much of prompts that nearly always succeed (Dr. GRPO,
 arXiv 2503.20783). Instead of a penalty for leaving the first policy, the run's
 own data are trained on in every step.
 
-A loss has no upper bound: what drives a model away from wrong drawings can run
-away with it. `policy.worse` below 1 holds it back; watch `reward` in the log.
+A loss has no upper bound: what drives a model away from wrong drawings would
+run away with it. Those that are far from right count no more; `packing.weigh`.
 """
 
 import dataclasses

@@ -353,7 +353,10 @@ def test_stages_and_parts_have_the_shapes_of_images(name):
 
 @pytest.mark.parametrize("name", WEIGHERS)
 def test_each_row_to_draw_counts_as_its_weight_says(name):
-  """The loss is linear in the weights, and a weight is of its row alone."""
+  """The loss is linear in the weights, and a weight is of its row alone.
+
+  As long as no loss of a negative weight is far from the others.
+  """
   # What keeps logits small counts all rows.
   off = {"liquid": {"loss__max_z": 0.0}, "unitoken": {"loss__z_loss": 0.0}}
   system = systems.build(config_of(name, **off.get(name, {})))

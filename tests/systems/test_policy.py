@@ -4,6 +4,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from unifluid_jax.core.config import PolicyConfig
 from unifluid_jax.core.freeze import ConfigError
 from unifluid_jax.core.types import WEIGHT
 from unifluid_jax.data import pipeline
+from unifluid_jax.systems.common import packing
 
 PROMPTS = ("a red circle", "two green squares")
 WANTED = 5  # a colour
@@ -131,6 +133,34 @@ def test_advantages_are_over_the_other_images_of_a_prompt():
   np.testing.assert_array_equal(found[2], [-0.25, 0.25, 0, 0])
   found = policy.advantages(rewards, 0.5)
   np.testing.assert_array_equal(found[0], [0.5, -0.25, -0.25, 0.5])
+
+
+def test_what_is_unlearned_counts_until_it_is_far_from_the_others():
+  """Twice the mean loss of rows with a positive weight, noise draws together.
+
+  What is to be learned counts however far it is.
+  """
+  rows = np.array([1.0, 9.0, 9.9, 10.1, 10.1, 50.0])
+  weights = jnp.array([1.0, 0.5, -3.0, -3.0, 0.0, -1.0])
+  losses = rows[:, None] * np.array([0.25, 1.75])  # two tokens
+  losses = jnp.asarray(np.stack([losses * 1.5, losses * 0.5]))  # two draws
+  fields = [{WEIGHT: weights[:4], "prompt": rows[:4]},
+            {WEIGHT: weights[4:], "prompt": rows[4:]}]  # fmt: skip
+  found, counted = jax.jvp(
+    lambda x: packing.weigh(x, fields), (losses,), (jnp.ones_like(losses),)
+  )
+  wanted = np.array([1.0, 0.5, -3.0, 0.0, 0.0, 0.0])
+  np.testing.assert_array_equal(
+    counted, np.broadcast_to(wanted[:, None], losses.shape)
+  )
+  np.testing.assert_allclose(found, losses * wanted[:, None])
+
+
+def test_no_run_runs_away_from_what_is_wrong(space):
+  """Were all of it counted, the loss would fall to -1.8."""
+  found = run(space, config_of(space, steps=60, weight=16.0))
+  assert min(x["loss_image"] for x in found.told) > 0
+  assert np.mean([x["reward"] for x in found.told[-10:]]) > 0.8
 
 
 def test_rows_are_weighed_so_that_each_kind_is_a_mean_by_itself(space):

@@ -16,6 +16,8 @@ from unifluid_jax.core import parallel
 from unifluid_jax.core.types import BOS, PAD, WEIGHT, Params
 from unifluid_jax.ops.attention import block_causal_mask
 
+_FAR = 2.0  # times the mean loss of the rows that are to be learned
+
 
 class Packed(NamedTuple):
   """Embedded sequences with the mask rule's two inputs."""
@@ -167,6 +169,9 @@ def weigh(
 ) -> Float[Array, "*n B N"]:
   """Losses of drawn rows, each times its row's weight; see `types.WEIGHT`.
 
+  A row of negative weight, whose loss is to grow, counts only while it is not
+  far above the others' mean: nothing else bounds how far it can be driven.
+
   Args:
     losses: of the tokens of all rows.
     fields: of the tasks whose rows these are, one after another.
@@ -174,7 +179,12 @@ def weigh(
   if not any(WEIGHT in task for task in fields):
     return losses
   of_rows = [t.get(WEIGHT, jnp.ones(len(t["prompt"]))) for t in fields]
-  return losses * jnp.concatenate(of_rows)[:, None]
+  weights = jnp.concatenate(of_rows)
+  row = jax.lax.stop_gradient(losses).mean((*range(losses.ndim - 2), -1))
+  wanted = weights > 0
+  mean = (row * wanted).sum() / jnp.maximum(wanted.sum(), 1)
+  counts = (weights >= 0) | (row <= _FAR * mean)
+  return losses * jnp.where(counts, weights, 0.0)[:, None]
 
 
 def read_out(
