@@ -8,7 +8,13 @@ import pytest
 from etils import epath
 
 from unifluid_jax.evals.bench import Shown
-from unifluid_jax.evals.report import attribution, run_facts, samples, scales
+from unifluid_jax.evals.report import (
+  attribution,
+  page,
+  run_facts,
+  samples,
+  scales,
+)
 from unifluid_jax.evals.report import data as report_data
 
 START = {
@@ -180,6 +186,19 @@ def test_what_the_caller_says_of_the_run_is_shown(run):
   page = run.page()
   assert (page.name, page.config) == ("tiny", {"decoder": "2 layers"})
   assert [(c.title, c.values) for c in page.curves] == [("L_text", (3.0,))]
+
+
+def test_rewards_have_curves_of_their_own(run):
+  rows = [{"step": s, "reward": 0.1 * s, "loss_text": 1.0} for s in (1, 2)]
+  (epath.Path(run.path) / "metrics.jsonl").write_text(
+    "".join(json.dumps(row) + "\n" for row in rows)
+  )
+  run.results(row(10, "m", 1.0))
+  rewards, others = run.page().rewards
+  assert rewards.values == (0.1, 0.2) and others.values == ()
+  text = page.render_report(run.page())
+  assert text.count("<h3>Rewards</h3>") == text.count("<h3>Losses</h3>") == 1
+  assert rewards.title in text and others.title not in text
 
 
 def test_samples_of_an_older_step_say_so(run):

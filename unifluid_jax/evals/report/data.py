@@ -72,6 +72,10 @@ def write(
         report.curve_from_rows(train, key, title)
         for key, title in losses.items()
       ),
+      rewards=tuple(
+        report.curve_from_rows(train, key, title)
+        for key, title in scales.REWARDS.items()
+      ),
       progress=tuple(
         report.Chart(
           title, (curve(found, key, title),), *_reference(found, key)

@@ -78,7 +78,9 @@ def render_report(data: ReportData) -> str:
         f"{len(data.checkpoints)} checkpoints: use None where one is missing"
       )
   sections = {
-    "Curves": _training(data.curves) + _progress(data.progress),
+    "Curves": _training("Losses", data.curves)
+    + _training("Rewards", data.rewards)
+    + _progress(data.progress),
     "Scores": _scores(data) if data.scores else "",
     "GenEval": _geneval(data) if data.geneval else "",
     "Generation": images.over_steps(data.sample_steps, data.samples)
@@ -246,7 +248,7 @@ def starts(rows: Sequence[tuple[str, Start]]) -> str:
   return "".join(parts)
 
 
-def _training(curves: Sequence[Curve]) -> str:
+def _training(title: str, curves: Sequence[Curve]) -> str:
   panels = []
   for curve in curves:
     if svg := charts.loss_svg([curve]):
@@ -255,7 +257,7 @@ def _training(curves: Sequence[Curve]) -> str:
   if not panels:
     return ""
   return (
-    "<h3>Losses</h3>"
+    f"<h3>{title}</h3>"
     + html.note("Against training step; faint as logged, strong as average.")
     + f'<div class="pair">{"".join(panels)}</div>'
   )

@@ -41,6 +41,11 @@ HEADLINES = {
   "paraphrases/all": Scale("VQA, paraphrased", "× plain"),
   "edits/success": Scale("Edits done", **_SHARE),
 }
+# Logged by policy gradients, with the title of the curve.
+REWARDS = {
+  "reward": "Reward of its drawings",
+  "reward_told_apart": "Prompts whose drawings differ in it",
+}
 # Those that are drawn over training steps, with the title of the chart.
 CHARTS = {
   "emoji_drawn/top1": "Drawn, seen pairs",

@@ -144,7 +144,8 @@ class ReportData:
   tiles: tuple[Tile, ...] = ()
   checkpoints: tuple[int, ...] = ()  # columns of `scores`, ascending
   scores: tuple[ScoreRow, ...] = ()
-  curves: tuple[Curve, ...] = ()
+  curves: tuple[Curve, ...] = ()  # losses
+  rewards: tuple[Curve, ...] = ()
   progress: tuple[Chart, ...] = ()
   geneval: tuple[TaskBar, ...] = ()
   floor_name: str = "chance: images that ignore the prompt"
