@@ -25,8 +25,8 @@ Metrics = Mapping[str, Any]
 PAD = -1  # no id of any vocabulary
 EOS, BOS, UNK = 1, 2, 3
 
-# A field of rows to draw: f[B], what each row's loss is multiplied by. Counts
-# are of rows, whatever their weights.
+# A field of rows to draw: f[B], what each row's loss is multiplied by, see
+# `packing.weigh`. Counts are of rows, whatever their weights.
 WEIGHT = "weight"
 # task → field → array [B, ...]; a field of several arrays is "field.part"
 Batch = Mapping[str, Mapping[str, Any]]
