@@ -15,7 +15,9 @@ import pytest
 from tests import fake_gcloud
 
 REPO = Path(__file__).parent.parent
-SCRIPTS = sorted((REPO / "launch").glob("*.sh"))
+SCRIPTS = sorted(
+  p for where in ("launch", "benchmarks") for p in (REPO / where).glob("*.sh")
+)
 ODD = (
   "--config=configs/debug.py:lambda=0.1", "--config.eval.metrics=('a','b')",
   "--x=two words", "--y=$HOME `id` \"quoted\" it's; *", "--z=",
