@@ -9,6 +9,7 @@ import pytest
 from orbax.checkpoint._src.path import gcs_utils
 
 from tests.test_train import Toy, go, make, same
+from unifluid_jax import loading
 from unifluid_jax.core import checkpoint, checkpoint_files, digests
 
 
@@ -205,3 +206,12 @@ def test_a_state_is_told_from_that_of_another_run(finished, copy, tmp_path):
   assert known != checkpoint.fingerprint(str(tmp_path / "other"), 4)
   (copy / "checkpoints" / "4" / digests.NAME).unlink()
   assert checkpoint.fingerprint(str(copy), 4) == ""
+
+
+def test_weights_alone_are_told_from_a_run(tmp_path):
+  """As codecs' copies and converted weights are kept."""
+  there = str(tmp_path)
+  checkpoint.write_once(there, {"params": {"a": np.zeros(2)}}, {"weights": {}})
+  for read in (loading.read, loading.spec_of):
+    with pytest.raises(checkpoint.CheckpointError, match="weights alone, no r"):
+      read(there)

@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
   )  # fmt: skip
 
   def fill(folder: pathlib.Path) -> None:
-    config = systems.resolve(checkpoint.read_meta(workdir, step)["config"])
+    config = systems.resolve(checkpoint.read_config(workdir, step))
     reward = rewards.of(Bench(config, workdir))
     sampling = rejection.sampling_of(config, _SAMPLING.value)
     model = evaluation.load_model(config, workdir, step)

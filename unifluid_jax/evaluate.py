@@ -379,7 +379,7 @@ def _config_of(workdir: str) -> Config:
   if _CONFIG.value is not None:
     return systems.resolve(_CONFIG.value)
   step = checkpoint.latest_step(workdir)
-  return systems.resolve(checkpoint.read_meta(workdir, step)["config"])
+  return systems.resolve(checkpoint.read_config(workdir, step))
 
 
 if __name__ == "__main__":

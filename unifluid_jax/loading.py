@@ -48,8 +48,7 @@ def read(
     given = {"step": step, "ema": ema, "codec_path": codec_path}
     return _exported(workdir, [k for k, v in given.items() if v is not None])
   step = _step(workdir, step)
-  meta = checkpoint.read_meta(workdir, step)
-  config = systems.resolve(meta["config"])
+  config = systems.resolve(checkpoint.read_config(workdir, step))
   if codec_path is None:
     config = identity.with_own_codec(config, workdir)
   else:
@@ -88,7 +87,7 @@ def spec_of(name: str, step: int | None = None) -> SystemSpec:
   workdir = boxed.located(name)
   if exported.is_exported(workdir):
     return systems.spec(exported.read_settings(workdir)["config"].get("system"))
-  config = checkpoint.read_meta(workdir, _step(workdir, step))["config"]
+  config = checkpoint.read_config(workdir, _step(workdir, step))
   return systems.spec(config.get("system"))
 
 

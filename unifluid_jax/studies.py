@@ -241,8 +241,8 @@ def scaling_points(
         found = study_results.scores(own, study, arm)
         if not found or not checkpoint.steps(own):
           continue
-        meta = checkpoint.read_meta(own, max(checkpoint.steps(own)))
-        system = systems.build(systems.resolve(meta["config"]))
+        tree = checkpoint.read_config(own, max(checkpoint.steps(own)))
+        system = systems.build(systems.resolve(tree))
         count = telemetry.count(systems.init_shapes(system))
         points += [
           scaling_tables.Point(

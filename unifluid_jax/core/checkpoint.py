@@ -268,6 +268,21 @@ def read_meta(workdir: str, step: int) -> dict[str, Any]:
   return meta
 
 
+def read_config(workdir: str, step: int) -> dict[str, Any]:
+  """The configuration of the run that saved a state.
+
+  Raises:
+    CheckpointError: see `read_meta`; or weights of no run.
+  """
+  config = read_meta(workdir, step).get("config")
+  if not isinstance(config, dict):
+    raise CheckpointError(
+      f"{workdir} holds weights alone, no run: name the workdir of a run "
+      "(python -m unifluid_jax.main)"
+    )
+  return config
+
+
 def restore_part(workdir: str, step: int, name: str, like: Any) -> Any:
   """One top-level part of a saved state, e.g. "params" or "ema".
 

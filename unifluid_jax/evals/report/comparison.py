@@ -97,8 +97,7 @@ def read(workdir: str, step: int | None) -> Run:
     raise ValueError(f"{path} has no results of step {step}; there are {steps}")
   config = {}
   if left := checkpoint.steps(workdir):
-    meta = checkpoint.read_meta(workdir, left[-1])
-    config = freeze.leaves(meta["config"])
+    config = freeze.leaves(checkpoint.read_config(workdir, left[-1]))
   return Run(
     workdir,
     steps[-1] if step is None else step,
