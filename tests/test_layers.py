@@ -20,7 +20,7 @@ LAYER = {
   "train": 5, "evaluation": 5, "api": 5, "identity": 5, "requests": 5,
   "arguments": 5, "scores": 5, "studies": 5,
   "stages": 5, "dialogues": 5, "loading": 5, "exported": 5, "exporting": 5,
-  "boxed": 5, "model_card": 5, "hub": 5, "drawings": 5,
+  "boxed": 5, "model_card": 5, "hub": 5, "drawings": 5, "mappers": 5,
   "rejection": 5, "policy": 5,
   "apps": 6,
   "aot": 6,
