@@ -65,7 +65,7 @@ class Machine:
       {"step": int(given["step"]), "metric": metric, "settings": settings,
        "value": self.value(metric, given)}
       for study in STUDIES.values() for metric in study.columns.values()
-      if metric.split("/")[0] in metrics
+      if metric.split("/")[0].removesuffix("_held_out") in metrics
     ]  # fmt: skip
     write(folder, "metrics_eval.jsonl", "".join(
       json.dumps(row) + "\n" for row in rows), mode="a")  # fmt: skip
@@ -167,7 +167,7 @@ def test_guidance_is_varied_on_one_trained_run(tmp_path):
   assert {1.0, 15.0} < {float(g) for g, _ in rows}
 
 
-@pytest.mark.parametrize("name", ["heads", "passes"])
+@pytest.mark.parametrize("name", ["heads", "emoji_heads", "passes"])
 def test_every_way_to_draw_is_scored_once_of_one_run(name, tmp_path):
   """Two ways never share a score, though they share a workdir."""
   ways, study = [], STUDIES[name]
@@ -387,7 +387,7 @@ def test_the_command(tmp_path, monkeypatch):
   "script, message",
   [
     (["liquid6", "--seeds=0"], "--seeds=0: at least 1"),
-    (["liquid6", "--world=coco"], "liquid6 is judged on shapes"),
+    (["liquid6", "--world=coco"], "liquid6 has a world of its own"),
     (["table1", "--seeds=2"], "table1 is of one seed"),
     (["liquid6", "--budget=0"], "at least 1 step"),
     (["liquid7"], "choose one of table1, .*, liquid1, .*unitoken6"),

@@ -36,7 +36,8 @@ stage 3: other stages, and runs from scratch, take as much more or less as in
 the demo.
 
 heads: kinds of heads by their steps; passes: order of cells by passes. These
-vary configs/shapes.py, with sixteen tokens an image.
+vary configs/shapes.py, with sixteen tokens an image. emoji_heads: heads on
+emoji, varying configs/emoji.py; needs what `make emoji` makes first.
 """
 
 import json
@@ -140,7 +141,9 @@ def _study(name: str) -> None:
   study, flag = sibling_tables.STUDIES[name], flags.FLAGS["config"]
   cli.refuse_overrides()
   if _WORLD.value != "shapes":
-    raise ValueError(f"--world={_WORLD.value}: {name} is judged on shapes")
+    raise ValueError(
+      f"--world={_WORLD.value}: {name} has a world of its own, leave it out"
+    )
   if _SEEDS.value < 1:
     raise ValueError(f"--seeds={_SEEDS.value}: at least 1")
   if not flag.present:

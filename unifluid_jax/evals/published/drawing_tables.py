@@ -1,8 +1,8 @@
 """Experiments of UniFluid's drawing: heads of few steps, cells of few passes.
 
-Both vary configs/shapes.py with sixteen image tokens, where the demo has four:
-with few tokens heads and passes hardly differ. Runs that differ in sampling
-alone are one run, scored in several ways.
+They vary configs/shapes.py with sixteen image tokens, where the demo has four:
+with few tokens heads and passes hardly differ. Heads also on emoji, which have
+sixteen. Runs that differ in sampling alone are one run, scored in several ways.
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,14 @@ _COLUMNS = {
 _METRICS = ("geneval", "fid")
 _GUIDANCE = 2.5
 
+# Of emoji, by their classifier; see `worlds/emoji_suite.py`.
+_EMOJI_COLUMNS = {
+  "seen, top 1": "emoji_drawn/top1",
+  "held out, top 1": "emoji_drawn_held_out/top1",
+  "held out, top 5": "emoji_drawn_held_out/top5",
+  "Fréchet ratio": "emoji_fid/ratio",
+}
+
 # ---------------------------------------------------------------------- heads
 
 _STEPS = {
@@ -32,19 +40,40 @@ _STEPS = {
 
 def _head(kind: str, steps: int, last: int = 0) -> Arm:
   """One of a kind's run; `last`: steps fall to that (DiSA)."""
-  flags = [_TOKENS, f"--config.model.head.kind={kind}"]
-  if kind == "energy":  # as EAR trains it
-    flags.append("--config.optim.rates.head=0.25")
-  flags.append(f"--config.sampling.steps={steps}")
-  flags.append(f"--config.sampling.last_steps={last}")
-  flags.append(f"--config.sampling.cfg={_GUIDANCE}")
+  flags = (_TOKENS, *_trained(kind), *_drawn(steps, last))
+  flags += (f"--config.sampling.cfg={_GUIDANCE}",)
   fall = f" falling to {last}" if last else ""
   return Arm(
     f"heads_{kind}",
     f"{kind}, steps {steps}{fall}",
-    flags=tuple(flags),
+    flags=flags,
     metrics=_METRICS,
     where={"steps": steps, "last_steps": last},
+  )
+
+
+def _trained(kind: str) -> tuple[str, ...]:
+  kind_flag = f"--config.model.head.kind={kind}"
+  if kind == "energy":  # as EAR trains it
+    return kind_flag, "--config.optim.rates.head=0.25"
+  return (kind_flag,)
+
+
+def _drawn(steps: int, last: int) -> tuple[str, str]:
+  return (
+    f"--config.sampling.steps={steps}",
+    f"--config.sampling.last_steps={last}",
+  )
+
+
+def _emoji_head(kind: str, steps: int) -> Arm:
+  """The same on emoji, guided as their configuration says."""
+  return Arm(
+    f"emoji_heads_{kind}",
+    f"{kind}, steps {steps}",
+    flags=(*_trained(kind), *_drawn(steps, 0)),
+    metrics=("emoji_drawn", "emoji_fid"),
+    where={"steps": steps, "last_steps": 0},
   )
 
 
@@ -75,6 +104,14 @@ _HEADS = Study(
     *(_head(kind, steps) for kind in _STEPS for steps in _STEPS[kind]),
     _DISTILLED,
   ),
+  "DiSA, FAR and EAR give FID on ImageNet, of other networks",
+)
+
+_EMOJI_HEADS = Study(
+  "Kinds of heads and their steps, on emoji",
+  "configs/emoji.py",
+  _EMOJI_COLUMNS,
+  tuple(_emoji_head(kind, steps) for kind in _STEPS for steps in _STEPS[kind]),
   "DiSA, FAR and EAR give FID on ImageNet, of other networks",
 )
 
@@ -129,4 +166,8 @@ _GROUPS = Study(
   "LPD and ARPG give FID on ImageNet, of other networks",
 )
 
-DRAWING_STUDIES: Mapping[str, Study] = {"heads": _HEADS, "passes": _GROUPS}
+DRAWING_STUDIES: Mapping[str, Study] = {
+  "heads": _HEADS,
+  "emoji_heads": _EMOJI_HEADS,
+  "passes": _GROUPS,
+}

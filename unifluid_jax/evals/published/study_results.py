@@ -48,8 +48,13 @@ def wanted(study: Study, arm: Arm) -> set[str]:
   return {
     column
     for column, metric in study.columns.items()
-    if metric.split("/")[0] in arm.metrics and _trained(arm, metric)
+    if _scored(metric, arm.metrics) and _trained(arm, metric)
   }
+
+
+def _scored(metric: str, by: Sequence[str]) -> bool:
+  """Whether a metric is one that is named, of the first split or held out."""
+  return metric.split("/")[0].removesuffix("_held_out") in by
 
 
 def _trained(arm: Arm, metric: str) -> bool:
