@@ -22,10 +22,14 @@ if python -c "$gpu"; then
   training+=(--config.model.attention=triton)
 fi
 
-python -m benchmarks.device "${flags[@]}" "${training[@]}" --what=train \
+failed=0
+run() { python -m "$@" || failed=1; }
+
+run benchmarks.device "${flags[@]}" "${training[@]}" --what=train \
   --calls=5 --variant=batch.t2i=32,batch.i2t=32
-python -m benchmarks.device "${flags[@]}" --what=answer --rows=64 --calls=3
-python -m benchmarks.generation "${flags[@]}" --steps=100,4 \
+run benchmarks.device "${flags[@]}" --what=answer --rows=64 --calls=3
+run benchmarks.generation "${flags[@]}" --steps=100,4 \
   --batches=1,32,256 --calls=1
-python -m benchmarks.generation "${flags[@]}" --config.model.head.fused \
+run benchmarks.generation "${flags[@]}" --config.model.head.fused \
   --steps=100 --batches=1,256 --calls=1
+exit $failed

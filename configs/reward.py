@@ -63,7 +63,7 @@ def get_config(arg: str = "shapes"):
     if name == "shapes":
       # What needed guidance is learned; less of it keeps images varied.
       c.sampling.cfg = 1.5
-      # Beside a policy's weight of 8, which the own images have not.
+      # Beside drawings, which weigh 8, texts hold the decoder where it was.
       c.loss.text_weight *= 5
   else:
     _rounds(c, made)

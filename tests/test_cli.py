@@ -74,6 +74,7 @@ WRONG = [
   ("experiments", ["table1", "table2"], "unknown arguments: table2"),
   ("experiments", ["table1", "--config=shaps"], "did you mean shapes?"),
   ("demo", ["--config.steps=5"], "write a file for --config"),
+  ("demo", ["--config.zzzz=5"], "write a file for --config"),
   ("demo", ["--vae_config=shaps"], "did you mean shapes?"),
   ("weights", ["--to=x"], "--from is missing"),
   ("weights", ["--from=gemma:x", "--to=x", "--dtype=int8"], "--dtype=int8: "),

@@ -167,6 +167,13 @@ def test_guidance_is_varied_on_one_trained_run(tmp_path):
   assert {1.0, 15.0} < {float(g) for g, _ in rows}
 
 
+def test_a_run_is_scored_when_its_held_out_columns_are_too():
+  study = STUDIES["emoji_heads"]
+  assert "held out, top 1" in study.columns
+  for arm in study.arms:
+    assert study_results.wanted(study, arm) == set(study.columns)
+
+
 @pytest.mark.parametrize("name", ["heads", "emoji_heads", "passes"])
 def test_every_way_to_draw_is_scored_once_of_one_run(name, tmp_path):
   """Two ways never share a score, though they share a workdir."""

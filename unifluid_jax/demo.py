@@ -34,7 +34,6 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "Of the run.")
 def main(_: list[str]) -> None:
   """Runs the stages, then says what came of them."""
   flag, workdir = flags.FLAGS["config"], _WORKDIR.value
-  cli.refuse_overrides()
   config = config_flags.get_config_filename(flag)
   codec = config_files.load(_VAE_CONFIG.value)
   resolved = systems.resolve(_CONFIG.value)

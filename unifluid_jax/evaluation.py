@@ -80,7 +80,7 @@ REPORT = "report.html"
 class Replicas:
   """Runs functions on all local devices: replicated weights, split rows.
 
-  An `mappers.Mapper`. What it has compiled serves the next checkpoint's weights
+  A `mappers.Mapper`. What it has compiled serves the next checkpoint's weights
   as well.
   """
 

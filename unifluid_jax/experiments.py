@@ -93,7 +93,6 @@ def main(argv: list[str]) -> None:
     raise ValueError(f"--seeds={_SEEDS.value}: {name} is of one seed")
   table, coco = paper_tables.TABLES[name], _WORLD.value == "coco"
   flag, steps = flags.FLAGS["config"], _BUDGET.value
-  cli.refuse_overrides()
   if coco:
     table = paper_tables.on_coco(table, own=not flag.present)
     if not flag.present:
@@ -139,7 +138,6 @@ def _study(name: str) -> None:
     ValueError: flags that do not go with it.
   """
   study, flag = sibling_tables.STUDIES[name], flags.FLAGS["config"]
-  cli.refuse_overrides()
   if _WORLD.value != "shapes":
     raise ValueError(
       f"--world={_WORLD.value}: {name} has a world of its own, leave it out"

@@ -195,7 +195,7 @@ class _Step:
     return self._join(own | mine, rows)
 
   def _mapped(self, function: Callable[..., Any]) -> Callable[..., np.ndarray]:
-    """An `mappers.Mapper` over the mesh, of this process's rows."""
+    """A `mappers.Mapper` over the mesh, of this process's rows."""
     compiled = jax.jit(function, out_shardings=self._rows)
 
     def call(*arrays):

@@ -39,7 +39,6 @@ _SAMPLING = flags.DEFINE_multi_string(
 def main(_: list[str]) -> None:
   """Runs all rounds, then says what came of them."""
   flag = flags.FLAGS["config"]
-  cli.refuse_overrides()
   value, config = config_flags.get_config_filename(flag), _CONFIG.value
   if rejection.SOURCE not in config.data.train or not config.init.all:
     raise ConfigError(

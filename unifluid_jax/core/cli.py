@@ -71,6 +71,7 @@ def run(
       print(help_text(entry))
       sys.exit(0)
     with _reported(argv):
+      _refuse_overrides()
       rest = flags.FLAGS(argv)
       if len(rest) > 1 + positional:
         unknown = " ".join(rest[1 + positional :])
@@ -166,24 +167,33 @@ def define_config(
   Args:
     default: name or file, as on the command line.
     help_string: what it is for.
-    whole: for commands that hand the file on to others: its values cannot be
-      set one by one; such commands call `refuse_overrides`.
+    whole: for commands that hand the file on to others: `run` refuses to set
+      its values one by one.
   """
   holder = config_flags.DEFINE_config_file("config", None, help_string)
   flags.FLAGS["config"].parser = _ConfigParser(whole)
-  if default is not None:
+  # Setting a default reads it, overrides and all; `run` refuses these.
+  if default is not None and not (whole and _overrides()):
     flags.set_default(holder, default)
   return holder
 
 
-def refuse_overrides() -> None:
-  """Of commands whose configuration is `whole`.
-
-  Raises:
-    ValueError: there is a --config.KEY=VALUE.
-  """
-  if config_flags.get_override_values(flags.FLAGS["config"]):
+def _refuse_overrides() -> None:
+  if "config" not in flags.FLAGS:
+    return
+  parser = flags.FLAGS["config"].parser
+  if isinstance(parser, _ConfigParser) and parser.whole and _overrides():
     raise ValueError("--config.KEY=VALUE: write a file for --config instead")
+
+
+def _overrides() -> list[str]:
+  """The keys of --config.KEY=VALUE on the command line, right or wrong."""
+  argv = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
+  found = (
+    re.match(r"--?(?:no)?config\.([^=]+)", word)
+    for word in _before_dashes(argv)
+  )
+  return [m[1] for m in found if m]
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -196,12 +206,9 @@ class _ConfigParser(flags.ArgumentParser):
 
   def parse(self, argument: str) -> Any:
     tree = config_files.load(argument)
-    argv = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
-    found = (
-      re.match(r"--?(?:no)?config\.([^=]+)", word)
-      for word in _before_dashes(argv)
-    )
-    config_files.check_overrides(tree, [m[1] for m in found if m])
+    if self.whole:
+      return tree  # `run` refuses all; a default is read on import
+    config_files.check_overrides(tree, _overrides())
     return tree
 
   def flag_type(self) -> str:
